@@ -1,0 +1,101 @@
+"""Files that survive what goes wrong: replaced whole or not at all, appended line by line, locked by whoever is alive.
+
+Everything tfjob must not lose goes through here. A reader never sees half a file; a killed writer leaves the old one;
+a lock dies with the processes that hold it, so there are no stale locks to clean up.
+"""
+
+from __future__ import annotations
+
+import fcntl
+import hashlib
+import json
+import os
+import tempfile
+from pathlib import Path
+from typing import Any
+
+__all__ = ["append_line", "digest_of", "file_digest", "is_locked", "replace_json", "replace_text", "try_lock"]
+
+
+def replace_text(path: Path, text: str) -> None:
+    """Write `text` to `path` (UTF-8) so that the file is either the old one or the new one, never part of it.
+
+    Raises OSError when the disk is full or the directory is not writable; the old file is then untouched.
+    """
+    descriptor, temporary = tempfile.mkstemp(dir=path.parent, prefix=f".{path.name}.")
+    try:
+        with os.fdopen(descriptor, "w", encoding="utf-8") as file:
+            file.write(text)
+            file.flush()
+            os.fsync(file.fileno())
+        os.chmod(temporary, 0o644 & ~_umask())
+        os.replace(temporary, path)
+    except BaseException:
+        Path(temporary).unlink(missing_ok=True)
+        raise
+
+
+def replace_json(path: Path, value: Any) -> None:
+    """Write `value` as indented JSON, replacing the file atomically."""
+    replace_text(path, json.dumps(value, indent=2, ensure_ascii=False) + "\n")
+
+
+def append_line(path: Path, line: str) -> None:
+    """Append one line in a single write, so that lines of several writers never mix."""
+    descriptor = os.open(path, os.O_WRONLY | os.O_APPEND | os.O_CREAT, 0o644)
+    try:
+        data = (line + "\n").encode()
+        if os.write(descriptor, data) != len(data):
+            raise OSError(28, "No space left on device", str(path))
+    finally:
+        os.close(descriptor)
+
+
+def try_lock(path: Path) -> int | None:
+    """Take the lock `path` if nobody holds it: a descriptor that holds it until closed, or None.
+
+    The lock belongs to the open file: processes that inherit the descriptor hold it too, and the kernel
+    lets go of it when the last of them ends, however it ends.
+    """
+    descriptor = os.open(path, os.O_RDWR | os.O_CREAT | os.O_CLOEXEC, 0o644)
+    try:
+        fcntl.flock(descriptor, fcntl.LOCK_EX | fcntl.LOCK_NB)
+    except OSError:
+        os.close(descriptor)
+        return None
+    return descriptor
+
+
+def is_locked(path: Path) -> bool:
+    """Whether some living process holds the lock `path`. Takes nothing and creates nothing."""
+    try:
+        descriptor = os.open(path, os.O_RDONLY | os.O_CLOEXEC)
+    except FileNotFoundError:
+        return False
+    try:
+        fcntl.flock(descriptor, fcntl.LOCK_SH | fcntl.LOCK_NB)
+    except OSError:
+        return True
+    else:
+        return False
+    finally:
+        os.close(descriptor)
+
+
+def digest_of(value: Any) -> str:
+    """The SHA-256 (hex) of a JSON value in its canonical form: keys sorted, no spaces."""
+    text = json.dumps(value, sort_keys=True, separators=(",", ":"), ensure_ascii=False)
+    return hashlib.sha256(text.encode()).hexdigest()
+
+
+def file_digest(path: Path) -> str:
+    """The SHA-256 (hex) of a file's bytes."""
+    with path.open("rb") as file:
+        return hashlib.file_digest(file, "sha256").hexdigest()
+
+
+def _umask() -> int:
+    """The process's umask; reading it means setting it, so it is put back at once."""
+    mask = os.umask(0o022)
+    os.umask(mask)
+    return mask
