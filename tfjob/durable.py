@@ -17,9 +17,10 @@ from typing import Any
 __all__ = ["append_line", "digest_of", "file_digest", "is_locked", "replace_json", "replace_text", "try_lock"]
 
 
-def replace_text(path: Path, text: str) -> None:
+def replace_text(path: Path, text: str, *, force: bool = True) -> None:
     """Write `text` to `path` (UTF-8) so that the file is either the old one or the new one, never part of it.
 
+    With `force` it is on the disk when this returns; without, a power loss may bring the old file back.
     Raises OSError when the disk is full or the directory is not writable; the old file is then untouched.
     """
     descriptor, temporary = tempfile.mkstemp(dir=path.parent, prefix=f".{path.name}.")
@@ -27,7 +28,8 @@ def replace_text(path: Path, text: str) -> None:
         with os.fdopen(descriptor, "w", encoding="utf-8") as file:
             file.write(text)
             file.flush()
-            os.fsync(file.fileno())
+            if force:
+                os.fsync(file.fileno())
         os.chmod(temporary, 0o644 & ~_umask())
         os.replace(temporary, path)
     except BaseException:
@@ -35,9 +37,9 @@ def replace_text(path: Path, text: str) -> None:
         raise
 
 
-def replace_json(path: Path, value: Any) -> None:
-    """Write `value` as indented JSON, replacing the file atomically."""
-    replace_text(path, json.dumps(value, indent=2, ensure_ascii=False) + "\n")
+def replace_json(path: Path, value: Any, *, force: bool = True) -> None:
+    """Write `value` as indented JSON, replacing the file atomically (see `replace_text`)."""
+    replace_text(path, json.dumps(value, indent=2, ensure_ascii=False) + "\n", force=force)
 
 
 def append_line(path: Path, line: str) -> None:

@@ -1,0 +1,99 @@
+"""The local files a dataset names: found, laid out side by side, and put where a task can read them.
+
+Nothing is copied to find them. A directory keeps its tree; single files and the matches of a glob land side by side by
+their names; two different files for one name are an error.
+"""
+
+from __future__ import annotations
+
+import glob
+import os
+import shutil
+from collections.abc import Iterable, Iterator
+from dataclasses import dataclass
+from pathlib import Path
+
+from tfjob.durable import digest_of
+from tfjob.errors import PreparationError
+
+__all__ = ["DatasetFiles", "find_files", "place"]
+
+
+@dataclass(frozen=True)
+class DatasetFiles:
+    """The files of a dataset as they are now: (absolute source, path in the dataset, bytes), in order of the second.
+
+    `digest` is a SHA-256 over names, sizes and times of change: it says whether the files are still those of an
+    earlier run without reading them.
+    """
+
+    files: tuple[tuple[str, str, int], ...]
+    digest: str
+
+
+def find_files(patterns: Iterable[str]) -> DatasetFiles:
+    """The files that paths and globs name. `patterns` are absolute; `**` crosses directories.
+
+    Raises PreparationError for a pattern that matches nothing, a file that can't be read, and a clash of names.
+    """
+    found: dict[str, tuple[str, int, int]] = {}
+    for pattern in patterns:
+        matches = sorted(glob.glob(pattern, recursive=True)) or ([pattern] if os.path.exists(pattern) else [])
+        if not matches:
+            raise PreparationError(f"no file matches {pattern}", "Check the path; it is taken from the job file's directory.")
+        for match in matches:
+            for source, name in _expand(Path(match)):
+                _add(found, source, name)
+    ordered = sorted(found.items())
+    return DatasetFiles(
+        files=tuple((source, name, size) for name, (source, size, _) in ordered),
+        digest=digest_of([[name, size, changed] for name, (_, size, changed) in ordered]),
+    )
+
+
+def place(files: Iterable[tuple[str, str, int]], into: Path, *, copy: bool) -> None:
+    """Make the directory `into` hold the files: as links to where they are (a mount), or as writable copies (a download).
+
+    Done anew if `into` exists, as it does when an earlier try was killed. Raises PreparationError when a file has gone.
+    """
+    if into.exists():
+        shutil.rmtree(into)
+    into.mkdir(parents=True)
+    for source, name, size in files:
+        target = into / name
+        target.parent.mkdir(parents=True, exist_ok=True)
+        try:
+            if os.stat(source).st_size != size:
+                raise PreparationError(f"dataset file {source} has changed since the job was submitted")
+            if copy:
+                shutil.copyfile(source, target)
+            else:
+                target.symlink_to(source)
+        except OSError as error:
+            raise PreparationError(f"dataset file {source} can't be used: {error.strerror}") from error
+
+
+def _expand(path: Path) -> Iterator[tuple[Path, str]]:
+    if not path.is_dir():
+        yield path, path.name
+        return
+    for directory, directories, names in os.walk(path, followlinks=True):
+        directories.sort()
+        for name in sorted(names):
+            file = Path(directory, name)
+            yield file, file.relative_to(path).as_posix()
+
+
+def _add(found: dict[str, tuple[str, int, int]], source: Path, name: str) -> None:
+    real = os.path.realpath(source)
+    try:
+        status = os.stat(real)
+    except OSError as error:
+        raise PreparationError(f"dataset file {source} can't be read: {error.strerror}") from error
+    known = found.get(name)
+    if known and known[0] != real:
+        raise PreparationError(
+            f"two files of the dataset have the name {name}: {known[0]} and {real}",
+            "Name a directory that holds both, or make two datasets of them.",
+        )
+    found[name] = (real, status.st_size, status.st_mtime_ns)

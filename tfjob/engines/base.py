@@ -1,0 +1,84 @@
+"""What an engine is: it finds room for a Plan, starts its tasks, says how they are, and ends them.
+
+An engine sees Plans, never job files, and knows nothing of TensorFlow or MPI. All it must be able to say of a running
+plan lies in the run directory or in the thing that runs the tasks, so that another process can go on with it (`adopt`).
+One contract test (tests/engines/test_contract.py) runs over every engine.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Mapping
+from dataclasses import dataclass, field
+from typing import Any, Literal, Protocol
+
+from tfjob.planning.plan import Plan
+from tfjob.rundir import RunDirectory
+from tfjob.targets.leases import Lease
+from tfjob.targets.target import Node
+
+__all__ = ["Allocation", "Engine", "Handle", "TaskStatus", "Waiting"]
+
+Waiting = Callable[[str], None]
+"""Called with what is waited for, now and then; may raise to give up."""
+
+
+@dataclass(frozen=True)
+class Allocation:
+    """The room a run has: its nodes, and which GPUs and ports are whose. `gpus` and `ports` are by task name."""
+
+    nodes: tuple[Node, ...]
+    gpus: Mapping[str, tuple[int, ...]] = field(default_factory=dict)
+    ports: Mapping[str, int] = field(default_factory=dict)
+    leases: tuple[Lease, ...] = ()
+
+
+@dataclass(frozen=True)
+class TaskStatus:
+    """How one task is. `time` is when it ended (seconds since the epoch); `listening` that it reached the rendezvous.
+
+    `exit_code` and `signal` are both None while it runs, and also when it ended without a report (`note` says so).
+    `stopped` means tfjob asked it to end.
+    """
+
+    task: str
+    state: Literal["pending", "running", "ended"]
+    exit_code: int | None = None
+    signal: int | None = None
+    time: float | None = None
+    started: float | None = None
+    listening: bool = False
+    stopped: bool = False
+    note: str = ""
+
+    @property
+    def failed(self) -> bool:
+        """Whether it ended by itself in any way but with exit code 0."""
+        return self.state == "ended" and not self.stopped and self.exit_code != 0
+
+
+Handle = Any
+"""What `start` and `adopt` return and the other calls take: the engine's own business."""
+
+
+class Engine(Protocol):
+    """One way to run a Plan."""
+
+    def acquire(self, plan: Plan, run: RunDirectory, deadline_s: float, waiting: Waiting) -> Allocation:
+        """Room for all of the plan or for none of it. Raises TargetError when there was none within `deadline_s`."""
+        ...
+
+    def start(self, plan: Plan, run: RunDirectory, allocation: Allocation, values: Mapping[str, str]) -> Handle:
+        """Start the plan's tasks. `values` are the bindings that are not the engine's own (environment, PATH)."""
+        ...
+
+    def adopt(self, plan: Plan, run: RunDirectory) -> Handle:
+        """Go on with tasks that another process started."""
+        ...
+
+    def poll(self, handle: Handle) -> tuple[TaskStatus, ...]:
+        """How every task is, in plan order. Never blocks."""
+        ...
+
+    def stop(self, handle: Handle, grace_s: float) -> None:
+        """End every task: ask, wait `grace_s`, kill. Returns when none is left. Can be called again."""
+        ...

@@ -1,0 +1,124 @@
+"""ResolvedJob → Plan. Pure: no clock, no disk, no network; the same job gives the same Plan, byte for byte."""
+
+from __future__ import annotations
+
+from dataclasses import replace
+from typing import TYPE_CHECKING
+
+from tfjob.planning.mpi import mpi_tasks
+from tfjob.planning.plan import CodePlan, DatasetPlan, EnvironmentPlan, LimitsPlan, Plan, TaskPlan
+from tfjob.planning.single import single_tasks
+from tfjob.planning.tensorflow import tensorflow_tasks
+from tfjob.spec.expressions import substitute
+
+if TYPE_CHECKING:
+    from tfjob.resolve import ResolvedJob
+    from tfjob.spec.job import JobSpec
+
+__all__ = ["make_plan"]
+
+
+def make_plan(job: ResolvedJob) -> Plan:
+    """Lay out every task of the job: its node, arguments, environment, port and GPUs."""
+    spec = job.spec
+    command = _command(spec)
+    launcher: TaskPlan | None = None
+    if spec.distribution.type == "mpi":
+        tasks, launcher = mpi_tasks(command, spec.compute, spec.distribution)
+    elif spec.distribution.type == "tensorflow":
+        tasks = tensorflow_tasks(command, spec.compute, spec.distribution)
+    else:
+        tasks = single_tasks(command, spec.compute)
+    world = tuple(_complete(task, spec, len(tasks)) for task in tasks)
+    return Plan(
+        name=spec.name,
+        experiment=spec.experiment,
+        description=spec.description,
+        tags=spec.tags,
+        properties=spec.properties,
+        target=job.target.name,
+        runtime="process",
+        node_count=spec.compute.node_count,
+        gpus_per_node=spec.compute.gpus_per_node,
+        code=_code(job),
+        environment=_environment(job),
+        datasets=_datasets(job),
+        tasks=world,
+        launcher=replace(launcher, env=(("PATH", "${{ environment.path }}"), *launcher.env)) if launcher else None,
+        keep=spec.outputs.keep,
+        named_outputs=tuple(name for name, _ in spec.outputs.named),
+        secrets=spec.secrets,
+        limits=LimitsPlan(
+            timeout_s=spec.limits.timeout_s,
+            rendezvous_timeout_s=spec.limits.rendezvous_timeout_s,
+            allocation_timeout_s=spec.limits.allocation_timeout_s,
+            grace_period_s=spec.limits.grace_period_s,
+        ),
+    )
+
+
+def _command(spec: JobSpec) -> tuple[str, ...]:
+    """The user's command as argv: a script by the environment's Python, or one shell line, which ends at its first error."""
+    if spec.command is not None:
+        return ("bash", "-e", "-c", spec.command)
+    return ("python3", spec.script or "", *spec.arguments)
+
+
+def _complete(task: TaskPlan, spec: JobSpec, world_size: int) -> TaskPlan:
+    """Add what every task is given, and replace what is known of a task before it starts. The user's variables win."""
+    known = {
+        "task.name": task.name,
+        "task.type": task.type,
+        "task.index": str(task.index),
+        "node.index": str(task.node),
+    }
+    env = {
+        "PATH": "${{ environment.path }}",
+        "PYTHONUNBUFFERED": "1",  # a log that can be followed
+        "CUDA_DEVICE_ORDER": "PCI_BUS_ID",  # so that GPU numbers mean what NVML says
+        "CUDA_VISIBLE_DEVICES": f"${{{{ gpus.{task.name} }}}}" if task.gpus else "",
+        "TFJOB_RUN_ID": "${{ run.id }}",
+        "TFJOB_TASK_NAME": task.name,
+        "TFJOB_TASK_TYPE": task.type,
+        "TFJOB_TASK_INDEX": str(task.index),
+        "TFJOB_TASK_COUNT": str(world_size),
+        "TFJOB_NODE_INDEX": str(task.node),
+        "TFJOB_NODE_COUNT": str(spec.compute.node_count),
+        "TFJOB_OUTPUT_DIR": "${{ outputs.dir }}",
+        "TFJOB_LOG_DIR": "${{ logs.dir }}",
+        **{f"TFJOB_DATASET_{name.upper()}": f"${{{{ dataset.{name} }}}}" for name, _ in spec.dataset},
+        **dict(task.env),
+        **{name: substitute(value, known, final=False) for name, value in spec.environment_variables},
+    }
+    argv = tuple(substitute(argument, known, final=False) for argument in task.argv)
+    return replace(task, argv=argv, env=tuple(env.items()))
+
+
+def _code(job: ResolvedJob) -> CodePlan | None:
+    code = job.code
+    if code is None:
+        return None
+    return CodePlan(code.digest, str(code.directory), len(code.files), code.size_bytes, code.left_out)
+
+
+def _environment(job: ResolvedJob) -> EnvironmentPlan | None:
+    definition = job.environment
+    if definition is None:
+        return None
+    return EnvironmentPlan(definition.digest(), definition.python, definition.requirements, definition.has_pip)
+
+
+def _datasets(job: ResolvedJob) -> tuple[DatasetPlan, ...]:
+    specs = dict(job.spec.dataset)
+    return tuple(
+        DatasetPlan(
+            name=name,
+            type=specs[name].type,
+            mode=specs[name].mode,
+            digest=found.digest,
+            file_count=len(found.files),
+            size_bytes=sum(size for _, _, size in found.files),
+            files=found.files,
+        )
+        for name, found in job.datasets
+    )

@@ -1,0 +1,140 @@
+"""The Plan: every task of a job, down to its arguments and environment, before anything has started.
+
+`tfjob plan` prints it, `tfjob submit` hands it to an engine, `tfjob rerun` hands it over again; there is no second path.
+
+Strings in a Plan are templates. What only a started run knows stands in them as an expression, and `bind` replaces it:
+
+=========================  =====================================================================
+``run.id`` ``run.dir``      the run and its directory
+``outputs.dir`` ``logs.dir`` what the script's ./outputs and ./logs are
+``outputs.NAME``            a named output
+``dataset.NAME``            where a dataset is for this task
+``environment.path``        PATH, with the environment's programs first
+``node.K.address``          where peers reach node K
+``node.K.name``             its name
+``port.TASK``               the port that task listens on, such as ``port.worker-0``
+``gpus.TASK``               the GPUs it may see, as CUDA_VISIBLE_DEVICES wants them
+``entrypoint``...           the program tfjob puts beside the user's command
+=========================  =====================================================================
+"""
+
+from __future__ import annotations
+
+from collections.abc import Mapping
+from dataclasses import dataclass, replace
+
+from tfjob.spec.expressions import substitute
+from tfjob.values import Pairs
+
+__all__ = ["CodePlan", "DatasetPlan", "EnvironmentPlan", "LimitsPlan", "Plan", "TaskPlan", "bind"]
+
+PLAN_VERSION = 1
+
+
+@dataclass(frozen=True)
+class TaskPlan:
+    """One process of the job on one node.
+
+    `node` counts nodes from 0. `port` is the name of the port the task listens on for its peers, if it does.
+    `ends_run`: the run is over when all tasks that have it set have ended; the others (parameter servers, and the
+    workers beside a chief) are ended then. `launched`: the launcher starts this task, not the engine.
+    """
+
+    name: str
+    type: str
+    index: int
+    node: int
+    argv: tuple[str, ...]
+    env: Pairs = ()
+    gpus: int = 0
+    port: str | None = None
+    ends_run: bool = True
+    launched: bool = False
+
+
+@dataclass(frozen=True)
+class CodePlan:
+    """The snapshot of the source directory that every task gets a working copy of. `digest` is a SHA-256 in hex."""
+
+    digest: str
+    directory: str
+    file_count: int
+    size_bytes: int
+    left_out: tuple[str, ...] = ()
+
+
+@dataclass(frozen=True)
+class DatasetPlan:
+    """One dataset: the files it names now. Each file is (absolute source, path in the dataset, bytes)."""
+
+    name: str
+    type: str
+    mode: str
+    digest: str
+    file_count: int
+    size_bytes: int
+    files: tuple[tuple[str, str, int], ...] = ()
+
+
+@dataclass(frozen=True)
+class EnvironmentPlan:
+    """The environment as asked: the Python it needs and its pip requirements. `digest` names the definition."""
+
+    digest: str
+    python: str | None
+    requirements: tuple[str, ...]
+    has_pip: bool = False
+
+
+@dataclass(frozen=True)
+class LimitsPlan:
+    """Limits in seconds; None is none."""
+
+    timeout_s: float | None
+    rendezvous_timeout_s: float
+    allocation_timeout_s: float
+    grace_period_s: float
+
+
+@dataclass(frozen=True)
+class Plan:
+    """Everything a run will be. `tasks` are the user's processes; `launcher` the one that starts them, under MPI."""
+
+    name: str
+    experiment: str
+    description: str
+    tags: Pairs
+    properties: Pairs
+    target: str
+    runtime: str
+    node_count: int
+    gpus_per_node: int
+    code: CodePlan | None
+    environment: EnvironmentPlan | None
+    datasets: tuple[DatasetPlan, ...]
+    tasks: tuple[TaskPlan, ...]
+    launcher: TaskPlan | None
+    keep: tuple[str, ...]
+    named_outputs: tuple[str, ...]
+    secrets: tuple[str, ...]
+    limits: LimitsPlan
+    version: int = PLAN_VERSION
+
+    @property
+    def started_tasks(self) -> tuple[TaskPlan, ...]:
+        """The tasks the engine itself starts: the launcher alone where there is one."""
+        return (self.launcher,) if self.launcher else self.tasks
+
+    @property
+    def all_tasks(self) -> tuple[TaskPlan, ...]:
+        """Every task that has a log and an end of its own, the launcher last."""
+        return (*self.tasks, self.launcher) if self.launcher else self.tasks
+
+
+def bind(task: TaskPlan, values: Mapping[str, str]) -> TaskPlan:
+    """The task with every expression replaced by its value. Raises UnknownName if one has none: a bug of the engine."""
+    return replace(
+        task,
+        argv=tuple(substitute(argument, values, final=True) for argument in task.argv),
+        env=tuple((name, substitute(value, values, final=True)) for name, value in task.env),
+    )

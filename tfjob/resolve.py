@@ -1,0 +1,71 @@
+"""JobSpec + what was found on disk and on the target → ResolvedJob: every name replaced by what it stands for. Pure."""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+from typing import TYPE_CHECKING
+
+from tfjob.errors import NotFound, TargetError, UsageError
+
+if TYPE_CHECKING:
+    from tfjob.datasets.files import DatasetFiles
+    from tfjob.environments.definition import Definition
+    from tfjob.snapshot import Snapshot
+    from tfjob.spec.job import JobSpec
+    from tfjob.targets.target import Target
+
+__all__ = ["ResolvedJob", "resolve"]
+
+
+@dataclass(frozen=True)
+class ResolvedJob:
+    """A job whose names have been looked up: code and datasets by digest, environment by definition, target by its nodes."""
+
+    spec: JobSpec
+    code: Snapshot | None
+    datasets: tuple[tuple[str, DatasetFiles], ...]
+    environment: Definition | None
+    target: Target
+
+
+def resolve(
+    spec: JobSpec,
+    *,
+    code: Snapshot | None,
+    datasets: tuple[tuple[str, DatasetFiles], ...],
+    environment: Definition | None,
+    target: Target,
+) -> ResolvedJob:
+    """Put the job and what its names stand for together, refusing what the target can never run.
+
+    Raises TargetError when the job asks for more nodes or GPUs than the target has at all, and UsageError for a
+    runtime the target does not have.
+    """
+    compute = spec.compute
+    if compute.runtime == "docker":
+        raise UsageError(
+            "compute.runtime is docker, and this version of tfjob runs jobs as processes only",
+            "Set `compute.runtime: process`, or leave it out.",
+        )
+    if compute.node_count > len(target.nodes):
+        raise TargetError(
+            f"the job asks for {_count(compute.node_count, 'node')}; target {target.name} has {len(target.nodes)}",
+            f"Set `compute.node_count: {len(target.nodes)}`, or start several processes on the one node with `distribution`.",
+        )
+    for node in target.nodes[: compute.node_count]:
+        if compute.gpus_per_node > len(node.gpus):
+            found = f"{node.name} has {_count(len(node.gpus), 'GPU')}" if node.gpus else f"{node.name} has no GPU"
+            raise TargetError(
+                f"the job asks for {_count(compute.gpus_per_node, 'GPU')} per node; {found}",
+                node.gpu_note or f"Set `compute.gpus_per_node` to at most {len(node.gpus)}.",
+            )
+    return ResolvedJob(spec, code, datasets, environment, target)
+
+
+def unknown_target(name: str, known: tuple[str, ...]) -> NotFound:
+    """The error for a compute target nobody has defined."""
+    return NotFound(f"there is no compute target {name!r}", f"Known targets: {', '.join(known)}.")
+
+
+def _count(number: int, noun: str) -> str:
+    return f"{number} {noun}" if number == 1 else f"{number} {noun}s"

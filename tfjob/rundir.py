@@ -1,0 +1,136 @@
+"""Where everything of a run lies. The run directory is the truth about a run; all of it can be read with `cat`.
+
+::
+
+    runs/RUN/
+      job.yml              the job file as submitted
+      plan.json            the Plan
+      record.json          state, phases, tasks, first failure (replaced atomically)
+      events.jsonl         everything that happened, a line each (only ever appended to)
+      environment.txt      the environment's lock: every package with its version and hashes
+      logs/TASK.log        each task's output; what the script writes to ./logs is in logs/user/
+      logs/environment.log how the environment was built
+      outputs/             what the script wrote to ./outputs
+      tasks/TASK/          task.json, started.json, exit.json (see tfjob/entrypoint.py)
+      work/TASK/           the task's working copy of the code; afterwards only what the script left there
+      datasets/            links to (or copies of) the datasets, while the run lasts
+      cancel               made by whoever wants the run to end
+      supervisor.lock      locked by the supervisor as long as it lives
+      supervisor.log       what the supervisor itself had to say (empty, but for bugs)
+"""
+
+from __future__ import annotations
+
+import json
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+__all__ = ["RunDirectory"]
+
+
+@dataclass(frozen=True)
+class RunDirectory:
+    """The paths of one run. `path` is absolute."""
+
+    path: Path
+
+    @property
+    def id(self) -> str:
+        """The run's id is its directory's name."""
+        return self.path.name
+
+    @property
+    def job_file(self) -> Path:
+        """The job file as submitted."""
+        return self.path / "job.yml"
+
+    @property
+    def plan(self) -> Path:
+        """The Plan as JSON."""
+        return self.path / "plan.json"
+
+    @property
+    def record(self) -> Path:
+        """The record as JSON."""
+        return self.path / "record.json"
+
+    @property
+    def events(self) -> Path:
+        """The events, one JSON object a line."""
+        return self.path / "events.jsonl"
+
+    @property
+    def lock_file(self) -> Path:
+        """The environment's lock."""
+        return self.path / "environment.txt"
+
+    @property
+    def logs(self) -> Path:
+        """The directory of logs."""
+        return self.path / "logs"
+
+    @property
+    def user_logs(self) -> Path:
+        """What the script writes to ./logs."""
+        return self.logs / "user"
+
+    @property
+    def environment_log(self) -> Path:
+        """How the environment was built."""
+        return self.logs / "environment.log"
+
+    @property
+    def outputs(self) -> Path:
+        """What the script writes to ./outputs."""
+        return self.path / "outputs"
+
+    @property
+    def tasks(self) -> Path:
+        """The directories by which tasks report."""
+        return self.path / "tasks"
+
+    @property
+    def datasets(self) -> Path:
+        """Where datasets are placed."""
+        return self.path / "datasets"
+
+    @property
+    def cancel_request(self) -> Path:
+        """Exists when somebody wants the run to end."""
+        return self.path / "cancel"
+
+    @property
+    def supervisor_lock(self) -> Path:
+        """Locked while a supervisor lives."""
+        return self.path / "supervisor.lock"
+
+    @property
+    def supervisor_log(self) -> Path:
+        """The supervisor's own output."""
+        return self.path / "supervisor.log"
+
+    @property
+    def reserve(self) -> Path:
+        """A little disk space, given up when the disk is full so that the record can still be written."""
+        return self.path / ".reserve"
+
+    def task(self, name: str) -> Path:
+        """The directory by which a task reports."""
+        return self.tasks / name
+
+    def log(self, task: str) -> Path:
+        """A task's log."""
+        return self.logs / f"{task}.log"
+
+    def work(self, task: str) -> Path:
+        """A task's working directory."""
+        return self.path / "work" / task
+
+    def read_task_file(self, task: str, name: str) -> dict[str, Any] | None:
+        """One of a task's reports, or None if it is not there (yet)."""
+        try:
+            found: dict[str, Any] = json.loads((self.task(task) / name).read_bytes())
+        except (FileNotFoundError, ValueError):
+            return None
+        return found

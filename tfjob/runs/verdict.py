@@ -1,0 +1,96 @@
+"""Is the run over, and if it failed, who failed first? A pure function of what the engine's poll said."""
+
+from __future__ import annotations
+
+from collections.abc import Iterable
+from dataclasses import dataclass
+from signal import Signals
+from typing import Literal
+
+from tfjob.engines.base import TaskStatus
+from tfjob.planning.plan import Plan, TaskPlan
+
+__all__ = ["Verdict", "describe_end", "judge"]
+
+
+@dataclass(frozen=True)
+class Verdict:
+    """How a running plan ended. For a failure, `status` is that of the task that failed first, if a task did."""
+
+    outcome: Literal["completed", "failed"]
+    status: TaskStatus | None = None
+    message: str = ""
+
+
+def judge(plan: Plan, statuses: Iterable[TaskStatus], rendezvous_waited_s: float | None) -> Verdict | None:
+    """The verdict on a running plan, or None while it may still go well.
+
+    `rendezvous_waited_s` is how long some task has been waiting for peers (None if none is): past
+    `limits.rendezvous_timeout_s` the first task that has not come is the one that failed.
+    """
+    by_task = {status.task: status for status in statuses}
+    failed = [
+        status
+        for task in plan.all_tasks
+        if (status := by_task[task.name]).state == "ended" and _counts_as_failure(task, status)
+    ]
+    if failed:
+        first = min(failed, key=lambda status: status.time or float("inf"))
+        return Verdict("failed", first, describe_end(first))
+    if all(by_task[task.name].state == "ended" for task in plan.all_tasks if task.ends_run):
+        return Verdict("completed")
+    if rendezvous_waited_s is not None and rendezvous_waited_s > plan.limits.rendezvous_timeout_s:
+        missing = absent(plan, by_task.values())
+        if missing:
+            return Verdict("failed", missing[0], _absence(plan, missing[0], len(missing)))
+    return None
+
+
+def absent(plan: Plan, statuses: Iterable[TaskStatus]) -> list[TaskStatus]:
+    """The tasks that their peers wait for: not started by the launcher yet, or started and not listening on their port.
+
+    Empty when nobody waits: a script that never opens its port does without a cluster, which is its own business.
+    """
+    by_task = {status.task: status for status in statuses}
+    if plan.launcher:
+        if by_task[plan.launcher.name].state != "running":
+            return []
+        return [by_task[task.name] for task in plan.tasks if by_task[task.name].state == "pending"]
+    members = [task for task in plan.tasks if task.port]
+    if not any(by_task[task.name].listening for task in members):
+        return []
+    return [s for task in members if (s := by_task[task.name]).state != "ended" and not s.listening]
+
+
+def describe_end(status: TaskStatus) -> str:
+    """How a task ended, in words that follow its name: "exited with code 3"."""
+    if status.note:
+        return f"failed: {status.note}"
+    if status.signal is not None:
+        name = _signal_name(status.signal)
+        more = "; the kernel kills so when memory runs out (see `dmesg`)" if name == "SIGKILL" else ""
+        return f"was killed by signal {status.signal} ({name}){more}"
+    if status.stopped:
+        return "was told to end by a signal from outside of tfjob"
+    return f"exited with code {status.exit_code}"
+
+
+def _counts_as_failure(task: TaskPlan, status: TaskStatus) -> bool:
+    if status.stopped:
+        return not task.launched  # a launched task is ended by its launcher when another has failed: not the first
+    return status.exit_code != 0
+
+
+def _absence(plan: Plan, status: TaskStatus, number: int) -> str:
+    others = f" (and {number - 1} more)" if number > 1 else ""
+    limit = f"{plan.limits.rendezvous_timeout_s:g} s"
+    if plan.launcher:
+        return f"was not started by {plan.launcher.argv[0]} within {limit}{others}"
+    return f"did not come to the rendezvous within {limit}{others}: its peers wait for it, and it does not listen on its port"
+
+
+def _signal_name(number: int) -> str:
+    try:
+        return Signals(number).name
+    except ValueError:
+        return "unknown"

@@ -1,0 +1,164 @@
+"""The source directory of a job, kept by content: what is in it now is what will run, whatever is edited later.
+
+Left out: what the ignore file at its root names (`.tfjobignore`, or else `.gitignore`; patterns as git's), version
+control, and the directories the run itself provides (`outputs`, `logs`).
+"""
+
+from __future__ import annotations
+
+import os
+import shutil
+import stat
+import tempfile
+from collections.abc import Iterator
+from dataclasses import dataclass
+from pathlib import Path
+from typing import TYPE_CHECKING
+
+from tfjob.durable import digest_of, file_digest
+from tfjob.errors import UsageError
+
+if TYPE_CHECKING:
+    import pathspec
+
+__all__ = ["SNAPSHOT_LIMIT_MIB", "Snapshot", "copy_tree", "scan", "take"]
+
+SNAPSHOT_LIMIT_MIB = 500
+IGNORE_FILES = (".tfjobignore", ".gitignore")
+NEVER = ("/.git/", "/.hg/", "/.svn/", ".tfjob/", "__pycache__/", "/outputs", "/logs")
+
+
+@dataclass(frozen=True)
+class Snapshot:
+    """A source directory by content. Each file is (path, "x" if executable | "l" for a link | "", bytes, SHA-256 or link target)."""
+
+    directory: Path
+    files: tuple[tuple[str, str, int, str], ...]
+    left_out: tuple[str, ...]
+    digest: str
+
+    @property
+    def size_bytes(self) -> int:
+        """The bytes of all files."""
+        return sum(size for _, _, size, _ in self.files)
+
+
+def scan(directory: Path, limit_mib: int = SNAPSHOT_LIMIT_MIB) -> Snapshot:
+    """Read the source directory and name it by what it holds. Copies nothing.
+
+    `left_out` lists the top-level entries that the run provides itself or the ignore file names.
+    Raises UsageError when the directory is larger than `limit_mib`, or a file in it can't be read or links outside.
+    """
+    ignored = _ignored(directory)
+    left_out: list[str] = []
+    found: list[tuple[str, Path, os.stat_result]] = []
+    total = 0
+    for name, path, status in _walk(directory, directory, ignored, left_out):
+        found.append((name, path, status))
+        total += status.st_size
+        if total > 4 * limit_mib * 2**20:  # enough to tell what is largest; the rest need not be looked at
+            break
+    _check_size(directory, found, limit_mib)
+    files = tuple(_entry(directory, name, path, status) for name, path, status in sorted(found))
+    return Snapshot(directory, files, tuple(sorted(left_out)), digest_of([list(file) for file in files]))
+
+
+def take(snapshot: Snapshot, store: Path) -> Path:
+    """Keep the snapshot in `store` under its digest, if it is not there yet; returns its directory.
+
+    Raises UsageError if a file changed between `scan` and now.
+    """
+    kept = store / snapshot.digest
+    if kept.is_dir():
+        return kept
+    store.mkdir(parents=True, exist_ok=True)
+    with tempfile.TemporaryDirectory(dir=store, prefix=".taking-") as temporary:
+        tree = Path(temporary, "tree")
+        tree.mkdir()
+        for name, kind, _, digest in snapshot.files:
+            target = tree / name
+            target.parent.mkdir(parents=True, exist_ok=True)
+            if kind == "l":
+                target.symlink_to(digest)
+                continue
+            shutil.copyfile(snapshot.directory / name, target)
+            target.chmod(0o755 if kind == "x" else 0o644)
+            if file_digest(target) != digest:
+                raise UsageError(f"{snapshot.directory / name} changed while it was being read", "Submit again.")
+        try:
+            tree.rename(kept)
+        except OSError:
+            if not kept.is_dir():  # another submit kept the same content first
+                raise
+    return kept
+
+
+def copy_tree(snapshot_dir: Path, into: Path) -> None:
+    """A private working copy of a kept snapshot. Done anew if `into` exists, as it does when an earlier try was killed."""
+    if into.exists():
+        shutil.rmtree(into)
+    shutil.copytree(snapshot_dir, into, symlinks=True)
+
+
+def _ignored(directory: Path) -> pathspec.PathSpec:  # type: ignore[type-arg]  # generic only in newer releases
+    import pathspec  # noqa: PLC0415  # 30 ms that only a submit should pay
+
+    lines: list[str] = []
+    for name in IGNORE_FILES:
+        file = directory / name
+        if file.is_file():
+            lines = file.read_text(encoding="utf-8", errors="replace").splitlines()
+            break
+    return pathspec.PathSpec.from_lines("gitwildmatch", [*lines, *NEVER])
+
+
+def _walk(
+    root: Path,
+    directory: Path,
+    ignored: pathspec.PathSpec,  # type: ignore[type-arg]  # generic only in newer releases
+    left_out: list[str],
+) -> Iterator[tuple[str, Path, os.stat_result]]:
+    try:
+        entries = sorted(os.scandir(directory), key=lambda entry: entry.name)
+    except OSError as error:
+        raise UsageError(f"the code directory {directory} can't be read: {error.strerror}") from error
+    for entry in entries:
+        path = Path(entry.path)
+        name = path.relative_to(root).as_posix()
+        is_directory = entry.is_dir(follow_symlinks=False)
+        if ignored.match_file(f"{name}/" if is_directory else name):
+            if directory == root:
+                left_out.append(f"{name}/" if is_directory else name)
+        elif is_directory:
+            yield from _walk(root, path, ignored, left_out)
+        elif entry.is_symlink() or entry.is_file(follow_symlinks=False):
+            yield name, path, entry.stat(follow_symlinks=False)
+
+
+def _check_size(directory: Path, found: list[tuple[str, Path, os.stat_result]], limit_mib: int) -> None:
+    total = sum(status.st_size for _, _, status in found)
+    if total <= limit_mib * 2**20:
+        return
+    largest = sorted(found, key=lambda item: -item[2].st_size)[:3]
+    names = ", ".join(f"{name} ({status.st_size / 2**20:.0f} MiB)" for name, _, status in largest)
+    raise UsageError(
+        f"the code directory {directory} holds {total / 2**20:.0f} MiB or more; a snapshot may hold {limit_mib} MiB. Largest: {names}",
+        "Name what is not code in .tfjobignore, and give data to the job as a dataset.",
+    )
+
+
+def _entry(root: Path, name: str, path: Path, status: os.stat_result) -> tuple[str, str, int, str]:
+    try:
+        if stat.S_ISLNK(status.st_mode):
+            target = os.readlink(path)
+            real = os.path.realpath(path)
+            if os.path.isabs(target) or not Path(real).is_relative_to(os.path.realpath(root)):
+                raise UsageError(
+                    f"{path} is a link to {target}, outside of the code directory",
+                    "Name it in .tfjobignore, put the file itself there, or give it to the job as a dataset.",
+                )
+            return name, "l", 0, target
+        kind = "x" if status.st_mode & stat.S_IXUSR else ""
+        return name, kind, status.st_size, file_digest(path)
+    except OSError as error:
+        raise UsageError(f"{path} can't be read: {error.strerror}", "Name it in .tfjobignore if it is not code.") from error

@@ -1,0 +1,178 @@
+"""The whole story on one page: load → resolve → plan → record → supervise. What the CLI and `import tfjob` both call."""
+
+from __future__ import annotations
+
+import json
+import os
+import secrets
+import shutil
+import tempfile
+import time
+from collections.abc import Mapping, Sequence
+from pathlib import Path
+
+import tfjob
+from tfjob.datasets.files import DatasetFiles, find_files
+from tfjob.durable import replace_json, replace_text, try_lock
+from tfjob.environments.definition import definition_of
+from tfjob.errors import NotFound, UsageError
+from tfjob.planning.make import make_plan
+from tfjob.planning.plan import Plan
+from tfjob.resolve import ResolvedJob, resolve, unknown_target
+from tfjob.rundir import RunDirectory
+from tfjob.runs.record import Record, iso, read_record, write_record
+from tfjob.runs.run import Run
+from tfjob.runs.supervisor import start_supervisor
+from tfjob.snapshot import scan, take
+from tfjob.spec.job import JobSpec
+from tfjob.spec.load import load
+from tfjob.targets.local import LOCAL, local_target
+from tfjob.values import decode, encode
+from tfjob.workspace import Config, Workspace, default_config, find_workspace, make_workspace
+
+__all__ = ["plan", "rerun", "submit"]
+
+_ALPHABET = "0123456789abcdefghjkmnpqrstvwxyz"  # Crockford's base 32: nothing that looks like something else
+_RESERVE_BYTES = 256 * 1024
+
+
+def plan(
+    job: JobSpec | Path | str, *, overrides: Sequence[str] = (), environ: Mapping[str, str] | None = None
+) -> Plan:
+    """The Plan of a job (a loaded one, or the path of its file): exactly what `submit` would run. Starts and keeps nothing.
+
+    Raises InvalidFile with every problem of the file, and NotFound, PreparationError or TargetError for what its names
+    stand for.
+    """
+    environ = os.environ if environ is None else environ
+    spec = _loaded(job, overrides, environ)
+    workspace = find_workspace()
+    return make_plan(_look_up(spec, workspace.config if workspace else default_config(), environ))
+
+
+def submit(
+    job: JobSpec | Path | str,
+    *,
+    overrides: Sequence[str] = (),
+    environ: Mapping[str, str] | None = None,
+    workspace: Workspace | None = None,
+) -> Run:
+    """Start a run of the job and return it at once; the run goes on by itself.
+
+    The workspace is the one given, or that of the current folder, which is made if there is none.
+    Raises what `plan` raises; nothing has been started or kept then.
+    """
+    environ = os.environ if environ is None else environ
+    spec = _loaded(job, overrides, environ)
+    workspace = workspace or find_workspace() or make_workspace(Path.cwd())[0]
+    resolved = _look_up(spec, workspace.config, environ)
+    made = make_plan(resolved)
+    if resolved.code:
+        take(resolved.code, workspace.snapshots)
+    return _begin(made, workspace, source=spec.source, overrides=spec.overrides)
+
+
+def rerun(workspace: Workspace, run: RunDirectory, environ: Mapping[str, str] | None = None) -> Run:
+    """Run the very Plan of an earlier run once more: the same code, environment, datasets and arguments.
+
+    Raises UsageError when a secret it needs is not set in this shell, and NotFound when its code is no longer kept.
+    """
+    environ = os.environ if environ is None else environ
+    made = decode(Plan, json.loads(run.plan.read_bytes()))
+    missing = [name for name in made.secrets if name not in environ]
+    if missing:
+        raise UsageError(f"the job's secrets {', '.join(missing)} are not set in this shell", "Export them, then try again.")
+    if made.code and not (workspace.snapshots / made.code.digest).is_dir():
+        raise NotFound(f"the code of run {run.id} (snapshot {made.code.digest[:12]}) is no longer in the workspace")
+    overrides = read_record(run).overrides
+    return _begin(made, workspace, source=run.job_file.read_text(encoding="utf-8"), overrides=overrides, rerun_of=run.id)
+
+
+def _loaded(job: JobSpec | Path | str, overrides: Sequence[str], environ: Mapping[str, str]) -> JobSpec:
+    if isinstance(job, JobSpec):
+        if overrides:
+            raise UsageError("overrides belong to the loading of a job file, and this job is loaded", "Give them to tfjob.load.")
+        return job
+    return load(job, overrides=overrides, environ=environ)
+
+
+def _look_up(spec: JobSpec, config: Config, environ: Mapping[str, str]) -> ResolvedJob:
+    """The edge of the pure part: read what the job's names stand for, from the disk and the target, now."""
+    if spec.compute.target != LOCAL:
+        raise unknown_target(spec.compute.target, (LOCAL,))
+    # A job without GPUs need not ask the driver: the answer takes longer than the job may.
+    declared = config.local_gpus if spec.compute.gpus_per_node else 0
+    target = local_target(declared_gpus=declared, cuda_visible_devices=environ.get("CUDA_VISIBLE_DEVICES"))
+    return resolve(
+        spec,
+        code=scan(spec.code, config.snapshot_limit_mib) if spec.code else None,
+        datasets=tuple((name, _dataset_files(name, dataset)) for name, dataset in spec.dataset),
+        environment=definition_of(spec.environment),
+        target=target,
+    )
+
+
+def _dataset_files(name: str, dataset: object) -> DatasetFiles:
+    paths: tuple[str, ...] = getattr(dataset, "paths", ())
+    registered: str | None = getattr(dataset, "name", None)
+    if registered:
+        raise NotFound(
+            f"dataset {name} names {registered!r}, and no dataset is registered in this workspace",
+            "Give its files by `paths:` in the job file.",
+        )
+    return find_files(paths)
+
+
+def _begin(
+    made: Plan, workspace: Workspace, *, source: str, overrides: tuple[str, ...], rerun_of: str | None = None
+) -> Run:
+    """Make the run's directory, whole or not at all, and start its supervisor."""
+    workspace.runs.mkdir(parents=True, exist_ok=True)
+    fresh = RunDirectory(Path(tempfile.mkdtemp(dir=workspace.runs, prefix=".new-")))
+    try:
+        for directory in (fresh.logs, fresh.outputs, fresh.tasks):
+            directory.mkdir()
+        lock = try_lock(fresh.supervisor_lock)
+        assert lock is not None  # noqa: S101  # nobody else knows of this directory
+        fresh.reserve.write_bytes(bytes(_RESERVE_BYTES))
+        replace_text(fresh.job_file, source, force=False)
+        replace_json(fresh.plan, encode(made), force=False)
+        fresh.path.chmod(0o755)
+        run = _named(fresh, made, workspace, overrides, rerun_of)
+    except BaseException:
+        shutil.rmtree(fresh.path, ignore_errors=True)
+        raise
+    start_supervisor(run, lock)
+    return Run(run)
+
+
+def _named(
+    fresh: RunDirectory, made: Plan, workspace: Workspace, overrides: tuple[str, ...], rerun_of: str | None
+) -> RunDirectory:
+    """Give the new directory an id nobody has. An id is the job's name and six characters: short to type, unique in the workspace."""
+    while True:
+        run = RunDirectory(workspace.runs / f"{made.name}-{''.join(secrets.choice(_ALPHABET) for _ in range(6))}")
+        record = Record(
+            id=run.id,
+            name=made.name,
+            experiment=made.experiment,
+            state="Preparing",
+            created=iso(time.time()),
+            dir=str(run.path),
+            target=made.target,
+            description=made.description,
+            tags=made.tags,
+            properties=made.properties,
+            code_digest=made.code.digest if made.code else None,
+            overrides=overrides,
+            rerun_of=rerun_of,
+            tfjob_version=tfjob.__version__,
+        )
+        write_record(fresh, record)
+        try:
+            fresh.path.rename(run.path)
+        except OSError:
+            if not run.path.exists():
+                raise
+            continue  # that id is taken: a directory that is not empty can't be replaced
+        return run
