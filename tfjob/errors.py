@@ -9,6 +9,7 @@
     ├── PreparationError       4   an environment, image or dataset could not be made
     ├── TargetError            5   the compute target could not be reached, or had no room in time
     ├── RunFailed              1   the run itself ended in Failed or Canceled
+    ├── TimedOut             124   `tfjob wait --timeout` ran out (the code of coreutils' timeout)
     └── Interrupted          130   the person (or the CI system) stopped the command
 
 An error carries a message (what was found) and a hint (what to do). Errors of libraries are translated
@@ -31,6 +32,7 @@ __all__ = [
     "RunFailed",
     "TargetError",
     "TfjobError",
+    "TimedOut",
     "UsageError",
 ]
 
@@ -44,6 +46,7 @@ class ExitCode(IntEnum):
     NOT_FOUND = 3
     PREPARATION_FAILED = 4
     TARGET_FAILED = 5
+    TIMED_OUT = 124
     INTERRUPTED = 130
 
 
@@ -114,6 +117,12 @@ class RunFailed(TfjobError):
     """A run that somebody waited for ended in Failed or Canceled."""
 
     exit_code = ExitCode.RUN_FAILED
+
+
+class TimedOut(TfjobError):
+    """The time given to wait was over before the run was. The run goes on."""
+
+    exit_code = ExitCode.TIMED_OUT
 
 
 class Interrupted(TfjobError):

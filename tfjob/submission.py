@@ -9,6 +9,7 @@ import shutil
 import tempfile
 import time
 from collections.abc import Mapping, Sequence
+from dataclasses import dataclass
 from pathlib import Path
 
 import tfjob
@@ -23,14 +24,14 @@ from tfjob.rundir import RunDirectory
 from tfjob.runs.record import Record, iso, read_record, write_record
 from tfjob.runs.run import Run
 from tfjob.runs.supervisor import start_supervisor
-from tfjob.snapshot import scan, take
+from tfjob.snapshot import Snapshot, scan, take
 from tfjob.spec.job import JobSpec
 from tfjob.spec.load import load
 from tfjob.targets.local import LOCAL, local_target
 from tfjob.values import decode, encode
 from tfjob.workspace import Config, Workspace, default_config, find_workspace, make_workspace
 
-__all__ = ["plan", "rerun", "submit"]
+__all__ = ["Ready", "begin", "plan", "prepare", "prepare_rerun", "submit"]
 
 _ALPHABET = "0123456789abcdefghjkmnpqrstvwxyz"  # Crockford's base 32: nothing that looks like something else
 _RESERVE_BYTES = 256 * 1024
@@ -44,10 +45,18 @@ def plan(
     Raises InvalidFile with every problem of the file, and NotFound, PreparationError or TargetError for what its names
     stand for.
     """
-    environ = os.environ if environ is None else environ
-    spec = _loaded(job, overrides, environ)
-    workspace = find_workspace()
-    return make_plan(_look_up(spec, workspace.config if workspace else default_config(), environ))
+    return prepare(job, overrides=overrides, environ=environ, workspace=find_workspace()).plan
+
+
+@dataclass(frozen=True)
+class Ready:
+    """A plan with all that starting it takes; nothing has been started or kept yet but the code's snapshot may be taken."""
+
+    plan: Plan
+    code: Snapshot | None
+    source: str
+    overrides: tuple[str, ...]
+    rerun_of: str | None = None
 
 
 def submit(
@@ -62,18 +71,34 @@ def submit(
     The workspace is the one given, or that of the current folder, which is made if there is none.
     Raises what `plan` raises; nothing has been started or kept then.
     """
+    workspace = workspace or find_workspace()
+    ready = prepare(job, overrides=overrides, environ=environ, workspace=workspace)
+    return begin(ready, workspace or make_workspace(Path.cwd())[0])
+
+
+def prepare(
+    job: JobSpec | Path | str,
+    *,
+    overrides: Sequence[str] = (),
+    environ: Mapping[str, str] | None = None,
+    workspace: Workspace | None = None,
+) -> Ready:
+    """The first half of `submit`: everything that can be refused or interrupted, and starts nothing."""
     environ = os.environ if environ is None else environ
     spec = _loaded(job, overrides, environ)
-    workspace = workspace or find_workspace() or make_workspace(Path.cwd())[0]
-    resolved = _look_up(spec, workspace.config, environ)
-    made = make_plan(resolved)
-    if resolved.code:
-        take(resolved.code, workspace.snapshots)
-    return _begin(made, workspace, source=spec.source, overrides=spec.overrides)
+    resolved = _look_up(spec, workspace.config if workspace else default_config(), environ)
+    return Ready(make_plan(resolved), resolved.code, spec.source, spec.overrides)
 
 
-def rerun(workspace: Workspace, run: RunDirectory, environ: Mapping[str, str] | None = None) -> Run:
-    """Run the very Plan of an earlier run once more: the same code, environment, datasets and arguments.
+def begin(ready: Ready, workspace: Workspace) -> Run:
+    """The second half of `submit`: keep the code, make the run's directory whole or not at all, start its supervisor."""
+    if ready.code:
+        take(ready.code, workspace.snapshots)
+    return _begin(ready, workspace)
+
+
+def prepare_rerun(workspace: Workspace, run: RunDirectory, environ: Mapping[str, str] | None = None) -> Ready:
+    """The very Plan of an earlier run, to `begin` once more: the same code, environment, datasets and arguments.
 
     Raises UsageError when a secret it needs is not set in this shell, and NotFound when its code is no longer kept.
     """
@@ -84,8 +109,8 @@ def rerun(workspace: Workspace, run: RunDirectory, environ: Mapping[str, str] | 
         raise UsageError(f"the job's secrets {', '.join(missing)} are not set in this shell", "Export them, then try again.")
     if made.code and not (workspace.snapshots / made.code.digest).is_dir():
         raise NotFound(f"the code of run {run.id} (snapshot {made.code.digest[:12]}) is no longer in the workspace")
-    overrides = read_record(run).overrides
-    return _begin(made, workspace, source=run.job_file.read_text(encoding="utf-8"), overrides=overrides, rerun_of=run.id)
+    source = run.job_file.read_text(encoding="utf-8")
+    return Ready(made, None, source, read_record(run).overrides, rerun_of=run.id)
 
 
 def _loaded(job: JobSpec | Path | str, overrides: Sequence[str], environ: Mapping[str, str]) -> JobSpec:
@@ -123,9 +148,7 @@ def _dataset_files(name: str, dataset: object) -> DatasetFiles:
     return find_files(paths)
 
 
-def _begin(
-    made: Plan, workspace: Workspace, *, source: str, overrides: tuple[str, ...], rerun_of: str | None = None
-) -> Run:
+def _begin(ready: Ready, workspace: Workspace) -> Run:
     """Make the run's directory, whole or not at all, and start its supervisor."""
     workspace.runs.mkdir(parents=True, exist_ok=True)
     fresh = RunDirectory(Path(tempfile.mkdtemp(dir=workspace.runs, prefix=".new-")))
@@ -135,10 +158,10 @@ def _begin(
         lock = try_lock(fresh.supervisor_lock)
         assert lock is not None  # noqa: S101  # nobody else knows of this directory
         fresh.reserve.write_bytes(bytes(_RESERVE_BYTES))
-        replace_text(fresh.job_file, source, force=False)
-        replace_json(fresh.plan, encode(made), force=False)
+        replace_text(fresh.job_file, ready.source, force=False)
+        replace_json(fresh.plan, encode(ready.plan), force=False)
         fresh.path.chmod(0o755)
-        run = _named(fresh, made, workspace, overrides, rerun_of)
+        run = _named(fresh, ready, workspace)
     except BaseException:
         shutil.rmtree(fresh.path, ignore_errors=True)
         raise
@@ -146,10 +169,9 @@ def _begin(
     return Run(run)
 
 
-def _named(
-    fresh: RunDirectory, made: Plan, workspace: Workspace, overrides: tuple[str, ...], rerun_of: str | None
-) -> RunDirectory:
+def _named(fresh: RunDirectory, ready: Ready, workspace: Workspace) -> RunDirectory:
     """Give the new directory an id nobody has. An id is the job's name and six characters: short to type, unique in the workspace."""
+    made = ready.plan
     while True:
         run = RunDirectory(workspace.runs / f"{made.name}-{''.join(secrets.choice(_ALPHABET) for _ in range(6))}")
         record = Record(
@@ -164,8 +186,8 @@ def _named(
             tags=made.tags,
             properties=made.properties,
             code_digest=made.code.digest if made.code else None,
-            overrides=overrides,
-            rerun_of=rerun_of,
+            overrides=ready.overrides,
+            rerun_of=ready.rerun_of,
             tfjob_version=tfjob.__version__,
         )
         write_record(fresh, record)

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import re
 from dataclasses import replace
 from typing import TYPE_CHECKING
 
@@ -17,11 +18,19 @@ if TYPE_CHECKING:
 
 __all__ = ["make_plan"]
 
+_MPI4PY = re.compile(r"mpi4py\b(?!-)", re.IGNORECASE)
+
+_ENVIRONMENT_VARIABLES = {
+    "VIRTUAL_ENV": "${{ environment.prefix }}",
+    "PYTHONNOUSERSITE": "1",  # what `pip install --user` left on this machine is not in the environment
+    "PYTHONDONTWRITEBYTECODE": "1",  # a prefix is shared by runs and never changes
+}
+
 
 def make_plan(job: ResolvedJob) -> Plan:
     """Lay out every task of the job: its node, arguments, environment, port and GPUs."""
     spec = job.spec
-    command = _command(spec)
+    command = _command(job)
     launcher: TaskPlan | None = None
     if spec.distribution.type == "mpi":
         tasks, launcher = mpi_tasks(command, spec.compute, spec.distribution)
@@ -29,7 +38,9 @@ def make_plan(job: ResolvedJob) -> Plan:
         tasks = tensorflow_tasks(command, spec.compute, spec.distribution)
     else:
         tasks = single_tasks(command, spec.compute)
-    world = tuple(_complete(task, spec, len(tasks)) for task in tasks)
+    world = tuple(
+        _complete(task, spec, has_environment=job.environment is not None, world_size=len(tasks)) for task in tasks
+    )
     return Plan(
         name=spec.name,
         experiment=spec.experiment,
@@ -57,14 +68,21 @@ def make_plan(job: ResolvedJob) -> Plan:
     )
 
 
-def _command(spec: JobSpec) -> tuple[str, ...]:
-    """The user's command as argv: a script by the environment's Python, or one shell line, which ends at its first error."""
+def _command(job: ResolvedJob) -> tuple[str, ...]:
+    """The user's command as argv: a script by the environment's Python, or one shell line, which ends at its first error.
+
+    Under MPI a script that can use mpi4py is run through it: an exception in one rank then aborts all, where it would
+    leave the others in their collective for ever (mpi4py's documentation, "mpi4py.run", "Exceptions and deadlocks").
+    """
+    spec = job.spec
     if spec.command is not None:
         return ("bash", "-e", "-c", spec.command)
-    return ("python3", spec.script or "", *spec.arguments)
+    has_mpi4py = job.environment is not None and any(map(_MPI4PY.match, job.environment.requirements))
+    through = ("-m", "mpi4py") if spec.distribution.type == "mpi" and has_mpi4py else ()
+    return ("python3", *through, spec.script or "", *spec.arguments)
 
 
-def _complete(task: TaskPlan, spec: JobSpec, world_size: int) -> TaskPlan:
+def _complete(task: TaskPlan, spec: JobSpec, *, has_environment: bool, world_size: int) -> TaskPlan:
     """Add what every task is given, and replace what is known of a task before it starts. The user's variables win."""
     known = {
         "task.name": task.name,
@@ -75,6 +93,7 @@ def _complete(task: TaskPlan, spec: JobSpec, world_size: int) -> TaskPlan:
     env = {
         "PATH": "${{ environment.path }}",
         "PYTHONUNBUFFERED": "1",  # a log that can be followed
+        **(_ENVIRONMENT_VARIABLES if has_environment else {}),
         "CUDA_DEVICE_ORDER": "PCI_BUS_ID",  # so that GPU numbers mean what NVML says
         "CUDA_VISIBLE_DEVICES": f"${{{{ gpus.{task.name} }}}}" if task.gpus else "",
         "TFJOB_RUN_ID": "${{ run.id }}",

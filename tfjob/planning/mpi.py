@@ -18,11 +18,9 @@ if TYPE_CHECKING:
 __all__ = ["MPI_LAUNCHER_ENV", "mpi_tasks"]
 
 MPI_LAUNCHER_ENV = (
-    # Open MPI refuses root without these (mpirun(1), "Running as root"); PRTE is Open MPI 5's launcher.
+    # Open MPI refuses root without both (mpirun(1), "Running as root").
     ("OMPI_ALLOW_RUN_AS_ROOT", "1"),
     ("OMPI_ALLOW_RUN_AS_ROOT_CONFIRM", "1"),
-    ("PRTE_ALLOW_RUN_AS_ROOT", "1"),
-    ("PRTE_ALLOW_RUN_AS_ROOT_CONFIRM", "1"),
 )
 
 

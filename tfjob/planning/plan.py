@@ -10,6 +10,7 @@ Strings in a Plan are templates. What only a started run knows stands in them as
 ``outputs.NAME``            a named output
 ``dataset.NAME``            where a dataset is for this task
 ``environment.path``        PATH, with the environment's programs first
+``environment.prefix``      the directory the environment is in
 ``node.K.address``          where peers reach node K
 ``node.K.name``             its name
 ``port.TASK``               the port that task listens on, such as ``port.worker-0``

@@ -1,17 +1,34 @@
-"""Finding runs: by id, by the start of an id, the latest, all of them."""
+"""Finding runs: by id, by the start of an id, the latest, all of them.
+
+Listing works on the records' JSON as it is: it must be fast, and needs few of its keys.
+"""
 
 from __future__ import annotations
 
-import difflib
+import json
+import time
+from datetime import datetime
+from typing import Any, NamedTuple
 
 from tfjob.errors import NotFound, UsageError
 from tfjob.rundir import RunDirectory
-from tfjob.runs.record import Record, read_record
 from tfjob.workspace import Workspace
 
-__all__ = ["LATEST", "find_run", "list_records"]
+__all__ = ["LATEST", "Summary", "find_run", "list_summaries", "recover_dead"]
 
 LATEST = "latest"
+_OVER = ("Completed", "Failed", "Canceled")
+
+
+class Summary(NamedTuple):
+    """What a list shows of a run; `document` is the whole record as JSON."""
+
+    id: str
+    experiment: str
+    state: str
+    created: str
+    duration_s: float
+    document: dict[str, Any]
 
 
 def find_run(workspace: Workspace, name: str) -> RunDirectory:
@@ -20,10 +37,10 @@ def find_run(workspace: Workspace, name: str) -> RunDirectory:
     Raises NotFound (with the nearest ids) when there is none, UsageError when several ids start so.
     """
     if name == LATEST:
-        records = list_records(workspace)
-        if not records:
+        summaries = list_summaries(workspace)
+        if not summaries:
             raise NotFound("there is no run in this workspace yet", "Submit one: tfjob submit JOB.yml")
-        return RunDirectory(workspace.runs / records[0].id)
+        return RunDirectory(workspace.runs / summaries[0].id)
     ids = _ids(workspace)
     if name in ids:
         return RunDirectory(workspace.runs / name)
@@ -33,20 +50,44 @@ def find_run(workspace: Workspace, name: str) -> RunDirectory:
     if matches:
         shown = ", ".join(matches[:8]) + (", ..." if len(matches) > 8 else "")
         raise UsageError(f"{len(matches)} runs start with {name!r}: {shown}", "Give more of the id.")
+    import difflib  # noqa: PLC0415  # only for the hint
+
     near = difflib.get_close_matches(name, ids, n=3, cutoff=0.5)
     hint = f"Did you mean {' or '.join(near)}?" if near else "List the runs of this workspace with `tfjob list`."
     raise NotFound(f"there is no run {name!r}", hint)
 
 
-def list_records(workspace: Workspace) -> list[Record]:
-    """The records of all runs, the newest first. A directory whose record can't be read is passed over."""
-    records = []
+def list_summaries(workspace: Workspace) -> list[Summary]:
+    """All runs, the newest first. A directory whose record can't be read is passed over."""
+    summaries = []
     for name in _ids(workspace):
         try:
-            records.append(read_record(RunDirectory(workspace.runs / name)))
-        except NotFound:
+            document = json.loads(RunDirectory(workspace.runs / name).record.read_bytes())
+            summaries.append(_summary(document))
+        except (OSError, ValueError, KeyError, TypeError):
             continue
-    return sorted(records, key=lambda record: record.created, reverse=True)
+    return sorted(summaries, key=lambda summary: summary.created, reverse=True)
+
+
+def recover_dead(workspace: Workspace, summaries: list[Summary]) -> None:
+    """Give those of the runs whose supervisor has died another one."""
+    going_on = [summary for summary in summaries if summary.state not in _OVER]
+    if not going_on:
+        return
+    from tfjob.runs.record import read_record  # noqa: PLC0415  # a list of finished runs need not pay for it
+    from tfjob.runs.supervisor import recover  # noqa: PLC0415
+
+    for summary in going_on:
+        directory = RunDirectory(workspace.runs / summary.id)
+        recover(directory, read_record(directory))
+
+
+def _summary(document: dict[str, Any]) -> Summary:
+    created = datetime.fromisoformat(document["created"]).timestamp()
+    ended = datetime.fromisoformat(document["ended"]).timestamp() if document["ended"] else time.time()
+    return Summary(
+        document["id"], document["experiment"], document["state"], document["created"], ended - created, document
+    )
 
 
 def _ids(workspace: Workspace) -> list[str]:

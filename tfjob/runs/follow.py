@@ -5,8 +5,11 @@ Anyone can follow at any time, from any process; the supervisor knows nothing of
 
 from __future__ import annotations
 
+import json
+import os
 import time
 from collections.abc import Collection, Iterator
+from pathlib import Path
 from typing import Any, NamedTuple
 
 from tfjob.rundir import RunDirectory
@@ -14,7 +17,7 @@ from tfjob.runs.events import EventReader
 from tfjob.runs.record import TERMINAL, Record, read_record
 from tfjob.runs.supervisor import recover
 
-__all__ = ["Chunk", "Item", "follow"]
+__all__ = ["Chunk", "Item", "follow", "read_output", "tail_offsets", "task_names", "wait_for_end"]
 
 _CHUNK_BYTES = 1 << 20
 _QUICK_S, _SLOW_S, _QUIET_S = 0.01, 0.1, 1.0
@@ -32,13 +35,19 @@ Item = Chunk | dict[str, Any]
 """What following yields: output of a task, or an event."""
 
 
-def follow(run: RunDirectory, tasks: Collection[str] | None = None, *, timeout_s: float | None = None) -> Iterator[Item | None]:
+def follow(
+    run: RunDirectory,
+    tasks: Collection[str] | None = None,
+    *,
+    offsets: dict[str, int] | None = None,
+    timeout_s: float | None = None,
+) -> Iterator[Item | None]:
     """Yield the run's events and its tasks' output until it is over; None now and then, when there is nothing.
 
-    The last item is the `state` event. `tasks` limits the output. Gives the run a new supervisor if its own has died.
+    The last item is the `state` event. `tasks` limits the output; `offsets` says where to begin in a task's. Gives the run a new supervisor if its own has died.
     Raises TimeoutError after `timeout_s`.
     """
-    events, offsets = EventReader(run.events), dict[str, int]()
+    events, offsets = EventReader(run.events), {} if offsets is None else offsets
     deadline = None if timeout_s is None else time.monotonic() + timeout_s
     last_news, next_check = time.monotonic(), 0.0
     while True:
@@ -47,7 +56,7 @@ def follow(run: RunDirectory, tasks: Collection[str] | None = None, *, timeout_s
         before = [event for event in new if event["event"] != "state"]
         yield from (event for event in before if event.get("phase") != "Finalizing" or event["event"] != "phase")
         grew = False
-        for chunk in _new_output(run, offsets, tasks):
+        for chunk in read_output(run, offsets, tasks):
             grew = True
             yield chunk
         yield from (event for event in before if event.get("phase") == "Finalizing" and event["event"] == "phase")
@@ -61,7 +70,7 @@ def follow(run: RunDirectory, tasks: Collection[str] | None = None, *, timeout_s
             next_check = now + _CHECK_S
             record = read_record(run)
             if record.is_over:  # its last event was lost, to a full disk say
-                yield from _new_output(run, offsets, tasks)
+                yield from read_output(run, offsets, tasks)
                 yield {"event": "state", "state": record.state, "time": record.ended}
                 return
             recover(run, record)
@@ -78,8 +87,8 @@ def wait_for_end(run: RunDirectory, timeout_s: float | None = None) -> Record:
     return read_record(run)
 
 
-def _new_output(run: RunDirectory, offsets: dict[str, int], tasks: Collection[str] | None) -> Iterator[Chunk]:
-    """What the logs have grown by since `offsets`, which is brought up to date."""
+def read_output(run: RunDirectory, offsets: dict[str, int], tasks: Collection[str] | None) -> Iterator[Chunk]:
+    """What the tasks' logs have grown by since `offsets`, which is brought up to date. `tasks` None means all."""
     try:
         logs = sorted(run.logs.glob("*.log"), key=lambda path: _order(path.stem))
     except OSError:
@@ -93,6 +102,35 @@ def _new_output(run: RunDirectory, offsets: dict[str, int], tasks: Collection[st
             while data := file.read(_CHUNK_BYTES):
                 offsets[task] = offsets.get(task, 0) + len(data)
                 yield Chunk(task, data)
+
+
+def task_names(run: RunDirectory) -> list[str]:
+    """The names of the run's tasks, in plan order, the launcher last."""
+    found = json.loads(run.plan.read_bytes())
+    launcher = [found["launcher"]["name"]] if found.get("launcher") else []
+    return [task["name"] for task in found["tasks"]] + launcher
+
+
+def tail_offsets(run: RunDirectory, tasks: Collection[str], lines: int) -> dict[str, int]:
+    """Where the last `lines` lines of each task's log begin."""
+    return {task: _tail_offset(run.log(task), lines) for task in tasks if run.log(task).exists()}
+
+
+def _tail_offset(log: Path, lines: int) -> int:
+    with log.open("rb") as file:
+        end = file.seek(0, os.SEEK_END)
+        position, found = end, 0
+        while position > 0:
+            length = min(_CHUNK_BYTES, position)
+            position -= length
+            file.seek(position)
+            data = file.read(length)
+            for index in range(len(data) - 1, -1, -1):
+                if data[index] == 10 and position + index != end - 1:  # the newline that ends the file starts no line
+                    found += 1
+                    if found == lines:
+                        return position + index + 1
+    return 0
 
 
 def _order(task: str) -> tuple[str, int]:

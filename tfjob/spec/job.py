@@ -37,7 +37,7 @@ class DatasetSpec:
 
 @dataclass(frozen=True)
 class EnvironmentSpec:
-    """The packages a job runs with. At most one of conda, dockerfile, image and name is set; none means the machine's own.
+    """The packages a job runs with: at most one of conda, dockerfile, image and name; none means the machine's own.
 
     `conda` is the conda specification as plain data (channels, dependencies), wherever it came from.
     """
@@ -114,10 +114,11 @@ class LimitsSpec:
 
 @dataclass(frozen=True)
 class JobSpec:
-    """A job as asked. `base_dir` is the directory its relative paths are from; `source` the file's text, if it came from one."""
+    """A job as asked. `base_dir` is the directory its relative paths were from; `source` the text of the file."""
 
     name: str
     experiment: str
+    display_name: str = ""
     description: str = ""
     tags: tuple[tuple[str, str], ...] = ()
     properties: tuple[tuple[str, str], ...] = ()

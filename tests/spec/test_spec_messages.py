@@ -1,0 +1,190 @@
+from __future__ import annotations
+
+import pytest
+
+from tfjob.spec.messages import check
+from tfjob.spec.schema import environment_schema, schema
+from tfjob.spec.text import read
+from tfjob.spec.tree import find
+
+
+def lines(text: str) -> list[str]:
+    root, problems = read(text, "f")
+    assert root is not None
+    found = [*problems, *check(root, schema())[0]]
+    return [str(problem) for problem in sorted(found, key=lambda problem: problem[:3])]
+
+
+@pytest.mark.parametrize(
+    ("text", "expected"),
+    [
+        # unknown keys
+        (
+            "experimnt: x",
+            'f:1:1: experimnt: found the unknown key "experimnt"; a key of the schema is allowed. Did you mean experiment?',
+        ),
+        (
+            "compute: {node_cuont: 2}",
+            'f:1:11: compute.node_cuont: found the unknown key "node_cuont"; target, runtime, node_count, max_node_count, '
+            "gpus_per_node, node_type, priority, shm_size, docker_args or properties is allowed. Did you mean node_count?",
+        ),
+        (
+            "compute: {Node_Count: 2}",
+            'f:1:11: compute.Node_Count: found the unknown key "Node_Count"; target, runtime, node_count, max_node_count, '
+            "gpus_per_node, node_type, priority, shm_size, docker_args or properties is allowed. Did you mean node_count?",
+        ),
+        (
+            "gpus_per_node: 1",
+            'f:1:1: gpus_per_node: found the unknown key "gpus_per_node"; a key of the schema is allowed. It belongs under compute.',
+        ),
+        (
+            "paths: [x]",
+            'f:1:1: paths: found the unknown key "paths"; a key of the schema is allowed. It belongs under dataset.NAME.',
+        ),
+        (
+            "instance_count: 2",
+            'f:1:1: instance_count: found the unknown key "instance_count"; a key of the schema is allowed. '
+            "Did you mean compute.node_count?",
+        ),
+        (
+            "inputs: {}",
+            'f:1:1: inputs: found the unknown key "inputs"; a key of the schema is allowed. Did you mean parameters or dataset?',
+        ),
+        (
+            "timeout_s: 3",
+            'f:1:1: timeout_s: found the unknown key "timeout_s"; a key of the schema is allowed. '
+            "Did you mean limits.timeout_s or sweep.limits.timeout_s?",
+        ),
+        (
+            "limits: {x: 3}",
+            'f:1:10: limits.x: found the unknown key "x"; timeout_s, rendezvous_timeout_s, allocation_timeout_s or '
+            "grace_period_s is allowed.",
+        ),
+        (
+            'retries: {"a b": 3}',
+            'f:1:11: retries."a b": found the unknown key "a b"; max or on is allowed.',
+        ),
+        # types
+        ("[a]", "f:1:1: found a list; a mapping (keys with values) is allowed."),
+        ("job", 'f:1:1: found text "job"; a mapping (keys with values) is allowed.'),
+        ("name: 3", "f:1:7: name: found the number 3; a name of at most 63 letters, digits, _, . and -, starting with a letter or digit is allowed. "
+         'Put it in quotes: "3".'),
+        ("description: 0.10", 'f:1:14: description: found the number 0.10; text is allowed. Put it in quotes: "0.10".'),
+        ("description: true", 'f:1:14: description: found true; text is allowed. Put it in quotes: "true".'),
+        ("description: [a]", "f:1:14: description: found a list; text is allowed."),
+        ("description: {a: b}", 'f:1:14: description: found a mapping (keys with values); text is allowed. If it is one text that holds ": ", put it in quotes.'),
+        ("compute:", "f:1:9: compute: found nothing (null); a mapping (keys with values) is allowed. Give it a value, or remove the key."),
+        ("arguments: --x", 'f:1:12: arguments: found text "--x"; a list is allowed. Put it in brackets: [ ].'),
+        (
+            "arguments: [null]",
+            "f:1:13: arguments[0]: found nothing (null); text, a number, true or false is allowed. "
+            'Give it a value, remove it, or write "null" for the text.',
+        ),
+        (
+            "arguments:\n  - --x: 3",
+            "f:2:5: arguments[0]: found a mapping (keys with values); text, a number, true or false is allowed. "
+            'If it is one text that holds ": ", put it in quotes.',
+        ),
+        (
+            'compute: {node_count: "two"}',
+            'f:1:23: compute.node_count: found text "two"; a whole number of at least 1 is allowed.',
+        ),
+        (
+            'compute: {node_count: "2"}',
+            'f:1:23: compute.node_count: found text "2"; a whole number of at least 1 is allowed. Remove the quotes.',
+        ),
+        (
+            "compute: {node_count: 1.5}",
+            "f:1:23: compute.node_count: found the number 1.5; a whole number of at least 1 is allowed.",
+        ),
+        (
+            "compute: {node_count: true}",
+            "f:1:23: compute.node_count: found true; a whole number of at least 1 is allowed.",
+        ),
+        (
+            'distribution: {evaluator: "true"}',
+            'f:1:27: distribution.evaluator: found text "true"; true or false is allowed. Remove the quotes.',
+        ),
+        (
+            "distribution: {type: 3}",
+            'f:1:22: distribution.type: found the number 3; none, mpi or tensorflow is allowed. Put it in quotes: "3".',
+        ),
+        # ranges, choices, patterns
+        (
+            "compute: {gpus_per_node: -1}",
+            "f:1:26: compute.gpus_per_node: found the number -1; a whole number of at least 0 is allowed.",
+        ),
+        (
+            "compute: {node_count: 99999}",
+            "f:1:23: compute.node_count: found the number 99999; a whole number of at least 1 and at most 10000 is allowed.",
+        ),
+        ("limits: {timeout_s: 0}", "f:1:21: limits.timeout_s: found the number 0; a number above 0 is allowed."),
+        (
+            "distribution: {type: MPI}",
+            'f:1:22: distribution.type: found text "MPI"; none, mpi or tensorflow is allowed. Did you mean mpi?',
+        ),
+        (
+            "compute: {shm_size: 2gb}",
+            'f:1:21: compute.shm_size: found text "2gb"; a number with b, k, m or g, such as 2g, is allowed.',
+        ),
+        (
+            'name: "a\\n"',
+            'f:1:7: name: found text "a\\n"; a name of at most 63 letters, digits, _, . and -, starting with a letter or digit '
+            "is allowed.",
+        ),
+        ("command: ' '", 'f:1:10: command: found text " "; a line for the shell is allowed.'),
+        (
+            "dataset: {a-b: x}",
+            'f:1:11: dataset.a-b: found the key "a-b"; a name of letters, digits and _, starting with a letter or _ is allowed.',
+        ),
+        (
+            "dataset: {a: {paths: []}}",
+            "f:1:22: dataset.a.paths: found an empty list; a list that is not empty or a path is allowed.",
+        ),
+        (
+            "environment: a b",
+            'f:1:14: environment: found text "a b"; a mapping (keys with values) or a registered name, or name@version is allowed.',
+        ),
+        # required
+        (
+            "sweep:\n  search_space: {}\n  objective: {goal: maximize}\n  limits: {max_total_trials: 2}",
+            "f:3:3: sweep.objective: the key primary_metric is missing; it is required. Add primary_metric, such as accuracy.",
+        ),
+        # traps
+        (
+            "tags: {on: x}",
+            "f:1:8: tags.on: found on without quotes, which YAML 1.1 reads as true; quoted text is allowed. "
+            'Quote it: "on".',
+        ),
+        (
+            "distribution: {evaluator: yes}",
+            "f:1:27: distribution.evaluator: found yes without quotes, which YAML 1.1 reads as true; "
+            'quoted text, true or false is allowed. Write "yes" for the text, or true.',
+        ),
+    ],
+)
+def test_one_problem(text: str, expected: str):
+    assert lines(text) == [expected]
+
+
+def test_a_key_that_the_schema_knows_is_no_trap():
+    assert lines('retries: {on: [failure]}\ntags: {"on": x}') == []
+
+
+def test_conda_files_have_hints_of_their_own():
+    root, _ = read("dependencie: [a]", "f")
+    assert root is not None
+    assert [str(problem) for problem in check(root, environment_schema())[0]] == [
+        "f:1:1: the key dependencies is missing; it is required. Add dependencies.",
+        'f:1:1: dependencie: found the unknown key "dependencie"; name, channels, dependencies, variables or prefix is '
+        "allowed. Did you mean dependencies?",
+    ]
+
+
+def test_what_has_a_problem_is_marked():
+    root, _ = read("name: a b\ncompute: {node_count: x, gpus_per_node: 1}", "f")
+    assert root is not None
+    _, sound = check(root, schema())
+    bad = {where: getattr(find(sound, where), "bad", None) for where in [("name",), ("compute", "node_count")]}
+    assert bad == {("name",): True, ("compute", "node_count"): True}
+    assert not getattr(find(sound, ("compute", "gpus_per_node")), "bad", None)

@@ -1,0 +1,187 @@
+from __future__ import annotations
+
+import json
+
+import pytest
+from hypothesis import given
+from hypothesis import strategies as st
+
+from tfjob.spec.overrides import apply
+from tfjob.spec.text import read
+from tfjob.spec.tree import Node, ScalarNode, find, key_place, plain, show
+
+SOURCE = "name: a\ntags: {b: c}\narguments: [x, 0.10, {k: v}]\nempty:\n"
+
+
+def tree(text: str = SOURCE) -> Node:
+    root, problems = read(text, "job.yml")
+    assert root is not None
+    assert problems == []
+    return root
+
+
+def made(*overrides: str) -> object:
+    root, problems = apply(tree(), overrides)
+    assert problems == []
+    return plain(root)
+
+
+@pytest.mark.parametrize(
+    ("override", "where", "value"),
+    [
+        ("name=b", ("name",), "b"),
+        ("name=two words", ("name",), "two words"),
+        ('name="no"', ("name",), "no"),
+        ('name=""', ("name",), ""),
+        ("name=a=b", ("name",), "a=b"),
+        ("tags.b=1e-3", ("tags", "b"), 0.001),
+        ("tags.new=true", ("tags", "new"), True),
+        ('tags."a.b"=x', ("tags", "a.b"), "x"),
+        (r'tags."a\"b"=x', ("tags", 'a"b'), "x"),
+        ('tags."[0]"=x', ("tags", "[0]"), "x"),
+        ("tags={x: [1, 2]}", ("tags",), {"x": [1, 2]}),
+        ("arguments[1]=128", ("arguments", 1), 128),
+        ("arguments[2].k=w", ("arguments", 2, "k"), "w"),
+        ("arguments=[]", ("arguments",), []),
+        ("empty.x=1", ("empty", "x"), 1),
+        ("new.deep.key=1", ("new", "deep", "key"), 1),
+        ("new=[1,\n 2]", ("new",), [1, 2]),
+    ],
+)
+def test_what_is_set(override: str, where: tuple[str | int, ...], value: object):
+    root, problems = apply(tree(), [override])
+    assert problems == []
+    node = find(root, where)
+    assert node is not None
+    assert plain(node) == value
+    assert node.place.file.startswith("--set ")
+
+
+def test_only_what_is_set_changes():
+    assert made("arguments[0]=y") == {"name": "a", "tags": {"b": "c"}, "arguments": ["y", 0.1, {"k": "v"}], "empty": None}
+
+
+def test_later_overrides_see_earlier_ones():
+    assert made("new={a: [1]}", "new.a[0]=2", "new.b=3")["new"] == {"a": [2], "b": 3}  # type: ignore[index]
+
+
+def test_the_text_as_written_and_the_place_are_kept():
+    root, _ = apply(tree(), ["tags.lr=0.10"])
+    node = find(root, ("tags", "lr"))
+    assert isinstance(node, ScalarNode)
+    assert node.text == "0.10"
+    assert node.place == ("--set tags.lr=0.10", 1, 9)
+    assert key_place(root, ("tags", "lr")) == ("--set tags.lr=0.10", 1, 6)
+    assert key_place(root, ("tags", "b")).file == "job.yml"
+
+
+def test_an_alias_is_not_changed_through_another():
+    root, _ = apply(tree("a: &x {b: 1}\nc: *x"), ["c.b=2"])
+    assert plain(root) == {"a": {"b": 1}, "c": {"b": 2}}
+
+
+@pytest.mark.parametrize(
+    ("override", "expected"),
+    [
+        ("", '1:1: found no key here; KEY.KEY[INDEX]=VALUE is allowed, keys with other characters in double quotes ("a.b").'),
+        (
+            "name",
+            "1:5: name: found text that is no key after the one before; KEY.KEY[INDEX]=VALUE is allowed, "
+            'keys with other characters in double quotes ("a.b").',
+        ),
+        (
+            "tags..b=1",
+            '1:6: tags: found no key here; KEY.KEY[INDEX]=VALUE is allowed, keys with other characters in double quotes ("a.b").',
+        ),
+        (
+            "[0]=1",
+            '1:1: found no key here; KEY.KEY[INDEX]=VALUE is allowed, keys with other characters in double quotes ("a.b").',
+        ),
+        (
+            "arguments[x]=1",
+            "1:10: arguments: found text that is no key after the one before; KEY.KEY[INDEX]=VALUE is allowed, "
+            'keys with other characters in double quotes ("a.b").',
+        ),
+        (
+            r'"\q"=1',
+            r"1:1: found a backslash that starts no escape; \" and \\ and other escapes of JSON are allowed.",
+        ),
+        ("name=", '1:6: name: found no value; a value is allowed. Write "" for an empty text.'),
+        (
+            "name=a: b",
+            "1:6: name: found a mapping without brackets; a single value, {key: value} is allowed. "
+            'If it is one text, put it in double quotes: "…".',
+        ),
+        (
+            "name=- b",
+            "1:6: name: found a list without brackets; a single value, [first, second] is allowed. "
+            'If it is one text, put it in double quotes: "…".',
+        ),
+        ("name=a #b", "1:6: name: found a comment (after #) in the value; one value is allowed. Put a text with # in double quotes."),
+        (
+            "name=[a, b",
+            "1:11: name[2]: the [ of line 1, column 6 is not closed here; a comma or ] is allowed. "
+            "Close it with ], or put a comma before this.",
+        ),
+        (
+            "tags.b=no",
+            "1:8: tags.b: found no without quotes, which YAML 1.1 reads as false; quoted text, true or false is allowed. "
+            'Write "no" for the text, or false.',
+        ),
+        (
+            "arguments[3]=1",
+            "1:10: arguments[3]: found the index 3 of a list of length 3; [0] to [2] are allowed. "
+            "Set the whole list: arguments=[…].",
+        ),
+        (
+            "name.x=1",
+            '1:6: name: found text "a" where "x" should be a key; a mapping is allowed. Set name to a mapping first, or whole.',
+        ),
+        (
+            "arguments.x=1",
+            '1:11: arguments: found a list where "x" should be a key; a mapping is allowed. '
+            "Set arguments to a mapping first, or whole.",
+        ),
+        (
+            "tags[0]=1",
+            "1:5: tags: found a mapping (keys with values) where [0] should be an item; an index of a list is allowed. "
+            "Set the whole list: tags=[…].",
+        ),
+        (
+            "new[0]=1",
+            "1:4: new: found nothing where [0] should be an item; an index of a list is allowed. Set the whole list: new=[…].",
+        ),
+    ],
+)
+def test_what_cannot_be_set(override: str, expected: str):
+    root, problems = apply(tree(), [override])
+    assert [str(problem) for problem in problems] == [f"--set {override}:{expected}"]
+    assert plain(root) == plain(tree())
+
+
+def test_depth_is_bounded():
+    problems = apply(tree(), [".".join("a" * 40) + "=1"])[1]
+    assert [problem.message for problem in problems] == ["nested deeper than 32 levels; at most 32 are allowed"]
+
+
+keys = st.text(st.characters(blacklist_categories=("Cs", "Cc")), min_size=1, max_size=8)
+values = st.recursive(
+    st.none() | st.booleans() | st.integers(-1000, 1000) | st.text(max_size=8),
+    lambda inner: st.lists(inner, max_size=3) | st.dictionaries(keys, inner, max_size=3),
+    max_leaves=8,
+)
+
+
+@given(st.lists(keys, min_size=1, max_size=4), values)
+def test_what_is_set_is_found(where: list[str], value: object):
+    root, problems = apply(tree("{}"), [f"{show(tuple(where))}={json.dumps(value)}"])
+    assert problems == []
+    node = find(root, tuple(where))
+    assert node is not None
+    assert plain(node) == value
+
+
+@given(st.text() | st.text(alphabet='ab.[]="01{}: \n#\\'))
+def test_any_text_is_set_or_has_problems(override: str):
+    _, problems = apply(tree(), [override])
+    assert all("\n" not in str(problem) for problem in problems)

@@ -1,0 +1,123 @@
+from __future__ import annotations
+
+import dataclasses
+import re
+from collections.abc import Iterator
+from typing import Any
+
+import pytest
+from jsonschema import Draft202012Validator
+
+from tfjob.spec import job
+from tfjob.spec.schema import default, environment_schema, lookup, schema
+
+Said = dict[str, Any]
+
+SECTIONS = {
+    "": job.JobSpec,
+    "dataset.*": job.DatasetSpec,
+    "environment": job.EnvironmentSpec,
+    "compute": job.ComputeSpec,
+    "distribution": job.DistributionSpec,
+    "outputs": job.OutputsSpec,
+    "outputs.named.*": job.OutputSpec,
+    "limits": job.LimitsSpec,
+}
+# Keys without a field: nothing of them is left once a job is loaded, or this version cannot do them.
+WITHOUT_FIELD = {
+    "": {"$schema", "parameters", "retries", "services", "sweep"},
+    "compute": {"shm_size", "docker_args"},
+    "outputs.named.*": {"mode", "path", "register"},
+}
+# Fields without a key.
+WITHOUT_KEY = {"": {"base_dir", "file", "source", "overrides"}, "compute": {"container"}}
+
+
+def walk(said: Said, where: str = "") -> Iterator[tuple[str, Said]]:
+    yield where, said
+    for key, child in said.get("properties", {}).items():
+        yield from walk(child, f"{where}.{key}" if where else key)
+    for inner, mark in (("additionalProperties", ".*"), ("items", "[]")):
+        if isinstance(said.get(inner), dict):
+            yield from walk(said[inner], where + mark)
+
+
+EVERY = [*walk(schema()), *walk(environment_schema())]
+
+
+@pytest.mark.parametrize("content", [schema(), environment_schema()])
+def test_it_is_a_schema(content: Said):
+    Draft202012Validator.check_schema(content)
+    assert not any("$ref" in said for _, said in walk(content))
+
+
+@pytest.mark.parametrize(("where", "said"), EVERY)
+def test_every_key_is_explained(where: str, said: Said):
+    assert said["title"]
+    assert said["description"].endswith(".") or "…" in said["description"]
+    assert "type" in said
+    if where:
+        assert said["examples"]
+    if "pattern" in said:
+        assert said["x-says"]
+        re.compile(said["pattern"])
+    if "propertyNames" in said:
+        assert said["propertyNames"]["x-says"]
+    if "enum" in said:
+        assert len(said["enum"]) == len(said["enumDescriptions"])
+    if "object" in said["type"]:
+        assert "additionalProperties" in said
+    assert set(said) <= {
+        *("title", "description", "type", "examples", "default", "enum", "enumDescriptions", "pattern", "x-says", "x-also"),
+        *("properties", "additionalProperties", "propertyNames", "required", "items", "minItems"),
+        *("minimum", "maximum", "exclusiveMinimum", "$schema", "$id"),
+    }
+
+
+@pytest.mark.parametrize(("where", "said"), EVERY)
+def test_examples_and_defaults_are_valid(where: str, said: Said):
+    validator = Draft202012Validator(said)
+    for example in [*said.get("examples", []), *([said["default"]] if "default" in said else [])]:
+        assert list(validator.iter_errors(example)) == [], where
+
+
+@pytest.mark.parametrize("section", SECTIONS)
+def test_keys_and_fields_agree(section: str):
+    said = dict(walk(schema()))[section]
+    keys = set(said["properties"]) - WITHOUT_FIELD.get(section, set())
+    fields = {field.name for field in dataclasses.fields(SECTIONS[section])} - WITHOUT_KEY.get(section, set())
+    assert keys == fields
+
+
+@pytest.mark.parametrize("section", SECTIONS)
+def test_defaults_agree_with_those_of_the_fields(section: str):
+    said = dict(walk(schema()))[section]
+    for field in dataclasses.fields(SECTIONS[section]):
+        key = said["properties"].get(field.name, {})
+        if "default" in key and not dataclasses.is_dataclass(field.default_factory):
+            value = field.default if field.default is not dataclasses.MISSING else field.default_factory()  # type: ignore[misc]
+            if not dataclasses.is_dataclass(value):
+                assert value == key["default"] or list(value) == list(key["default"])
+    container = job.ContainerSpec()
+    assert container.shm_size == default("compute", "shm_size")
+    assert list(container.docker_args) == default("compute", "docker_args")
+
+
+def test_lookup():
+    assert lookup(("compute", "node_count")) == schema()["properties"]["compute"]["properties"]["node_count"]
+    assert (lookup(("arguments", 3)) or {})["title"] == "Argument"
+    assert (lookup(("dataset", "x", "paths", 0)) or {})["title"] == "Path"
+    assert lookup(("compute", "nope")) is None
+    assert lookup(("name", "nope")) is None
+
+
+def test_defaults():
+    assert default("limits", "grace_period_s") == 5
+    assert default("code") is None
+    with pytest.raises(KeyError, match=r"limits\.nope"):
+        default("limits", "nope")
+
+
+def test_what_is_handed_out_may_be_changed():
+    schema()["properties"].clear()
+    assert schema()["properties"]

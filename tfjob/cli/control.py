@@ -1,0 +1,82 @@
+"""Commands that act on runs: wait, cancel, rerun."""
+
+from __future__ import annotations
+
+import sys
+from typing import Annotated
+
+import typer
+
+from tfjob.cli.options import Detach, DocumentOutput, OnInterrupt, OnInterruptOption, RunName
+from tfjob.cli.output import Format, print_document
+from tfjob.errors import ExitCode, TimedOut
+from tfjob.runs.find import find_run
+from tfjob.runs.record import Record, read_record
+from tfjob.values import encode
+from tfjob.workspace import open_workspace
+
+__all__ = ["cancel", "rerun", "wait"]
+
+_CANCEL_MARGIN_S = 30.0
+
+
+def wait(
+    run: RunName,
+    timeout: Annotated[
+        float | None, typer.Option(min=0, metavar="SECONDS", help="Give up after so long (exit code 124).", show_default=False)
+    ] = None,
+    output: DocumentOutput = None,
+) -> None:
+    """Wait for the end of a run, without its output, and end with its exit code."""
+    from tfjob.runs.follow import wait_for_end  # noqa: PLC0415  # only for this
+
+    directory = find_run(open_workspace(), run)
+    try:
+        record = wait_for_end(directory, timeout)
+    except TimeoutError:
+        state = read_record(directory).state
+        raise TimedOut(f"run {directory.id} is still {state} after {timeout:g} s", "It goes on.") from None
+    _print_outcome(record, output)
+    raise typer.Exit(record.exit_code or ExitCode.DONE)
+
+
+def cancel(run: RunName, output: DocumentOutput = None) -> None:
+    """End a run in whatever phase it is, and wait until nothing of it is left."""
+    from tfjob.runs.follow import wait_for_end  # noqa: PLC0415  # only for this
+    from tfjob.runs.run import request_cancel  # noqa: PLC0415
+
+    directory = find_run(open_workspace(), run)
+    record = read_record(directory)
+    if record.is_over:
+        print(f"tfjob: run {record.id} is over already", file=sys.stderr)
+    else:
+        request_cancel(directory, "canceled")
+        try:
+            record = wait_for_end(directory, _CANCEL_MARGIN_S)
+        except TimeoutError:
+            raise TimedOut(f"run {directory.id} has not ended {_CANCEL_MARGIN_S:g} s after it was asked to", "See `tfjob show`.") from None
+    _print_outcome(record, output)
+
+
+def rerun(
+    run: RunName,
+    detach: Detach = False,
+    on_interrupt: OnInterruptOption = OnInterrupt.auto,
+    output: DocumentOutput = None,
+) -> None:
+    """Run an earlier run's plan once more: the same code, environment, datasets and arguments."""
+    from tfjob.cli.following import begin_and_follow  # noqa: PLC0415  # the whole house is for commands that need it
+    from tfjob.submission import prepare_rerun  # noqa: PLC0415
+
+    workspace = open_workspace()
+    ready = prepare_rerun(workspace, find_run(workspace, run))
+    begin_and_follow(ready, workspace, detach=detach, on_interrupt=on_interrupt, output=output)
+
+
+def _print_outcome(record: Record, output: Format | None) -> None:
+    if output:
+        print_document(encode(record), output)
+        return
+    from tfjob.cli.live import print_end  # noqa: PLC0415  # only for this
+
+    print_end(record, sys.stdout)

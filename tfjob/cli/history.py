@@ -1,0 +1,168 @@
+"""Commands that look at runs: list, show, logs."""
+
+from __future__ import annotations
+
+import sys
+from typing import TYPE_CHECKING, Annotated
+
+import typer
+
+from tfjob.cli.options import RunName, TableOutput
+from tfjob.cli.output import STATE_STYLES, TableFormat, colored, duration, print_document, print_table, size
+from tfjob.errors import NotFound
+from tfjob.runs.find import find_run, list_summaries, recover_dead
+from tfjob.workspace import open_workspace
+
+if TYPE_CHECKING:
+    from tfjob.rundir import RunDirectory
+    from tfjob.runs.record import Record
+
+__all__ = ["list_runs", "logs", "show"]
+
+
+def list_runs(
+    experiment: Annotated[str | None, typer.Option(help="Only runs of this experiment.", show_default=False)] = None,
+    state: Annotated[str | None, typer.Option(help="Only runs in this state, such as Running.", show_default=False)] = None,
+    limit: Annotated[int | None, typer.Option("--limit", "-n", min=1, help="At most so many.", show_default=False)] = None,
+    output: TableOutput = TableFormat.table,
+) -> None:
+    """List the runs of this workspace, the newest first."""
+    workspace = open_workspace()
+    summaries = [
+        summary
+        for summary in list_summaries(workspace)
+        if experiment in (None, summary.experiment) and (state is None or summary.state.lower() == state.lower())
+    ][:limit]
+    recover_dead(workspace, summaries)
+    if output is not TableFormat.table:
+        print_document([summary.document for summary in summaries], output)
+        return
+    if not summaries:
+        is_filtered = experiment is not None or state is not None
+        print("No such run." if is_filtered else "No runs yet. Submit one: tfjob submit JOB.yml", file=sys.stderr)
+        return
+    rows = [
+        (one.id, one.experiment, one.state, one.created[:19].replace("T", " "), duration(one.duration_s))
+        for one in summaries
+    ]
+    print_table(("RUN", "EXPERIMENT", "STATE", "CREATED (UTC)", "DURATION"), rows, styles=STATE_STYLES)
+
+
+def show(run: RunName, output: TableOutput = TableFormat.table) -> None:
+    """Show one run: its phases, tasks, first failure, outputs, and where everything is."""
+    from tfjob.runs.record import read_record  # noqa: PLC0415  # not for list, which must be fast
+    from tfjob.runs.supervisor import recover  # noqa: PLC0415
+    from tfjob.values import encode  # noqa: PLC0415
+
+    directory = find_run(open_workspace(), run)
+    record = read_record(directory)
+    if recover(directory, record):
+        print(f"tfjob: the supervisor of {record.id} had died; another takes over", file=sys.stderr)
+    if output is not TableFormat.table:
+        print_document(encode(record), output)
+    else:
+        _print_record(record)
+
+
+def logs(
+    run: RunName,
+    follow: Annotated[bool, typer.Option("--follow", "-f", help="Go on until the run is over.")] = False,
+    task: Annotated[list[str] | None, typer.Option(help="Only this task's; can be repeated.", show_default=False)] = None,
+    tail: Annotated[int | None, typer.Option(min=1, help="Only the last lines of each task.", show_default=False)] = None,
+) -> None:
+    """Print what the tasks of a run have printed; with -f, go on until the run is over."""
+    from tfjob.cli.live import TaskOutput  # noqa: PLC0415  # only for this
+    from tfjob.runs.follow import Chunk, read_output, tail_offsets  # noqa: PLC0415
+    from tfjob.runs.follow import follow as follow_run  # noqa: PLC0415
+    from tfjob.runs.record import read_record  # noqa: PLC0415
+    from tfjob.runs.supervisor import recover  # noqa: PLC0415
+
+    directory = find_run(open_workspace(), run)
+    names = _task_names(directory, task)
+    output = TaskOutput(names, sys.stdout.buffer, sys.stdout)
+    offsets = tail_offsets(directory, names, tail) if tail else {}
+    try:
+        if follow:
+            for item in follow_run(directory, names, offsets=offsets):
+                if isinstance(item, Chunk):
+                    output.write(item)
+        else:
+            for chunk in read_output(directory, offsets, names):
+                output.write(chunk)
+    finally:
+        output.close()
+    record = read_record(directory)
+    if follow:
+        print(f"tfjob: {record.state} in {duration(record.duration_s)}", file=sys.stderr)
+    elif not record.is_over:
+        recover(directory, record)
+        print(f"tfjob: {record.state}; `tfjob logs -f {record.id}` goes on", file=sys.stderr)
+
+
+def _task_names(directory: RunDirectory, wanted: list[str] | None) -> list[str]:
+    """The run's tasks, or those wanted. Raises NotFound naming the tasks there are."""
+    from tfjob.runs.follow import task_names  # noqa: PLC0415  # only for logs
+
+    names = task_names(directory)
+    unknown = [name for name in wanted or () if name not in names]
+    if unknown:
+        raise NotFound(f"run {directory.id} has no task {unknown[0]!r}", f"Its tasks: {', '.join(names)}.")
+    return list(dict.fromkeys(wanted)) if wanted else names
+
+
+def _print_record(record: Record) -> None:
+    out = sys.stdout
+    state = colored(record.state, STATE_STYLES.get(record.state, ""), out)
+    print(f"{colored(record.id, 'bold', out)}  {state}  {duration(record.duration_s)}")
+    facts = [
+        ("experiment", record.experiment),
+        ("description", record.description),
+        ("tags", ", ".join(f"{key}={value}" for key, value in record.tags)),
+        ("created", f"{record.created[:19].replace('T', ' ')} UTC" + (f", a rerun of {record.rerun_of}" if record.rerun_of else "")),
+        ("target", record.target),
+        ("overrides", " ".join(f"--set {one}" for one in record.overrides)),
+        ("directory", record.dir),
+    ]
+    for name, text in facts:
+        if text:
+            print(f"  {name.ljust(11)} {text}")
+    for note in record.notes:
+        print(f"  {'note'.ljust(11)} {note}")
+    _print_phases_and_tasks(record)
+    if record.failure:
+        failure = record.failure
+        who = f"{failure.task} on {failure.node} " if failure.task else ""
+        print(f"\n{colored('Cause', 'red', out)}: {who}{failure.message}")
+        if failure.hint:
+            print(f"  {failure.hint}")
+        for line in failure.log_tail:
+            print(f"    {line}")
+    if record.outputs:
+        print()
+        print_table(("OUTPUT", "SIZE"), [(one.path, size(one.size_bytes)) for one in record.outputs[:20]])
+        if record.output_count > 20:
+            print(f"... and {record.output_count - 20} more: tfjob show {record.id} -o json")
+    for path in record.left_in_work:
+        print(f"kept, though written outside of ./outputs: {path}")
+
+
+def _print_phases_and_tasks(record: Record) -> None:
+    from tfjob.runs.record import seconds  # noqa: PLC0415  # not for list, which must be fast
+
+    if record.phases:
+        print()
+        rows = []
+        for phase in record.phases:
+            end = seconds(phase.ended) if phase.ended else None
+            rows.append((phase.name, duration(end - seconds(phase.started)) if end else "now"))
+        print_table(("PHASE", "TIME"), rows)
+    if record.tasks:
+        print()
+        rows = [(task.name, task.node, task.state, _end(task.exit_code, task.signal)) for task in record.tasks]
+        print_table(("TASK", "NODE", "STATE", "EXIT"), rows)
+
+
+def _end(exit_code: int | None, number: int | None) -> str:
+    if number is not None:
+        return f"signal {number}"
+    return "" if exit_code is None else str(exit_code)

@@ -1,0 +1,83 @@
+"""Commands that take a job file: validate, plan, submit, schema."""
+
+from __future__ import annotations
+
+import sys
+from enum import StrEnum
+from pathlib import Path
+from typing import Annotated
+
+import typer
+
+from tfjob.cli.options import Detach, DocumentOutput, JobFile, OnInterrupt, OnInterruptOption, Set
+from tfjob.cli.output import Format, print_document
+from tfjob.errors import ExitCode, InvalidFile, Problem
+
+__all__ = ["plan", "schema", "submit", "validate"]
+
+
+class SchemaName(StrEnum):
+    """The schemas tfjob publishes."""
+
+    job = "job"
+    environment = "environment"
+
+
+def validate(
+    files: Annotated[list[Path], typer.Argument(metavar="FILE...", help="Job files.", show_default=False)],
+    overrides: Set = None,
+    output: DocumentOutput = None,
+) -> None:
+    """Check job files and report every problem at once, each with its place."""
+    from tfjob.spec.load import load  # noqa: PLC0415  # reading YAML and schemas is for commands that need it
+
+    problems: list[Problem] = []
+    for file in files:
+        try:
+            load(file, overrides=overrides or ())
+        except InvalidFile as error:
+            problems.extend(error.problems)
+        else:
+            if output is None:
+                print(f"{file}: ok")
+    if output is not None:
+        print_document([problem._asdict() for problem in problems], output)
+        if problems:
+            raise typer.Exit(ExitCode.BAD_INPUT)
+    elif problems:
+        raise InvalidFile(problems)
+
+
+def plan(file: JobFile, overrides: Set = None, output: DocumentOutput = None) -> None:
+    """Show exactly what `submit` would run: every task with its node, arguments, environment, port and GPUs."""
+    from tfjob import submission  # noqa: PLC0415  # the whole house is for commands that need it
+    from tfjob.values import encode  # noqa: PLC0415
+
+    print_document(encode(submission.plan(file, overrides=overrides or ())), output or Format.yaml)
+
+
+def submit(
+    file: JobFile,
+    overrides: Set = None,
+    detach: Detach = False,
+    on_interrupt: OnInterruptOption = OnInterrupt.auto,
+    output: DocumentOutput = None,
+) -> None:
+    """Run a job and follow it to its end; the run goes on if this terminal dies."""
+    from tfjob import submission  # noqa: PLC0415  # the whole house is for commands that need it
+    from tfjob.cli.following import begin_and_follow  # noqa: PLC0415
+    from tfjob.workspace import find_workspace, make_workspace  # noqa: PLC0415
+
+    workspace = find_workspace()
+    ready = submission.prepare(file, overrides=overrides or (), workspace=workspace)
+    if workspace is None:
+        workspace, _ = make_workspace(Path.cwd())
+        print(f"tfjob: made a workspace in {workspace.root}", file=sys.stderr)
+    begin_and_follow(ready, workspace, detach=detach, on_interrupt=on_interrupt, output=output)
+
+
+def schema(name: Annotated[SchemaName, typer.Argument(help="Which schema.")] = SchemaName.job) -> None:
+    """Print the JSON Schema of job files (or of environment files), for editors and other tools."""
+    from tfjob.spec.schema import schema_of  # noqa: PLC0415  # only for this
+
+    print_document(schema_of(name.value), Format.json)

@@ -1,0 +1,55 @@
+"""Arguments and options that several commands share."""
+
+from __future__ import annotations
+
+from enum import StrEnum
+from pathlib import Path
+from typing import Annotated
+
+import typer
+
+from tfjob.cli.output import Format, TableFormat
+
+__all__ = ["Detach", "DocumentOutput", "JobFile", "OnInterrupt", "OnInterruptOption", "RunName", "Set", "TableOutput"]
+
+
+class OnInterrupt(StrEnum):
+    """What Ctrl-C, SIGINT or SIGTERM do to the run that is being followed."""
+
+    auto = "auto"
+    detach = "detach"
+    cancel = "cancel"
+
+
+def _complete_run(incomplete: str) -> list[str]:
+    """Run ids for the shell's completion."""
+    from tfjob.workspace import find_workspace  # noqa: PLC0415  # only when the shell asks
+
+    workspace = find_workspace()
+    if workspace is None:
+        return []
+    ids = (path.name for path in workspace.runs.iterdir() if not path.name.startswith("."))
+    return sorted(name for name in (*ids, "latest") if name.startswith(incomplete))
+
+
+JobFile = Annotated[Path, typer.Argument(metavar="FILE", help="The job file.", show_default=False)]
+RunName = Annotated[
+    str,
+    typer.Argument(
+        metavar="RUN",
+        help="A run's id, the start of it, or `latest`.",
+        show_default=False,
+        autocompletion=_complete_run,
+    ),
+]
+Set = Annotated[
+    list[str] | None,
+    typer.Option("--set", metavar="KEY=VALUE", help="Override a value of the file, such as compute.node_count=2 or arguments[3]=128.", show_default=False),
+]
+Detach = Annotated[bool, typer.Option("--detach", "-d", help="Return once the run is recorded, and print its id.")]
+OnInterruptOption = Annotated[
+    OnInterrupt,
+    typer.Option(help="What Ctrl-C or SIGTERM does to the run. auto: detach on a terminal, cancel without one (CI)."),
+]
+DocumentOutput = Annotated[Format | None, typer.Option("--output", "-o", help="Print one document on stdout.", show_default=False)]
+TableOutput = Annotated[TableFormat, typer.Option("--output", "-o", help="How to print it.")]

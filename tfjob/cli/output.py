@@ -1,0 +1,82 @@
+"""How things are printed: tables and documents for stdout, plain where nobody looks at a terminal. All rich output is here and in live.py."""
+
+from __future__ import annotations
+
+import json
+import os
+import sys
+from collections.abc import Sequence
+from enum import StrEnum
+from typing import Any, TextIO
+
+__all__ = ["Format", "TableFormat", "colored", "duration", "print_document", "print_table", "size", "uses_color"]
+
+STATE_STYLES = {"Completed": "green", "Failed": "red", "Canceled": "yellow"}
+_CODES = {"green": "32", "red": "31", "yellow": "33", "blue": "34", "magenta": "35", "cyan": "36", "dim": "2", "bold": "1"}
+
+
+class Format(StrEnum):
+    """Documents: what a program reads."""
+
+    json = "json"
+    yaml = "yaml"
+
+
+class TableFormat(StrEnum):
+    """Tables for people, documents for programs."""
+
+    table = "table"
+    json = "json"
+    yaml = "yaml"
+
+
+def uses_color(stream: TextIO) -> bool:
+    """Whether to write colors: on a terminal that can, unless NO_COLOR is set (no-color.org)."""
+    return stream.isatty() and not os.environ.get("NO_COLOR") and os.environ.get("TERM") != "dumb"
+
+
+def colored(text: str, style: str, stream: TextIO) -> str:
+    """The text in a color, if the stream takes colors."""
+    return f"\x1b[{_CODES[style]}m{text}\x1b[0m" if style in _CODES and uses_color(stream) else text
+
+
+def print_document(value: Any, kind: Format | TableFormat) -> None:
+    """One JSON or YAML document on stdout, and nothing else."""
+    if kind == "json":
+        print(json.dumps(value, indent=2, ensure_ascii=False))
+        return
+    import yaml  # noqa: PLC0415  # 18 ms that JSON and tables need not pay
+
+    print(yaml.safe_dump(value, sort_keys=False, allow_unicode=True, width=120), end="")
+
+
+def print_table(headers: Sequence[str], rows: Sequence[Sequence[str]], *, styles: dict[str, str] | None = None) -> None:
+    """Columns on stdout, as wide as they need to be; nothing is cut, so that names can be copied and piped."""
+    table = [list(headers), *[list(row) for row in rows]]
+    widths = [max(len(row[column]) for row in table) for column in range(len(headers))]
+    for number, row in enumerate(table):
+        cells = [cell.ljust(width) for cell, width in zip(row, widths, strict=True)]
+        if number == 0:
+            print(colored("  ".join(cells).rstrip(), "bold", sys.stdout))
+            continue
+        painted = [colored(cell, (styles or {}).get(text, ""), sys.stdout) for cell, text in zip(cells, row, strict=True)]
+        print("  ".join(painted).rstrip())
+
+
+def duration(seconds_taken: float) -> str:
+    """A length of time for people: 0.4 s, 12.3 s, 4 min 05 s, 2 h 03 min."""
+    if seconds_taken < 99.95:
+        return f"{max(seconds_taken, 0):.1f} s"
+    minutes, secs = divmod(round(seconds_taken), 60)
+    hours, minutes = divmod(minutes, 60)
+    return f"{hours} h {minutes:02} min" if hours else f"{minutes} min {secs:02} s"
+
+
+def size(count: int) -> str:
+    """Bytes for people: 512 B, 1.2 MiB."""
+    amount = float(count)
+    for unit in ("B", "KiB", "MiB", "GiB"):
+        if amount < 1024:
+            return f"{amount:.0f} {unit}" if unit == "B" else f"{amount:.1f} {unit}"
+        amount /= 1024
+    return f"{amount:.1f} TiB"

@@ -1,0 +1,153 @@
+"""The Pythons of this machine: on PATH, made by pyenv or by uv, and the one tfjob runs with.
+
+Only real interpreters count: a shell script that may or may not find one (a pyenv shim) is passed over, and a virtual
+environment stands for the Python it was made from.
+"""
+
+from __future__ import annotations
+
+import json
+import os
+import re
+import subprocess
+import sys
+from dataclasses import dataclass
+from pathlib import Path
+from typing import TYPE_CHECKING
+
+from tfjob.errors import PreparationError
+
+if TYPE_CHECKING:
+    from collections.abc import Iterable, Iterator, Mapping
+
+__all__ = ["Interpreter", "choose", "installed", "matches"]
+
+_NAME = re.compile(r"python3(\.\d+)?")
+_CLAUSE = re.compile(r"(==|!=|>=|<=|~=|<|>)(\d+(?:\.\d+)*)(\.\*)?")
+_QUERY = (
+    "import json, sys; one = sys.implementation; "
+    "print(json.dumps([one.name, list(sys.version_info), one.cache_tag, getattr(sys, 'abiflags', '')]))"
+)
+_QUERY_TIMEOUT_S = 10
+
+
+@dataclass(frozen=True)
+class Interpreter:
+    """One Python: the executable (no symbolic link), its version, and the tag of the bytecode it reads."""
+
+    path: Path
+    version: tuple[int, int, int]
+    cache_tag: str
+
+    @property
+    def version_text(self) -> str:
+        """The full version, such as ``3.11.7``."""
+        return ".".join(str(number) for number in self.version)
+
+
+def installed(environ: Mapping[str, str]) -> tuple[Interpreter, ...]:
+    """Every CPython 3 of this machine that starts: released versions with the usual build options, newest first."""
+    paths = {os.path.realpath(path): None for path in _candidates(environ)}
+    asked = []
+    for path in paths:
+        if _is_program(path):
+            command = [path, "-I", "-S", "-c", _QUERY]
+            try:
+                asked.append((path, subprocess.Popen(command, stdout=subprocess.PIPE, stderr=subprocess.DEVNULL)))
+            except OSError:
+                continue
+    found = [interpreter for path, process in asked if (interpreter := _answer(path, process)) is not None]
+    return tuple(sorted(found, key=lambda interpreter: interpreter.version, reverse=True))
+
+
+def choose(specifier: str | None, interpreters: Iterable[Interpreter]) -> Interpreter:
+    """Return the newest Python that fits; when any will do, the newest of the minor version tfjob itself runs with.
+
+    Raises PreparationError, naming the ones there are, when none fits.
+    """
+    newest_first = sorted(interpreters, key=lambda interpreter: interpreter.version, reverse=True)
+    fitting = [one for one in newest_first if specifier is None or matches(one.version, specifier)]
+    if specifier is None:
+        fitting.sort(key=lambda one: one.version[:2] != sys.version_info[:2])
+    if fitting:
+        return fitting[0]
+    has = ", ".join(f"{one.version_text} ({one.path})" for one in newest_first) or "none that starts"
+    wanted = re.search(r"\d+\.\d+", specifier or "")
+    minor = wanted[0] if wanted else "3.11"
+    near = f" `python={newest_first[0].version[0]}.{newest_first[0].version[1]}` would do." if newest_first else ""
+    raise PreparationError(
+        f"the environment asks for Python {specifier or '3'}, and this machine does not have it; it has: {has}",
+        f"Install it (`apt install python{minor}` where your distribution has it, `uv python install {minor}`, or "
+        f"pyenv), or ask for one that is here:{near or ' there is none.'}",
+    )
+
+
+def matches(version: tuple[int, int, int], specifier: str) -> bool:
+    """Whether a released version fits a PEP 440 specifier of plain numbers: ``==3.11.*``, ``>=3.10,<3.12``."""
+    return all(_fits(version, clause) for clause in specifier.split(","))
+
+
+def _fits(version: tuple[int, ...], clause: str) -> bool:
+    match = _CLAUSE.fullmatch(clause)
+    if match is None:
+        return False
+    operator, star = match[1], bool(match[3])
+    numbers = tuple(int(number) for number in match[2].split("."))
+    other = numbers + (0,) * (3 - len(numbers))
+    equal = version[: len(numbers)] == numbers if star else version == other
+    if operator == "~=":
+        return version >= other and version[: len(numbers) - 1] == numbers[:-1]
+    return {
+        "==": equal,
+        "!=": not equal,
+        ">=": version >= other,
+        "<=": version <= other,
+        ">": version > other,
+        "<": version < other,
+    }[operator]
+
+
+def _candidates(environ: Mapping[str, str]) -> Iterator[Path]:
+    """Files that may be a Python, by name and place."""
+    yield Path(sys.base_prefix) / "bin" / f"python3.{sys.version_info.minor}"
+    home = Path(environ.get("HOME") or Path.home())
+    data = Path(environ.get("XDG_DATA_HOME") or home / ".local" / "share")
+    folders = [Path(folder) for folder in environ.get("PATH", os.defpath).split(os.pathsep) if folder]
+    folders += _listed(Path(environ.get("PYENV_ROOT") or home / ".pyenv") / "versions", "bin")
+    folders += _listed(Path(environ.get("UV_PYTHON_INSTALL_DIR") or data / "uv" / "python"), "bin")
+    for folder in dict.fromkeys(folders):
+        yield from (path for path in _listed(folder) if _NAME.fullmatch(path.name))
+
+
+def _listed(folder: Path, inside: str = "") -> list[Path]:
+    """Return what is in a folder (or the folder `inside` each), sorted; nothing of one that cannot be read."""
+    try:
+        return sorted(path / inside for path in folder.iterdir())
+    except OSError:
+        return []
+
+
+def _is_program(path: str) -> bool:
+    """Whether `path` is an executable binary, not a script that starts something else."""
+    try:
+        with Path(path).open("rb") as file:
+            return os.access(path, os.X_OK) and file.read(2) != b"#!"
+    except OSError:
+        return False
+
+
+def _answer(path: str, process: subprocess.Popen[bytes]) -> Interpreter | None:
+    """Return what a started Python said about itself; None when it is not one to build on."""
+    try:
+        output, _ = process.communicate(timeout=_QUERY_TIMEOUT_S)
+    except subprocess.TimeoutExpired:
+        process.kill()
+        process.communicate()
+        return None
+    try:
+        implementation, version, cache_tag, flags = json.loads(output)
+    except ValueError:
+        return None
+    if implementation != "cpython" or version[0] != 3 or version[3] != "final" or flags:
+        return None
+    return Interpreter(path=Path(path), version=(version[0], version[1], version[2]), cache_tag=cache_tag)

@@ -1,0 +1,122 @@
+"""What a job file says of the disk, checked against the disk: code, script, data, conda file and Dockerfile.
+
+Relative paths are from the directory of the job file; ``~`` is the home directory. Questions to the disk are asked
+through os.path, which answers no where pathlib raises (a name too long, a directory that cannot be entered).
+"""
+
+# ruff: noqa: PTH111, PTH112, PTH113, PTH118, PTH119, PTH120, PTH207, PTH208
+
+from __future__ import annotations
+
+import os
+from pathlib import Path
+from typing import TYPE_CHECKING
+
+from tfjob.spec.nearest import nearest
+from tfjob.spec.rules import ADDRESS, leaves
+from tfjob.spec.tree import MapNode, Where, quoted
+from tfjob.spec.view import View
+
+if TYPE_CHECKING:
+    from collections.abc import Iterator
+
+    from tfjob.errors import Problem
+    from tfjob.spec.tree import Node
+
+__all__ = ["absolute", "absolute_pattern", "check"]
+
+_MAX_NAMES = 1000  # of one directory, to look for a name like the one that is missing
+
+
+def check(root: Node, base_dir: Path) -> list[Problem]:
+    """Return what the tree `root` of a job file in `base_dir` names and the disk does not have."""
+    view = View(root)
+    return [*_code(view, base_dir), *_data(view, base_dir), *_environment(view, base_dir)]
+
+
+def absolute(base_dir: Path, text: str) -> Path:
+    """Return the path `text` of a job file in `base_dir` as an absolute one, without ``..``."""
+    path = base_dir / os.path.expanduser(text)
+    return Path(os.path.realpath(path)) if ".." in path.parts else path
+
+
+def absolute_pattern(base_dir: Path, text: str) -> str:
+    """Return the path or glob `text` as an absolute glob; the name of an existing file stands for itself."""
+    import glob  # noqa: PLC0415  # 6 ms
+
+    if os.path.lexists(path := absolute(base_dir, text)):
+        return glob.escape(str(path))
+    parts = Path(os.path.expanduser(text)).parts
+    split = next((index for index, part in enumerate(parts) if glob.has_magic(part)), len(parts))
+    head = absolute(base_dir, str(Path(*parts[:split])))
+    return str(Path(glob.escape(str(head)), *parts[split:]))
+
+
+def _code(view: View, base_dir: Path) -> Iterator[Problem]:
+    code, script = view.text("code"), view.text("script")
+    if code is None or ADDRESS.match(code):
+        return
+    directory = absolute(base_dir, code)
+    if not os.path.isdir(directory):
+        yield _missing(view, ("code",), directory, "directory")
+    elif script is not None and not leaves(script) and not os.path.isfile(directory / script):
+        message = f"found {quoted(script)}, which is not in {quoted(code)}; a file of the code directory is allowed"
+        guess = _nearest_file(directory, script)
+        yield view.problem_at_value(("script",), message, f"Did you mean {guess}?" if guess else "")
+
+
+def _nearest_file(directory: Path, script: str) -> str | None:
+    """Return the file of `directory` that `script` probably means: of the same name a level below, or a similar one."""
+    below = [f"{name}/" for name in _names(directory) if os.path.isdir(directory / name) and not name.startswith(".")]
+    parent = os.path.dirname(script)
+    for folder in ("", *below):
+        if os.path.isfile(directory / folder / os.path.basename(script)):
+            return folder + os.path.basename(script)
+    files = [os.path.join(parent, name) for name in _names(directory / parent)]
+    return nearest(script, [file for file in files if os.path.isfile(directory / file)])
+
+
+def _names(directory: Path) -> list[str]:
+    try:
+        return sorted(os.listdir(directory))[:_MAX_NAMES]
+    except OSError:
+        return []
+
+
+def _data(view: View, base_dir: Path) -> Iterator[Problem]:
+    import glob  # noqa: PLC0415  # 6 ms
+
+    for name, node in view.entries("dataset").items():
+        if not isinstance(node, MapNode):
+            continue
+        for where, path in view.texts("dataset", name, "paths"):
+            if ADDRESS.match(path.text):
+                continue
+            pattern = absolute_pattern(base_dir, path.text)
+            if next(glob.iglob(pattern, recursive=True), None) is None:
+                if glob.has_magic(path.text):
+                    message = f"found {quoted(path.text)}, which matches nothing; a glob that matches files is allowed"
+                    yield path.place.problem(where, message, f"It is looked for as {pattern}")
+                else:
+                    yield _missing(view, where, absolute(base_dir, path.text), "file or directory")
+
+
+def _environment(view: View, base_dir: Path) -> Iterator[Problem]:
+    for key, exists, what in (
+        ("conda_file", os.path.isfile, "file"),
+        ("dockerfile", os.path.isfile, "file"),
+        ("build_context", os.path.isdir, "directory"),
+    ):
+        text = view.text("environment", key) if isinstance(view.node("environment"), MapNode) else None
+        if text is not None and not exists(path := absolute(base_dir, text)):
+            yield _missing(view, ("environment", key), path, what)
+
+
+def _missing(view: View, where: Where, path: Path, what: str) -> Problem:
+    """Return the problem that `path`, a file or directory as `what` says, is not there or not of that kind."""
+    found = "is there but is something else" if os.path.lexists(path) else "is not there"
+    text = view.node(*where)
+    written = quoted(getattr(text, "text", ""))
+    guess = nearest(path.name, _names(path.parent)) if found == "is not there" else None
+    hint = f"Did you mean {guess}?" if guess else f"It is looked for as {path}"
+    return view.problem_at_value(where, f"found {written}, which {found}; an existing {what} is allowed", hint)

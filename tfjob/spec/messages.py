@@ -1,0 +1,236 @@
+"""What the schema has against a file, in words: what was found, what is allowed, what to do.
+
+`check` compares a tree with a schema and returns the problems, and the tree with everything marked bad that has one, so
+that later checks look only at what is sound.
+"""
+
+from __future__ import annotations
+
+import functools
+import re
+from typing import TYPE_CHECKING, Any
+
+from tfjob.spec import schema as schemas
+from tfjob.spec.nearest import nearest
+from tfjob.spec.scalars import resolve
+from tfjob.spec.tree import (
+    MapNode,
+    Node,
+    ScalarNode,
+    Where,
+    describe,
+    find,
+    key_place,
+    plain,
+    quoted,
+    rebuilt,
+    show,
+    spoiled,
+    walk,
+)
+
+if TYPE_CHECKING:
+    from collections.abc import Iterator
+
+    from tfjob.errors import Problem
+
+__all__ = ["check"]
+
+_MANY_KEYS = 12  # more are listed only where no hint can be given
+
+_KINDS = {
+    "string": "text",
+    "integer": "a whole number",
+    "number": "a number",
+    "array": "a list",
+    "object": "a mapping (keys with values)",
+    "null": "nothing",
+}
+
+
+def check(root: Node, schema: dict[str, Any]) -> tuple[list[Problem], Node]:
+    """Return everything `schema` has against `root`, and `root` with the nodes concerned marked bad."""
+    problems = list(_key_traps(root, schema))
+    judged: dict[Where, Problem] = {}
+    for error in sorted(_validator(schema).iter_errors(plain(root)), key=lambda error: error.validator != "type"):
+        where: Where = tuple(error.absolute_path)
+        node = find(root, where)
+        if node is None or node.bad:
+            continue
+        if error.validator == "additionalProperties":
+            problems += _unknown_keys(root, where, error.schema, schema)
+        elif error.validator == "pattern" and "propertyNames" in error.absolute_schema_path:
+            place = key_place(root, (*where, error.instance))
+            message = f"found the key {quoted(error.instance)}; {error.schema['x-says']} is allowed"
+            problems.append(place.problem((*where, error.instance), message))
+        elif error.validator == "required":
+            problems += _missing_keys(root, where, error.schema, node)
+        elif where not in judged:
+            message, hint = _explain(error, node, where)
+            judged[where] = node.place.problem(where, message, hint)
+    problems += judged.values()
+    sound = rebuilt(root, lambda where, node: spoiled(node) if where in judged else node)
+    return list(dict.fromkeys(problems)), sound
+
+
+def _validator(schema: dict[str, Any]) -> Any:
+    return _validator_class()(schema)
+
+
+@functools.cache
+def _validator_class() -> Any:
+    from jsonschema import Draft202012Validator, ValidationError, validators  # noqa: PLC0415  # 75 ms
+
+    def pattern(_validator: Any, expected: str, instance: Any, _schema: Any) -> Iterator[Any]:
+        """As JSON Schema has it: unlike Python's, its $ does not match before a final newline."""
+        if isinstance(instance, str) and not re.search(re.sub(r"\$$", r"\\Z", expected), instance):
+            yield ValidationError(instance)
+
+    extend: Any = validators.extend
+    return extend(Draft202012Validator, {"pattern": pattern})
+
+
+def _explain(error: Any, node: Node, where: Where) -> tuple[str, str]:
+    """Return message and hint for one thing that the schema has against `node`."""
+    found, said = describe(node), error.schema
+    if error.validator == "enum":
+        choices = [str(choice) for choice in said["enum"]]
+        guess = nearest(str(plain(node)), choices)
+        return f"found {found}; {_listed(choices, 'or')} is allowed", f"Did you mean {guess}?" if guess else ""
+    if error.validator == "type":
+        return f"found {found}; {_allowed(said)} is allowed", _type_hint(said, node, where)
+    if error.validator == "maximum":
+        return f"found {found}; {_allowed(said)} and at most {said['maximum']} is allowed", ""
+    return f"found {found}; {_allowed(said)} is allowed", ""
+
+
+def _allowed(said: dict[str, Any]) -> str:
+    """Return in words what `said` allows."""
+    if "enum" in said:
+        return _listed(said["enum"], "or")
+    kinds: list[str] = []
+    for kind in schemas.types(said):
+        if kind == "boolean":
+            kinds += ("true", "false")
+        else:
+            kinds.append(
+                said["x-says"] if kind == "string" and "x-says" in said else _KINDS[kind] + _bounds(said, kind)
+            )
+    return _listed(kinds, "or")
+
+
+def _bounds(said: dict[str, Any], kind: str) -> str:
+    if kind == "array":
+        return " that is not empty" if said.get("minItems") else ""
+    if kind not in {"integer", "number"}:
+        return ""
+    if "exclusiveMinimum" in said:
+        return f" above {said['exclusiveMinimum']}"
+    return f" of at least {said['minimum']}" if "minimum" in said else ""
+
+
+def _type_hint(said: dict[str, Any], node: Node, where: Where) -> str:
+    if isinstance(node, ScalarNode):
+        return _scalar_hint(said, node, where)
+    if isinstance(node, MapNode) and "string" in schemas.types(said):
+        return 'If it is one text that holds ": ", put it in quotes.'
+    return ""
+
+
+def _scalar_hint(said: dict[str, Any], node: ScalarNode, where: Where) -> str:
+    if node.value is None:
+        if where and isinstance(where[-1], int):
+            return 'Give it a value, remove it, or write "null" for the text.'
+        return "Give it a value, or remove the key."
+    if isinstance(node.value, str) and not node.plain and _fits(resolve(node.value)[0], said):
+        return "Remove the quotes."
+    if not isinstance(node.value, str) and "string" in schemas.types(said):
+        return f'Put it in quotes: "{node.text}".'
+    return "Put it in brackets: [ ]." if "array" in schemas.types(said) else ""
+
+
+def _fits(value: object, said: dict[str, Any]) -> bool:
+    kinds = {bool: "boolean", int: "integer", float: "number"}
+    kind = kinds.get(type(value))
+    return kind in schemas.types(said) or (kind == "integer" and "number" in schemas.types(said))
+
+
+def _missing_keys(root: Node, where: Where, said: dict[str, Any], node: Node) -> Iterator[Problem]:
+    for key in said["required"]:
+        if isinstance(node, MapNode) and key not in node.entries:
+            example = said["properties"][key]["examples"][0]
+            shown = f", such as {example}" if isinstance(example, str | int) else ""
+            message = f"the key {key} is missing; it is required"
+            yield key_place(root, where).problem(where, message, f"Add {key}{shown}.")
+
+
+def _unknown_keys(root: Node, where: Where, said: dict[str, Any], schema: dict[str, Any]) -> Iterator[Problem]:
+    node = find(root, where)
+    known = [key for key in said["properties"] if not key.startswith("$")]
+    for key in node.entries if isinstance(node, MapNode) else ():
+        if key in said["properties"]:
+            continue
+        hint = _key_hint(key, where, known, schema)
+        allowed = _listed(known, "or") if len(known) <= _MANY_KEYS or not hint else "a key of the schema"
+        message = f"found the unknown key {quoted(key)}; {allowed} is allowed"
+        yield key_place(root, (*where, key)).problem((*where, key), message, hint)
+
+
+def _key_hint(key: str, where: Where, known: list[str], schema: dict[str, Any]) -> str:
+    """Say where the unknown `key` belongs, or which known one it is probably meant to be."""
+    homes = [home for home in _homes(schema).get(key.lower(), ()) if home != show((*where, key))]
+    close = nearest(key, known)
+    if close and close.lower() == key.lower():
+        return f"Did you mean {close}?"
+    if len(homes) == 1:
+        section, _, name = homes[0].rpartition(".")
+        if name == key and section:
+            return f"It belongs under {section}."
+        return f"Did you mean {homes[0]}?"
+    if close:
+        return f"Did you mean {close}?"
+    if 1 < len(homes) <= 3:
+        return f"Did you mean {_listed(homes, 'or')}?"
+    return ""
+
+
+@functools.cache
+def _all_homes(identity: str) -> dict[str, tuple[str, ...]]:
+    schema = schemas.schema() if identity == "job.schema.json" else schemas.environment_schema()
+    homes: dict[str, list[str]] = {}
+    waiting: list[tuple[str, dict[str, Any]]] = [("", schema)]
+    while waiting:
+        section, said = waiting.pop()
+        for key, child in said.get("properties", {}).items():
+            here = f"{section}.{key}" if section else key
+            for name in (key, *child.get("x-also", ())):
+                homes.setdefault(name.lower(), []).append(here)
+            waiting.append((here, child))
+        for inner, mark in (("additionalProperties", ".NAME"), ("items", "")):
+            if isinstance(said.get(inner), dict):
+                waiting.append((section + mark, said[inner]))
+    return {name: tuple(places) for name, places in homes.items()}
+
+
+def _homes(schema: dict[str, Any]) -> dict[str, tuple[str, ...]]:
+    """Return where each key of `schema`, or another tool's name for it, belongs."""
+    return _all_homes(schema["$id"])
+
+
+def _key_traps(root: Node, schema: dict[str, Any]) -> Iterator[Problem]:
+    """Find unquoted keys that YAML 1.1 does not read as text, in mappings whose keys are free."""
+    for where, node in walk(root):
+        if not isinstance(node, MapNode):
+            continue
+        said = schemas.lookup(where, schema)
+        if said is None or said.get("additionalProperties") is False:
+            continue
+        for key, written in node.keys.items():
+            trap = resolve(key)[1] if written.plain and key in node.entries else None
+            if trap:
+                message = trap.message.replace("quoted text, true or false is allowed", "quoted text is allowed")
+                yield written.place.problem((*where, key), message, f"Quote it: {quoted(key)}.")
+
+
+def _listed(words: list[str], last: str) -> str:
+    return words[0] if len(words) == 1 else f"{', '.join(words[:-1])} {last} {words[-1]}"

@@ -1,0 +1,75 @@
+"""The schemas of the files people write: the one source of their keys, types, defaults and explanations.
+
+Two JSON files beside this one, for editors as for tfjob. Beyond JSON Schema they use ``enumDescriptions`` (editors show
+them), ``x-says`` (a pattern in words) and ``x-also`` (what other tools call the same thing).
+"""
+
+from __future__ import annotations
+
+import copy
+import functools
+import json
+from pathlib import Path
+from typing import TYPE_CHECKING, Any
+
+if TYPE_CHECKING:
+    from tfjob.spec.tree import Where
+
+__all__ = ["default", "environment_schema", "lookup", "schema", "types"]
+
+
+def schema() -> dict[str, Any]:
+    """Return the JSON Schema (draft 2020-12) of the job file, complete in itself."""
+    return copy.deepcopy(_job())
+
+
+def environment_schema() -> dict[str, Any]:
+    """Return the JSON Schema (draft 2020-12) of a conda environment file."""
+    return copy.deepcopy(_environment())
+
+
+def lookup(where: Where, root: dict[str, Any] | None = None) -> dict[str, Any] | None:
+    """Return what the schema (`root`, or that of the job file) says of the node at `where`; None of unknown ones."""
+    found: Any = _job() if root is None else root
+    for part in where:
+        if isinstance(part, int):
+            found = found.get("items")
+        else:
+            found = found.get("properties", {}).get(part, found.get("additionalProperties"))
+        if not isinstance(found, dict):
+            return None
+    return found if isinstance(found, dict) else None
+
+
+def default(*where: str) -> Any:
+    """Return the default of the key at `where` of the job file; None where it has none."""
+    said = lookup(where)
+    if said is None:
+        raise KeyError(".".join(where))
+    return said.get("default")
+
+
+def types(said: dict[str, Any]) -> tuple[str, ...]:
+    """Return the JSON types that the schema `said` allows."""
+    named = said.get("type", ())
+    return (named,) if isinstance(named, str) else tuple(named)
+
+
+@functools.cache
+def _environment() -> dict[str, Any]:
+    return _read("environment.schema.json")
+
+
+@functools.cache
+def _job() -> dict[str, Any]:
+    job = _read("job.schema.json")
+    place = job["properties"]["environment"]["properties"]
+    content = {key: value for key, value in _environment().items() if not key.startswith("$")}
+    own = {key: value for key, value in place["conda"].items() if key != "$ref"}
+    place["conda"] = {**content, **own}
+    return job
+
+
+def _read(name: str) -> dict[str, Any]:
+    content: dict[str, Any] = json.loads(Path(__file__).with_name(name).read_text(encoding="utf-8"))
+    return content
