@@ -30,7 +30,7 @@ def replace_text(path: Path, text: str, *, force: bool = True) -> None:
             file.flush()
             if force:
                 os.fsync(file.fileno())
-        os.chmod(temporary, 0o644 & ~_umask())
+        Path(temporary).chmod(0o644 & ~_umask())
         os.replace(temporary, path)
     except BaseException:
         Path(temporary).unlink(missing_ok=True)

@@ -151,11 +151,9 @@ def kill_leftovers() -> None:
 
 def children() -> list[int]:
     """The pids whose parent is this process (proc(5), /proc/pid/stat field 4)."""
-    me, found = os.getpid(), []
-    for entry in os.listdir("/proc"):
-        if entry.isdigit() and parent_of(int(entry)) == me:
-            found.append(int(entry))
-    return found
+    me = os.getpid()
+    found = [int(entry) for entry in os.listdir("/proc") if entry.isdigit()]
+    return [pid for pid in found if parent_of(pid) == me]
 
 
 def parent_of(pid: int) -> int:
@@ -203,7 +201,7 @@ def signal_group(child: int, number: int) -> None:
 
 
 def prctl(option: int, argument: int) -> None:
-    """prctl(2); where the C library can't be loaded the task runs on without this safety."""
+    """Call prctl(2); where the C library can't be loaded the task runs on without this safety."""
     try:
         import ctypes
 

@@ -161,4 +161,6 @@ def _entry(root: Path, name: str, path: Path, status: os.stat_result) -> tuple[s
         kind = "x" if status.st_mode & stat.S_IXUSR else ""
         return name, kind, status.st_size, file_digest(path)
     except OSError as error:
-        raise UsageError(f"{path} can't be read: {error.strerror}", "Name it in .tfjobignore if it is not code.") from error
+        raise UsageError(
+            f"{path} can't be read: {error.strerror}", "Name it in .tfjobignore if it is not code."
+        ) from error

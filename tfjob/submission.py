@@ -37,9 +37,7 @@ _ALPHABET = "0123456789abcdefghjkmnpqrstvwxyz"  # Crockford's base 32: nothing t
 _RESERVE_BYTES = 256 * 1024
 
 
-def plan(
-    job: JobSpec | Path | str, *, overrides: Sequence[str] = (), environ: Mapping[str, str] | None = None
-) -> Plan:
+def plan(job: JobSpec | Path | str, *, overrides: Sequence[str] = (), environ: Mapping[str, str] | None = None) -> Plan:
     """The Plan of a job (a loaded one, or the path of its file): exactly what `submit` would run. Starts and keeps nothing.
 
     Raises InvalidFile with every problem of the file, and NotFound, PreparationError or TargetError for what its names
@@ -106,7 +104,9 @@ def prepare_rerun(workspace: Workspace, run: RunDirectory, environ: Mapping[str,
     made = decode(Plan, json.loads(run.plan.read_bytes()))
     missing = [name for name in made.secrets if name not in environ]
     if missing:
-        raise UsageError(f"the job's secrets {', '.join(missing)} are not set in this shell", "Export them, then try again.")
+        raise UsageError(
+            f"the job's secrets {', '.join(missing)} are not set in this shell", "Export them, then try again."
+        )
     if made.code and not (workspace.snapshots / made.code.digest).is_dir():
         raise NotFound(f"the code of run {run.id} (snapshot {made.code.digest[:12]}) is no longer in the workspace")
     source = run.job_file.read_text(encoding="utf-8")
@@ -116,7 +116,9 @@ def prepare_rerun(workspace: Workspace, run: RunDirectory, environ: Mapping[str,
 def _loaded(job: JobSpec | Path | str, overrides: Sequence[str], environ: Mapping[str, str]) -> JobSpec:
     if isinstance(job, JobSpec):
         if overrides:
-            raise UsageError("overrides belong to the loading of a job file, and this job is loaded", "Give them to tfjob.load.")
+            raise UsageError(
+                "overrides belong to the loading of a job file, and this job is loaded", "Give them to tfjob.load."
+            )
         return job
     return load(job, overrides=overrides, environ=environ)
 

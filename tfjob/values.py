@@ -50,7 +50,7 @@ def _hints(kind: type) -> dict[str, Any]:
     return _HINTS[kind]
 
 
-def _decode(hint: Any, value: Any) -> Any:
+def _decode(hint: Any, value: Any) -> Any:  # noqa: PLR0911  # a table of types, one line each
     if hint == Pairs:
         return tuple((str(key), str(item)) for key, item in value.items())
     origin = get_origin(hint)

@@ -70,7 +70,8 @@ def wait_for(condition: Callable[[], bool], timeout_s: float = 20) -> None:
 
 def run(prefix: Path, *command: str) -> str:
     path = f"{prefix / 'bin'}{os.pathsep}{os.environ['PATH']}"
-    environment = {**os.environ, **variables(prefix), "PATH": path}
+    inherited = {key: value for key, value in os.environ.items() if key not in {"PYTHONPATH", "PYTHONHOME"}}
+    environment = {**inherited, **variables(prefix), "PATH": path}
     return subprocess.run(command, env=environment, check=True, capture_output=True, text=True).stdout.strip()
 
 

@@ -23,7 +23,7 @@ texts = st.text(alphabet="ab ${}.\n") | st.text()
         ("${{ a }}", ("a",)),
     ],
 )
-def test_names(template: str, expected: tuple[str, ...]):
+def test_names(template: str, expected: tuple[str, ...]) -> None:
     assert names(template) == expected
 
 
@@ -38,13 +38,13 @@ def test_names(template: str, expected: tuple[str, ...]):
         ("${{ ${{ a }} }}", 'found "${{ a" between ${{ and }}; a dotted name such as run.id is allowed'),
     ],
 )
-def test_malformed(template: str, message: str):
+def test_malformed(template: str, message: str) -> None:
     with pytest.raises(ExpressionError) as caught:
         names(template)
     assert str(caught.value) == message
 
 
-def test_dollars_before_an_expression_are_read_in_pairs():
+def test_dollars_before_an_expression_are_read_in_pairs() -> None:
     values = {"run.id": "r"}
     assert [substitute("$" * n + "{{ run.id }}", values, final=True) for n in range(6)] == [
         "{{ run.id }}",
@@ -56,31 +56,31 @@ def test_dollars_before_an_expression_are_read_in_pairs():
     ]
 
 
-def test_unknown_names_stay_or_are_refused():
+def test_unknown_names_stay_or_are_refused() -> None:
     assert substitute("a ${{run.id}} $${{", {}, final=False) == "a ${{ run.id }} $${{"
     with pytest.raises(UnknownName) as caught:
         substitute("${{ run.id }}", {}, final=True)
     assert caught.value.name == "run.id"
 
 
-def test_values_may_come_from_a_function():
+def test_values_may_come_from_a_function() -> None:
     assert substitute("${{ run.id }}", lambda name: name.upper(), final=True) == "RUN.ID"
 
 
-def test_a_value_never_becomes_an_expression():
+def test_a_value_never_becomes_an_expression() -> None:
     once = substitute("${{ env.HOME }}{{ run.id }}", {"env.HOME": "$"}, final=False)
     assert names(once) == ()
     assert substitute(once, {}, final=True) == "${{ run.id }}"
 
 
 @given(texts)
-def test_escape_stands_for_exactly_its_text(text: str):
+def test_escape_stands_for_exactly_its_text(text: str) -> None:
     assert substitute(escape(text), {}, final=True) == text
     assert names(escape(text)) == ()
 
 
 @given(st.lists(texts | st.sampled_from([f"${{{{{name}}}}}" for name in NAMES]), max_size=6).map("".join), st.data())
-def test_in_two_steps_as_at_once(template: str, data: st.DataObject):
+def test_in_two_steps_as_at_once(template: str, data: st.DataObject) -> None:
     try:
         found = names(template)
     except ExpressionError:

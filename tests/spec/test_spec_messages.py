@@ -25,13 +25,17 @@ def lines(text: str) -> list[str]:
         ),
         (
             "compute: {node_cuont: 2}",
-            'f:1:11: compute.node_cuont: found the unknown key "node_cuont"; target, runtime, node_count, max_node_count, '
-            "gpus_per_node, node_type, priority, shm_size, docker_args or properties is allowed. Did you mean node_count?",
+            (
+                'f:1:11: compute.node_cuont: found the unknown key "node_cuont"; target, runtime, node_count, max_node_count, '
+                "gpus_per_node, node_type, priority, shm_size, docker_args or properties is allowed. Did you mean node_count?"
+            ),
         ),
         (
             "compute: {Node_Count: 2}",
-            'f:1:11: compute.Node_Count: found the unknown key "Node_Count"; target, runtime, node_count, max_node_count, '
-            "gpus_per_node, node_type, priority, shm_size, docker_args or properties is allowed. Did you mean node_count?",
+            (
+                'f:1:11: compute.Node_Count: found the unknown key "Node_Count"; target, runtime, node_count, max_node_count, '
+                "gpus_per_node, node_type, priority, shm_size, docker_args or properties is allowed. Did you mean node_count?"
+            ),
         ),
         (
             "gpus_per_node: 1",
@@ -43,8 +47,10 @@ def lines(text: str) -> list[str]:
         ),
         (
             "instance_count: 2",
-            'f:1:1: instance_count: found the unknown key "instance_count"; a key of the schema is allowed. '
-            "Did you mean compute.node_count?",
+            (
+                'f:1:1: instance_count: found the unknown key "instance_count"; a key of the schema is allowed. '
+                "Did you mean compute.node_count?"
+            ),
         ),
         (
             "inputs: {}",
@@ -52,13 +58,17 @@ def lines(text: str) -> list[str]:
         ),
         (
             "timeout_s: 3",
-            'f:1:1: timeout_s: found the unknown key "timeout_s"; a key of the schema is allowed. '
-            "Did you mean limits.timeout_s or sweep.limits.timeout_s?",
+            (
+                'f:1:1: timeout_s: found the unknown key "timeout_s"; a key of the schema is allowed. '
+                "Did you mean limits.timeout_s or sweep.limits.timeout_s?"
+            ),
         ),
         (
             "limits: {x: 3}",
-            'f:1:10: limits.x: found the unknown key "x"; timeout_s, rendezvous_timeout_s, allocation_timeout_s or '
-            "grace_period_s is allowed.",
+            (
+                'f:1:10: limits.x: found the unknown key "x"; timeout_s, rendezvous_timeout_s, allocation_timeout_s or '
+                "grace_period_s is allowed."
+            ),
         ),
         (
             'retries: {"a b": 3}',
@@ -67,23 +77,41 @@ def lines(text: str) -> list[str]:
         # types
         ("[a]", "f:1:1: found a list; a mapping (keys with values) is allowed."),
         ("job", 'f:1:1: found text "job"; a mapping (keys with values) is allowed.'),
-        ("name: 3", "f:1:7: name: found the number 3; a name of at most 63 letters, digits, _, . and -, starting with a letter or digit is allowed. "
-         'Put it in quotes: "3".'),
+        (
+            "name: 3",
+            (
+                "f:1:7: name: found the number 3; a name of at most 63 letters, digits, _, . and -, starting with a letter or digit "
+                'is allowed. Put it in quotes: "3".'
+            ),
+        ),
         ("description: 0.10", 'f:1:14: description: found the number 0.10; text is allowed. Put it in quotes: "0.10".'),
         ("description: true", 'f:1:14: description: found true; text is allowed. Put it in quotes: "true".'),
         ("description: [a]", "f:1:14: description: found a list; text is allowed."),
-        ("description: {a: b}", 'f:1:14: description: found a mapping (keys with values); text is allowed. If it is one text that holds ": ", put it in quotes.'),
-        ("compute:", "f:1:9: compute: found nothing (null); a mapping (keys with values) is allowed. Give it a value, or remove the key."),
+        (
+            "description: {a: b}",
+            (
+                "f:1:14: description: found a mapping (keys with values); text is allowed. "
+                'If it is one text that holds ": ", put it in quotes.'
+            ),
+        ),
+        (
+            "compute:",
+            "f:1:9: compute: found nothing (null); a mapping (keys with values) is allowed. Give it a value, or remove the key.",
+        ),
         ("arguments: --x", 'f:1:12: arguments: found text "--x"; a list is allowed. Put it in brackets: [ ].'),
         (
             "arguments: [null]",
-            "f:1:13: arguments[0]: found nothing (null); text, a number, true or false is allowed. "
-            'Give it a value, remove it, or write "null" for the text.',
+            (
+                "f:1:13: arguments[0]: found nothing (null); text, a number, true or false is allowed. "
+                'Give it a value, remove it, or write "null" for the text.'
+            ),
         ),
         (
             "arguments:\n  - --x: 3",
-            "f:2:5: arguments[0]: found a mapping (keys with values); text, a number, true or false is allowed. "
-            'If it is one text that holds ": ", put it in quotes.',
+            (
+                "f:2:5: arguments[0]: found a mapping (keys with values); text, a number, true or false is allowed. "
+                'If it is one text that holds ": ", put it in quotes.'
+            ),
         ),
         (
             'compute: {node_count: "two"}',
@@ -129,8 +157,10 @@ def lines(text: str) -> list[str]:
         ),
         (
             'name: "a\\n"',
-            'f:1:7: name: found text "a\\n"; a name of at most 63 letters, digits, _, . and -, starting with a letter or digit '
-            "is allowed.",
+            (
+                'f:1:7: name: found text "a\\n"; a name of at most 63 letters, digits, _, . and -, starting with a letter or digit '
+                "is allowed."
+            ),
         ),
         ("command: ' '", 'f:1:10: command: found text " "; a line for the shell is allowed.'),
         (
@@ -153,35 +183,41 @@ def lines(text: str) -> list[str]:
         # traps
         (
             "tags: {on: x}",
-            "f:1:8: tags.on: found on without quotes, which YAML 1.1 reads as true; quoted text is allowed. "
-            'Quote it: "on".',
+            (
+                "f:1:8: tags.on: found on without quotes, which YAML 1.1 reads as true; quoted text is allowed. "
+                'Quote it: "on".'
+            ),
         ),
         (
             "distribution: {evaluator: yes}",
-            "f:1:27: distribution.evaluator: found yes without quotes, which YAML 1.1 reads as true; "
-            'quoted text, true or false is allowed. Write "yes" for the text, or true.',
+            (
+                "f:1:27: distribution.evaluator: found yes without quotes, which YAML 1.1 reads as true; "
+                'quoted text, true or false is allowed. Write "yes" for the text, or true.'
+            ),
         ),
     ],
 )
-def test_one_problem(text: str, expected: str):
+def test_one_problem(text: str, expected: str) -> None:
     assert lines(text) == [expected]
 
 
-def test_a_key_that_the_schema_knows_is_no_trap():
+def test_a_key_that_the_schema_knows_is_no_trap() -> None:
     assert lines('retries: {on: [failure]}\ntags: {"on": x}') == []
 
 
-def test_conda_files_have_hints_of_their_own():
+def test_conda_files_have_hints_of_their_own() -> None:
     root, _ = read("dependencie: [a]", "f")
     assert root is not None
     assert [str(problem) for problem in check(root, environment_schema())[0]] == [
+        (
+            'f:1:1: dependencie: found the unknown key "dependencie"; name, channels, dependencies, variables or prefix is '
+            "allowed. Did you mean dependencies?"
+        ),
         "f:1:1: the key dependencies is missing; it is required. Add dependencies.",
-        'f:1:1: dependencie: found the unknown key "dependencie"; name, channels, dependencies, variables or prefix is '
-        "allowed. Did you mean dependencies?",
     ]
 
 
-def test_what_has_a_problem_is_marked():
+def test_what_has_a_problem_is_marked() -> None:
     root, _ = read("name: a b\ncompute: {node_count: x, gpus_per_node: 1}", "f")
     assert root is not None
     _, sound = check(root, schema())

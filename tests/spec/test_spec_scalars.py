@@ -32,13 +32,13 @@ from tfjob.spec.scalars import resolve
         ("9" * 65, "9" * 65),
     ],
 )
-def test_values_have_their_meaning_of_yaml_1_2(text: str, value: object):
+def test_values_have_their_meaning_of_yaml_1_2(text: str, value: object) -> None:
     assert resolve(text) == (value, None)
     assert type(resolve(text)[0]) is type(value)
 
 
 @pytest.mark.parametrize("word", ["yes", "No", "ON", "off", "y", "N"])
-def test_words_that_yaml_1_1_reads_as_truth_values(word: str):
+def test_words_that_yaml_1_1_reads_as_truth_values(word: str) -> None:
     reading = "true" if word.lower() in {"yes", "on", "y"} else "false"
     trap = resolve(word)[1]
     assert trap is not None
@@ -66,7 +66,7 @@ def test_words_that_yaml_1_1_reads_as_truth_values(word: str):
         ("2222:22", "which YAML 1.1 reads as the number 133342 (base 60) and YAML 1.2 as text", "133342"),
     ],
 )
-def test_numbers_that_readers_disagree_about(text: str, message: str, number: str):
+def test_numbers_that_readers_disagree_about(text: str, message: str, number: str) -> None:
     trap = resolve(text)[1]
     assert trap is not None
     assert trap.message.startswith(f"found {text}, {message}; a ")
@@ -74,7 +74,7 @@ def test_numbers_that_readers_disagree_about(text: str, message: str, number: st
 
 
 @pytest.mark.parametrize("text", [".inf", "-.Inf", "+.INF", ".nan", ".NaN", "1e999", "-1e999"])
-def test_numbers_that_are_not_finite(text: str):
+def test_numbers_that_are_not_finite(text: str) -> None:
     trap = resolve(text)[1]
     assert trap is not None
     assert trap.message == f"found {text}, which is no finite number; a finite number, or quoted text, is allowed"

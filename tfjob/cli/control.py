@@ -23,7 +23,8 @@ _CANCEL_MARGIN_S = 30.0
 def wait(
     run: RunName,
     timeout: Annotated[
-        float | None, typer.Option(min=0, metavar="SECONDS", help="Give up after so long (exit code 124).", show_default=False)
+        float | None,
+        typer.Option(min=0, metavar="SECONDS", help="Give up after so long (exit code 124).", show_default=False),
     ] = None,
     output: DocumentOutput = None,
 ) -> None:
@@ -54,7 +55,9 @@ def cancel(run: RunName, output: DocumentOutput = None) -> None:
         try:
             record = wait_for_end(directory, _CANCEL_MARGIN_S)
         except TimeoutError:
-            raise TimedOut(f"run {directory.id} has not ended {_CANCEL_MARGIN_S:g} s after it was asked to", "See `tfjob show`.") from None
+            raise TimedOut(
+                f"run {directory.id} has not ended {_CANCEL_MARGIN_S:g} s after it was asked to", "See `tfjob show`."
+            ) from None
     _print_outcome(record, output)
 
 

@@ -50,7 +50,9 @@ def begin_and_follow(
                         _print_left(run, asked)
                         raise typer.Exit(ExitCode.INTERRUPTED)
                     asked = True
-                    request_cancel(run, f"canceled by {signal.Signals(interrupts[0]).name} to the command that submitted it")
+                    request_cancel(
+                        run, f"canceled by {signal.Signals(interrupts[0]).name} to the command that submitted it"
+                    )
         finally:
             live.close()
     record = read_record(run)

@@ -22,8 +22,12 @@ __all__ = ["list_runs", "logs", "show"]
 
 def list_runs(
     experiment: Annotated[str | None, typer.Option(help="Only runs of this experiment.", show_default=False)] = None,
-    state: Annotated[str | None, typer.Option(help="Only runs in this state, such as Running.", show_default=False)] = None,
-    limit: Annotated[int | None, typer.Option("--limit", "-n", min=1, help="At most so many.", show_default=False)] = None,
+    state: Annotated[
+        str | None, typer.Option(help="Only runs in this state, such as Running.", show_default=False)
+    ] = None,
+    limit: Annotated[
+        int | None, typer.Option("--limit", "-n", min=1, help="At most so many.", show_default=False)
+    ] = None,
     output: TableOutput = TableFormat.table,
 ) -> None:
     """List the runs of this workspace, the newest first."""
@@ -67,8 +71,12 @@ def show(run: RunName, output: TableOutput = TableFormat.table) -> None:
 def logs(
     run: RunName,
     follow: Annotated[bool, typer.Option("--follow", "-f", help="Go on until the run is over.")] = False,
-    task: Annotated[list[str] | None, typer.Option(help="Only this task's; can be repeated.", show_default=False)] = None,
-    tail: Annotated[int | None, typer.Option(min=1, help="Only the last lines of each task.", show_default=False)] = None,
+    task: Annotated[
+        list[str] | None, typer.Option(help="Only this task's; can be repeated.", show_default=False)
+    ] = None,
+    tail: Annotated[
+        int | None, typer.Option(min=1, help="Only the last lines of each task.", show_default=False)
+    ] = None,
 ) -> None:
     """Print what the tasks of a run have printed; with -f, go on until the run is over."""
     from tfjob.cli.live import TaskOutput  # noqa: PLC0415  # only for this
@@ -118,7 +126,11 @@ def _print_record(record: Record) -> None:
         ("experiment", record.experiment),
         ("description", record.description),
         ("tags", ", ".join(f"{key}={value}" for key, value in record.tags)),
-        ("created", f"{record.created[:19].replace('T', ' ')} UTC" + (f", a rerun of {record.rerun_of}" if record.rerun_of else "")),
+        (
+            "created",
+            f"{record.created[:19].replace('T', ' ')} UTC"
+            + (f", a rerun of {record.rerun_of}" if record.rerun_of else ""),
+        ),
         ("target", record.target),
         ("overrides", " ".join(f"--set {one}" for one in record.overrides)),
         ("directory", record.dir),
@@ -158,8 +170,8 @@ def _print_phases_and_tasks(record: Record) -> None:
         print_table(("PHASE", "TIME"), rows)
     if record.tasks:
         print()
-        rows = [(task.name, task.node, task.state, _end(task.exit_code, task.signal)) for task in record.tasks]
-        print_table(("TASK", "NODE", "STATE", "EXIT"), rows)
+        ends = [(task.name, task.node, task.state, _end(task.exit_code, task.signal)) for task in record.tasks]
+        print_table(("TASK", "NODE", "STATE", "EXIT"), ends)
 
 
 def _end(exit_code: int | None, number: int | None) -> str:

@@ -78,6 +78,6 @@ def submit(
 
 def schema(name: Annotated[SchemaName, typer.Argument(help="Which schema.")] = SchemaName.job) -> None:
     """Print the JSON Schema of job files (or of environment files), for editors and other tools."""
-    from tfjob.spec.schema import schema_of  # noqa: PLC0415  # only for this
+    from tfjob.spec import schema as schemas  # noqa: PLC0415  # only for this
 
-    print_document(schema_of(name.value), Format.json)
+    print_document(schemas.schema() if name is SchemaName.job else schemas.environment_schema(), Format.json)

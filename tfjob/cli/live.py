@@ -15,12 +15,11 @@ from tfjob.runs.follow import Chunk
 from tfjob.runs.record import Record, seconds
 
 if TYPE_CHECKING:
-    from rich.status import Status
+    from rich.progress import Progress
 
 __all__ = ["LiveRun", "TaskOutput", "print_end"]
 
 _TASK_STYLES = ("cyan", "magenta", "green", "yellow", "blue")
-_SPINNING = ("Preparing", "Scaling", "Finalizing")
 
 
 class TaskOutput:
@@ -68,6 +67,33 @@ class TaskOutput:
         }
 
 
+class Spinner:
+    """The phase that lasts, on the last line of the screen: what it does, and for how long."""
+
+    def __init__(self, phase: str, screen: TextIO) -> None:
+        from rich.console import Console  # noqa: PLC0415  # 40 ms that only a terminal should pay
+        from rich.progress import Progress, SpinnerColumn, TextColumn, TimeElapsedColumn  # noqa: PLC0415
+
+        self._phase = phase
+        self._progress: Progress = Progress(
+            SpinnerColumn(),
+            TextColumn("{task.description}", markup=False),
+            TimeElapsedColumn(),
+            console=Console(file=screen, highlight=False),
+            transient=True,
+        )
+        self._task = self._progress.add_task(phase)
+        self._progress.start()
+
+    def update(self, detail: str) -> None:
+        """Say what the phase is at."""
+        self._progress.update(self._task, description=f"{self._phase}  {detail}")
+
+    def stop(self) -> None:
+        """Take the line away."""
+        self._progress.stop()
+
+
 class LiveRun:
     """Shows a run's events and output as `follow` yields them."""
 
@@ -76,8 +102,8 @@ class LiveRun:
         self._output = TaskOutput(task_names, out.buffer, out)
         self._phase: tuple[str, float] | None = None
         self._detail = ""
-        self._status: Status | None = None
-        self._is_terminal = screen.isatty()
+        self._spinner: Spinner | None = None
+        self._is_terminal = uses_color(screen)
         self._say(f"Run {record.id}  (experiment {record.experiment}, target {record.target})", "bold")
 
     def show(self, item: Chunk | dict[str, Any] | None) -> None:
@@ -100,8 +126,8 @@ class LiveRun:
             self._begin_phase(event["phase"], seconds(event["time"]))
         elif kind == "progress":
             self._detail = event["message"]
-            if self._status:
-                self._status.update(f"{event['phase'].ljust(10)} {event['message']}")
+            if self._spinner:
+                self._spinner.update(self._detail)
             elif not self._is_terminal:
                 self._say(f"{event['phase']}: {event['message']}")
         elif kind == "note":
@@ -114,12 +140,8 @@ class LiveRun:
         self._phase, self._detail = (phase, moment), ""
         if not self._is_terminal:
             self._say(phase)
-        elif phase in _SPINNING and uses_color(self._screen):
-            from rich.console import Console  # noqa: PLC0415  # 40 ms that only a terminal should pay
-            from rich.status import Status  # noqa: PLC0415
-
-            self._status = Status(phase.ljust(10), console=Console(file=self._screen, highlight=False))
-            self._status.start()
+        else:
+            self._spinner = Spinner(phase, self._screen)
 
     def _end_phase(self, moment: float) -> None:
         self._stop_spinner()
@@ -134,9 +156,9 @@ class LiveRun:
             self._say(f"  {phase.ljust(10)} {taken.rjust(9)}  {self._detail}".rstrip(), "dim")
 
     def _stop_spinner(self) -> None:
-        if self._status:
-            self._status.stop()
-            self._status = None
+        if self._spinner:
+            self._spinner.stop()
+            self._spinner = None
 
     def _say(self, text: str, style: str = "") -> None:
         sys.stdout.flush()
@@ -157,7 +179,9 @@ def print_end(record: Record, screen: TextIO) -> None:
     if record.output_count:
         lines.append(("outputs", f"{record.dir}/outputs  ({record.output_count} files, {size(record.output_bytes)})"))
     if record.left_in_work:
-        lines.append(("also kept", f"{record.dir}/work  ({len(record.left_in_work)} files written outside of ./outputs)"))
+        lines.append(
+            ("also kept", f"{record.dir}/work  ({len(record.left_in_work)} files written outside of ./outputs)")
+        )
     lines.append(("logs", f"{record.dir}/logs"))
     if record.state == "Completed":
         lines.append(("next", f"tfjob show {record.id}"))

@@ -35,6 +35,8 @@ COMMANDS = {
 class _Commands(TyperGroup):
     """The commands by their table: `tfjob --help` imports none of them."""
 
+    # ruff: noqa: ARG002  # the signatures are click's
+
     def list_commands(self, ctx: Any) -> list[str]:
         return list(COMMANDS)
 

@@ -44,12 +44,19 @@ RunName = Annotated[
 ]
 Set = Annotated[
     list[str] | None,
-    typer.Option("--set", metavar="KEY=VALUE", help="Override a value of the file, such as compute.node_count=2 or arguments[3]=128.", show_default=False),
+    typer.Option(
+        "--set",
+        metavar="KEY=VALUE",
+        help="Override a value of the file, such as compute.node_count=2 or arguments[3]=128.",
+        show_default=False,
+    ),
 ]
 Detach = Annotated[bool, typer.Option("--detach", "-d", help="Return once the run is recorded, and print its id.")]
 OnInterruptOption = Annotated[
     OnInterrupt,
     typer.Option(help="What Ctrl-C or SIGTERM does to the run. auto: detach on a terminal, cancel without one (CI)."),
 ]
-DocumentOutput = Annotated[Format | None, typer.Option("--output", "-o", help="Print one document on stdout.", show_default=False)]
+DocumentOutput = Annotated[
+    Format | None, typer.Option("--output", "-o", help="Print one document on stdout.", show_default=False)
+]
 TableOutput = Annotated[TableFormat, typer.Option("--output", "-o", help="How to print it.")]

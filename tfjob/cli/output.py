@@ -1,4 +1,7 @@
-"""How things are printed: tables and documents for stdout, plain where nobody looks at a terminal. All rich output is here and in live.py."""
+"""How things are printed: tables and documents on stdout, plain where nobody looks at a terminal.
+
+What is shown while a run goes on is in live.py.
+"""
 
 from __future__ import annotations
 
@@ -12,7 +15,16 @@ from typing import Any, TextIO
 __all__ = ["Format", "TableFormat", "colored", "duration", "print_document", "print_table", "size", "uses_color"]
 
 STATE_STYLES = {"Completed": "green", "Failed": "red", "Canceled": "yellow"}
-_CODES = {"green": "32", "red": "31", "yellow": "33", "blue": "34", "magenta": "35", "cyan": "36", "dim": "2", "bold": "1"}
+_CODES = {
+    "green": "32",
+    "red": "31",
+    "yellow": "33",
+    "blue": "34",
+    "magenta": "35",
+    "cyan": "36",
+    "dim": "2",
+    "bold": "1",
+}
 
 
 class Format(StrEnum):
@@ -59,7 +71,9 @@ def print_table(headers: Sequence[str], rows: Sequence[Sequence[str]], *, styles
         if number == 0:
             print(colored("  ".join(cells).rstrip(), "bold", sys.stdout))
             continue
-        painted = [colored(cell, (styles or {}).get(text, ""), sys.stdout) for cell, text in zip(cells, row, strict=True)]
+        painted = [
+            colored(cell, (styles or {}).get(text, ""), sys.stdout) for cell, text in zip(cells, row, strict=True)
+        ]
         print("  ".join(painted).rstrip())
 
 

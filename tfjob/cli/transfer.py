@@ -26,7 +26,9 @@ def download(
     prefix: Annotated[
         str, typer.Option(help="Only files whose path starts so: under outputs, or with logs/ in front under logs.")
     ] = "",
-    to: Annotated[Path | None, typer.Option(help="Where to; made if it is not there. [default: ./RUN]", show_default=False)] = None,
+    to: Annotated[
+        Path | None, typer.Option(help="Where to; made if it is not there. [default: ./RUN]", show_default=False)
+    ] = None,
     overwrite: Annotated[bool, typer.Option("--overwrite", help="Replace files that are there and differ.")] = False,
 ) -> None:
     """Copy a run's outputs (or, with --prefix logs/, its logs) to a directory."""
@@ -34,7 +36,9 @@ def download(
     target = (to or Path(directory.id)).absolute()
     found = _artifacts(directory, prefix)
     if not found:
-        raise NotFound(f"run {directory.id} has no file that starts with {prefix!r}", f"See what it has: tfjob show {directory.id}")
+        raise NotFound(
+            f"run {directory.id} has no file that starts with {prefix!r}", f"See what it has: tfjob show {directory.id}"
+        )
     clashes = [name for source, name in found if _differs(source, target / name)]
     if clashes and not overwrite:
         raise UsageError(

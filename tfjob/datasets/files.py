@@ -40,7 +40,9 @@ def find_files(patterns: Iterable[str]) -> DatasetFiles:
     for pattern in patterns:
         matches = sorted(glob.glob(pattern, recursive=True)) or ([pattern] if os.path.exists(pattern) else [])
         if not matches:
-            raise PreparationError(f"no file matches {pattern}", "Check the path; it is taken from the job file's directory.")
+            raise PreparationError(
+                f"no file matches {pattern}", "Check the path; it is taken from the job file's directory."
+            )
         for match in matches:
             for source, name in _expand(Path(match)):
                 _add(found, source, name)

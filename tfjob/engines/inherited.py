@@ -10,10 +10,12 @@ from collections.abc import Mapping
 __all__ = ["base_path", "inherited_environment"]
 
 _NAMES = frozenset(
-    """HOME USER LOGNAME SHELL LANG LANGUAGE TZ TMPDIR TERM
-    LD_LIBRARY_PATH CUDA_HOME CUDA_PATH XLA_FLAGS
-    SSL_CERT_FILE SSL_CERT_DIR REQUESTS_CA_BUNDLE CURL_CA_BUNDLE
-    http_proxy https_proxy no_proxy all_proxy HTTP_PROXY HTTPS_PROXY NO_PROXY ALL_PROXY""".split()
+    (
+        *("HOME", "USER", "LOGNAME", "SHELL", "LANG", "LANGUAGE", "TZ", "TMPDIR", "TERM"),
+        *("LD_LIBRARY_PATH", "CUDA_HOME", "CUDA_PATH", "XLA_FLAGS"),
+        *("SSL_CERT_FILE", "SSL_CERT_DIR", "REQUESTS_CA_BUNDLE", "CURL_CA_BUNDLE"),
+        *("http_proxy", "https_proxy", "no_proxy", "all_proxy", "HTTP_PROXY", "HTTPS_PROXY", "NO_PROXY", "ALL_PROXY"),
+    )
 )
 _PREFIXES = ("LC_", "XDG_")
 _DEFAULT_PATH = "/usr/local/sbin:/usr/local/bin:/usr/sbin:/usr/bin:/sbin:/bin"

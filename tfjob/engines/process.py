@@ -198,7 +198,9 @@ def _dataset_places(task: TaskPlan, plan: Plan, run: RunDirectory) -> dict[str, 
     """Where each dataset is for this task: a directory, or the one file in it if the job asks for a file."""
     places = {}
     for dataset in plan.datasets:
-        directory = run.datasets / task.name / dataset.name if dataset.mode == "download" else run.datasets / dataset.name
+        directory = (
+            run.datasets / task.name / dataset.name if dataset.mode == "download" else run.datasets / dataset.name
+        )
         is_file = dataset.type == "file"
         places[f"dataset.{dataset.name}"] = str(directory / dataset.files[0][1] if is_file else directory)
     return places
@@ -232,7 +234,9 @@ def _status(handle: _Handle, task: TaskPlan) -> TaskStatus:
     gone = child is not None and child.poll() is not None
     report = handle.run.read_task_file(task.name, "started.json")
     alive = not gone and report is not None and _is_alive(report)
-    result = handle.run.read_task_file(task.name, "exit.json")  # read after the look at the process: it may just have ended
+    result = handle.run.read_task_file(
+        task.name, "exit.json"
+    )  # read after the look at the process: it may just have ended
     started = report["time"] if report else None
     listening = (handle.run.task(task.name) / "listening").exists()
     if result:

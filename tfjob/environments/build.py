@@ -2,7 +2,8 @@
 
 Every file is a hard link to uv's cache, so a new prefix costs what is new in it. A write into such a file would change
 every prefix that has it: files are made read-only. Directories stay writable, so that the person who owns a workspace
-can delete it; a prefix that something was installed into is noticed by its directories (`prefix.modified_ns`) and made anew.
+can delete it; a prefix that something was installed into is noticed by its directories (`prefix.modified_ns`) and made
+anew.
 """
 
 from __future__ import annotations
@@ -26,6 +27,7 @@ if TYPE_CHECKING:
 
     from tfjob.environments.definition import Definition
     from tfjob.environments.interpreters import Interpreter
+    from tfjob.environments.lock import Lock
     from tfjob.environments.uv import Uv
 
 __all__ = ["BUILDER", "Recipe", "build"]

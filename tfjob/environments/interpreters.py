@@ -46,7 +46,7 @@ class Interpreter:
 
 
 def installed(environ: Mapping[str, str]) -> tuple[Interpreter, ...]:
-    """Every CPython 3 of this machine that starts: released versions with the usual build options, newest first."""
+    """Find every CPython of this machine that starts, newest first: from 3.8, released, with the usual build options."""
     paths = {os.path.realpath(path): None for path in _candidates(environ)}
     asked = []
     for path in paths:
@@ -74,11 +74,13 @@ def choose(specifier: str | None, interpreters: Iterable[Interpreter]) -> Interp
     has = ", ".join(f"{one.version_text} ({one.path})" for one in newest_first) or "none that starts"
     wanted = re.search(r"\d+\.\d+", specifier or "")
     minor = wanted[0] if wanted else "3.11"
-    near = f" `python={newest_first[0].version[0]}.{newest_first[0].version[1]}` would do." if newest_first else ""
+    message = f"the environment asks for Python {specifier or '3'}, and this machine does not have it; it has: {has}"
+    if any(f"{one.version[0]}.{one.version[1]}" == minor for one in newest_first):
+        raise PreparationError(message, f"Write `python={minor}`, with one `=`, to take any {minor} there is.")
     raise PreparationError(
-        f"the environment asks for Python {specifier or '3'}, and this machine does not have it; it has: {has}",
+        message,
         f"Install it (`apt install python{minor}` where your distribution has it, `uv python install {minor}`, or "
-        f"pyenv), or ask for one that is here:{near or ' there is none.'}",
+        "pyenv), or ask for one that is here.",
     )
 
 
@@ -148,6 +150,6 @@ def _answer(path: str, process: subprocess.Popen[bytes]) -> Interpreter | None:
         implementation, version, cache_tag, flags = json.loads(output)
     except ValueError:
         return None
-    if implementation != "cpython" or version[0] != 3 or version[3] != "final" or flags:
+    if implementation != "cpython" or version[:2] < [3, 8] or version[3] != "final" or flags:
         return None
     return Interpreter(path=Path(path), version=(version[0], version[1], version[2]), cache_tag=cache_tag)

@@ -12,6 +12,7 @@ import os
 import shutil
 import tempfile
 import time
+from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 from tfjob.durable import is_locked, replace_json, try_lock
@@ -27,7 +28,6 @@ from tfjob.errors import PreparationError
 
 if TYPE_CHECKING:
     from collections.abc import Callable, Iterator, Mapping
-    from pathlib import Path
 
     from tfjob.environments.definition import Definition
 

@@ -76,5 +76,5 @@ class Store:
 
 def identity(interpreter: Path | str) -> dict[str, Any]:
     """Return what changes when a Python is replaced at the same place. Raises OSError when it is gone."""
-    status = os.stat(interpreter)  # noqa: PTH116 (it comes from JSON as text; one call)
+    status = os.stat(interpreter)
     return {"path": str(interpreter), "size": status.st_size, "modified_ns": status.st_mtime_ns}

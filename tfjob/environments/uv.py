@@ -24,6 +24,7 @@ __all__ = ["Uv", "explanation", "find_uv"]
 
 _LINES_MAX = 14
 _MARK = re.compile(r"^\s*(?:error:|\u00d7|cause:|[├╰]─▶|(?P<hint>hint:|help:))\s*")
+_EXCEPTION = re.compile(r"[\w.]*(Error|Exception|Requirement|Exit)\b.*: ")
 _BLOCK = re.compile(r"^\s*(\[std(err|out)\]|--- std(err|out)|Traceback )")
 _INDEX_HINT = "Check the network, a proxy, and pip's configuration (`pip config list`); tfjob uses the same."
 _VERSION_HINT = "Check the version; it may not exist for this Python, or not in the configured index."
@@ -103,7 +104,7 @@ def find_uv() -> str:
 def explanation(lines: Sequence[str]) -> tuple[str, str]:
     """Return what matters of a failed uv's output, and what to do about it (may be empty).
 
-    Of a build's own output only the last line is kept, which is where a traceback has its error.
+    Of a build's own output only one line is kept, the error at the end of a traceback.
     """
     start = next((n for n, line in enumerate(lines) if re.match(r"\s*(error:|\u00d7)", line)), len(lines))
     kept: list[str] = []
@@ -114,17 +115,23 @@ def explanation(lines: Sequence[str]) -> tuple[str, str]:
         if _BLOCK.match(line) and not mark:
             block = block if block is not None else []
         elif mark:
-            kept += block[-1:] if block else []
+            kept += _reason(block)
             block = None
             (said if mark["hint"] else kept).append(line[mark.end() :].strip())
         elif block is not None:
             block += [line.strip()] if line.strip() else []
         elif text := line.strip(" │"):
             kept.append(text)
-    kept += block[-1:] if block else []
+    kept += _reason(block)
     if len(kept) > _LINES_MAX:
         kept = [*kept[: _LINES_MAX // 2], "…", *kept[-_LINES_MAX // 2 :]]
     text = "\n".join(lines[start:]).lower()
     hints = [hint for pattern, hint in _HINTS.items() if pattern in text][:1]
     hints += [one.replace("{", "{{").replace("}", "}}") for one in said if not hints]
     return "\n  ".join(kept), " ".join(hints)
+
+
+def _reason(block: Sequence[str] | None) -> list[str]:
+    """Return the line of a build's output that says what was wrong: the last that reads ``SomeError: …``, or the last."""
+    lines = list(block or [])
+    return [line for line in lines if _EXCEPTION.match(line)][-1:] or lines[-1:]

@@ -29,7 +29,7 @@ def tensorflow_tasks(
     cluster, and is ended with the others. Parameter servers take no GPU; GPUs of a node are shared out among the rest.
     """
     placed = tuple(_placed(compute, distribution))
-    sharers = {node: sum(1 for kind, _, n in placed if n == node and kind != "ps") for node in range(compute.node_count)}
+    shares = _shares(compute.gpus_per_node, placed)
     cluster: dict[str, list[str]] = {}
     for kind, index, node in placed:
         if kind != "evaluator":
@@ -44,7 +44,7 @@ def tensorflow_tasks(
             node=node,
             argv=command,
             env=(("TF_CONFIG", _tf_config(cluster, kind, index)),),
-            gpus=0 if kind == "ps" else _share(compute.gpus_per_node, sharers[node], kind, index, node, placed),
+            gpus=shares.get((kind, index), 0),
             port=None if kind == "evaluator" else f"{kind}-{index}",
             ends_run=kind == "chief" if has_chief else kind == "worker",
         )
@@ -70,9 +70,11 @@ def _tf_config(cluster: dict[str, list[str]], kind: str, index: int) -> str:
     return json.dumps({"cluster": cluster, "task": {"type": kind, "index": index}, "environment": "cloud"})
 
 
-def _share(  # each argument is one fact of the placement
-    gpus: int, sharers: int, kind: str, index: int, node: int, placed: tuple[tuple[str, int, int], ...]
-) -> int:
-    """This task's part of its node's GPUs: as even as can be, the first tasks of a node taking what is over."""
-    order = [(k, i) for k, i, n in placed if n == node and k != "ps"].index((kind, index))
-    return gpus // sharers + (1 if order < gpus % sharers else 0)
+def _shares(gpus: int, placed: tuple[tuple[str, int, int], ...]) -> dict[tuple[str, int], int]:
+    """Each task's part of its node's GPUs: as even as can be, the first tasks of a node taking what is over."""
+    shares: dict[tuple[str, int], int] = {}
+    for node in {node for _, _, node in placed}:
+        sharers = [(kind, index) for kind, index, on in placed if on == node and kind != "ps"]
+        for order, task in enumerate(sharers):
+            shares[task] = gpus // len(sharers) + (order < gpus % len(sharers))
+    return shares

@@ -44,8 +44,8 @@ def follow(
 ) -> Iterator[Item | None]:
     """Yield the run's events and its tasks' output until it is over; None now and then, when there is nothing.
 
-    The last item is the `state` event. `tasks` limits the output; `offsets` says where to begin in a task's. Gives the run a new supervisor if its own has died.
-    Raises TimeoutError after `timeout_s`.
+    The last item is the `state` event. `tasks` limits the output; `offsets` says where to begin in a task's.
+    A run whose supervisor has died is given another. Raises TimeoutError after `timeout_s`.
     """
     events, offsets = EventReader(run.events), {} if offsets is None else offsets
     deadline = None if timeout_s is None else time.monotonic() + timeout_s
@@ -53,15 +53,14 @@ def follow(
     while True:
         new = events.read()
         over = any(event["event"] == "state" and event["state"] in TERMINAL for event in new)
-        before = [event for event in new if event["event"] != "state"]
-        yield from (event for event in before if event.get("phase") != "Finalizing" or event["event"] != "phase")
+        end = next((number for number, event in enumerate(new) if _ends_output(event)), len(new))
+        yield from new[:end]
         grew = False
         for chunk in read_output(run, offsets, tasks):
             grew = True
             yield chunk
-        yield from (event for event in before if event.get("phase") == "Finalizing" and event["event"] == "phase")
+        yield from new[end:]
         if over:
-            yield from (event for event in new if event["event"] == "state")
             return
         now = time.monotonic()
         if new or grew:
@@ -131,6 +130,12 @@ def _tail_offset(log: Path, lines: int) -> int:
                     if found == lines:
                         return position + index + 1
     return 0
+
+
+def _ends_output(event: dict[str, Any]) -> bool:
+    """Whether all that tasks print has been printed when this event is written: it is shown after their output."""
+    kind, phase = event["event"], event.get("phase")
+    return bool(kind == "state" or (kind == "phase" and phase == "Finalizing"))
 
 
 def _order(task: str) -> tuple[str, int]:

@@ -48,7 +48,9 @@ class Run:
         if check and record.state != "Completed":
             reason = record.failure.message if record.failure else record.state
             task = f"{record.failure.task} " if record.failure and record.failure.task else ""
-            raise RunFailed(f"run {record.id} {record.state.lower()}: {task}{reason}", f"Logs are in {self.directory.logs}.")
+            raise RunFailed(
+                f"run {record.id} {record.state.lower()}: {task}{reason}", f"Logs are in {self.directory.logs}."
+            )
         return record
 
     def log(self, task: str = "main") -> str:

@@ -44,11 +44,11 @@ _QUICK_POLL_S = 0.01
 _FULL_BYTES = 128 * 1024
 
 
-class CancelRequested(BaseException):  # noqa: N818  # no error, and no `except Exception` on its way may stop it
+class CancelRequested(BaseException):
     """The run shall end: somebody made its `cancel` file, or the supervisor was told to stop."""
 
 
-class DiskFull(Exception):  # noqa: N818  # handled here alone
+class DiskFull(Exception):
     """The disk that holds the run directory is full."""
 
 
@@ -106,7 +106,7 @@ class Supervision:
         except TfjobError as error:
             self._end_tasks()
             self._finish("Failed", error.exit_code, replace(_blameless(error.message), hint=error.hint))
-        except BaseException as error:
+        except BaseException as error:  # noqa: BLE001  # the last boundary: whatever it is, the record says so
             traceback.print_exc()
             self._end_tasks()
             message = f"tfjob itself failed: {error!r}; the traceback is in {self._run.supervisor_log}"
@@ -129,7 +129,9 @@ class Supervision:
 
     def _adopt(self, before: Supervisor) -> None:
         if before.boot_id != boot_id():
-            raise TargetError(f"the machine {before.host} was restarted while the run was running", "Run it again: tfjob rerun.")
+            raise TargetError(
+                f"the machine {before.host} was restarted while the run was running", "Run it again: tfjob rerun."
+            )
         self._handle = self._engine.adopt(self._plan, self._run)
         self._note("its tasks were found running and adopted")
 
@@ -187,7 +189,7 @@ class Supervision:
             self._note_changes(self._engine.poll(self._handle))
         except DiskFull:
             pass  # the record below is written from the reserve
-        except Exception:
+        except Exception:  # noqa: BLE001  # what comes next must be recorded
             traceback.print_exc()
 
     def _finish(self, state: RunState, exit_code: ExitCode, failure: Failure | None) -> None:

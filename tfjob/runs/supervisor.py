@@ -94,7 +94,9 @@ def main(arguments: list[str]) -> None:
 
 
 def _ask_to_cancel(run: RunDirectory, number: int, _frame: object) -> None:
-    run.cancel_request.write_text(f"the supervisor was told to stop by {signal.Signals(number).name}\n", encoding="utf-8")
+    run.cancel_request.write_text(
+        f"the supervisor was told to stop by {signal.Signals(number).name}\n", encoding="utf-8"
+    )
 
 
 if __name__ == "__main__":

@@ -42,7 +42,7 @@ def judge(plan: Plan, statuses: Iterable[TaskStatus], rendezvous_waited_s: float
     if rendezvous_waited_s is not None and rendezvous_waited_s > plan.limits.rendezvous_timeout_s:
         missing = absent(plan, by_task.values())
         if missing:
-            return Verdict("failed", missing[0], _absence(plan, missing[0], len(missing)))
+            return Verdict("failed", missing[0], _absence(plan, len(missing)))
     return None
 
 
@@ -81,7 +81,7 @@ def _counts_as_failure(task: TaskPlan, status: TaskStatus) -> bool:
     return status.exit_code != 0
 
 
-def _absence(plan: Plan, status: TaskStatus, number: int) -> str:
+def _absence(plan: Plan, number: int) -> str:
     others = f" (and {number - 1} more)" if number > 1 else ""
     limit = f"{plan.limits.rendezvous_timeout_s:g} s"
     if plan.launcher:

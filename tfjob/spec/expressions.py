@@ -31,7 +31,7 @@ class ExpressionError(ValueError):
     """A template that cannot be read or filled; the message says what was found and what is allowed."""
 
 
-class UnknownName(ExpressionError):  # noqa: N818  # reads as what it is
+class UnknownName(ExpressionError):  # reads as what it is
     """A template names something that has no value."""
 
     def __init__(self, name: str) -> None:

@@ -4,8 +4,6 @@ Relative paths are from the directory of the job file; ``~`` is the home directo
 through os.path, which answers no where pathlib raises (a name too long, a directory that cannot be entered).
 """
 
-# ruff: noqa: PTH111, PTH112, PTH113, PTH118, PTH119, PTH120, PTH207, PTH208
-
 from __future__ import annotations
 
 import os

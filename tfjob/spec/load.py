@@ -6,7 +6,6 @@ problem is built. Each step goes on past the problems of the one before, so that
 """
 
 # os.path keeps links and labels as people wrote them, and answers no where pathlib raises:
-# ruff: noqa: PTH100, PTH113, PTH118, PTH120
 
 from __future__ import annotations
 

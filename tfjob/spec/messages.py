@@ -199,8 +199,7 @@ def _all_homes(identity: str) -> dict[str, tuple[str, ...]]:
     schema = schemas.schema() if identity == "job.schema.json" else schemas.environment_schema()
     homes: dict[str, list[str]] = {}
     waiting: list[tuple[str, dict[str, Any]]] = [("", schema)]
-    while waiting:
-        section, said = waiting.pop()
+    for section, said in waiting:  # which grows as it goes
         for key, child in said.get("properties", {}).items():
             here = f"{section}.{key}" if section else key
             for name in (key, *child.get("x-also", ())):

@@ -44,7 +44,7 @@ def shown(override: str) -> str:
     return f"--set {text if len(text) <= _SHOWN_LENGTH else text[: _SHOWN_LENGTH - 1] + '…'}"
 
 
-class _Refused(Exception):  # noqa: N818  # carries problems to `apply`, never leaves this module
+class _Refused(Exception):  # carries problems to `apply`, never leaves this module
     def __init__(self, *problems: Problem) -> None:
         super().__init__()
         self.problems = problems

@@ -32,10 +32,8 @@ def lookup(where: Where, root: dict[str, Any] | None = None) -> dict[str, Any] |
     """Return what the schema (`root`, or that of the job file) says of the node at `where`; None of unknown ones."""
     found: Any = _job() if root is None else root
     for part in where:
-        if isinstance(part, int):
-            found = found.get("items")
-        else:
-            found = found.get("properties", {}).get(part, found.get("additionalProperties"))
+        inner = found.get("items" if isinstance(part, int) else "additionalProperties")
+        found = found.get("properties", {}).get(part, inner)
         if not isinstance(found, dict):
             return None
     return found if isinstance(found, dict) else None

@@ -14,7 +14,7 @@ from tfjob.spec import schema as schemas
 from tfjob.spec.expressions import ExpressionError, Reference, names, parse, substitute
 from tfjob.spec.nearest import nearest
 from tfjob.spec.scalars import resolve
-from tfjob.spec.tree import MapNode, Node, ScalarNode, Where, find, rebuilt, spoiled
+from tfjob.spec.tree import ListNode, MapNode, Node, ScalarNode, Where, find, rebuilt, spoiled
 
 if TYPE_CHECKING:
     from collections.abc import Mapping
@@ -41,10 +41,16 @@ def apply(root: Node, environ: Mapping[str, str]) -> tuple[Node, list[Problem]]:
     def replace_parameters(where: Where, node: Node) -> Node:
         return _replaced(node, where, names_without_parameters, problems) if _is_text(node) else node
 
-    names_without_parameters = _Names(environ, None, late)
+    named = find(root, ("secrets",))
+    secrets = (
+        {item.text for item in named.items if isinstance(item, ScalarNode)} if isinstance(named, ListNode) else set()
+    )
+    names_without_parameters = _Names(environ, secrets, None, late)
     parameters = _entries(root, ("parameters",))
     settled = {name: rebuilt(node, replace_parameters, ("parameters", name)) for name, node in parameters.items()}
-    known = _Names(environ, {name: node for name, node in settled.items() if isinstance(node, ScalarNode)}, late)
+    known = _Names(
+        environ, secrets, {name: node for name, node in settled.items() if isinstance(node, ScalarNode)}, late
+    )
 
     def replace_everywhere(where: Where, node: Node) -> Node:
         if where[:1] == ("parameters",):
@@ -60,6 +66,7 @@ class _Names:
     """What expressions may refer to; `parameters` None where they must not refer to one another."""
 
     environ: Mapping[str, str]
+    secrets: set[str]
     parameters: dict[str, ScalarNode] | None
     late: set[str]
 
@@ -95,6 +102,9 @@ class _Names:
             guess = nearest(name, self.environ) if name else None
             hint = f"Did you mean env.{guess}?" if guess else f"Set it: export {name or 'NAME'}=…"
             return f"found env.{name}, which is not set in this shell; a variable that is set is allowed", hint
+        if name in self.secrets:
+            allowed = "a variable that is not among the secrets is allowed, for expressions are recorded"
+            return f"found env.{name}, which is a secret; {allowed}", "Tasks have it as a variable of their own."
         if not _is_storable(self.environ[name]):
             return f"found env.{name}, whose value is not UTF-8 text; text is allowed", ""
         return None
@@ -112,8 +122,8 @@ class _Names:
     def _undeclared(self, name: str, section: str) -> tuple[str, str]:
         declared = sorted(known for known in self.late if known.startswith(f"{section}."))
         allowed = f"{', '.join(declared)} can be used" if declared else "none are"
-        guess = nearest(name, declared)
-        hint = f"Did you mean {guess}?" if guess else f"Declare it under {'.'.join(_DECLARED[section])}."
+        guess = nearest(name.partition(".")[2], [known.partition(".")[2] for known in declared])
+        hint = f"Did you mean {section}.{guess}?" if guess else f"Declare it under {'.'.join(_DECLARED[section])}."
         return f"found {name}, which is not declared; {allowed}", hint
 
 

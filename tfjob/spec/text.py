@@ -85,7 +85,7 @@ def _unprintable_problem(text: str, found: re.Match[str], file: str) -> Problem:
     return _place_at(text[: found.start()], file).problem((), message, hint)
 
 
-class _Stopped(Exception):  # noqa: N818  # not an error of its own: the problem is already recorded
+class _Stopped(Exception):  # not an error of its own: the problem is already recorded
     """The rest of the text cannot be read."""
 
 

@@ -50,7 +50,9 @@ def visible(gpus: tuple[Gpu, ...], cuda_visible_devices: str | None) -> tuple[Gp
         return gpus
     chosen: list[Gpu] = []
     for entry in (part.strip() for part in cuda_visible_devices.split(",")):
-        match = [g for g in gpus if entry == str(g.index) or (not entry.isdigit() and entry and g.uuid.startswith(entry))]
+        match = [
+            g for g in gpus if entry == str(g.index) or (not entry.isdigit() and entry and g.uuid.startswith(entry))
+        ]
         if len(match) != 1:
             break
         chosen.extend(match)

@@ -62,7 +62,9 @@ def try_lease(name: str, holder: dict[str, str], directory: Path | None = None) 
     return Lease(name, descriptor)
 
 
-def try_lease_all(names: Iterable[str], holder: dict[str, str], directory: Path | None = None) -> tuple[Lease, ...] | None:
+def try_lease_all(
+    names: Iterable[str], holder: dict[str, str], directory: Path | None = None
+) -> tuple[Lease, ...] | None:
     """All of the leases, or None of them."""
     taken: list[Lease] = []
     for name in names:

@@ -1,0 +1,47 @@
+# Everything is made here: `make demo` and `make test` need a Debian 12 with Python 3.11, and nothing else.
+PYTHON ?= python3
+VENV := .venv
+BIN := $(VENV)/bin
+STAMP := $(VENV)/.installed
+PYTEST_WORKERS ?= 2
+
+.DEFAULT_GOAL := help
+.PHONY: help setup demo test check fmt bench docs clean
+
+help:  ## list the targets
+	@grep -hE '^[a-z]+:.*##' $(MAKEFILE_LIST) | sed -E 's/^([a-z]+):.*## /  make \1\t/' | expand -t 16
+
+setup: $(STAMP)  ## make .venv with tfjob and everything its tests need
+
+$(VENV)/bin/python:
+	@$(PYTHON) -c 'import sys; sys.exit(sys.version_info < (3, 11) and "tfjob needs Python 3.11 or newer; this is " + sys.version.split()[0])'
+	@$(PYTHON) -m venv $(VENV) 2>/dev/null || { rm -rf $(VENV); ./tests/setup/install-venv.sh && $(PYTHON) -m venv $(VENV); }
+
+$(STAMP): pyproject.toml $(VENV)/bin/python
+	@$(BIN)/python -m pip install --quiet --disable-pip-version-check --editable '.[dev]'
+	@touch $@
+
+demo: $(STAMP)  ## train a real model on handwritten digits, from nothing to a SavedModel
+	$(BIN)/tfjob submit specs/digits.yml
+
+test: check  ## all checks, then every test, on real parts
+	$(BIN)/python -m pytest -n $(PYTEST_WORKERS) --dist loadgroup
+
+check: $(STAMP)  ## format, lint, types, the direction of imports
+	$(BIN)/ruff format --check
+	$(BIN)/ruff check
+	$(BIN)/mypy
+	$(BIN)/lint-imports
+
+fmt: $(STAMP)  ## put the code in form
+	$(BIN)/ruff format
+	$(BIN)/ruff check --fix
+
+bench: $(STAMP)  ## the measurements, as ratios against peers in the same run
+	$(BIN)/python tests/bench/run.py
+
+docs: $(STAMP)  ## make the generated pages of the reference
+	$(BIN)/python docs/generate.py
+
+clean:  ## remove what was made here, but no run
+	rm -rf $(VENV) .cache .mypy_cache .ruff_cache .pytest_cache .hypothesis build dist *.egg-info

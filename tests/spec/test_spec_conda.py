@@ -1,0 +1,111 @@
+from __future__ import annotations
+
+from collections.abc import Callable
+from pathlib import Path
+
+import pytest
+
+from tfjob.errors import InvalidFile
+from tfjob.spec.conda import load
+from tfjob.spec.job import JobSpec
+
+Problems = Callable[..., list[str]]
+JOB = "command: x\nenvironment: {conda_file: environment.yml}"
+
+
+def test_it_is_plain_data(folder: Path) -> None:
+    assert load(folder / "environment.yml") == {
+        "name": "tf",
+        "channels": ["conda-forge"],
+        "dependencies": ["python=3.11", {"pip": ["tensorflow==2.16.2"]}],
+        "variables": {"TF_USE_LEGACY_KERAS": "1"},
+    }
+
+
+def test_the_prefix_is_ignored(folder: Path) -> None:
+    (folder / "environment.yml").write_text("dependencies: [python]\nprefix: /opt/x")
+    assert load(folder / "environment.yml") == {"dependencies": ["python"]}
+
+
+@pytest.mark.parametrize(
+    ("text", "expected"),
+    [
+        ("", ["environment.yml:1:1: found an empty file; keys with values are allowed."]),
+        (
+            "dependencies:\n  - python=3.11\n  - 3.11\n  - ''\n  - pip: [a, '', 3]\n  - pip: [b]\n  - pip:\n  - {pop: [x]}",
+            [
+                (
+                    "environment.yml:3:5: dependencies[1]: found the number 3.11; a conda package such as python=3.11 or "
+                    'a mapping (keys with values) is allowed. Put it in quotes: "3.11".'
+                ),
+                (
+                    "environment.yml:4:5: dependencies[2]: found empty text; a conda package such as python=3.11 or "
+                    "a mapping (keys with values) is allowed."
+                ),
+                (
+                    "environment.yml:5:14: dependencies[3].pip[1]: found empty text; a requirement such as numpy==1.26.4 is "
+                    "allowed."
+                ),
+                (
+                    "environment.yml:5:18: dependencies[3].pip[2]: found the number 3; a requirement such as numpy==1.26.4 is "
+                    'allowed. Put it in quotes: "3".'
+                ),
+                (
+                    "environment.yml:6:5: dependencies[4]: found a second list of pip packages; one is allowed. "
+                    "Put all pip packages in one list."
+                ),
+                (
+                    "environment.yml:7:5: dependencies[5]: found a second list of pip packages; one is allowed. "
+                    "Put all pip packages in one list."
+                ),
+                (
+                    "environment.yml:7:9: dependencies[5].pip: found nothing (null); a list is allowed. "
+                    "Give it a value, or remove the key."
+                ),
+                "environment.yml:8:5: dependencies[6]: the key pip is missing; it is required. Add pip.",
+                (
+                    "environment.yml:8:5: dependencies[6]: found a second list of pip packages; one is allowed. "
+                    "Put all pip packages in one list."
+                ),
+                'environment.yml:8:6: dependencies[6].pop: found the unknown key "pop"; pip is allowed. Did you mean pip?',
+            ],
+        ),
+        (
+            "dependencies: [python]\nvariables: {A: no, 'b c': x}",
+            [
+                (
+                    "environment.yml:2:16: variables.A: found no without quotes, which YAML 1.1 reads as false; "
+                    'quoted text, true or false is allowed. Write "no" for the text, or false.'
+                ),
+                (
+                    'environment.yml:2:20: variables."b c": found the key "b c"; a name of letters, digits and _, '
+                    "starting with a letter or _ is allowed."
+                ),
+            ],
+        ),
+    ],
+)
+def test_problems_have_its_own_places(problems_of: Problems, folder: Path, text: str, expected: list[str]) -> None:
+    (folder / "environment.yml").write_text(text)
+    assert problems_of(JOB) == expected
+
+
+def test_problems_of_the_job_come_first(problems_of: Problems, folder: Path) -> None:
+    (folder / "environment.yml").write_text("dependencies: []")
+    assert [line.split(":")[0] for line in problems_of(JOB + "\nnmae: x")] == ["job.yml", "environment.yml"]
+
+
+def test_the_same_inline(problems_of: Problems, load_job: Callable[..., JobSpec]) -> None:
+    job = load_job("command: x\nenvironment: {conda: {dependencies: [python=3.11, {pip: [a]}], variables: {A: 0.10}}}")
+    assert job.environment.conda == {"dependencies": ["python=3.11", {"pip": ["a"]}], "variables": {"A": "0.10"}}
+    assert problems_of("command: x\nenvironment: {conda: {dependencies: [{pip: [a]}, {pip: [b]}]}}") == [
+        (
+            "job.yml:2:50: environment.conda.dependencies[1]: found a second list of pip packages; one is allowed. "
+            "Put all pip packages in one list."
+        )
+    ]
+
+
+def test_a_file_that_cannot_be_read(tmp_path: Path) -> None:
+    with pytest.raises(InvalidFile, match=r"nope\.yml:1:1: cannot be read: No such file or directory"):
+        load(tmp_path / "nope.yml")

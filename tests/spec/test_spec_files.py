@@ -1,0 +1,135 @@
+from __future__ import annotations
+
+import glob
+from collections.abc import Callable
+from pathlib import Path
+
+import pytest
+
+from tfjob.spec.files import absolute, absolute_pattern
+from tfjob.spec.job import JobSpec
+
+Problems = Callable[..., list[str]]
+
+
+@pytest.mark.parametrize(
+    ("text", "expected"),
+    [
+        (
+            "command: x\ncode: scr",
+            'job.yml:2:7: code: found "scr", which is not there; an existing directory is allowed. Did you mean src?',
+        ),
+        (
+            "command: x\ncode: data/images.gz",
+            (
+                'job.yml:2:7: code: found "data/images.gz", which is there but is something else; '
+                "an existing directory is allowed. It is looked for as {folder}/data/images.gz."
+            ),
+        ),
+        (
+            "code: src\nscript: trian.py",
+            (
+                'job.yml:2:9: script: found "trian.py", which is not in "src"; a file of the code directory is allowed. '
+                "Did you mean train.py?"
+            ),
+        ),
+        (
+            "code: src\nscript: other.py",
+            (
+                'job.yml:2:9: script: found "other.py", which is not in "src"; a file of the code directory is allowed. '
+                "Did you mean deep/other.py?"
+            ),
+        ),
+        (
+            "code: src\nscript: deep/othr.py",
+            (
+                'job.yml:2:9: script: found "deep/othr.py", which is not in "src"; a file of the code directory is allowed. '
+                "Did you mean deep/other.py?"
+            ),
+        ),
+        (
+            "code: src\nscript: deep",
+            'job.yml:2:9: script: found "deep", which is not in "src"; a file of the code directory is allowed.',
+        ),
+        (
+            "command: x\ndataset:\n  a: {paths: [data, data/*.csv]}",
+            (
+                'job.yml:3:21: dataset.a.paths[1]: found "data/*.csv", which matches nothing; '
+                "a glob that matches files is allowed. It is looked for as {folder}/data/*.csv."
+            ),
+        ),
+        (
+            "command: x\ndataset: {a: {paths: dat}}",
+            (
+                'job.yml:2:22: dataset.a.paths: found "dat", which is not there; an existing file or directory is allowed. '
+                "Did you mean data?"
+            ),
+        ),
+        (
+            "command: x\nenvironment: {conda_file: enviroment.yml}",
+            (
+                'job.yml:2:27: environment.conda_file: found "enviroment.yml", which is not there; '
+                "an existing file is allowed. Did you mean environment.yml?"
+            ),
+        ),
+        (
+            "command: x\nenvironment: {dockerfile: src}",
+            (
+                'job.yml:2:27: environment.dockerfile: found "src", which is there but is something else; '
+                "an existing file is allowed. It is looked for as {folder}/src."
+            ),
+        ),
+        (
+            "command: x\nenvironment: {dockerfile: Dockerfile, build_context: nowhere}",
+            (
+                'job.yml:2:54: environment.build_context: found "nowhere", which is not there; '
+                "an existing directory is allowed. It is looked for as {folder}/nowhere."
+            ),
+        ),
+    ],
+)
+def test_one_problem(problems_of: Problems, folder: Path, text: str, expected: str) -> None:
+    assert problems_of(text) == [
+        expected.format(folder=folder).removesuffix(".") if "{folder}" in expected else expected
+    ]
+
+
+@pytest.mark.parametrize("text", ["x" * 5000, "a/" * 3000, "src/train.py/x", "[", "**/[!", "~nobody-there/x"])
+def test_odd_paths_are_problems_and_nothing_else(problems_of: Problems, text: str) -> None:
+    job = f"command: x\ncode: '{text}'\ndataset: {{a: {{paths: '{text}'}}}}\nenvironment: {{conda_file: '{text}'}}"
+    assert len(problems_of(job)) == 3
+
+
+def test_paths_become_absolute(folder: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setenv("HOME", str(folder / "home"))
+    assert absolute(folder, "src") == folder / "src"
+    assert absolute(folder, ".") == folder
+    assert absolute(folder, "../x").name == "x"
+    assert ".." not in absolute(folder / "src", "../data").parts
+    assert absolute(folder, "~/x") == folder / "home" / "x"
+    assert absolute(folder, "/x/y") == Path("/x/y")
+
+
+def test_patterns_become_absolute_globs(folder: Path) -> None:
+    assert absolute_pattern(folder, "data/*.gz") == f"{folder}/data/*.gz"
+    assert absolute_pattern(folder, "*.gz") == f"{folder}/*.gz"
+    assert glob.glob(absolute_pattern(folder, "data/odd[1].gz")) == [f"{folder}/data/odd[1].gz"]
+    assert glob.glob(absolute_pattern(folder / "src", "../data/i*.gz")) == [f"{folder}/data/images.gz"]
+
+
+def test_a_folder_may_have_a_name_with_brackets(tmp_path: Path) -> None:
+    odd = tmp_path / "a[b]*"
+    odd.mkdir()
+    (odd / "x.gz").touch()
+    assert glob.glob(absolute_pattern(odd, "*.gz")) == [f"{odd}/x.gz"]
+
+
+def test_what_a_job_names_is_found(load_job: Callable[..., JobSpec], folder: Path) -> None:
+    job = load_job(
+        "code: src\nscript: deep/other.py\ndataset: {a: {paths: [data/*.gz, data]}}\n"
+        "environment: {dockerfile: Dockerfile, build_context: src}"
+    )
+    assert job.code == folder / "src"
+    assert job.dataset[0][1].paths == (f"{folder}/data/*.gz", f"{folder}/data")
+    assert job.environment.dockerfile == folder / "Dockerfile"
+    assert job.environment.build_context == folder / "src"

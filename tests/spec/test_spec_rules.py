@@ -1,0 +1,324 @@
+"""What contradicts itself, what the disk lacks, and what this version cannot do: job files with one thing wrong."""
+
+from __future__ import annotations
+
+from collections.abc import Callable
+
+import pytest
+
+Problems = Callable[..., list[str]]
+
+SHELL = {"TOKEN": "x"}
+
+
+@pytest.mark.parametrize(
+    ("text", "expected"),
+    [
+        # script, command, code
+        (
+            "name: a",
+            (
+                "job.yml:1:1: found neither script nor command; one of the two is required. "
+                "Add script: train.py (with code: DIRECTORY), or command: …."
+            ),
+        ),
+        (
+            "code: src\nscript: train.py\ncommand: x",
+            (
+                "job.yml:3:1: command: found both script and command; one of the two is allowed. "
+                "Remove command, or remove script and arguments."
+            ),
+        ),
+        (
+            "command: x\narguments: [a]",
+            (
+                "job.yml:2:1: arguments: found arguments with command; arguments are allowed with script. "
+                "Write them into the command."
+            ),
+        ),
+        (
+            "script: train.py",
+            (
+                "job.yml:1:1: script: found script without code; the directory that holds the script is required. "
+                "Add code: DIRECTORY, such as code: src."
+            ),
+        ),
+        (
+            "code: src\nscript: /src/train.py",
+            (
+                'job.yml:2:9: script: found the absolute path "/src/train.py"; a path inside the code directory is allowed. '
+                "Write it relative to code."
+            ),
+        ),
+        (
+            "code: src\nscript: deep/../../src/train.py",
+            (
+                'job.yml:2:9: script: found the path "deep/../../src/train.py", which leaves it by ..; '
+                "a path inside the code directory is allowed. Write it relative to code."
+            ),
+        ),
+        # environment
+        (
+            "command: x\nenvironment:\n  conda_file: environment.yml\n  image: z",
+            (
+                "job.yml:4:3: environment.image: found both conda_file and image; "
+                "one of conda_file, conda, dockerfile, image, name is allowed. Remove conda_file or image."
+            ),
+        ),
+        (
+            "command: x\nenvironment: {image: z, build_arguments: {a: b}}",
+            (
+                "job.yml:2:25: environment.build_arguments: found build_arguments without dockerfile; "
+                "it is allowed with dockerfile. Add dockerfile, or remove it."
+            ),
+        ),
+        (
+            "command: x\nenvironment: {build_context: src}",
+            (
+                "job.yml:2:15: environment.build_context: found build_context without dockerfile; "
+                "it is allowed with dockerfile. Add dockerfile, or remove it."
+            ),
+        ),
+        (
+            "command: x\nenvironment: {image: z, base: gpu}",
+            "job.yml:2:25: environment.base: found base with image; it is allowed with conda_file or conda. Remove it.",
+        ),
+        # datasets
+        (
+            "command: x\ndataset: {a: {mode: mount}}",
+            (
+                "job.yml:2:11: dataset.a: found neither name nor paths; one of the two is required. "
+                "Give paths: [PATH], or name: NAME of a registered dataset."
+            ),
+        ),
+        (
+            "command: x\ndataset: {a: {name: b, paths: data}}",
+            (
+                "job.yml:2:11: dataset.a: found both name and paths; one of the two is required. "
+                "Give paths: [PATH], or name: NAME of a registered dataset."
+            ),
+        ),
+        # distribution and compute
+        (
+            "command: x\ndistribution: {type: tensorflow, process_count_per_node: 2}",
+            (
+                "job.yml:2:34: distribution.process_count_per_node: found process_count_per_node with type tensorflow; "
+                "it is allowed with type mpi. Set distribution.type to mpi, or remove it."
+            ),
+        ),
+        (
+            "command: x\ndistribution: {process_count_per_node: 2}",
+            (
+                "job.yml:2:16: distribution.process_count_per_node: found process_count_per_node with type none; "
+                "it is allowed with type mpi. Set distribution.type to mpi, or remove it."
+            ),
+        ),
+        (
+            "command: x\ndistribution: {type: mpi, worker_count: 2}",
+            (
+                "job.yml:2:27: distribution.worker_count: found worker_count with type mpi; "
+                "it is allowed with type tensorflow. Set distribution.type to tensorflow, or remove it."
+            ),
+        ),
+        (
+            "command: x\ndistribution: {type: mpi, parameter_server_count: 2}",
+            (
+                "job.yml:2:27: distribution.parameter_server_count: found parameter_server_count with type mpi; "
+                "it is allowed with type tensorflow. Set distribution.type to tensorflow, or remove it."
+            ),
+        ),
+        (
+            "command: x\ndistribution: {evaluator: false}",
+            (
+                "job.yml:2:16: distribution.evaluator: found evaluator with type none; "
+                "it is allowed with type tensorflow. Set distribution.type to tensorflow, or remove it."
+            ),
+        ),
+        (
+            "command: x\ndistribution: {type: tensorflow, worker_count: 0}",
+            "job.yml:2:48: distribution.worker_count: found the number 0; a whole number of at least 1 is allowed.",
+        ),
+        (
+            "command: x\ncompute: {node_count: 3, max_node_count: 2}",
+            "job.yml:2:42: compute.max_node_count: found 2, below node_count (3); a whole number of at least 3 is allowed.",
+        ),
+        (
+            "command: x\ncompute: {gpus_per_node: 1}\ndistribution: {type: mpi, process_count_per_node: 2}",
+            (
+                "job.yml:3:51: distribution.process_count_per_node: found 2 processes on a node with 1 GPU; "
+                "at most 1 is allowed. Lower it, or raise compute.gpus_per_node."
+            ),
+        ),
+        (
+            "command: x\ncompute: {node_count: 2, gpus_per_node: 1}\ndistribution: {type: tensorflow, worker_count: 3}",
+            (
+                "job.yml:3:48: distribution.worker_count: found 3 tasks that need a GPU each (3 workers) on 2 x 1 GPUs; "
+                "at most 2 is allowed. Raise compute.node_count or compute.gpus_per_node, or have fewer tasks."
+            ),
+        ),
+        (
+            (
+                "command: x\ncompute: {node_count: 1, gpus_per_node: 1}\n"
+                "distribution: {type: tensorflow, parameter_server_count: 1, evaluator: true}"
+            ),
+            (
+                "job.yml:3:58: distribution.parameter_server_count: found 3 tasks that need a GPU each "
+                "(1 worker, a chief, an evaluator) on 1 x 1 GPUs; at most 1 is allowed. "
+                "Raise compute.node_count or compute.gpus_per_node, or have fewer tasks."
+            ),
+        ),
+        (
+            "command: x\ncompute: {docker_args: --name 'a}",
+            (
+                "job.yml:2:24: compute.docker_args: found a quote that is not closed; a line for the shell is allowed. "
+                "Close the quote, or write a list: [ ]."
+            ),
+        ),
+        # outputs
+        *(
+            (
+                f"command: x\noutputs: {{keep: [{path}]}}",
+                (
+                    f"job.yml:2:18: outputs.keep[0]: found {found}; a directory inside the working directory is allowed. "
+                    "Write outputs, or another name without / before it or .. in it."
+                ),
+            )
+            for path, found in [
+                ("/x", '"/x"'),
+                ("a/../b", '"a/../b"'),
+                ("~/x", '"~/x"'),
+                (".", '".", the working directory itself'),
+                ('""', '"", the working directory itself'),
+            ]
+        ),
+        # variables
+        *(
+            (
+                f"command: x\nenvironment_variables: {{{name}: 1}}",
+                (
+                    f"job.yml:2:25: environment_variables.{name}: found {name}, which tfjob sets itself; "
+                    f"names other than TF_CONFIG, CUDA_VISIBLE_DEVICES and TFJOB_* are allowed. {hint}."
+                ),
+            )
+            for name, hint in [
+                ("TF_CONFIG", "See distribution"),
+                ("CUDA_VISIBLE_DEVICES", "See compute.gpus_per_node"),
+                ("TFJOB_X", "Choose another name"),
+            ]
+        ),
+        (
+            "command: x\nsecrets: [TOKEM]",
+            (
+                "job.yml:2:11: secrets[0]: found TOKEM, which is not set in this shell; a variable that is set is allowed. "
+                "Did you mean TOKEN?"
+            ),
+        ),
+        (
+            "command: x\nsecrets: [TOKEN]\nenvironment_variables: {TOKEN: a}",
+            (
+                "job.yml:2:11: secrets[0]: found TOKEN also under environment_variables; one of the two is allowed. "
+                "A secret belongs here only: remove it there."
+            ),
+        ),
+        # not supported yet
+        *(
+            (
+                f"command: x\n{line}",
+                f"job.yml:2:{column}: {where}: found {what}, which is not supported by this version of tfjob. {hint}",
+            )
+            for line, column, where, what, hint in [
+                ("retries: {max: 1}", 11, "retries.max", "a retry", "Use 0, or submit again with tfjob rerun."),
+                ("services: {a: {port: 1}}", 1, "services", "a service", "Remove it."),
+                (
+                    "sweep: {search_space: {}, objective: {goal: maximize, primary_metric: a}, limits: {max_total_trials: 1}}",
+                    1,
+                    "sweep",
+                    "a sweep",
+                    "Submit the job once for each value, with --set.",
+                ),
+                ("compute: {max_node_count: 2}", 11, "compute.max_node_count", "a job that grows", "Use node_count."),
+                ("code: git+https://x/y", 1, "code", "code from an address", "Use a directory."),
+                (
+                    "dataset: {a: {paths: data, mode: direct}}",
+                    28,
+                    "dataset.a.mode",
+                    "the mode direct",
+                    "Use mount or download.",
+                ),
+                (
+                    "dataset: {a: {paths: data, type: mltable}}",
+                    28,
+                    "dataset.a.type",
+                    "the type mltable",
+                    "Use directory or file.",
+                ),
+                (
+                    "dataset: {a: {paths: [s3://a/b]}}",
+                    23,
+                    "dataset.a.paths[0]",
+                    "data from an address",
+                    "Fetch it first and give its path.",
+                ),
+                (
+                    "outputs: {named: {a: {type: mltable}}}",
+                    23,
+                    "outputs.named.a.type",
+                    "the type mltable",
+                    "Use directory or file.",
+                ),
+                (
+                    "outputs: {named: {a: {mode: upload}}}",
+                    23,
+                    "outputs.named.a.mode",
+                    "this mode",
+                    "Use mount, or leave it out.",
+                ),
+                (
+                    "outputs: {named: {a: {path: x}}}",
+                    23,
+                    "outputs.named.a.path",
+                    "an output stored elsewhere",
+                    "Remove it; the output is kept with the run.",
+                ),
+                (
+                    "outputs: {named: {a: {register: x}}}",
+                    23,
+                    "outputs.named.a.register",
+                    "registering an output",
+                    "Remove it; the output is kept with the run.",
+                ),
+            ]
+        ),
+    ],
+)
+def test_one_problem(problems_of: Problems, text: str, expected: str) -> None:
+    assert problems_of(text, **SHELL) == [expected.replace("….", "…")]
+
+
+@pytest.mark.parametrize(
+    "text",
+    [
+        "command: x\nretries: {max: 0}\nservices: {}",
+        "command: x\ncompute: {node_count: 2, max_node_count: 2}",
+        "command: x\ncompute: {gpus_per_node: 2}\ndistribution: {type: mpi, process_count_per_node: 2}",
+        (
+            "command: x\ncompute: {gpus_per_node: 3}\n"
+            "distribution: {type: tensorflow, worker_count: 1, parameter_server_count: 5, evaluator: true}"
+        ),
+        "command: x\ndistribution: {type: tensorflow, worker_count: 9}",
+        "command: x\nsecrets: [TOKEN]",
+        "command: x\noutputs: {keep: [a/b, ./c], named: {m: null}}",
+        "code: src\nscript: ./deep/../train.py",
+        "command: x\nenvironment: {dockerfile: Dockerfile, build_context: src, build_arguments: {A: 1}}",
+        "command: x\nenvironment: {conda: {dependencies: [python]}, base: gpu}",
+    ],
+)
+def test_no_problem(problems_of: Problems, text: str) -> None:
+    assert problems_of(text, **SHELL) == []
+
+
+def test_nothing_is_built_on_what_has_a_problem(problems_of: Problems) -> None:
+    found = problems_of(
+        "code: 3\nscript: train.py\ncompute: {gpus_per_node: 1}\ndistribution: {type: tensorflow, worker_count: x}"
+    )
+    assert [line.split(": ")[1] for line in found] == ["code", "distribution.worker_count"]
