@@ -1,107 +1,14 @@
-"""What all tests share: the real command line in a workspace of its own, and the assurance that nothing is left running."""
+"""What all tests share: the tfjob command in a workspace of its own, and the assurance that nothing is left running."""
 
 from __future__ import annotations
 
-import json
 import os
 import signal
-import subprocess
-import sys
-import textwrap
-import time
-from collections.abc import Callable, Iterator
-from dataclasses import dataclass
+from collections.abc import Iterator
 from pathlib import Path
-from typing import Any
 
 import pytest
-
-REPOSITORY = Path(__file__).resolve().parent.parent
-PROGRAM = [sys.executable, "-P", "-m", "tfjob.cli.main"]
-
-
-@dataclass(frozen=True)
-class Tfjob:
-    """The tfjob command in a directory: `tfjob("submit", "job.yml")` runs it, `tfjob.start(...)` leaves it running."""
-
-    directory: Path
-    environ: dict[str, str]
-
-    def __call__(
-        self, *arguments: str, exit_code: int | None = 0, timeout_s: float = 120
-    ) -> subprocess.CompletedProcess[str]:
-        done = subprocess.run(
-            [*PROGRAM, *arguments],
-            cwd=self.directory,
-            env=self.environ,
-            stdin=subprocess.DEVNULL,
-            capture_output=True,
-            text=True,
-            timeout=timeout_s,
-            check=False,
-        )
-        if exit_code is not None:
-            assert done.returncode == exit_code, f"exit {done.returncode}\n{done.stdout}\n{done.stderr}"
-        assert "Traceback (most recent call last)" not in done.stderr
-        return done
-
-    def start(self, *arguments: str) -> subprocess.Popen[str]:
-        return subprocess.Popen(
-            [*PROGRAM, *arguments],
-            cwd=self.directory,
-            env=self.environ,
-            stdin=subprocess.DEVNULL,
-            stdout=subprocess.PIPE,
-            stderr=subprocess.PIPE,
-            text=True,
-            start_new_session=True,
-        )
-
-    def write(self, name: str, text: str) -> Path:
-        file = self.directory / name
-        file.parent.mkdir(parents=True, exist_ok=True)
-        file.write_text(textwrap.dedent(text), encoding="utf-8")
-        return file
-
-    def submit(self, name: str, *arguments: str) -> str:
-        """Submit, detached; returns the run's id."""
-        return self("submit", "--detach", name, *arguments).stdout.strip()
-
-    def show(self, run: str = "latest") -> dict[str, Any]:
-        found: dict[str, Any] = json.loads(self("show", run, "-o", "json").stdout)
-        return found
-
-    def run_directory(self, run: str) -> Path:
-        return self.directory / ".tfjob" / "runs" / run
-
-    def record(self, run: str) -> dict[str, Any]:
-        """The record as it lies there, without any tfjob command looking at the run."""
-        found: dict[str, Any] = json.loads((self.run_directory(run) / "record.json").read_bytes())
-        return found
-
-
-def eventually(condition: Callable[[], Any], what: str, timeout_s: float = 60) -> Any:
-    """Poll until the condition is true; fail with `what` after the time."""
-    deadline = time.monotonic() + timeout_s
-    while time.monotonic() < deadline:
-        if found := condition():
-            return found
-        time.sleep(0.02)
-    pytest.fail(f"did not happen within {timeout_s} s: {what}")
-
-
-def processes_of(run: str) -> list[int]:
-    """The processes that bear the run's id in their environment."""
-    marker = f"TFJOB_RUN_ID={run}".encode()
-    found = []
-    for entry in Path("/proc").iterdir():
-        if entry.name.isdigit():
-            try:
-                if marker in (entry / "environ").read_bytes().split(b"\0"):
-                    found.append(int(entry.name))
-            except OSError:
-                continue
-    return found
+from support import REPOSITORY, Tfjob, processes_of
 
 
 @pytest.fixture

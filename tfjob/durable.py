@@ -23,10 +23,19 @@ def replace_text(path: Path, text: str, *, force: bool = True) -> None:
     With `force` it is on the disk when this returns; without, a power loss may bring the old file back.
     Raises OSError when the disk is full or the directory is not writable; the old file is then untouched.
     """
+    _replace(path, text.encode(), force=force)
+
+
+def replace_json(path: Path, value: Any, *, force: bool = True) -> None:
+    """Write `value` as indented JSON, replacing the file atomically (see `replace_text`)."""
+    _replace(path, _utf8(json.dumps(value, indent=2, ensure_ascii=False) + "\n"), force=force)
+
+
+def _replace(path: Path, data: bytes, *, force: bool) -> None:
     descriptor, temporary = tempfile.mkstemp(dir=path.parent, prefix=f".{path.name}.")
     try:
-        with os.fdopen(descriptor, "w", encoding="utf-8") as file:
-            file.write(text)
+        with os.fdopen(descriptor, "wb") as file:
+            file.write(data)
             file.flush()
             if force:
                 os.fsync(file.fileno())
@@ -37,17 +46,19 @@ def replace_text(path: Path, text: str, *, force: bool = True) -> None:
         raise
 
 
-def replace_json(path: Path, value: Any, *, force: bool = True) -> None:
-    """Write `value` as indented JSON, replacing the file atomically (see `replace_text`)."""
-    replace_text(path, json.dumps(value, indent=2, ensure_ascii=False) + "\n", force=force)
-
-
 def append_line(path: Path, line: str) -> None:
-    """Append one line in a single write, so that lines of several writers never mix."""
+    """Append one line in a single write, so that lines of several writers never mix.
+
+    Raises OSError when the disk is full; the part of the line that still fitted is then taken back.
+    """
     descriptor = os.open(path, os.O_WRONLY | os.O_APPEND | os.O_CREAT, 0o644)
     try:
-        data = (line + "\n").encode()
-        if os.write(descriptor, data) != len(data):
+        data = _utf8(line + "\n")
+        written = os.write(descriptor, data)
+        if written != len(data):
+            end = os.lseek(descriptor, 0, os.SEEK_CUR)
+            if os.fstat(descriptor).st_size == end:
+                os.ftruncate(descriptor, end - written)
             raise OSError(28, "No space left on device", str(path))
     finally:
         os.close(descriptor)
@@ -87,13 +98,18 @@ def is_locked(path: Path) -> bool:
 def digest_of(value: Any) -> str:
     """The SHA-256 (hex) of a JSON value in its canonical form: keys sorted, no spaces."""
     text = json.dumps(value, sort_keys=True, separators=(",", ":"), ensure_ascii=False)
-    return hashlib.sha256(text.encode()).hexdigest()
+    return hashlib.sha256(_utf8(text)).hexdigest()
 
 
 def file_digest(path: Path) -> str:
     """The SHA-256 (hex) of a file's bytes."""
     with path.open("rb") as file:
         return hashlib.file_digest(file, "sha256").hexdigest()
+
+
+def _utf8(text: str) -> bytes:
+    """JSON text as UTF-8. What Python makes of a file name that is no UTF-8 (PEP 383) stands in it as its JSON escape."""
+    return text.encode("utf-8", "backslashreplace")
 
 
 def _umask() -> int:

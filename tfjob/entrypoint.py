@@ -201,7 +201,7 @@ def signal_group(child: int, number: int) -> None:
 
 
 def prctl(option: int, argument: int) -> None:
-    """Call prctl(2); where the C library can't be loaded the task runs on without this safety."""
+    """Set an attribute of this process, as prctl(2) says; where the C library can't be loaded the task runs on without this safety."""
     try:
         import ctypes
 

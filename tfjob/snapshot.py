@@ -17,15 +17,15 @@ from typing import TYPE_CHECKING
 
 from tfjob.durable import digest_of, file_digest
 from tfjob.errors import UsageError
+from tfjob.workspace import SNAPSHOT_LIMIT_MIB
 
 if TYPE_CHECKING:
     import pathspec
 
-__all__ = ["SNAPSHOT_LIMIT_MIB", "Snapshot", "copy_tree", "scan", "take"]
+__all__ = ["Snapshot", "copy_tree", "scan", "take"]
 
-SNAPSHOT_LIMIT_MIB = 500
 IGNORE_FILES = (".tfjobignore", ".gitignore")
-NEVER = ("/.git/", "/.hg/", "/.svn/", ".tfjob/", "__pycache__/", "/outputs", "/logs")
+NEVER = (".git", ".hg", ".svn", ".tfjob/", "__pycache__/", "/outputs", "/logs")
 
 
 @dataclass(frozen=True)
@@ -66,7 +66,7 @@ def scan(directory: Path, limit_mib: int = SNAPSHOT_LIMIT_MIB) -> Snapshot:
 def take(snapshot: Snapshot, store: Path) -> Path:
     """Keep the snapshot in `store` under its digest, if it is not there yet; returns its directory.
 
-    Raises UsageError if a file changed between `scan` and now.
+    Raises UsageError if a file changed or went between `scan` and now.
     """
     kept = store / snapshot.digest
     if kept.is_dir():
@@ -81,16 +81,23 @@ def take(snapshot: Snapshot, store: Path) -> Path:
             if kind == "l":
                 target.symlink_to(digest)
                 continue
-            shutil.copyfile(snapshot.directory / name, target)
-            target.chmod(0o755 if kind == "x" else 0o644)
-            if file_digest(target) != digest:
+            if not _copied(snapshot.directory / name, target, digest):
                 raise UsageError(f"{snapshot.directory / name} changed while it was being read", "Submit again.")
+            target.chmod(0o755 if kind == "x" else 0o644)
         try:
             tree.rename(kept)
         except OSError:
             if not kept.is_dir():  # another submit kept the same content first
                 raise
     return kept
+
+
+def _copied(source: Path, target: Path, digest: str) -> bool:
+    try:
+        shutil.copyfile(source, target)
+    except FileNotFoundError:
+        return False
+    return file_digest(target) == digest
 
 
 def copy_tree(snapshot_dir: Path, into: Path) -> None:
@@ -100,22 +107,33 @@ def copy_tree(snapshot_dir: Path, into: Path) -> None:
     shutil.copytree(snapshot_dir, into, symlinks=True)
 
 
-def _ignored(directory: Path) -> pathspec.PathSpec:  # type: ignore[type-arg]  # generic only in newer releases
+def _ignored(directory: Path) -> pathspec.GitIgnoreSpec:
     import pathspec  # noqa: PLC0415  # 30 ms that only a submit should pay
 
     lines: list[str] = []
     for name in IGNORE_FILES:
         file = directory / name
         if file.is_file():
-            lines = file.read_text(encoding="utf-8", errors="replace").splitlines()
+            lines = file.read_text(encoding="utf-8-sig", errors="replace").splitlines()
             break
-    return pathspec.PathSpec.from_lines("gitwildmatch", [*lines, *NEVER])
+    return pathspec.GitIgnoreSpec.from_lines([*filter(_is_pattern, lines), *NEVER])
+
+
+def _is_pattern(line: str) -> bool:
+    """Whether git would make anything of the line; it passes over those it can't."""
+    import pathspec  # noqa: PLC0415  # as above
+
+    try:
+        pathspec.GitIgnoreSpec.from_lines([line])
+    except ValueError:
+        return False
+    return True
 
 
 def _walk(
     root: Path,
     directory: Path,
-    ignored: pathspec.PathSpec,  # type: ignore[type-arg]  # generic only in newer releases
+    ignored: pathspec.GitIgnoreSpec,
     left_out: list[str],
 ) -> Iterator[tuple[str, Path, os.stat_result]]:
     try:
@@ -151,8 +169,7 @@ def _entry(root: Path, name: str, path: Path, status: os.stat_result) -> tuple[s
     try:
         if stat.S_ISLNK(status.st_mode):
             target = os.readlink(path)
-            real = os.path.realpath(path)
-            if os.path.isabs(target) or not Path(real).is_relative_to(os.path.realpath(root)):
+            if os.path.isabs(target) or not _stays_inside(root, path, target):
                 raise UsageError(
                     f"{path} is a link to {target}, outside of the code directory",
                     "Name it in .tfjobignore, put the file itself there, or give it to the job as a dataset.",
@@ -164,3 +181,10 @@ def _entry(root: Path, name: str, path: Path, status: os.stat_result) -> tuple[s
         raise UsageError(
             f"{path} can't be read: {error.strerror}", "Name it in .tfjobignore if it is not code."
         ) from error
+
+
+def _stays_inside(root: Path, link: Path, target: str) -> bool:
+    """Whether the link leads to a place in `root`, and not by way of a place outside, which a copy of it would not have."""
+    real = os.path.realpath(link)
+    written = os.path.normpath(link.parent / target)
+    return Path(real).is_relative_to(os.path.realpath(root)) and Path(written).is_relative_to(root)

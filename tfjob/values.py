@@ -50,26 +50,32 @@ def _hints(kind: type) -> dict[str, Any]:
     return _HINTS[kind]
 
 
-def _decode(hint: Any, value: Any) -> Any:  # noqa: PLR0911  # a table of types, one line each
+def _decode(hint: Any, value: Any) -> Any:  # noqa: C901, PLR0911  # a table of types, one line each
     if hint == Pairs:
-        return tuple((str(key), str(item)) for key, item in value.items())
+        return tuple((key, _decode(str, item)) for key, item in _decode(dict, value).items())
     origin = get_origin(hint)
     if origin in (Union, types.UnionType):
         return _decode_union(hint, value)
     if origin is tuple:
         return _decode_tuple(get_args(hint), value)
-    if origin in (dict, Literal) or hint is Any:
+    if hint is Any:
+        return value
+    if origin is Literal:
+        if value not in get_args(hint):
+            raise ValueError(f"found {value!r}; {', '.join(map(str, get_args(hint)))} are allowed")
         return value
     if is_dataclass(hint):
+        _decode(dict, value)
         hints = _hints(hint)  # type: ignore[arg-type]  # a dataclass type, by the check above
         known = {f.name: _decode(hints[f.name], value[f.name]) for f in fields(hint) if f.name in value}
         return hint(**known)  # type: ignore[operator]  # the same
     if hint is Path:
-        return Path(value)
-    if hint is float and isinstance(value, int):
+        return Path(_decode(str, value))
+    if hint is float and type(value) is int:
         return float(value)
-    if not isinstance(value, hint):
-        raise TypeError(f"found {value!r} where {hint.__name__} belongs")
+    kind = origin or hint
+    if not isinstance(value, kind) or (isinstance(value, bool) and kind is not bool):
+        raise TypeError(f"found {value!r} where {kind.__name__} belongs")
     return value
 
 
@@ -81,6 +87,7 @@ def _decode_union(hint: Any, value: Any) -> Any:
 
 
 def _decode_tuple(arguments: tuple[Any, ...], value: Any) -> tuple[Any, ...]:
+    _decode(list, value)  # a text is a sequence too, and never what was written here
     if len(arguments) == 2 and arguments[1] is Ellipsis:
         return tuple(_decode(arguments[0], item) for item in value)
     return tuple(_decode(kind, item) for kind, item in zip(arguments, value, strict=True))

@@ -19,10 +19,12 @@ from functools import cached_property
 from pathlib import Path
 
 from tfjob.errors import NotFound, UsageError
+from tfjob.spec.config import load_config
 
 __all__ = ["DIRECTORY", "Config", "Workspace", "default_config", "find_workspace", "make_workspace", "open_workspace"]
 
 DIRECTORY = ".tfjob"
+SNAPSHOT_LIMIT_MIB = 500
 _CONFIG = """\
 # Settings of this workspace; all optional.
 
@@ -44,7 +46,7 @@ class Config:
 
     store: Path
     local_gpus: int | None = None
-    snapshot_limit_mib: int = 500
+    snapshot_limit_mib: int = SNAPSHOT_LIMIT_MIB
 
 
 @dataclass(frozen=True)
@@ -129,4 +131,10 @@ def default_config() -> Config:
 
 
 def _read_config(path: Path) -> Config:
-    return default_config()
+    settings = load_config(path)
+    store = settings.get("store")
+    return Config(
+        store=default_store() if store is None or "TFJOB_STORE" in os.environ else Path(store).expanduser().absolute(),
+        local_gpus=settings.get("local", {}).get("gpus"),
+        snapshot_limit_mib=settings.get("snapshot_limit_mib", SNAPSHOT_LIMIT_MIB),
+    )

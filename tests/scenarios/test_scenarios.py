@@ -16,7 +16,7 @@ from typing import TYPE_CHECKING, NamedTuple
 import pytest
 
 if TYPE_CHECKING:
-    from conftest import Tfjob
+    from support import Tfjob
 
 SESSIONS = sorted(Path(__file__).parent.glob("*.session"))
 

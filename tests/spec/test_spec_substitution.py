@@ -30,7 +30,7 @@ def test_what_is_known_is_replaced_and_the_rest_left(load_job: Load) -> None:
 
 def test_a_value_never_becomes_an_expression(load_job: Load) -> None:
     job = load_job("command: x ${{ env.A }}\ndescription: ${{ env.A }}", A="${{ run.id }}")
-    assert job.command == "x $${{ run.id }}"
+    assert job.command == "x '$${{ run.id }}'"
     assert job.description == "${{ run.id }}"
 
 

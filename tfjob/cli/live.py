@@ -10,7 +10,7 @@ import sys
 from collections.abc import Iterable
 from typing import TYPE_CHECKING, Any, BinaryIO, TextIO
 
-from tfjob.cli.output import STATE_STYLES, colored, duration, size, uses_color
+from tfjob.cli.output import STATE_STYLES, colored, duration, plural, size, uses_color
 from tfjob.runs.follow import Chunk
 from tfjob.runs.record import Record, seconds
 
@@ -177,10 +177,15 @@ def print_end(record: Record, screen: TextIO) -> None:
         print(f"  note      {note}", file=screen)
     lines = []
     if record.output_count:
-        lines.append(("outputs", f"{record.dir}/outputs  ({record.output_count} files, {size(record.output_bytes)})"))
+        lines.append(
+            ("outputs", f"{record.dir}/outputs  ({plural(record.output_count, 'file')}, {size(record.output_bytes)})")
+        )
     if record.left_in_work:
         lines.append(
-            ("also kept", f"{record.dir}/work  ({len(record.left_in_work)} files written outside of ./outputs)")
+            (
+                "also kept",
+                f"{record.dir}/work  ({plural(len(record.left_in_work), 'file')} written outside of ./outputs)",
+            )
         )
     lines.append(("logs", f"{record.dir}/logs"))
     if record.state == "Completed":
@@ -199,7 +204,7 @@ def _print_failure(record: Record, screen: TextIO) -> None:
     if failure is None:
         return
     who = f"{failure.task} on {failure.node} " if failure.task else ""
-    print(f"  {colored('cause', 'red', screen).ljust(9)}     {who}{failure.message}", file=screen)
+    print(f"  {colored('cause'.ljust(9), 'red', screen)} {who}{failure.message}", file=screen)
     if failure.hint:
         print(f"            {failure.hint}", file=screen)
     if failure.log_tail:

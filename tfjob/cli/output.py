@@ -12,7 +12,17 @@ from collections.abc import Sequence
 from enum import StrEnum
 from typing import Any, TextIO
 
-__all__ = ["Format", "TableFormat", "colored", "duration", "print_document", "print_table", "size", "uses_color"]
+__all__ = [
+    "Format",
+    "TableFormat",
+    "colored",
+    "duration",
+    "plural",
+    "print_document",
+    "print_table",
+    "size",
+    "uses_color",
+]
 
 STATE_STYLES = {"Completed": "green", "Failed": "red", "Canceled": "yellow"}
 _CODES = {
@@ -84,6 +94,11 @@ def duration(seconds_taken: float) -> str:
     minutes, secs = divmod(round(seconds_taken), 60)
     hours, minutes = divmod(minutes, 60)
     return f"{hours} h {minutes:02} min" if hours else f"{minutes} min {secs:02} s"
+
+
+def plural(count: int, noun: str) -> str:
+    """A count and its noun: 1 file, 3 files."""
+    return f"{count} {noun}" if count == 1 else f"{count} {noun}s"
 
 
 def size(count: int) -> str:

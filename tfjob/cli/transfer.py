@@ -12,7 +12,7 @@ from typing import Annotated
 import typer
 
 from tfjob.cli.options import RunName
-from tfjob.cli.output import size
+from tfjob.cli.output import plural, size
 from tfjob.errors import NotFound, UsageError
 from tfjob.rundir import RunDirectory
 from tfjob.runs.find import find_run
@@ -42,7 +42,7 @@ def download(
     clashes = [name for source, name in found if _differs(source, target / name)]
     if clashes and not overwrite:
         raise UsageError(
-            f"{len(clashes)} files are in {target} already and differ, such as {clashes[0]}; nothing was copied",
+            f"{plural(len(clashes), 'file')} with other contents already in {target}, such as {clashes[0]}; nothing was copied",
             "Name another directory with --to, or add --overwrite.",
         )
     try:
@@ -51,7 +51,7 @@ def download(
     except OSError as error:
         raise UsageError(f"{target} can't be written: {error.strerror or error}") from error
     total = sum(source.stat().st_size for source, _ in found)
-    print(f"{len(found)} file{'s' if len(found) > 1 else ''} ({size(total)}) in {target}")
+    print(f"{plural(len(found), 'file')} ({size(total)}) in {target}")
 
 
 def _artifacts(directory: RunDirectory, prefix: str) -> list[tuple[Path, str]]:

@@ -11,7 +11,7 @@ import os
 import shutil
 from collections.abc import Iterable, Iterator
 from dataclasses import dataclass
-from pathlib import Path
+from pathlib import Path, PurePosixPath
 
 from tfjob.durable import digest_of
 from tfjob.errors import PreparationError
@@ -35,6 +35,7 @@ def find_files(patterns: Iterable[str]) -> DatasetFiles:
     """The files that paths and globs name. `patterns` are absolute; `**` crosses directories.
 
     Raises PreparationError for a pattern that matches nothing, a file that can't be read, and a clash of names.
+    A link that leads back to a directory it lies in is passed over: what is behind it is there already.
     """
     found: dict[str, tuple[str, int, int]] = {}
     for pattern in patterns:
@@ -46,6 +47,13 @@ def find_files(patterns: Iterable[str]) -> DatasetFiles:
         for match in matches:
             for source, name in _expand(Path(match)):
                 _add(found, source, name)
+    for name in found:
+        for parent in PurePosixPath(name).parents:
+            if str(parent) in found:
+                raise PreparationError(
+                    f"{parent} is a file of the dataset and also the directory of {name}",
+                    "Name a directory that holds both, or make two datasets of them.",
+                )
     ordered = sorted(found.items())
     return DatasetFiles(
         files=tuple((source, name, size) for name, (source, size, _) in ordered),
@@ -79,11 +87,23 @@ def _expand(path: Path) -> Iterator[tuple[Path, str]]:
     if not path.is_dir():
         yield path, path.name
         return
-    for directory, directories, names in os.walk(path, followlinks=True):
-        directories.sort()
-        for name in sorted(names):
-            file = Path(directory, name)
-            yield file, file.relative_to(path).as_posix()
+    for file in _tree(path, ()):
+        yield file, file.relative_to(path).as_posix()
+
+
+def _tree(directory: Path, above: tuple[str, ...]) -> Iterator[Path]:
+    real = os.path.realpath(directory)
+    if real in above:
+        return
+    try:
+        entries = sorted(directory.iterdir())
+    except OSError as error:
+        raise PreparationError(f"dataset directory {directory} can't be read: {error.strerror}") from error
+    for entry in entries:
+        if entry.is_dir():
+            yield from _tree(entry, (*above, real))
+        else:
+            yield entry
 
 
 def _add(found: dict[str, tuple[str, int, int]], source: Path, name: str) -> None:

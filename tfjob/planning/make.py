@@ -10,7 +10,8 @@ from tfjob.planning.mpi import mpi_tasks
 from tfjob.planning.plan import CodePlan, DatasetPlan, EnvironmentPlan, LimitsPlan, Plan, TaskPlan
 from tfjob.planning.single import single_tasks
 from tfjob.planning.tensorflow import tensorflow_tasks
-from tfjob.spec.expressions import substitute
+from tfjob.spec.expressions import escape, substitute
+from tfjob.spec.shell import fill, variable
 
 if TYPE_CHECKING:
     from tfjob.resolve import ResolvedJob
@@ -18,6 +19,7 @@ if TYPE_CHECKING:
 
 __all__ = ["make_plan"]
 
+_SECTION_VARIABLES = {"outputs.dir": "output_dir", "logs.dir": "log_dir"}
 _MPI4PY = re.compile(r"mpi4py\b(?!-)", re.IGNORECASE)
 
 _ENVIRONMENT_VARIABLES = {
@@ -71,15 +73,24 @@ def make_plan(job: ResolvedJob) -> Plan:
 def _command(job: ResolvedJob) -> tuple[str, ...]:
     """The user's command as argv: a script by the environment's Python, or one shell line, which ends at its first error.
 
+    In the shell line what only a run knows becomes one of the task's variables: it can be run by hand, and no path
+    with a space in it can break it.
+
     Under MPI a script that can use mpi4py is run through it: an exception in one rank then aborts all, where it would
     leave the others in their collective for ever (mpi4py's documentation, "mpi4py.run", "Exceptions and deadlocks").
     """
     spec = job.spec
     if spec.command is not None:
-        return ("bash", "-e", "-c", spec.command)
+        return ("bash", "-e", "-c", fill(spec.command, _late_variable, variable, final=False))
     has_mpi4py = job.environment is not None and any(map(_MPI4PY.match, job.environment.requirements))
     through = ("-m", "mpi4py") if spec.distribution.type == "mpi" and has_mpi4py else ()
-    return ("python3", *through, spec.script or "", *spec.arguments)
+    return ("python3", *through, escape(spec.script or ""), *spec.arguments)  # a script's name is no template
+
+
+def _late_variable(name: str) -> str:
+    """The variable of every task that holds what the expression `name` stands for, such as TFJOB_DATASET_DIGITS."""
+    section, _, rest = name.partition(".")
+    return f"TFJOB_{_SECTION_VARIABLES.get(name, f'{section}_{rest}').upper()}"
 
 
 def _complete(task: TaskPlan, spec: JobSpec, *, has_environment: bool, world_size: int) -> TaskPlan:
@@ -97,6 +108,7 @@ def _complete(task: TaskPlan, spec: JobSpec, *, has_environment: bool, world_siz
         "CUDA_DEVICE_ORDER": "PCI_BUS_ID",  # so that GPU numbers mean what NVML says
         "CUDA_VISIBLE_DEVICES": f"${{{{ gpus.{task.name} }}}}" if task.gpus else "",
         "TFJOB_RUN_ID": "${{ run.id }}",
+        "TFJOB_RUN_DIR": "${{ run.dir }}",
         "TFJOB_TASK_NAME": task.name,
         "TFJOB_TASK_TYPE": task.type,
         "TFJOB_TASK_INDEX": str(task.index),
@@ -105,7 +117,8 @@ def _complete(task: TaskPlan, spec: JobSpec, *, has_environment: bool, world_siz
         "TFJOB_NODE_COUNT": str(spec.compute.node_count),
         "TFJOB_OUTPUT_DIR": "${{ outputs.dir }}",
         "TFJOB_LOG_DIR": "${{ logs.dir }}",
-        **{f"TFJOB_DATASET_{name.upper()}": f"${{{{ dataset.{name} }}}}" for name, _ in spec.dataset},
+        **{_late_variable(f"dataset.{name}"): f"${{{{ dataset.{name} }}}}" for name, _ in spec.dataset},
+        **{_late_variable(f"outputs.{name}"): f"${{{{ outputs.{name} }}}}" for name, _ in spec.outputs.named},
         **dict(task.env),
         **{name: substitute(value, known, final=False) for name, value in spec.environment_variables},
     }

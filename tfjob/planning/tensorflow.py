@@ -53,7 +53,7 @@ def tensorflow_tasks(
 
 
 def _placed(compute: ComputeSpec, distribution: DistributionSpec) -> Iterator[tuple[str, int, int]]:
-    """(type, index, node) of every task: chief and evaluator on node 0, workers in blocks, parameter servers in turn."""
+    """(type, index, node) of every task: the chief on node 0, workers in blocks, parameter servers in turn, the evaluator last."""
     nodes = compute.node_count
     workers = distribution.worker_count or nodes
     if distribution.parameter_server_count:

@@ -225,7 +225,8 @@ def _key_traps(root: Node, schema: dict[str, Any]) -> Iterator[Problem]:
         if said is None or said.get("additionalProperties") is False:
             continue
         for key, written in node.keys.items():
-            trap = resolve(key)[1] if written.plain and key in node.entries else None
+            # y and n are text to the libraries people use, YAML 1.1 or not, and good names of parameters
+            trap = resolve(key)[1] if written.plain and key in node.entries and key.lower() not in {"y", "n"} else None
             if trap:
                 message = trap.message.replace("quoted text, true or false is allowed", "quoted text is allowed")
                 yield written.place.problem((*where, key), message, f"Quote it: {quoted(key)}.")

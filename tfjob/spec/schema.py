@@ -15,7 +15,7 @@ from typing import TYPE_CHECKING, Any
 if TYPE_CHECKING:
     from tfjob.spec.tree import Where
 
-__all__ = ["default", "environment_schema", "lookup", "schema", "types"]
+__all__ = ["config_schema", "default", "environment_schema", "lookup", "schema", "types"]
 
 
 def schema() -> dict[str, Any]:
@@ -26,6 +26,11 @@ def schema() -> dict[str, Any]:
 def environment_schema() -> dict[str, Any]:
     """Return the JSON Schema (draft 2020-12) of a conda environment file."""
     return copy.deepcopy(_environment())
+
+
+def config_schema() -> dict[str, Any]:
+    """Return the JSON Schema (draft 2020-12) of a workspace's config.yml."""
+    return _read("config.schema.json")
 
 
 def lookup(where: Where, root: dict[str, Any] | None = None) -> dict[str, Any] | None:

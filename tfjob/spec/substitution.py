@@ -2,7 +2,8 @@
 
 Known at load, in every text: ``env.NAME`` (of the submitting shell) and ``parameters.NAME`` (of the file itself). Known
 only to a run, so allowed only in command, arguments and environment_variables: datasets, outputs, the run and
-its tasks. Those texts stay templates (`tfjob.spec.expressions`); all others become plain text.
+its tasks. Those texts stay templates (`tfjob.spec.expressions`); all others become plain text. In command, a shell
+line, values are quoted (`tfjob.spec.shell`).
 """
 
 from __future__ import annotations
@@ -14,6 +15,7 @@ from tfjob.spec import schema as schemas
 from tfjob.spec.expressions import ExpressionError, Reference, names, parse, substitute
 from tfjob.spec.nearest import nearest
 from tfjob.spec.scalars import resolve
+from tfjob.spec.shell import fill, literal
 from tfjob.spec.tree import ListNode, MapNode, Node, ScalarNode, Where, find, rebuilt, spoiled
 
 if TYPE_CHECKING:
@@ -158,7 +160,10 @@ def _replaced(node: Node, where: Where, known: _Names, problems: list[Problem]) 
     if objections:
         problems += [node.place.problem(where, message, hint) for message, hint in objections]
         return spoiled(node)
-    text = substitute(node.text, known.value, final=not is_template)
+    if where == ("command",):
+        text = fill(node.text, known.value, literal, final=False)
+    else:
+        text = substitute(node.text, known.value, final=not is_template)
     said = schemas.lookup(where) or {}
     pieces = parse(node.text)
     value: str | float | bool | None = text

@@ -44,7 +44,7 @@ def visible(gpus: tuple[Gpu, ...], cuda_visible_devices: str | None) -> tuple[Gp
     """The GPUs that the submitting shell lets its programs see: its own CUDA_VISIBLE_DEVICES narrows what tfjob takes.
 
     Entries are indices or UUIDs (or unique starts of them); as CUDA does, the list ends at the first entry that is
-    not a GPU. Source: CUDA C++ Programming Guide, "CUDA Environment Variables".
+    not a GPU, and is worth nothing if it names a GPU twice. Source: CUDA C++ Programming Guide, "CUDA Environment Variables".
     """
     if cuda_visible_devices is None:
         return gpus
@@ -55,6 +55,8 @@ def visible(gpus: tuple[Gpu, ...], cuda_visible_devices: str | None) -> tuple[Gp
         ]
         if len(match) != 1:
             break
+        if match[0] in chosen:
+            return ()
         chosen.extend(match)
     return tuple(chosen)
 

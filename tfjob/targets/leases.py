@@ -10,7 +10,6 @@ import fcntl
 import json
 import os
 import tempfile
-from collections.abc import Iterable
 from dataclasses import dataclass
 from pathlib import Path
 
@@ -60,21 +59,6 @@ def try_lease(name: str, holder: dict[str, str], directory: Path | None = None) 
     os.ftruncate(descriptor, 0)
     os.pwrite(descriptor, json.dumps(holder).encode(), 0)
     return Lease(name, descriptor)
-
-
-def try_lease_all(
-    names: Iterable[str], holder: dict[str, str], directory: Path | None = None
-) -> tuple[Lease, ...] | None:
-    """All of the leases, or None of them."""
-    taken: list[Lease] = []
-    for name in names:
-        lease = try_lease(name, holder, directory)
-        if lease is None:
-            for held in taken:
-                held.release()
-            return None
-        taken.append(lease)
-    return tuple(taken)
 
 
 def holder_of(name: str, directory: Path | None = None) -> dict[str, str] | None:

@@ -1,0 +1,34 @@
+from __future__ import annotations
+
+from pathlib import Path
+
+import pytest
+
+from tfjob.errors import InvalidFile
+from tfjob.workspace import make_workspace
+
+
+def test_the_file_a_new_workspace_gets_sets_nothing(tmp_path: Path) -> None:
+    workspace, is_new = make_workspace(tmp_path)
+    assert is_new
+    assert workspace.config.local_gpus is None
+    assert workspace.config.snapshot_limit_mib == 500
+
+
+def test_settings_are_read(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.delenv("TFJOB_STORE", raising=False)
+    workspace, _ = make_workspace(tmp_path)
+    (workspace.root / "config.yml").write_text("store: ~/kept\nlocal: {gpus: 2}\nsnapshot_limit_mib: 10\n")
+    config = workspace.config
+    assert (config.store, config.local_gpus, config.snapshot_limit_mib) == (Path.home() / "kept", 2, 10)
+
+
+def test_every_problem_of_the_file_is_told(tmp_path: Path) -> None:
+    workspace, _ = make_workspace(tmp_path)
+    file = workspace.root / "config.yml"
+    file.write_text("stor: /x\nlocal: {gpus: two}\n")
+    with pytest.raises(InvalidFile) as caught:
+        _ = workspace.config
+    first, second = map(str, caught.value.problems)
+    assert first.startswith(f'{file}:1:1: stor: found the unknown key "stor"')
+    assert second.startswith(f'{file}:2:15: local.gpus: found text "two"')
