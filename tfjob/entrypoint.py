@@ -119,8 +119,7 @@ def watch(child: int, task: dict[str, Any], directory: str) -> tuple[int, bool]:
         if deadline is not None and time.monotonic() >= deadline:
             signal_group(child, signal.SIGKILL)
             deadline = time.monotonic() + 1.0
-        if port and is_listening(port):
-            open(os.path.join(directory, "listening"), "w").close()
+        if port and has_noted_listening(port, directory):
             port = None
         while True:
             try:
@@ -128,9 +127,22 @@ def watch(child: int, task: dict[str, Any], directory: str) -> tuple[int, bool]:
             except ChildProcessError:
                 return 0, stopped
             if pid == child:
+                wait_for_group(child, deadline)
                 return status, stopped
             if pid == 0:
                 break
+
+
+def wait_for_group(child: int, deadline: float | None) -> None:
+    """Leave what is left of the command's group the rest of its grace: a shell ends at once, the training below it saves."""
+    while deadline is not None and time.monotonic() < deadline:
+        try:
+            while os.waitpid(-1, os.WNOHANG)[0]:
+                pass
+            os.killpg(child, 0)
+        except OSError:
+            return
+        time.sleep(0.02)
 
 
 def kill_leftovers() -> None:
@@ -139,8 +151,8 @@ def kill_leftovers() -> None:
         for pid in children():
             try:
                 os.kill(pid, signal.SIGKILL)
-            except ProcessLookupError:
-                pass
+            except OSError:
+                pass  # gone, or another user's (sudo): how the task ended must be written all the same
         try:
             while os.waitpid(-1, os.WNOHANG)[0]:
                 pass
@@ -177,6 +189,17 @@ def stat_fields(pid: int) -> list[bytes]:
         return []
 
 
+def has_noted_listening(port: int, directory: str) -> bool:
+    """Note it if the task listens on its port; returns whether that is done."""
+    if not is_listening(port):
+        return False
+    try:
+        open(os.path.join(directory, "listening"), "w").close()
+    except OSError:
+        return False  # a full disk does not end a training; it is tried again
+    return True
+
+
 def is_listening(port: int) -> bool:
     """Whether this machine listens on a TCP port, without touching it (proc(5), /proc/net/tcp: state 0A is LISTEN)."""
     wanted = "{:04X}".format(port)
@@ -198,6 +221,8 @@ def signal_group(child: int, number: int) -> None:
         os.killpg(child, number)
     except ProcessLookupError:
         os.kill(child, number)  # not reaped yet, so the pid is still its own
+    except PermissionError:
+        pass  # another user's (sudo)
 
 
 def prctl(option: int, argument: int) -> None:

@@ -39,7 +39,7 @@ def resolve(
     """Put the job and what its names stand for together, refusing what the target can never run.
 
     Raises TargetError when the job asks for more nodes or GPUs than the target has at all, and UsageError for a
-    runtime the target does not have.
+    runtime the target does not have and for a dataset that is to be one file and is not.
     """
     compute = spec.compute
     if compute.runtime == "docker":
@@ -58,6 +58,12 @@ def resolve(
             raise TargetError(
                 f"the job asks for {_count(compute.gpus_per_node, 'GPU')} per node; {found}",
                 node.gpu_note or f"Set `compute.gpus_per_node` to at most {len(node.gpus)}.",
+            )
+    for name, dataset in datasets:
+        if dict(spec.dataset)[name].type == "file" and len(dataset.files) != 1:
+            raise UsageError(
+                f"dataset {name} is of the type file, and its paths name {_count(len(dataset.files), 'file')}",
+                "Name one file, or leave the type out: the expression then stands for the directory that holds them.",
             )
     return ResolvedJob(spec, code, datasets, environment, target)
 

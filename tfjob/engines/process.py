@@ -32,6 +32,8 @@ PORTS: Final = range(20000, 32000)
 
 QUEUE: Final = "gpu-queue"
 _STOP_MARGIN_S: Final = 2.0
+_START_S: Final = 5.0
+"""A task has said that it started by then, or never will."""
 
 
 @dataclass
@@ -39,6 +41,7 @@ class _Handle:
     plan: Plan
     run: RunDirectory
     children: dict[str, subprocess.Popen[bytes]] = field(default_factory=dict)
+    adopted: float | None = None
 
 
 class ProcessEngine:
@@ -69,24 +72,17 @@ class ProcessEngine:
         handle = _Handle(plan, run)
         environment = inherited_environment(self._environ, plan.secrets)
         environment["TFJOB_RUN_ID"] = run.id  # every process of the run bears it: see `_sweep`
-        with run.supervisor_log.open("ab") as log:
+        try:
             for task in plan.started_tasks:
-                command = [sys.executable, "-I", "-S", entrypoint.__file__, str(run.tasks), task.name]
-                handle.children[task.name] = subprocess.Popen(
-                    command,
-                    env=environment,
-                    cwd=run.path,
-                    stdin=subprocess.DEVNULL,
-                    stdout=log,
-                    stderr=log,
-                    start_new_session=True,
-                    pass_fds=[lease.descriptor for lease in allocation.leases],
-                )
+                handle.children[task.name] = _start_task(task, run, environment, allocation.leases)
+        except BaseException:
+            self.stop(handle, 0)  # all or none
+            raise
         return handle
 
     def adopt(self, plan: Plan, run: RunDirectory) -> _Handle:
         """Go on with tasks another supervisor started: all there is to know is in their report files."""
-        return _Handle(plan, run)
+        return _Handle(plan, run, adopted=time.monotonic())
 
     def poll(self, handle: _Handle) -> tuple[TaskStatus, ...]:
         """Read each task's reports, and whether its process lives."""
@@ -194,6 +190,22 @@ class ProcessEngine:
         )
 
 
+def _start_task(
+    task: TaskPlan, run: RunDirectory, environment: Mapping[str, str], leases: tuple[Lease, ...]
+) -> subprocess.Popen[bytes]:
+    with run.supervisor_log.open("ab") as log:
+        return subprocess.Popen(
+            [sys.executable, "-I", "-S", entrypoint.__file__, str(run.tasks), task.name],
+            env=environment,
+            cwd=run.path,
+            stdin=subprocess.DEVNULL,
+            stdout=log,
+            stderr=log,
+            start_new_session=True,
+            pass_fds=[lease.descriptor for lease in leases],
+        )
+
+
 def _dataset_places(task: TaskPlan, plan: Plan, run: RunDirectory) -> dict[str, str]:
     """Where each dataset is for this task: a directory, or the one file in it if the job asks for a file."""
     places = {}
@@ -263,6 +275,9 @@ def _status(handle: _Handle, task: TaskPlan) -> TaskStatus:
             if report
             else "it could not be started",
         )
+    if handle.adopted is not None and not task.launched and time.monotonic() - handle.adopted > _START_S:
+        note = "it was never started: the supervisor died before"
+        return TaskStatus(task.name, "ended", time=time.time(), note=note)
     return TaskStatus(task.name, "pending")
 
 
