@@ -7,20 +7,17 @@ control, and the directories the run itself provides (`outputs`, `logs`).
 from __future__ import annotations
 
 import os
+import re
 import shutil
 import stat
 import tempfile
-from collections.abc import Iterator
+from collections.abc import Iterable, Iterator
 from dataclasses import dataclass
 from pathlib import Path
-from typing import TYPE_CHECKING
 
 from tfjob.durable import digest_of, file_digest
 from tfjob.errors import UsageError
 from tfjob.workspace import SNAPSHOT_LIMIT_MIB
-
-if TYPE_CHECKING:
-    import pathspec
 
 __all__ = ["Snapshot", "copy_tree", "scan", "take"]
 
@@ -95,7 +92,7 @@ def take(snapshot: Snapshot, store: Path) -> Path:
 def _copied(source: Path, target: Path, digest: str) -> bool:
     try:
         shutil.copyfile(source, target)
-    except FileNotFoundError:
+    except (FileNotFoundError, IsADirectoryError):
         return False
     return file_digest(target) == digest
 
@@ -107,34 +104,50 @@ def copy_tree(snapshot_dir: Path, into: Path) -> None:
     shutil.copytree(snapshot_dir, into, symlinks=True)
 
 
-def _ignored(directory: Path) -> pathspec.GitIgnoreSpec:
-    import pathspec  # noqa: PLC0415  # 30 ms that only a submit should pay
+class _Ignore:
+    """The patterns of an ignore file. As git has it, the last that names an entry decides, and one that names a directory is done with what is in it."""
 
+    def __init__(self, lines: Iterable[str]) -> None:
+        import pathspec  # noqa: PLC0415  # 30 ms that only a submit should pay
+
+        self._patterns: list[tuple[re.Pattern[str], bool]] = []
+        for line in lines:
+            try:
+                patterns = pathspec.GitIgnoreSpec.from_lines([line]).patterns
+            except ValueError:
+                continue  # git passes over what it can make nothing of
+            self._patterns += [(p.regex, p.include) for p in patterns if p.include is not None]
+
+    def names(self, path: str, *, is_directory: bool) -> bool:
+        for pattern, is_included in reversed(self._patterns):
+            if _matches(pattern, path) or (is_directory and _matches_directory(pattern, f"{path}/")):
+                return is_included
+        return False
+
+
+# pathspec's patterns match what is in a directory too; the group ps_d then ends at that directory.
+
+
+def _matches(pattern: re.Pattern[str], path: str) -> bool:
+    return any(match.groupdict().get("ps_d") is None for match in pattern.finditer(path))
+
+
+def _matches_directory(pattern: re.Pattern[str], path: str) -> bool:
+    return any(match.groupdict().get("ps_d") and match.end("ps_d") == len(path) for match in pattern.finditer(path))
+
+
+def _ignored(directory: Path) -> _Ignore:
     lines: list[str] = []
     for name in IGNORE_FILES:
         file = directory / name
         if file.is_file():
             lines = file.read_text(encoding="utf-8-sig", errors="replace").splitlines()
             break
-    return pathspec.GitIgnoreSpec.from_lines([*filter(_is_pattern, lines), *NEVER])
-
-
-def _is_pattern(line: str) -> bool:
-    """Whether git would make anything of the line; it passes over those it can't."""
-    import pathspec  # noqa: PLC0415  # as above
-
-    try:
-        pathspec.GitIgnoreSpec.from_lines([line])
-    except ValueError:
-        return False
-    return True
+    return _Ignore([*lines, *NEVER])
 
 
 def _walk(
-    root: Path,
-    directory: Path,
-    ignored: pathspec.GitIgnoreSpec,
-    left_out: list[str],
+    root: Path, directory: Path, ignored: _Ignore, left_out: list[str]
 ) -> Iterator[tuple[str, Path, os.stat_result]]:
     try:
         entries = sorted(os.scandir(directory), key=lambda entry: entry.name)
@@ -144,7 +157,7 @@ def _walk(
         path = Path(entry.path)
         name = path.relative_to(root).as_posix()
         is_directory = entry.is_dir(follow_symlinks=False)
-        if ignored.match_file(f"{name}/" if is_directory else name):
+        if ignored.names(name, is_directory=is_directory):
             if directory == root:
                 left_out.append(f"{name}/" if is_directory else name)
         elif is_directory:
@@ -186,5 +199,5 @@ def _entry(root: Path, name: str, path: Path, status: os.stat_result) -> tuple[s
 def _stays_inside(root: Path, link: Path, target: str) -> bool:
     """Whether the link leads to a place in `root`, and not by way of a place outside, which a copy of it would not have."""
     real = os.path.realpath(link)
-    written = os.path.normpath(link.parent / target)
-    return Path(real).is_relative_to(os.path.realpath(root)) and Path(written).is_relative_to(root)
+    written = os.path.normpath(os.path.relpath(link.parent, root) + "/" + target)
+    return Path(real).is_relative_to(os.path.realpath(root)) and written.split("/")[0] != ".."

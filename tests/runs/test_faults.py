@@ -336,7 +336,7 @@ def test_cancel_while_the_environment_is_being_made(tfjob: Tfjob, tmp_path: Path
             {**environ, "PIP_CONFIG_FILE": os.devnull, "PIP_INDEX_URL": url, "TFJOB_STORE": str(tmp_path / "store")},
         )
         run = lonely.submit("job.yml")
-        eventually(lambda: "solving" in (tfjob.run_directory(run) / "events.jsonl").read_text(), "it solves")
+        eventually(lambda: b"solving" in _bytes(tfjob.run_directory(run) / "events.jsonl"), "it solves")
         lonely("cancel", run)
         record = tfjob.record(run)
         assert (record["state"], [phase["name"] for phase in record["phases"]]) == (

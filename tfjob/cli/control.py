@@ -7,8 +7,8 @@ from typing import Annotated
 
 import typer
 
-from tfjob.cli.options import Detach, DocumentOutput, OnInterrupt, OnInterruptOption, RunName
-from tfjob.cli.output import Format, print_document
+from tfjob.cli.options import Detach, DocumentOutput, Format, OnInterrupt, OnInterruptOption, RunName
+from tfjob.cli.output import print_document
 from tfjob.errors import ExitCode, TimedOut
 from tfjob.runs.find import find_run
 from tfjob.runs.record import Record, read_record

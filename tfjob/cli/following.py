@@ -11,8 +11,8 @@ from typing import NoReturn
 import typer
 
 from tfjob.cli.live import LiveRun, print_end
-from tfjob.cli.options import OnInterrupt
-from tfjob.cli.output import Format, print_document
+from tfjob.cli.options import Format, OnInterrupt
+from tfjob.cli.output import print_document
 from tfjob.errors import ExitCode
 from tfjob.rundir import RunDirectory
 from tfjob.runs.follow import follow

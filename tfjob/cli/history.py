@@ -7,10 +7,11 @@ from typing import TYPE_CHECKING, Annotated
 
 import typer
 
-from tfjob.cli.options import RunName, TableOutput
-from tfjob.cli.output import STATE_STYLES, TableFormat, colored, duration, print_document, print_table, size
+from tfjob.cli.listing import print_runs
+from tfjob.cli.options import RunName, TableFormat, TableOutput
+from tfjob.cli.output import STATE_STYLES, colored, duration, print_document, print_table, size
 from tfjob.errors import NotFound
-from tfjob.runs.find import find_run, list_summaries, recover_dead
+from tfjob.runs.find import find_run
 from tfjob.workspace import open_workspace
 
 if TYPE_CHECKING:
@@ -31,25 +32,7 @@ def list_runs(
     output: TableOutput = TableFormat.table,
 ) -> None:
     """List the runs of this workspace, the newest first."""
-    workspace = open_workspace()
-    summaries = [
-        summary
-        for summary in list_summaries(workspace)
-        if experiment in (None, summary.experiment) and (state is None or summary.state.lower() == state.lower())
-    ][:limit]
-    recover_dead(workspace, summaries)
-    if output is not TableFormat.table:
-        print_document([summary.document for summary in summaries], output)
-        return
-    if not summaries:
-        is_filtered = experiment is not None or state is not None
-        print("No such run." if is_filtered else "No runs yet. Submit one: tfjob submit JOB.yml", file=sys.stderr)
-        return
-    rows = [
-        (one.id, one.experiment, one.state, one.created[:19].replace("T", " "), duration(one.duration_s))
-        for one in summaries
-    ]
-    print_table(("RUN", "EXPERIMENT", "STATE", "CREATED (UTC)", "DURATION"), rows, styles=STATE_STYLES)
+    print_runs(experiment, state, limit, output.value)
 
 
 def show(run: RunName, output: TableOutput = TableFormat.table) -> None:

@@ -9,8 +9,8 @@ from typing import Annotated
 
 import typer
 
-from tfjob.cli.options import Detach, DocumentOutput, JobFile, OnInterrupt, OnInterruptOption, Set
-from tfjob.cli.output import Format, print_document
+from tfjob.cli.options import Detach, DocumentOutput, Format, JobFile, OnInterrupt, OnInterruptOption, Set
+from tfjob.cli.output import print_document
 from tfjob.errors import ExitCode, InvalidFile, Problem
 
 __all__ = ["plan", "schema", "submit", "validate"]

@@ -1,18 +1,17 @@
-"""The command `tfjob`: its commands, and the only place where an error becomes words and an exit code."""
+"""The command `tfjob`: its front door, and the only place where an error becomes words and an exit code.
+
+What needs no parser is done without one: typer takes longer to load than most commands take to run.
+"""
 
 from __future__ import annotations
 
 import signal
 import sys
-from importlib import import_module
-from typing import Any, NoReturn
-
-import typer
-from typer.core import TyperGroup
+from typing import NoReturn
 
 from tfjob.errors import ExitCode, Interrupted, InvalidFile, TfjobError
 
-__all__ = ["COMMANDS", "app", "main"]
+__all__ = ["COMMANDS", "help_text", "main"]
 
 COMMANDS = {
     "init": ("setup", "init", "Make a workspace in a directory"),
@@ -31,53 +30,33 @@ COMMANDS = {
 }
 """Command → (module of this package, function, its line in the help). A module is imported when its command is used."""
 
+_HELP = """\
+Usage: tfjob [OPTIONS] COMMAND [ARGS]...
 
-class _Commands(TyperGroup):
-    """The commands by their table: `tfjob --help` imports none of them."""
+  Submit TensorFlow training jobs to your own machines: one YAML file, one
+  command.
 
-    # ruff: noqa: ARG002  # the signatures are click's
+Options:
+  --version             Print the version and exit.
+  --install-completion  Install completion for the current shell.
+  --show-completion     Show completion for the current shell, to copy it or
+                        customize the installation.
+  -h, --help            Show this message and exit.
 
-    def list_commands(self, ctx: Any) -> list[str]:
-        return list(COMMANDS)
+Commands:
+{commands}
 
-    def get_command(self, ctx: Any, cmd_name: str) -> Any:
-        if cmd_name not in COMMANDS:
-            return None
-        module, function, _ = COMMANDS[cmd_name]
-        one = typer.Typer(add_completion=False, rich_markup_mode=None, context_settings=_CONTEXT)
-        one.command(name=cmd_name)(getattr(import_module(f"tfjob.cli.{module}"), function))
-        return typer.main.get_command(one)
-
-    def format_commands(self, ctx: Any, formatter: Any) -> None:
-        with formatter.section("Commands"):
-            formatter.write_dl([(name, line) for name, (_, _, line) in COMMANDS.items()])
-
-
-_CONTEXT = {"help_option_names": ["-h", "--help"], "max_content_width": 100}
-
-app = typer.Typer(
-    name="tfjob",
-    cls=_Commands,
-    help="Submit TensorFlow training jobs to your own machines: one YAML file, one command.",
-    epilog="Exit codes: 0 done; 1 the run failed; 2 bad job file or usage; 3 not found; 4 environment, image or dataset "
-    "could not be made; 5 target not reached or no room in time; 124 `wait --timeout` ran out; 130 interrupted.",
-    no_args_is_help=True,
-    rich_markup_mode=None,  # plain help: starts in half the time
-    pretty_exceptions_enable=False,
-    context_settings=_CONTEXT,
-)
+  Try `tfjob COMMAND --help`. Exit codes: 0 done; 1 the run failed; 2 bad job
+  file or usage; 3 not found; 4 environment, image or dataset could not be
+  made; 5 target not reached or no room in time; 124 `wait --timeout` ran
+  out; 130 interrupted.
+"""
 
 
-@app.callback(invoke_without_command=True)
-def options(
-    version: bool = typer.Option(False, "--version", help="Print the version and exit.", is_eager=True),
-) -> None:
-    """What stands before the command."""
-    if version:
-        import tfjob  # noqa: PLC0415  # only for this
-
-        print(tfjob.__version__)
-        raise typer.Exit
+def help_text() -> str:
+    """What `tfjob --help` prints."""
+    width = max(map(len, COMMANDS))
+    return _HELP.format(commands="\n".join(f"  {name.ljust(width)}  {line}" for name, (_, _, line) in COMMANDS.items()))
 
 
 def main() -> NoReturn:
@@ -86,7 +65,8 @@ def main() -> NoReturn:
         if signal.getsignal(number) is not signal.SIG_IGN:  # `nohup`, or a shell's background job
             signal.signal(number, _interrupt)
     try:
-        app()
+        _dispatch(sys.argv[1:])
+        sys.stdout.flush()
     except InvalidFile as error:
         print(*error.problems, sep="\n", file=sys.stderr)
         count = len(error.problems)
@@ -103,13 +83,37 @@ def main() -> NoReturn:
     sys.exit(ExitCode.DONE)
 
 
+def _dispatch(arguments: list[str]) -> None:
+    if arguments in ([], ["--help"], ["-h"]):
+        print(help_text(), end="")
+    elif arguments == ["--version"]:
+        import tfjob  # noqa: PLC0415  # only for this
+
+        print(tfjob.__version__)
+    elif arguments == ["list"] and not _completes():
+        from tfjob.cli.listing import print_runs  # noqa: PLC0415  # only for this
+
+        print_runs()
+    else:
+        from tfjob.cli.parser import app  # noqa: PLC0415  # typer, where there is something to parse
+
+        app()
+
+
+def _completes() -> bool:
+    """Whether a shell asks for completions, which is the parser's business."""
+    import os  # noqa: PLC0415  # loaded by Python itself
+
+    return "_TFJOB_COMPLETE" in os.environ
+
+
 def _interrupt(_number: int, _frame: object) -> NoReturn:
     raise Interrupted("interrupted")
 
 
 def _silence() -> None:
     """Whoever read the output has gone (`| head`): keep Python from complaining when it flushes at its end."""
-    import os  # noqa: PLC0415  # only for this
+    import os  # noqa: PLC0415  # loaded by Python itself
 
     os.dup2(os.open(os.devnull, os.O_WRONLY), sys.stdout.fileno())
 

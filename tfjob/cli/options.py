@@ -8,9 +8,33 @@ from typing import Annotated
 
 import typer
 
-from tfjob.cli.output import Format, TableFormat
+__all__ = [
+    "Detach",
+    "DocumentOutput",
+    "Format",
+    "JobFile",
+    "OnInterrupt",
+    "OnInterruptOption",
+    "RunName",
+    "Set",
+    "TableFormat",
+    "TableOutput",
+]
 
-__all__ = ["Detach", "DocumentOutput", "JobFile", "OnInterrupt", "OnInterruptOption", "RunName", "Set", "TableOutput"]
+
+class Format(StrEnum):
+    """Documents: what a program reads."""
+
+    json = "json"
+    yaml = "yaml"
+
+
+class TableFormat(StrEnum):
+    """Tables for people, documents for programs."""
+
+    table = "table"
+    json = "json"
+    yaml = "yaml"
 
 
 class OnInterrupt(StrEnum):

@@ -9,12 +9,9 @@ import json
 import os
 import sys
 from collections.abc import Sequence
-from enum import StrEnum
 from typing import Any, TextIO
 
 __all__ = [
-    "Format",
-    "TableFormat",
     "colored",
     "duration",
     "plural",
@@ -37,21 +34,6 @@ _CODES = {
 }
 
 
-class Format(StrEnum):
-    """Documents: what a program reads."""
-
-    json = "json"
-    yaml = "yaml"
-
-
-class TableFormat(StrEnum):
-    """Tables for people, documents for programs."""
-
-    table = "table"
-    json = "json"
-    yaml = "yaml"
-
-
 def uses_color(stream: TextIO) -> bool:
     """Whether to write colors: on a terminal that can, unless NO_COLOR is set (no-color.org)."""
     return stream.isatty() and not os.environ.get("NO_COLOR") and os.environ.get("TERM") != "dumb"
@@ -62,8 +44,8 @@ def colored(text: str, style: str, stream: TextIO) -> str:
     return f"\x1b[{_CODES[style]}m{text}\x1b[0m" if style in _CODES and uses_color(stream) else text
 
 
-def print_document(value: Any, kind: Format | TableFormat) -> None:
-    """One JSON or YAML document on stdout, and nothing else."""
+def print_document(value: Any, kind: str) -> None:
+    """One document on stdout, and nothing else; `kind` is json or yaml."""
     if kind == "json":
         print(json.dumps(value, indent=2, ensure_ascii=False))
         return

@@ -7,8 +7,8 @@ from typing import Annotated
 
 import typer
 
-from tfjob.cli.options import TableOutput
-from tfjob.cli.output import TableFormat, colored, print_document
+from tfjob.cli.options import TableFormat, TableOutput
+from tfjob.cli.output import colored, print_document
 from tfjob.errors import ExitCode
 from tfjob.workspace import find_workspace, make_workspace
 

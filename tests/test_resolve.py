@@ -1,0 +1,74 @@
+from __future__ import annotations
+
+import pytest
+
+from tfjob.datasets.files import DatasetFiles
+from tfjob.errors import ExitCode, TargetError, UsageError
+from tfjob.resolve import ResolvedJob, resolve, unknown_target
+from tfjob.spec.job import ComputeSpec, DatasetSpec, JobSpec
+from tfjob.targets.target import Gpu, Node, Target
+
+GPUS = (Gpu(0, "GPU-a"), Gpu(1, "GPU-b"))
+ONE_NODE = Target("local", "local", (Node("here", "127.0.0.1", GPUS),))
+
+
+def resolved(
+    compute: ComputeSpec, target: Target = ONE_NODE, dataset: DatasetSpec | None = None, files: int = 0
+) -> ResolvedJob:
+    spec = JobSpec("job", "experiment", script="train.py", compute=compute, dataset=(("x", dataset or DatasetSpec()),))
+    found = DatasetFiles(tuple((f"/{number}", str(number), 1) for number in range(files)), "digest")
+    return resolve(spec, code=None, datasets=(("x", found),), environment=None, target=target)
+
+
+@pytest.mark.parametrize("gpus", [0, 1, 2])
+def test_what_the_target_has_is_given(gpus: int) -> None:
+    found = resolved(ComputeSpec(gpus_per_node=gpus))
+    assert found.target is ONE_NODE
+    assert found.spec.compute.gpus_per_node == gpus
+
+
+def test_more_gpus_than_there_are_are_refused_with_what_there_is() -> None:
+    with pytest.raises(TargetError) as caught:
+        resolved(ComputeSpec(gpus_per_node=3))
+    assert caught.value.message == "the job asks for 3 GPUs per node; here has 2 GPUs"
+    assert caught.value.hint == "Set `compute.gpus_per_node` to at most 2."
+    assert caught.value.exit_code == ExitCode.TARGET_FAILED
+
+
+def test_a_machine_without_a_gpu_says_why() -> None:
+    target = Target("local", "local", (Node("here", "127.0.0.1", (), "There is no driver."),))
+    with pytest.raises(TargetError) as caught:
+        resolved(ComputeSpec(gpus_per_node=1), target)
+    assert caught.value.message == "the job asks for 1 GPU per node; here has no GPU"
+    assert caught.value.hint == "There is no driver."
+
+
+def test_every_node_the_job_takes_must_have_the_gpus() -> None:
+    target = Target("two", "local", (Node("a", "a", GPUS), Node("b", "b", GPUS[:1])))
+    resolved(ComputeSpec(gpus_per_node=2), target)
+    with pytest.raises(TargetError, match="b has 1 GPU$"):
+        resolved(ComputeSpec(node_count=2, gpus_per_node=2), target)
+
+
+def test_more_nodes_than_there_are_are_refused() -> None:
+    with pytest.raises(TargetError, match="asks for 2 nodes; target local has 1"):
+        resolved(ComputeSpec(node_count=2))
+
+
+def test_a_runtime_that_is_not_there_is_refused() -> None:
+    with pytest.raises(UsageError, match="docker"):
+        resolved(ComputeSpec(runtime="docker"))
+
+
+@pytest.mark.parametrize("files", [0, 2])
+def test_a_dataset_of_one_file_has_one(files: int) -> None:
+    resolved(ComputeSpec(), dataset=DatasetSpec(type="file"), files=1)
+    resolved(ComputeSpec(), dataset=DatasetSpec(type="directory"), files=files)
+    with pytest.raises(UsageError, match=f"dataset x is of the type file, and its paths name {files} files"):
+        resolved(ComputeSpec(), dataset=DatasetSpec(type="file"), files=files)
+
+
+def test_an_unknown_target_names_the_known_ones() -> None:
+    error = unknown_target("lab", ("local", "farm"))
+    assert error.message == "there is no compute target 'lab'"
+    assert error.hint == "Known targets: local, farm."

@@ -1,0 +1,36 @@
+"""What `tfjob list` prints. Knows nothing of typer: a plain `tfjob list` is answered before that could be loaded."""
+
+from __future__ import annotations
+
+import sys
+
+from tfjob.cli.output import STATE_STYLES, duration, print_document, print_table
+from tfjob.runs.find import list_summaries, recover_dead
+from tfjob.workspace import open_workspace
+
+__all__ = ["print_runs"]
+
+
+def print_runs(
+    experiment: str | None = None, state: str | None = None, limit: int | None = None, output: str = "table"
+) -> None:
+    """Print the workspace's runs, the newest first, as a table or a document."""
+    workspace = open_workspace()
+    summaries = [
+        summary
+        for summary in list_summaries(workspace)
+        if experiment in (None, summary.experiment) and (state is None or summary.state.lower() == state.lower())
+    ][:limit]
+    recover_dead(workspace, summaries)
+    if output != "table":
+        print_document([summary.document for summary in summaries], output)
+        return
+    if not summaries:
+        is_filtered = experiment is not None or state is not None
+        print("No such run." if is_filtered else "No runs yet. Submit one: tfjob submit JOB.yml", file=sys.stderr)
+        return
+    rows = [
+        (one.id, one.experiment, one.state, one.created[:19].replace("T", " "), duration(one.duration_s))
+        for one in summaries
+    ]
+    print_table(("RUN", "EXPERIMENT", "STATE", "CREATED (UTC)", "DURATION"), rows, styles=STATE_STYLES)

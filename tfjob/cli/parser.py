@@ -1,0 +1,57 @@
+"""The commands as typer knows them."""
+
+from __future__ import annotations
+
+from importlib import import_module
+from typing import Any
+
+import typer
+from typer.core import TyperGroup
+
+from tfjob.cli.main import COMMANDS, help_text
+
+__all__ = ["app"]
+
+_CONTEXT = {"help_option_names": ["-h", "--help"], "max_content_width": 100}
+
+
+class _Commands(TyperGroup):
+    """The commands by their table: the module of a command is imported when it is used."""
+
+    # ruff: noqa: ARG002  # the signatures are click's
+
+    def list_commands(self, ctx: Any) -> list[str]:
+        return list(COMMANDS)
+
+    def get_command(self, ctx: Any, cmd_name: str) -> Any:
+        if cmd_name not in COMMANDS:
+            return None
+        module, function, _ = COMMANDS[cmd_name]
+        one = typer.Typer(add_completion=False, rich_markup_mode=None, context_settings=_CONTEXT)
+        one.command(name=cmd_name)(getattr(import_module(f"tfjob.cli.{module}"), function))
+        return typer.main.get_command(one)
+
+    def format_help(self, ctx: Any, formatter: Any) -> None:
+        formatter.write(help_text())
+
+
+app = typer.Typer(
+    name="tfjob",
+    cls=_Commands,
+    no_args_is_help=True,
+    rich_markup_mode=None,  # plain help: starts in half the time
+    pretty_exceptions_enable=False,
+    context_settings=_CONTEXT,
+)
+
+
+@app.callback(invoke_without_command=True)
+def options(
+    version: bool = typer.Option(False, "--version", help="Print the version and exit.", is_eager=True),
+) -> None:
+    """What stands before the command."""
+    if version:
+        import tfjob  # noqa: PLC0415  # only for this
+
+        print(tfjob.__version__)
+        raise typer.Exit
