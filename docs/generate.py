@@ -24,7 +24,8 @@ from typing import Any
 import typer.main
 
 from tfjob import entrypoint, errors, rundir, submission, workspace
-from tfjob.cli.main import COMMANDS, app
+from tfjob.cli.main import COMMANDS, help_text
+from tfjob.cli.parser import app
 from tfjob.engines.inherited import _NAMES, _PREFIXES
 from tfjob.runs import record
 from tfjob.spec import schema as schemas
@@ -319,7 +320,7 @@ def command_line() -> str:
     parts = [
         "# The command line",
         GENERATED,
-        group.help.strip(),
+        " ".join(help_text().split("\n\n")[1].split()),
         _rows(("command", ""), [(f"[`tfjob {name}`](#tfjob-{name})", line) for name, (_, _, line) in COMMANDS.items()]),
         (
             "`tfjob --version` prints the version. `tfjob --install-completion` installs completion for your shell. Every "

@@ -226,7 +226,7 @@ def signal_group(child: int, number: int) -> None:
 
 
 def prctl(option: int, argument: int) -> None:
-    """Set an attribute of this process, as prctl(2) says; where the C library can't be loaded the task runs on without this safety."""
+    """Change how the kernel treats this process. Where the C library can't be loaded the task does without."""
     try:
         import ctypes
 

@@ -105,7 +105,7 @@ def copy_tree(snapshot_dir: Path, into: Path) -> None:
 
 
 class _Ignore:
-    """The patterns of an ignore file. As git has it, the last that names an entry decides, and one that names a directory is done with what is in it."""
+    """The patterns of an ignore file. As in git the last one that names an entry decides, and nobody asks about what is in a directory left out."""
 
     def __init__(self, lines: Iterable[str]) -> None:
         import pathspec  # noqa: PLC0415  # 30 ms that only a submit should pay
@@ -116,12 +116,13 @@ class _Ignore:
                 patterns = pathspec.GitIgnoreSpec.from_lines([line]).patterns
             except ValueError:
                 continue  # git passes over what it can make nothing of
-            self._patterns += [(p.regex, p.include) for p in patterns if p.include is not None]
+            self._patterns += [(p.regex, p.include) for p in patterns if p.regex and p.include is not None]
 
-    def names(self, path: str, *, is_directory: bool) -> bool:
-        for pattern, is_included in reversed(self._patterns):
+    def leaves_out(self, path: str, *, is_directory: bool) -> bool:
+        """Whether the entry itself is left out."""
+        for pattern, is_left_out in reversed(self._patterns):
             if _matches(pattern, path) or (is_directory and _matches_directory(pattern, f"{path}/")):
-                return is_included
+                return is_left_out
         return False
 
 
@@ -157,7 +158,7 @@ def _walk(
         path = Path(entry.path)
         name = path.relative_to(root).as_posix()
         is_directory = entry.is_dir(follow_symlinks=False)
-        if ignored.names(name, is_directory=is_directory):
+        if ignored.leaves_out(name, is_directory=is_directory):
             if directory == root:
                 left_out.append(f"{name}/" if is_directory else name)
         elif is_directory:

@@ -4,7 +4,6 @@ from __future__ import annotations
 
 import json
 import os
-import secrets
 import shutil
 import tempfile
 import time
@@ -23,7 +22,7 @@ from tfjob.resolve import ResolvedJob, resolve, unknown_target
 from tfjob.rundir import RunDirectory
 from tfjob.runs.record import Record, iso, read_record, write_record
 from tfjob.runs.run import Run
-from tfjob.runs.supervisor import start_supervisor
+from tfjob.runs.starting import StartingSupervisor
 from tfjob.snapshot import Snapshot, scan, take
 from tfjob.spec.job import JobSpec
 from tfjob.spec.load import load
@@ -88,11 +87,14 @@ def prepare(
     return Ready(make_plan(resolved), resolved.code, spec.source, spec.overrides)
 
 
-def begin(ready: Ready, workspace: Workspace) -> Run:
-    """The second half of `submit`: keep the code, make the run's directory whole or not at all, start its supervisor."""
+def begin(ready: Ready, workspace: Workspace, supervisor: StartingSupervisor | None = None) -> Run:
+    """The second half of `submit`: keep the code, make the run's directory whole or not at all, start its supervisor.
+
+    `supervisor` may have been started before, to save the time it takes to load.
+    """
     if ready.code:
         take(ready.code, workspace.snapshots)
-    return _begin(ready, workspace)
+    return _begin(ready, workspace, supervisor or StartingSupervisor())
 
 
 def prepare_rerun(workspace: Workspace, run: RunDirectory, environ: Mapping[str, str] | None = None) -> Ready:
@@ -150,7 +152,7 @@ def _dataset_files(name: str, dataset: object) -> DatasetFiles:
     return find_files(paths)
 
 
-def _begin(ready: Ready, workspace: Workspace) -> Run:
+def _begin(ready: Ready, workspace: Workspace, supervisor: StartingSupervisor) -> Run:
     """Make the run's directory, whole or not at all, and start its supervisor."""
     workspace.runs.mkdir(parents=True, exist_ok=True)
     fresh = RunDirectory(Path(tempfile.mkdtemp(dir=workspace.runs, prefix=".new-")))
@@ -165,17 +167,23 @@ def _begin(ready: Ready, workspace: Workspace) -> Run:
         fresh.path.chmod(0o755)
         run = _named(fresh, ready, workspace)
     except BaseException:
+        supervisor.close()
         shutil.rmtree(fresh.path, ignore_errors=True)
         raise
-    start_supervisor(run, lock)
+    supervisor.give(run, lock)
     return Run(run)
+
+
+def _random_name() -> str:
+    """Six characters: a thousand million names, short to type."""
+    return "".join(_ALPHABET[byte % len(_ALPHABET)] for byte in os.urandom(6))
 
 
 def _named(fresh: RunDirectory, ready: Ready, workspace: Workspace) -> RunDirectory:
     """Give the new directory an id nobody has. An id is the job's name and six characters: short to type, unique in the workspace."""
     made = ready.plan
     while True:
-        run = RunDirectory(workspace.runs / f"{made.name}-{''.join(secrets.choice(_ALPHABET) for _ in range(6))}")
+        run = RunDirectory(workspace.runs / f"{made.name}-{_random_name()}")
         record = Record(
             id=run.id,
             name=made.name,

@@ -24,7 +24,8 @@ import typer.main
 import yaml
 from support import REPOSITORY
 
-from tfjob.cli.main import COMMANDS, app
+from tfjob.cli.main import COMMANDS
+from tfjob.cli.parser import app
 from tfjob.errors import InvalidFile
 from tfjob.spec import conda
 from tfjob.spec.load import load_text
@@ -43,6 +44,7 @@ KINDS = {
 OTHER_PROGRAMS = {"cd", "git", "pipx", "sudo", "apt-get", "source", "export"}
 _FENCE = re.compile(r"^```(\S*)[ ]*(.*)$")
 _TITLE = re.compile(r"title=(\S+)")
+_REDIRECTION = re.compile(r"\s[12]?>{1,2}\s*[\w./&-]+")
 
 
 @dataclass(frozen=True)
@@ -243,11 +245,11 @@ def check_commands(commands: list[str], block: Block) -> None:
     for command in commands:
         if not command.strip() or command.startswith("#"):
             continue
-        lexer = shlex.shlex(command, posix=True, punctuation_chars="|&;<>()")
+        lexer = shlex.shlex(_REDIRECTION.sub("", command), posix=True, punctuation_chars="|&;<>()")
         lexer.whitespace_split = True
         words: list[str] = []
         for word in [*lexer, ";"]:
-            if set(word) & set("|&;()"):
+            if set(word) <= set("|&;()"):
                 _check_one(words, block)
                 words = []
             else:
@@ -257,9 +259,6 @@ def check_commands(commands: list[str], block: Block) -> None:
 def _check_one(words: list[str], block: Block) -> None:
     while words and re.fullmatch(r"[A-Za-z_]+=.*|!|then|do|if|while", words[0]):
         words = words[1:]
-    words = words[
-        : next((i for i, word in enumerate(words) if set(word) <= set("<>") or word in {"2>", ">"}), len(words))
-    ]
     if not words:
         return
     program, *arguments = words
@@ -271,9 +270,9 @@ def _check_one(words: list[str], block: Block) -> None:
     elif program == "tfjob":
         _check_options(arguments, block)
     elif program not in OTHER_PROGRAMS:
+        beside = REPOSITORY / program if "/" in program else Path(sys.executable).with_name(program)
         builtin = subprocess.run(["bash", "-c", f"type {shlex.quote(program)}"], capture_output=True, check=False)
-        beside = Path(sys.executable).with_name(program).exists() or (REPOSITORY / program).exists()
-        assert builtin.returncode == 0 or beside, f"{block}: no such program: {program}"
+        assert beside.exists() or builtin.returncode == 0, f"{block}: no such program: {program}"
 
 
 def _check_options(arguments: list[str], block: Block) -> None:
@@ -285,7 +284,7 @@ def _check_options(arguments: list[str], block: Block) -> None:
     assert name in COMMANDS, f"{block}: no such command: tfjob {name}"
     context = group.make_context("tfjob", [], resilient_parsing=True)
     try:
-        group.get_command(context, name).make_context(f"tfjob {name}", [word for word in rest if word not in "12"])
+        group.get_command(context, name).make_context(f"tfjob {name}", rest)
     except Exception as error:
         raise AssertionError(f"{block}: tfjob {' '.join(arguments)}: {error}") from error
 

@@ -73,7 +73,8 @@ def rerun(
 
     workspace = open_workspace()
     ready = prepare_rerun(workspace, find_run(workspace, run))
-    begin_and_follow(ready, workspace, detach=detach, on_interrupt=on_interrupt, output=output)
+    kind = output.value if output else None
+    raise typer.Exit(begin_and_follow(ready, workspace, detach=detach, on_interrupt=on_interrupt.value, output=kind))
 
 
 def _print_outcome(record: Record, output: Format | None) -> None:

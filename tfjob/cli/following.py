@@ -1,42 +1,74 @@
-"""Starting a run and staying with it: what submit and rerun share, and what an interrupt means meanwhile."""
+"""Starting a run and staying with it: what submit and rerun share, and what an interrupt means meanwhile.
+
+Knows nothing of typer: a plain `tfjob submit FILE` is on its way before that could be loaded.
+"""
 
 from __future__ import annotations
 
 import signal
 import sys
-from collections.abc import Iterator
+from collections.abc import Iterator, Sequence
 from contextlib import contextmanager
-from typing import NoReturn
-
-import typer
+from pathlib import Path
+from typing import Literal
 
 from tfjob.cli.live import LiveRun, print_end
-from tfjob.cli.options import Format, OnInterrupt
 from tfjob.cli.output import print_document
 from tfjob.errors import ExitCode
 from tfjob.rundir import RunDirectory
 from tfjob.runs.follow import follow
 from tfjob.runs.record import read_record
 from tfjob.runs.run import request_cancel
-from tfjob.submission import Ready, begin
+from tfjob.runs.starting import StartingSupervisor
+from tfjob.submission import Ready, begin, prepare
 from tfjob.values import encode
-from tfjob.workspace import Workspace
+from tfjob.workspace import Workspace, find_workspace, make_workspace
 
-__all__ = ["begin_and_follow"]
+__all__ = ["begin_and_follow", "submit_and_follow"]
+
+OnInterrupt = Literal["auto", "detach", "cancel"]
+
+
+def submit_and_follow(
+    file: Path,
+    overrides: Sequence[str] = (),
+    *,
+    detach: bool = False,
+    on_interrupt: OnInterrupt = "auto",
+    output: str | None = None,
+) -> int:
+    """Submit a job and stay with it; returns the exit code to end with."""
+    supervisor = StartingSupervisor()  # it loads while the job is read
+    try:
+        workspace = find_workspace()
+        ready = prepare(file, overrides=overrides, workspace=workspace)
+        if workspace is None:
+            workspace, _ = make_workspace(Path.cwd())
+            print(f"tfjob: made a workspace in {workspace.root}", file=sys.stderr)
+    except BaseException:
+        supervisor.close()
+        raise
+    return begin_and_follow(ready, workspace, supervisor, detach=detach, on_interrupt=on_interrupt, output=output)
 
 
 def begin_and_follow(
-    ready: Ready, workspace: Workspace, *, detach: bool, on_interrupt: OnInterrupt, output: Format | None
-) -> NoReturn:
-    """Start the run; return at once (detached), or follow it and end with its exit code.
+    ready: Ready,
+    workspace: Workspace,
+    supervisor: StartingSupervisor | None = None,
+    *,
+    detach: bool,
+    on_interrupt: OnInterrupt,
+    output: str | None,
+) -> int:
+    """Start the run; return at once (detached), or follow it to its end. Returns the exit code to end with.
 
     From the moment the run exists an interrupt is noted, not raised, so that it is never left in between.
     """
     with _noting_interrupts() as interrupts:
-        run = begin(ready, workspace).directory
+        run = begin(ready, workspace, supervisor).directory
         if detach:
             _print_detached(run, output)
-            raise typer.Exit(ExitCode.DONE)
+            return ExitCode.DONE
         out = sys.stderr if output else sys.stdout
         live = LiveRun(read_record(run), [task.name for task in ready.plan.all_tasks], out, sys.stderr)
         cancels = _cancels(on_interrupt)
@@ -48,7 +80,7 @@ def begin_and_follow(
                     if asked or not cancels:
                         live.close()
                         _print_left(run, asked)
-                        raise typer.Exit(ExitCode.INTERRUPTED)
+                        return ExitCode.INTERRUPTED
                     asked = True
                     request_cancel(
                         run, f"canceled by {signal.Signals(interrupts[0]).name} to the command that submitted it"
@@ -60,13 +92,13 @@ def begin_and_follow(
     if output:
         print_document(encode(record), output)
     interrupted = asked and record.state == "Canceled"
-    raise typer.Exit(ExitCode.INTERRUPTED if interrupted else record.exit_code or ExitCode.DONE)
+    return ExitCode.INTERRUPTED if interrupted else record.exit_code or ExitCode.DONE
 
 
 def _cancels(on_interrupt: OnInterrupt) -> bool:
     """Whether an interrupt cancels: as asked, or by whether a person sits at a terminal."""
-    if on_interrupt is not OnInterrupt.auto:
-        return on_interrupt is OnInterrupt.cancel
+    if on_interrupt != "auto":
+        return on_interrupt == "cancel"
     return not any(stream.isatty() for stream in (sys.stdin, sys.stdout, sys.stderr) if stream)
 
 
@@ -85,7 +117,7 @@ def _noting_interrupts() -> Iterator[list[int]]:
             signal.signal(number, handler)
 
 
-def _print_detached(run: RunDirectory, output: Format | None) -> None:
+def _print_detached(run: RunDirectory, output: str | None) -> None:
     if output:
         print_document(encode(read_record(run)), output)
     else:

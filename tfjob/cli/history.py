@@ -38,7 +38,7 @@ def list_runs(
 def show(run: RunName, output: TableOutput = TableFormat.table) -> None:
     """Show one run: its phases, tasks, first failure, outputs, and where everything is."""
     from tfjob.runs.record import read_record  # noqa: PLC0415  # not for list, which must be fast
-    from tfjob.runs.supervisor import recover  # noqa: PLC0415
+    from tfjob.runs.starting import recover  # noqa: PLC0415
     from tfjob.values import encode  # noqa: PLC0415
 
     directory = find_run(open_workspace(), run)
@@ -66,7 +66,7 @@ def logs(
     from tfjob.runs.follow import Chunk, read_output, tail_offsets  # noqa: PLC0415
     from tfjob.runs.follow import follow as follow_run  # noqa: PLC0415
     from tfjob.runs.record import read_record  # noqa: PLC0415
-    from tfjob.runs.supervisor import recover  # noqa: PLC0415
+    from tfjob.runs.starting import recover  # noqa: PLC0415
 
     directory = find_run(open_workspace(), run)
     names = _task_names(directory, task)

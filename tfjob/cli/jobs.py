@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import sys
 from enum import StrEnum
 from pathlib import Path
 from typing import Annotated
@@ -64,16 +63,12 @@ def submit(
     output: DocumentOutput = None,
 ) -> None:
     """Run a job and follow it to its end; the run goes on if this terminal dies."""
-    from tfjob import submission  # noqa: PLC0415  # the whole house is for commands that need it
-    from tfjob.cli.following import begin_and_follow  # noqa: PLC0415
-    from tfjob.workspace import find_workspace, make_workspace  # noqa: PLC0415
+    from tfjob.cli.following import submit_and_follow  # noqa: PLC0415  # the whole house is for commands that need it
 
-    workspace = find_workspace()
-    ready = submission.prepare(file, overrides=overrides or (), workspace=workspace)
-    if workspace is None:
-        workspace, _ = make_workspace(Path.cwd())
-        print(f"tfjob: made a workspace in {workspace.root}", file=sys.stderr)
-    begin_and_follow(ready, workspace, detach=detach, on_interrupt=on_interrupt, output=output)
+    kind = output.value if output else None
+    raise typer.Exit(
+        submit_and_follow(file, overrides or (), detach=detach, on_interrupt=on_interrupt.value, output=kind)
+    )
 
 
 def schema(name: Annotated[SchemaName, typer.Argument(help="Which schema.")] = SchemaName.job) -> None:

@@ -84,20 +84,32 @@ def main() -> NoReturn:
 
 
 def _dispatch(arguments: list[str]) -> None:
-    if arguments in ([], ["--help"], ["-h"]):
+    if _completes():
+        _parse()
+    elif arguments in ([], ["--help"], ["-h"]):
         print(help_text(), end="")
     elif arguments == ["--version"]:
         import tfjob  # noqa: PLC0415  # only for this
 
         print(tfjob.__version__)
-    elif arguments == ["list"] and not _completes():
+    elif arguments == ["list"]:
         from tfjob.cli.listing import print_runs  # noqa: PLC0415  # only for this
 
         print_runs()
-    else:
-        from tfjob.cli.parser import app  # noqa: PLC0415  # typer, where there is something to parse
+    elif len(arguments) == 2 and arguments[0] == "submit" and not arguments[1].startswith("-"):
+        from pathlib import Path  # noqa: PLC0415  # only for this
 
-        app()
+        from tfjob.cli.following import submit_and_follow  # noqa: PLC0415
+
+        sys.exit(submit_and_follow(Path(arguments[1])))
+    else:
+        _parse()
+
+
+def _parse() -> None:
+    from tfjob.cli.parser import app  # noqa: PLC0415  # typer, where there is something to parse
+
+    app(prog_name="tfjob")
 
 
 def _completes() -> bool:

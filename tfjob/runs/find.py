@@ -75,7 +75,7 @@ def recover_dead(workspace: Workspace, summaries: list[Summary]) -> None:
     if not going_on:
         return
     from tfjob.runs.record import read_record  # noqa: PLC0415  # a list of finished runs need not pay for it
-    from tfjob.runs.supervisor import recover  # noqa: PLC0415
+    from tfjob.runs.starting import recover  # noqa: PLC0415
 
     for summary in going_on:
         directory = RunDirectory(workspace.runs / summary.id)

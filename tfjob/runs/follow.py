@@ -15,7 +15,7 @@ from typing import Any, NamedTuple
 from tfjob.rundir import RunDirectory
 from tfjob.runs.events import EventReader
 from tfjob.runs.record import TERMINAL, Record, read_record
-from tfjob.runs.supervisor import recover
+from tfjob.runs.starting import recover
 
 __all__ = ["Chunk", "Item", "follow", "read_output", "tail_offsets", "task_names", "wait_for_end"]
 

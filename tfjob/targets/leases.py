@@ -84,13 +84,14 @@ def holder_of(name: str, directory: Path | None = None) -> dict[str, str] | None
 
 def _open(path: Path) -> int:
     # Without O_CREAT first: the kernel refuses O_CREAT on another user's file in a sticky directory (fs.protected_regular).
+    flags = os.O_RDWR | os.O_CLOEXEC | os.O_NOFOLLOW  # anybody may put a link there
     try:
-        return os.open(path, os.O_RDWR | os.O_CLOEXEC)
+        return os.open(path, flags)
     except FileNotFoundError:
         pass
     try:
-        descriptor = os.open(path, os.O_RDWR | os.O_CREAT | os.O_EXCL | os.O_CLOEXEC, 0o666)
+        descriptor = os.open(path, flags | os.O_CREAT | os.O_EXCL, 0o666)
     except FileExistsError:
-        return os.open(path, os.O_RDWR | os.O_CLOEXEC)
+        return os.open(path, flags)
     os.fchmod(descriptor, 0o666)  # whatever the umask: other users must be able to lease it later
     return descriptor

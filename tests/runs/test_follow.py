@@ -1,0 +1,76 @@
+from __future__ import annotations
+
+import json
+from pathlib import Path
+
+import pytest
+from hypothesis import given
+from hypothesis import strategies as st
+
+from tfjob.rundir import RunDirectory
+from tfjob.runs.events import EventReader, append_event
+from tfjob.runs.follow import read_output, tail_offsets
+from tfjob.runs.tail import last_lines
+
+
+@pytest.fixture
+def run(tmp_path: Path) -> RunDirectory:
+    directory = RunDirectory(tmp_path / "job-1")
+    directory.logs.mkdir(parents=True)
+    return directory
+
+
+def test_events_are_read_once_and_whole(run: RunDirectory) -> None:
+    reader = EventReader(run.events)
+    assert reader.read() == []
+    append_event(run, "phase", phase="Running")
+    with run.events.open("a") as file:
+        file.write('{"time": "now", "ev')
+    assert [event["phase"] for event in reader.read()] == ["Running"]
+    with run.events.open("a") as file:
+        file.write('ent": "note"}\n')
+    assert reader.read() == [{"time": "now", "event": "note"}]
+    assert reader.read() == []
+
+
+def test_a_line_a_full_disk_cut_is_passed_over(run: RunDirectory) -> None:
+    run.events.write_text('{"event": "pha\n{"event": "note"}\n')
+    assert EventReader(run.events).read() == [{"event": "note"}]
+
+
+def test_output_is_read_from_where_it_was_left_in_task_order(run: RunDirectory) -> None:
+    for name in ("worker-10", "worker-2", "chief-0"):
+        run.log(name).write_text(f"{name}\n")
+    run.environment_log.write_text("not a task\n")
+    offsets: dict[str, int] = {}
+    assert [chunk.task for chunk in read_output(run, offsets, None)] == ["chief-0", "worker-2", "worker-10"]
+    assert list(read_output(run, offsets, None)) == []
+    with run.log("chief-0").open("a") as file:
+        file.write("more\n")
+    assert [chunk.data for chunk in read_output(run, offsets, ["chief-0"])] == [b"more\n"]
+
+
+@given(
+    st.lists(st.text(st.characters(exclude_characters="\n\r", codec="utf-8"), max_size=5), max_size=12),
+    st.integers(1, 15),
+)
+def test_a_tail_is_the_last_lines(tmp_path_factory: pytest.TempPathFactory, lines: list[str], count: int) -> None:
+    run = RunDirectory(tmp_path_factory.mktemp("tail"))
+    run.logs.mkdir()
+    text = "".join(f"{line}\n" for line in lines)
+    run.log("main").write_bytes(text.encode())
+    offset = tail_offsets(run, ["main"], count)["main"]
+    assert run.log("main").read_bytes()[offset:] == "".join(f"{line}\n" for line in lines[-count:]).encode()
+
+
+def test_last_lines_of_a_long_log_with_progress_bars(tmp_path: Path) -> None:
+    log = tmp_path / "log"
+    log.write_bytes(b"x" * 200_000 + b"\nfirst\n10%\r50%\r100%\nend without newline")
+    assert last_lines(log, 3) == ("first", "100%", "end without newline")
+    assert last_lines(tmp_path / "missing") == ()
+
+
+def test_a_line_of_the_failures_tail_survives_bytes_that_are_no_text(tmp_path: Path) -> None:
+    log = tmp_path / "log"
+    log.write_bytes(b"ok\n\xff\xfe broken\n")
+    assert json.dumps(last_lines(log)) == '["ok", "\\ufffd\\ufffd broken"]'

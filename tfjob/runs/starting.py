@@ -1,0 +1,72 @@
+"""Starting a run's supervisor, and another one when it has died."""
+
+from __future__ import annotations
+
+import os
+import socket
+import subprocess
+import sys
+from pathlib import Path
+
+from tfjob.durable import try_lock
+from tfjob.errors import TargetError
+from tfjob.rundir import RunDirectory
+from tfjob.runs.record import Record
+
+__all__ = ["StartingSupervisor", "recover"]
+
+
+class StartingSupervisor:
+    """A supervisor process that loads what it needs while its run is still being made, and then waits to be given it.
+
+    Given none, it ends by itself. It is in a session of its own from the start: no terminal's end can reach it.
+    """
+
+    def __init__(self) -> None:
+        self._socket, theirs = socket.socketpair()
+        with theirs:
+            self._process = subprocess.Popen(
+                [sys.executable, "-P", "-m", "tfjob.runs.supervisor"],
+                env={**os.environ, "PYTHONPATH": str(Path(__file__).resolve().parents[2])},
+                cwd="/",
+                stdin=theirs.fileno(),
+                stdout=subprocess.DEVNULL,
+                start_new_session=True,
+            )
+
+    def give(self, run: RunDirectory, lock: int) -> None:
+        """Hand it the run and the run's lock, which this process lets go of: there is no moment in which nobody holds it.
+
+        Raises TargetError if the process has ended.
+        """
+        try:
+            with run.supervisor_log.open("ab") as log:
+                socket.send_fds(self._socket, [os.fsencode(run.path)], [lock, log.fileno()])
+        except OSError as error:
+            raise TargetError(
+                f"the supervisor of run {run.id} could not be started: {error.strerror}", "Run `tfjob doctor`."
+            ) from error
+        finally:
+            os.close(lock)
+            self.close()
+
+    def close(self) -> None:
+        """Let it go: with its run, or, if it was given none, to its end."""
+        self._socket.close()
+
+
+def recover(run: RunDirectory, record: Record) -> bool:
+    """Give a run whose supervisor has died another one. Returns whether it did.
+
+    Nothing is done for a run that is over, is watched over, or was watched over from another host
+    (whose processes can't be seen from here).
+    """
+    if record.is_over:
+        return False
+    if record.supervisor is not None and record.supervisor.host != os.uname().nodename:
+        return False
+    lock = try_lock(run.supervisor_lock)
+    if lock is None:
+        return False
+    StartingSupervisor().give(run, lock)
+    return True
