@@ -105,7 +105,7 @@ def copy_tree(snapshot_dir: Path, into: Path) -> None:
 
 
 class _Ignore:
-    """The patterns of an ignore file. As in git the last one that names an entry decides, and nobody asks about what is in a directory left out."""
+    """The patterns of an ignore file. As in git the last one that names an entry decides; a directory left out is not looked into."""
 
     def __init__(self, lines: Iterable[str]) -> None:
         import pathspec  # noqa: PLC0415  # 30 ms that only a submit should pay
