@@ -43,10 +43,8 @@ class Task:
 
     def start(self, *argv: str, name: str = "main", said: str = "", **keys: Any) -> None:
         (self.directory / name).mkdir(exist_ok=True)
-        task = {
-            **{"argv": argv, "env": {}, "cwd": str(self.directory), "log": str(self.directory / "log")},
-            **{"port": None, "grace_period_s": 20, **keys},
-        }
+        places = {"cwd": str(self.directory), "log": str(self.directory / "log")}
+        task = {"argv": argv, "env": {}, **places, "port": None, "grace_period_s": 20, **keys}
         (self.directory / name / "task.json").write_text(json.dumps(task))
         command = [self.python, "-I", "-S", entrypoint.__file__, str(self.directory), said or name]
         self.process = subprocess.Popen(command, env=self.environ, start_new_session=True)
@@ -86,7 +84,7 @@ def small_disk(tmp_path: Path) -> Iterator[Path]:
     """A disk of 64 KiB and 16 files."""
     at = tmp_path / "disk"
     at.mkdir()
-    command = ["mount", "-t", "tmpfs", "-o", "size=64k,nr_inodes=16", "none", at]
+    command = ["mount", "-t", "tmpfs", "-o", "size=64k,nr_inodes=16", "none", str(at)]
     if subprocess.run(command, capture_output=True, check=False).returncode:
         pytest.skip("a small disk can be made by root only")
     yield at
@@ -98,7 +96,7 @@ def lives(pid: int) -> bool:
     return bool(fields) and fields[0] != b"Z"
 
 
-@pytest.mark.parametrize("python", pythons())
+@pytest.mark.parametrize("python", pythons(), ids=os.path.basename)
 class TestUnderTheOldestAndTheNewestPython:
     def test_there_are_two_of_them(self, python: str) -> None:
         if len(pythons()) < 2:
@@ -130,10 +128,10 @@ class TestUnderTheOldestAndTheNewestPython:
         task.send(signal.SIGTERM)
         result = task.end()
         assert (result["exit_code"], result["stopped"]) == (7, True)
-        assert task.log == "asked\n"
+        assert "asked" in task.log.splitlines()
 
     @pytest.mark.parametrize(
-        ("family", "address"), [(socket.AF_INET, "127.0.0.1"), (socket.AF_INET, "0.0.0.0"), (socket.AF_INET6, "::1")]
+        ("family", "address"), [(socket.AF_INET, "127.0.0.1"), (socket.AF_INET, ""), (socket.AF_INET6, "::1")]
     )
     def test_it_notes_when_the_port_is_listened_on(
         self, task: Task, python: str, family: socket.AddressFamily, address: str
@@ -187,9 +185,10 @@ def test_a_working_directory_that_has_gone_is_said(task: Task) -> None:
 
 
 def test_nothing_the_command_started_outlives_it(task: Task) -> None:
-    task.start("sh", "-c", "env -i setsid -f sh -c 'trap \"\" TERM; echo $$ >escaped; sleep 60'; sleep 60 & exit 0")
-    escaped = int(task.wrote("escaped"))
+    line = "env -i setsid -f sh -c 'trap \"\" TERM; echo $$ >escaped; sleep 60'; sleep 60 & until [ -s escaped ]; do sleep 0.02; done"
+    task.start("sh", "-c", line)
     assert task.end()["exit_code"] == 0
+    escaped = int(task.wrote("escaped"))
     assert not lives(escaped)
 
 
@@ -205,7 +204,7 @@ def test_a_command_that_ignores_the_request_is_killed_after_the_grace(task: Task
 
 def test_what_runs_below_a_shell_has_the_grace_too(task: Task) -> None:
     saves = "trap 'sleep 0.3; echo saved >checkpoint; exit 0' TERM; touch ready; while :; do sleep 0.02; done"
-    task.start("sh", "-c", f"sh -c \"{saves}\"; echo not reached")
+    task.start("sh", "-c", f'sh -c "{saves}"; echo not reached')
     eventually((task.directory / "ready").exists, "the training runs")
     task.send(signal.SIGTERM)
     result = task.end()
@@ -257,7 +256,7 @@ def test_a_full_disk_does_not_end_a_task_that_comes_to_listen(task: Task, small_
         server.bind(("127.0.0.1", 0))
         task.start("sleep", "60", port=server.getsockname()[1])
         eventually((small_disk / "main" / "started.json").exists, "the start")
-        filling = []
+        filling: list[Path] = []
         while os.statvfs(small_disk).f_favail:
             filling.append(small_disk / f"filling-{len(filling)}")
             filling[-1].touch()

@@ -46,7 +46,7 @@ def test_a_machine_without_a_gpu_says_why() -> None:
 def test_every_node_the_job_takes_must_have_the_gpus() -> None:
     target = Target("two", "local", (Node("a", "a", GPUS), Node("b", "b", GPUS[:1])))
     resolved(ComputeSpec(gpus_per_node=2), target)
-    with pytest.raises(TargetError, match="b has 1 GPU$"):
+    with pytest.raises(TargetError, match=r"b has 1 GPU$"):
         resolved(ComputeSpec(node_count=2, gpus_per_node=2), target)
 
 

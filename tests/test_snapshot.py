@@ -96,7 +96,7 @@ def test_patterns_mean_what_they_mean_to_git(code: Path, patterns: str) -> None:
     make(code, "src/a.py", "src/a.txt", "src/data/a.bin", "src/data/keep.bin", "src/deep/a.py", "src/x/deep/a", "a/x/b")
     (code / ".gitignore").write_text(patterns, encoding="utf-8", newline="")
     subprocess.run(["git", "init", "--quiet", code], check=True)
-    listing = ["git", "-C", code, "-c", "core.excludesFile=", "ls-files", "-z", "--others", "--exclude-standard"]
+    listing = ["git", "-C", str(code), "-c", "core.excludesFile=", "ls-files", "-z", "--others", "--exclude-standard"]
     of_git = subprocess.run(listing, check=True, capture_output=True, text=True).stdout.split("\0")[:-1]
     assert names(scan(code)) == sorted(of_git)
 
@@ -154,7 +154,7 @@ def test_links_that_lead_outside_are_refused(code: Path, tmp_path: Path, target:
     make(code, "train.py")
     make(tmp_path, "secret")
     (code / "link").symlink_to(target.format(code=code))
-    with pytest.raises(UsageError, match="link is a link to .*, outside of the code directory") as caught:
+    with pytest.raises(UsageError, match=r"link is a link to .*, outside of the code directory") as caught:
         scan(code)
     assert ".tfjobignore" in caught.value.hint
     (code / ".tfjobignore").write_text("link\n")
@@ -211,7 +211,7 @@ def test_a_file_that_changes_before_it_is_kept_is_refused(code: Path, tmp_path: 
         (code / "train.py").unlink()
     if change == "replaced by a directory":
         (code / "train.py").mkdir()
-    with pytest.raises(UsageError, match="train.py changed while it was being read"):
+    with pytest.raises(UsageError, match=r"train\.py changed while it was being read"):
         take(found, tmp_path / "store")
     assert list((tmp_path / "store").iterdir()) == []
 

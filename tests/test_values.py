@@ -26,7 +26,7 @@ SCALARS: dict[Any, st.SearchStrategy[Any]] = {
 }
 
 
-def values_of(hint: Any) -> st.SearchStrategy[Any]:
+def values_of(hint: Any) -> st.SearchStrategy[Any]:  # noqa: PLR0911  # a table of types, one line each
     """Any value that the type allows."""
     if hint == Pairs:
         return st.dictionaries(SCALARS[str], SCALARS[str], max_size=3).map(lambda found: tuple(found.items()))
@@ -76,7 +76,7 @@ def test_pairs_keep_their_order() -> None:
 def test_unknown_keys_are_ignored_at_every_depth() -> None:
     task = {**TASK, "from_a_newer_tfjob": [1]}
     assert decode(TaskPlan, task) == decode(TaskPlan, TASK)
-    failed = {"task": None, "node": None, "exit_code": 1, "signal": None, "message": "m", "new": {}}
+    failed: dict[str, object] = {"task": None, "node": None, "exit_code": 1, "signal": None, "message": "m", "new": {}}
     record = dict.fromkeys(("id", "name", "experiment", "created", "dir", "target"), "x")
     found = decode(Record, {**record, "state": "Failed", "failure": failed})
     assert found.failure == Failure(None, None, 1, None, "m")

@@ -9,7 +9,7 @@ from hypothesis import strategies as st
 
 from tfjob.planning.plan import Plan, TaskPlan, bind
 from tfjob.spec.expressions import UnknownName, escape
-from tfjob.spec.job import DatasetSpec, OutputsSpec, OutputSpec
+from tfjob.spec.job import DatasetSpec, OutputSpec, OutputsSpec
 
 Planned = Callable[..., Plan]
 TEXTS = st.text(max_size=12) | st.text("${} .'\"\\\nrunid", max_size=24)
@@ -27,7 +27,7 @@ def values_for(plan: Plan) -> dict[str, str]:
 @st.composite
 def jobs(draw: st.DrawFn) -> dict[str, Any]:
     nodes = draw(st.integers(1, 4))
-    common = {"nodes": nodes, "gpus": draw(st.integers(0, 5))}
+    common: dict[str, Any] = {"nodes": nodes, "gpus": draw(st.integers(0, 5))}
     kind = draw(st.sampled_from(["none", "mpi", "tensorflow"]))
     if kind == "mpi":
         common["process_count_per_node"] = draw(st.none() | st.integers(1, 4))

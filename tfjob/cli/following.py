@@ -33,12 +33,12 @@ def submit_and_follow(
     file: Path,
     overrides: Sequence[str] = (),
     *,
+    supervisor: StartingSupervisor,
     detach: bool = False,
     on_interrupt: OnInterrupt = "auto",
     output: str | None = None,
 ) -> int:
-    """Submit a job and stay with it; returns the exit code to end with."""
-    supervisor = StartingSupervisor()  # it loads while the job is read
+    """Submit a job and stay with it; returns the exit code to end with. `supervisor` loads while the job is read."""
     try:
         workspace = find_workspace()
         ready = prepare(file, overrides=overrides, workspace=workspace)

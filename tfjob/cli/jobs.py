@@ -63,11 +63,21 @@ def submit(
     output: DocumentOutput = None,
 ) -> None:
     """Run a job and follow it to its end; the run goes on if this terminal dies."""
-    from tfjob.cli.following import submit_and_follow  # noqa: PLC0415  # the whole house is for commands that need it
+    from tfjob.runs.starting import StartingSupervisor  # noqa: PLC0415  # first, for it loads while we do
+
+    supervisor = StartingSupervisor()
+    from tfjob.cli.following import submit_and_follow  # noqa: PLC0415
 
     kind = output.value if output else None
     raise typer.Exit(
-        submit_and_follow(file, overrides or (), detach=detach, on_interrupt=on_interrupt.value, output=kind)
+        submit_and_follow(
+            file,
+            overrides or (),
+            supervisor=supervisor,
+            detach=detach,
+            on_interrupt=on_interrupt.value,
+            output=kind,
+        )
     )
 
 

@@ -5,8 +5,10 @@ What needs no parser is done without one: typer takes longer to load than most c
 
 from __future__ import annotations
 
+import os
 import signal
 import sys
+from contextlib import suppress
 from typing import NoReturn
 
 from tfjob.errors import ExitCode, Interrupted, InvalidFile, TfjobError
@@ -60,30 +62,38 @@ def help_text() -> str:
 
 
 def main() -> NoReturn:
-    """Run the command line. A known error is its message and hint; anything else is a bug and shows its traceback."""
+    """Run the command line and leave with its exit code, without taking Python down piece by piece, which takes a while."""
     for number in (signal.SIGINT, signal.SIGTERM):
         if signal.getsignal(number) is not signal.SIG_IGN:  # `nohup`, or a shell's background job
             signal.signal(number, _interrupt)
-    try:
-        _dispatch(sys.argv[1:])
+    exit_code = _run(sys.argv[1:])
+    with suppress(BrokenPipeError):
         sys.stdout.flush()
+    sys.stderr.flush()
+    os._exit(exit_code)
+
+
+def _run(arguments: list[str]) -> int:
+    """The exit code of a command line. A known error is its message and hint; anything else is a bug and is raised."""
+    try:
+        return _dispatch(arguments)
+    except SystemExit as end:  # the parser's way to end
+        return end.code if isinstance(end.code, int) else ExitCode.DONE
     except InvalidFile as error:
         print(*error.problems, sep="\n", file=sys.stderr)
         count = len(error.problems)
         print(f"tfjob: {count} problem{'s' if count > 1 else ''}; nothing was changed", file=sys.stderr)
-        sys.exit(error.exit_code)
+        return error.exit_code
     except TfjobError as error:
         print(f"tfjob: {error.message}", file=sys.stderr)
         if error.hint:
             print(f"  {error.hint}", file=sys.stderr)
-        sys.exit(error.exit_code)
-    except BrokenPipeError:
-        _silence()
-        sys.exit(ExitCode.DONE)
-    sys.exit(ExitCode.DONE)
+        return error.exit_code
+    except BrokenPipeError:  # whoever read the output has gone (`| head`)
+        return ExitCode.DONE
 
 
-def _dispatch(arguments: list[str]) -> None:
+def _dispatch(arguments: list[str]) -> int:
     if _completes():
         _parse()
     elif arguments in ([], ["--help"], ["-h"]):
@@ -97,13 +107,21 @@ def _dispatch(arguments: list[str]) -> None:
 
         print_runs()
     elif len(arguments) == 2 and arguments[0] == "submit" and not arguments[1].startswith("-"):
-        from pathlib import Path  # noqa: PLC0415  # only for this
-
-        from tfjob.cli.following import submit_and_follow  # noqa: PLC0415
-
-        sys.exit(submit_and_follow(Path(arguments[1])))
+        return _submit(arguments[1])
     else:
         _parse()
+    return ExitCode.DONE
+
+
+def _submit(file: str) -> int:
+    from tfjob.runs.starting import StartingSupervisor  # noqa: PLC0415  # first, for it loads while we do
+
+    supervisor = StartingSupervisor()
+    from pathlib import Path  # noqa: PLC0415
+
+    from tfjob.cli.following import submit_and_follow  # noqa: PLC0415
+
+    return submit_and_follow(Path(file), supervisor=supervisor)
 
 
 def _parse() -> None:
@@ -114,20 +132,11 @@ def _parse() -> None:
 
 def _completes() -> bool:
     """Whether a shell asks for completions, which is the parser's business."""
-    import os  # noqa: PLC0415  # loaded by Python itself
-
     return "_TFJOB_COMPLETE" in os.environ
 
 
 def _interrupt(_number: int, _frame: object) -> NoReturn:
     raise Interrupted("interrupted")
-
-
-def _silence() -> None:
-    """Whoever read the output has gone (`| head`): keep Python from complaining when it flushes at its end."""
-    import os  # noqa: PLC0415  # loaded by Python itself
-
-    os.dup2(os.open(os.devnull, os.O_WRONLY), sys.stdout.fileno())
 
 
 if __name__ == "__main__":

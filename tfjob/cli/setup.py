@@ -28,7 +28,9 @@ def init(
 
 def doctor(output: TableOutput = TableFormat.table) -> None:
     """Say what works on this machine, what does not, and what to do about it."""
-    import sys  # noqa: PLC0415  # only for this
+    import shutil  # noqa: PLC0415  # only for this
+    import sys  # noqa: PLC0415
+    import textwrap  # noqa: PLC0415
 
     from tfjob.cli.checks import run_checks  # noqa: PLC0415
 
@@ -39,8 +41,10 @@ def doctor(output: TableOutput = TableFormat.table) -> None:
         width = max(len(finding.name) for finding in findings)
         for finding in findings:
             status = colored(finding.status.ljust(8), _STYLES[finding.status], sys.stdout)
-            print(f"{status} {finding.name.ljust(width)}  {finding.found}")
-            if finding.what_to_do:
-                print(f"{' ' * (10 + width)} {finding.what_to_do}")
+            room = max(shutil.get_terminal_size().columns - width - 11, 20) if sys.stdout.isatty() else 10_000
+            first, *rest = [*textwrap.wrap(finding.found, room), *textwrap.wrap(finding.what_to_do, room)]
+            print(f"{status} {finding.name.ljust(width)}  {first}")
+            for line in rest:
+                print(f"{' ' * (10 + width)} {line}")
     if any(finding.status == "broken" for finding in findings):
         raise typer.Exit(ExitCode.TARGET_FAILED)

@@ -127,7 +127,7 @@ class ProcessEngine:
         finally:
             if queue:
                 queue.release()
-        return taken
+        return sorted(taken, key=self._node.gpus.index)
 
     def _gather(self, count: int, holder: dict[str, str], taken: list[Gpu], leases: list[Lease]) -> None:
         for gpu in self._node.gpus:

@@ -31,7 +31,7 @@ def prepare_environment(
     """
     path = base_path(environ)
     if plan.environment is None:
-        progress("no environment asked for: this machine's own Python")
+        progress("this machine's own Python")
         return PreparedEnvironment(None, {"environment.path": path})
     from tfjob.environments.definition import Definition  # noqa: PLC0415  # only jobs with an environment pay for it
     from tfjob.environments.store import Store  # noqa: PLC0415

@@ -7,11 +7,13 @@ import socket
 import subprocess
 import sys
 from pathlib import Path
+from typing import TYPE_CHECKING
 
-from tfjob.durable import try_lock
 from tfjob.errors import TargetError
-from tfjob.rundir import RunDirectory
-from tfjob.runs.record import Record
+
+if TYPE_CHECKING:
+    from tfjob.rundir import RunDirectory
+    from tfjob.runs.record import Record
 
 __all__ = ["StartingSupervisor", "recover"]
 
@@ -65,6 +67,8 @@ def recover(run: RunDirectory, record: Record) -> bool:
         return False
     if record.supervisor is not None and record.supervisor.host != os.uname().nodename:
         return False
+    from tfjob.durable import try_lock  # noqa: PLC0415  # a submit starts its supervisor before it loads anything else
+
     lock = try_lock(run.supervisor_lock)
     if lock is None:
         return False
