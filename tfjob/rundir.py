@@ -4,6 +4,7 @@
 
     runs/RUN/
       job.yml              the job file as submitted
+      code/                a link to the snapshot of the source directory
       plan.json            the Plan
       record.json          state, phases, tasks, first failure (replaced atomically)
       events.jsonl         everything that happened, a line each (only ever appended to)
@@ -49,6 +50,11 @@ class RunDirectory:
     def plan(self) -> Path:
         """The Plan as JSON."""
         return self.path / "plan.json"
+
+    @property
+    def code(self) -> Path:
+        """A link to the snapshot of the source directory."""
+        return self.path / "code"
 
     @property
     def record(self) -> Path:

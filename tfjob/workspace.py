@@ -4,7 +4,7 @@
 
     .tfjob/
       config.yml           a few settings, all optional
-      runs/RUN/            one directory a run (see tfjob/runs/rundir.py)
+      runs/RUN/            one directory a run (see tfjob/rundir.py)
       snapshots/DIGEST/    source directories by content
       .gitignore           keeps all of it out of version control
 

@@ -61,6 +61,12 @@ def save(network: tf.keras.Model, chief: bool) -> None:
     shutil.rmtree(scratch)
 
 
+def leave_together(strategy: tf.distribute.MultiWorkerMirroredStrategy) -> None:
+    """Wait for the other workers: one that leaves early makes the rest log errors about it."""
+    here = strategy.experimental_distribute_values_from_function(lambda _: tf.constant([1]))
+    strategy.gather(here, axis=0)
+
+
 def main() -> None:
     """Train together with the other workers; compare the weights; save; report."""
     arguments = parse_arguments(__doc__)
@@ -79,6 +85,7 @@ def main() -> None:
     )
     require_identical_weights(strategy, network)
     save(network, is_chief(strategy))
+    leave_together(strategy)
     report(measure_accuracy(network, digits), arguments.accuracy_goal)
 
 

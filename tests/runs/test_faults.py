@@ -428,3 +428,30 @@ def test_secrets_reach_the_task_and_no_file(tfjob: Tfjob) -> None:
     tfjob("submit", "job.yml", exit_code=2)
     for file in (tfjob.directory / ".tfjob").rglob("*"):
         assert not file.is_file() or b"hunter2" not in file.read_bytes()
+
+
+def test_a_script_that_writes_into_a_mounted_dataset_is_told_on(tfjob: Tfjob) -> None:
+    tfjob.write("data/a.txt", "original")
+    tfjob.write("job.yml", "name: d\ncommand: echo spoiled > ${{ dataset.d }}/a.txt\ndataset: {d: {paths: [data]}}")
+    tfjob("submit", "job.yml")
+    assert "files of d were changed while the run went on" in tfjob.show()["notes"][0]
+    tfjob("rerun", "latest", exit_code=4)
+    assert "files of dataset d have changed since the job was planned" in tfjob.show()["failure"]["message"]
+    tfjob("submit", "job.yml", "--set", "dataset.d.mode=download")
+    assert tfjob.show()["notes"] == []
+
+
+def test_a_dead_supervisors_run_can_be_canceled(tfjob: Tfjob) -> None:
+    tfjob.write("job.yml", "name: orphan\ncommand: echo begun; sleep 300")
+    run = tfjob.submit("job.yml")
+    wait_for_line(tfjob, run, "begun")
+    os.kill(supervisor_of(tfjob, run), signal.SIGKILL)
+    tfjob("cancel", run)
+    assert tfjob.record(run)["state"] == "Canceled"
+
+
+def test_the_code_of_a_run_can_be_read_where_it_ran(tfjob: Tfjob) -> None:
+    tfjob.write("code/train.py", "raise SystemExit(2)")
+    tfjob.write("job.yml", "code: code\nscript: train.py")
+    tfjob("submit", "job.yml", exit_code=1)
+    assert (Path(tfjob.show()["dir"]) / "code" / "train.py").read_text() == "raise SystemExit(2)"

@@ -51,7 +51,7 @@ def cancel(run: RunName, output: DocumentOutput = None) -> None:
     if record.is_over:
         print(f"tfjob: run {record.id} is over already", file=sys.stderr)
     else:
-        request_cancel(directory, "canceled")
+        request_cancel(directory, "canceled by `tfjob cancel`")
         try:
             record = wait_for_end(directory, _CANCEL_MARGIN_S)
         except TimeoutError:

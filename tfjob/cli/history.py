@@ -27,7 +27,7 @@ def list_runs(
         str | None, typer.Option(help="Only runs in this state, such as Running.", show_default=False)
     ] = None,
     limit: Annotated[
-        int | None, typer.Option("--limit", "-n", min=1, help="At most so many.", show_default=False)
+        int | None, typer.Option("--limit", "-n", min=1, metavar="N", help="At most so many.", show_default=False)
     ] = None,
     output: TableOutput = TableFormat.table,
 ) -> None:
@@ -127,9 +127,10 @@ def _print_record(record: Record) -> None:
     if record.failure:
         failure = record.failure
         who = f"{failure.task} on {failure.node} " if failure.task else ""
-        print(f"\n{colored('Cause', 'red', out)}: {who}{failure.message}")
-        if failure.hint:
-            print(f"  {failure.hint}")
+        first, *more = f"{who}{failure.message}".splitlines()
+        print(f"\n{colored('Cause', 'red', out)}: {first}")
+        for line in (*more, *failure.hint.splitlines()):
+            print(f"  {line}")
         for line in failure.log_tail:
             print(f"    {line}")
     if record.outputs:

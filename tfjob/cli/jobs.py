@@ -10,7 +10,7 @@ import typer
 
 from tfjob.cli.options import Detach, DocumentOutput, Format, JobFile, OnInterrupt, OnInterruptOption, Set
 from tfjob.cli.output import print_document
-from tfjob.errors import ExitCode, InvalidFile, Problem
+from tfjob.errors import ExitCode, InvalidFile, Problem, UsageError
 
 __all__ = ["plan", "schema", "submit", "validate"]
 
@@ -36,6 +36,8 @@ def validate(
             load(file, overrides=overrides or ())
         except InvalidFile as error:
             problems.extend(error.problems)
+        except UsageError as error:  # there is no such file, or it can't be read
+            problems.append(Problem(str(file), 1, 1, "", error.message.rstrip("."), error.hint))
         else:
             if output is None:
                 print(f"{file}: ok")

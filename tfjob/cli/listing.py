@@ -5,7 +5,8 @@ from __future__ import annotations
 import sys
 
 from tfjob.cli.output import STATE_STYLES, duration, print_document, print_table
-from tfjob.runs.find import list_summaries, recover_dead
+from tfjob.errors import UsageError
+from tfjob.runs.find import STATES, list_summaries, recover_dead
 from tfjob.workspace import open_workspace
 
 __all__ = ["print_runs"]
@@ -15,6 +16,8 @@ def print_runs(
     experiment: str | None = None, state: str | None = None, limit: int | None = None, output: str = "table"
 ) -> None:
     """Print the workspace's runs, the newest first, as a table or a document."""
+    if state is not None and state.lower() not in map(str.lower, STATES):
+        raise UsageError(f"there is no state {state!r}", f"The states are {', '.join(STATES)}.")
     workspace = open_workspace()
     summaries = [
         summary

@@ -204,9 +204,10 @@ def _print_failure(record: Record, screen: TextIO) -> None:
     if failure is None:
         return
     who = f"{failure.task} on {failure.node} " if failure.task else ""
-    print(f"  {colored('cause'.ljust(9), 'red', screen)} {who}{failure.message}", file=screen)
-    if failure.hint:
-        print(f"            {failure.hint}", file=screen)
+    first, *more = f"{who}{failure.message}".splitlines()
+    print(f"  {colored('cause'.ljust(9), 'red', screen)} {first}", file=screen)
+    for line in (*more, *failure.hint.splitlines()):
+        print(f"            {line}", file=screen)
     if failure.log_tail:
         print(f"  last lines of {failure.task}:", file=screen)
         for line in failure.log_tail:

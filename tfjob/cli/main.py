@@ -82,7 +82,7 @@ def _run(arguments: list[str]) -> int:
     except InvalidFile as error:
         print(*error.problems, sep="\n", file=sys.stderr)
         count = len(error.problems)
-        print(f"tfjob: {count} problem{'s' if count > 1 else ''}; nothing was changed", file=sys.stderr)
+        print(f"tfjob: {count} problem{'s' if count > 1 else ''}", file=sys.stderr)
         return error.exit_code
     except TfjobError as error:
         print(f"tfjob: {error.message}", file=sys.stderr)

@@ -58,7 +58,7 @@ def _artifacts(directory: RunDirectory, prefix: str) -> list[tuple[Path, str]]:
     """(file, its path under the target directory) of everything that starts with the prefix."""
     root, rest = directory.outputs, prefix.removeprefix("outputs/")
     if prefix == "logs" or prefix.startswith("logs/"):
-        root, rest = directory.logs, prefix.removeprefix("logs").removeprefix("/")
+        root, rest = directory.logs.parent, prefix if "/" in prefix else "logs/"
     found = []
     for parent, _, names in os.walk(root):
         for name in names:

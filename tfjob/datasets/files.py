@@ -16,7 +16,7 @@ from pathlib import Path, PurePosixPath
 from tfjob.durable import digest_of
 from tfjob.errors import PreparationError
 
-__all__ = ["DatasetFiles", "find_files", "place"]
+__all__ = ["DatasetFiles", "digest_now", "find_files", "place"]
 
 
 @dataclass(frozen=True)
@@ -59,6 +59,19 @@ def find_files(patterns: Iterable[str]) -> DatasetFiles:
         files=tuple((source, name, size) for name, (source, size, _) in ordered),
         digest=digest_of([[name, size, changed] for name, (_, size, changed) in ordered]),
     )
+
+
+def digest_now(files: Iterable[tuple[str, str, int]]) -> str:
+    """The digest that a dataset of these files has now; another than it had means that one of them was changed or is gone."""
+    rows = []
+    for source, name, _ in files:
+        try:
+            status = os.stat(source)
+        except OSError:
+            rows.append([name, -1, 0])
+        else:
+            rows.append([name, status.st_size, status.st_mtime_ns])
+    return digest_of(rows)
 
 
 def place(files: Iterable[tuple[str, str, int]], into: Path, *, copy: bool) -> None:

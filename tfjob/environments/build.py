@@ -1,7 +1,7 @@
 """Building a prefix from a lock, in a directory of its own, until nothing is left but to rename it into place.
 
 Every file is a hard link to uv's cache, so a new prefix costs what is new in it. A write into such a file would change
-every prefix that has it: files are made read-only. Directories stay writable, so that the person who owns a workspace
+every prefix that has it: files are made read-only. Directories stay writable, so that the person who owns a store
 can delete it; a prefix that something was installed into is noticed by its directories (`prefix.modified_ns`) and made
 anew.
 """
@@ -142,7 +142,7 @@ def _compile(
 def _make_read_only(prefix: Path) -> int:
     """Take the write permission off every file of the prefix; return the bytes they hold.
 
-    A file that belongs to somebody else (the cache of a shared workspace) is theirs to protect.
+    A file that belongs to somebody else (the cache of a shared store) is theirs to protect.
     """
     size_bytes = 0
     folders = [str(prefix)]

@@ -50,7 +50,7 @@ def prepare(
             f"could not make the environment in {store.root}: {error.strerror or error}",
             "Free space on that disk and submit again; nothing half-made was left behind."
             if full
-            else "The workspace must be on a disk that you can write to.",
+            else "The store must be on a disk that you can write to: set `store:` in config.yml, or TFJOB_STORE.",
         ) from error
 
 

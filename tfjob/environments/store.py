@@ -29,7 +29,7 @@ __all__ = ["Store", "identity"]
 
 
 class Store:
-    """The environments under one directory, usually of a workspace. Several processes may use it at once."""
+    """The environments under one directory, shared by the workspaces of a user. Several processes may use it at once."""
 
     def __init__(self, root: Path) -> None:
         """Use the directory `root`; it is made when something is put into it."""

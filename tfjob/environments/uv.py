@@ -45,7 +45,7 @@ _HINTS = {
     "no wheels with a matching": "Choose a version that has wheels for this Python, or another `python=`.",
     "unsatisfiable": "Loosen one of the versions named, or leave them out and let the solver choose.",
     "parse requirement": "Write it as pip would have it: `name`, `name==1.2`, `name>=1,<2`.",
-    "permission denied": "Make the directory writable for you, or use another workspace.",
+    "permission denied": "Make the directory writable for you, or set `store:` in the config.yml of the workspace.",
 }
 
 

@@ -14,10 +14,11 @@ from tfjob.errors import NotFound, UsageError
 from tfjob.rundir import RunDirectory
 from tfjob.workspace import Workspace
 
-__all__ = ["LATEST", "Summary", "find_run", "list_summaries", "recover_dead"]
+__all__ = ["LATEST", "STATES", "Summary", "find_run", "list_summaries", "recover_dead"]
 
 LATEST = "latest"
 _OVER = ("Completed", "Failed", "Canceled")
+STATES = ("Preparing", "Scaling", "Running", "Finalizing", *_OVER)
 
 
 class Summary(NamedTuple):

@@ -59,7 +59,7 @@ class Run:
 
     def cancel(self) -> None:
         """Ask for the run's end; returns at once."""
-        request_cancel(self.directory, "canceled")
+        request_cancel(self.directory, "canceled by the program that submitted it")
 
 
 def request_cancel(run: RunDirectory, reason: str) -> None:

@@ -35,7 +35,7 @@ from tfjob.runs.record import (
 )
 from tfjob.runs.tail import last_lines
 from tfjob.runs.verdict import Verdict, absent, judge
-from tfjob.runs.working import clear_work, list_outputs, make_work
+from tfjob.runs.working import changed_datasets, clear_work, list_outputs, make_work
 
 __all__ = ["CancelRequested", "Supervision"]
 
@@ -205,6 +205,12 @@ class Supervision:
         except OSError as error:
             left, outputs, count, size_bytes = (), (), 0, 0
             notes = (*notes, f"the working directories could not be cleared: {error}")
+        changed = changed_datasets(self._plan)
+        if changed:
+            notes = (
+                *notes,
+                f"files of {', '.join(changed)} were changed while the run went on; a mounted dataset is shared",
+            )
         self._run.reserve.unlink(missing_ok=True)
         now = iso(time.time())
         self._record = replace(

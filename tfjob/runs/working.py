@@ -7,13 +7,14 @@ import shutil
 from collections.abc import Iterator
 from pathlib import Path
 
-from tfjob.datasets.files import place
+from tfjob.datasets.files import digest_now, place
+from tfjob.errors import PreparationError
 from tfjob.planning.plan import Plan
 from tfjob.rundir import RunDirectory
 from tfjob.runs.record import Output
 from tfjob.snapshot import copy_tree
 
-__all__ = ["OUTPUT_LIMIT", "clear_work", "list_outputs", "make_work"]
+__all__ = ["OUTPUT_LIMIT", "changed_datasets", "clear_work", "list_outputs", "make_work"]
 
 OUTPUT_LIMIT = 1000
 """Files listed in a record by name; all are counted."""
@@ -38,12 +39,9 @@ def make_work(plan: Plan, run: RunDirectory, snapshots: Path) -> None:
             _link(work / kept, target)
     if plan.launcher:
         run.work(plan.launcher.name).mkdir(parents=True, exist_ok=True)
-    for dataset in plan.datasets:
-        if dataset.mode == "download":
-            for task in plan.tasks:
-                place(dataset.files, run.datasets / task.name / dataset.name, copy=True)
-        else:
-            place(dataset.files, run.datasets / dataset.name, copy=False)
+    if plan.code:
+        _link(run.code, snapshots / plan.code.digest)
+    _place_datasets(plan, run)
 
 
 def clear_work(plan: Plan, run: RunDirectory, snapshots: Path) -> tuple[str, ...]:
@@ -62,6 +60,11 @@ def clear_work(plan: Plan, run: RunDirectory, snapshots: Path) -> tuple[str, ...
     return left
 
 
+def changed_datasets(plan: Plan) -> tuple[str, ...]:
+    """The mounted datasets whose files are no longer as they were: nothing but good manners keeps a process from it."""
+    return tuple(d.name for d in plan.datasets if d.mode == "mount" and digest_now(d.files) != d.digest)
+
+
 def list_outputs(run: RunDirectory) -> tuple[tuple[Output, ...], int, int]:
     """The files under outputs, in order: the first of them by name, how many there are, and their bytes."""
     found = [(file.relative_to(run.outputs).as_posix(), file.lstat().st_size) for file in _files(run.outputs)]
@@ -69,7 +72,21 @@ def list_outputs(run: RunDirectory) -> tuple[tuple[Output, ...], int, int]:
     return tuple(Output(*one) for one in found[:OUTPUT_LIMIT]), len(found), sum(size for _, size in found)
 
 
+def _place_datasets(plan: Plan, run: RunDirectory) -> None:
+    for dataset in plan.datasets:
+        if digest_now(dataset.files) != dataset.digest:
+            raise PreparationError(
+                f"files of dataset {dataset.name} have changed since the job was planned", "Submit the job again."
+            )
+        if dataset.mode == "download":
+            for task in plan.tasks:
+                place(dataset.files, run.datasets / task.name / dataset.name, copy=True)
+        else:
+            place(dataset.files, run.datasets / dataset.name, copy=False)
+
+
 def _link(at: Path, to: Path) -> None:
+    """Make `at` a link to the directory `to`; what is in its way moves there."""
     to.mkdir(parents=True, exist_ok=True)
     if at.is_symlink() or at.exists():
         if at.is_dir() and not at.is_symlink():
