@@ -15,7 +15,7 @@ setup: $(STAMP)  ## make .venv with tfjob and everything its tests need
 
 $(VENV)/bin/python:
 	@$(PYTHON) -c 'import sys; sys.exit(sys.version_info < (3, 11) and "tfjob needs Python 3.11 or newer; this is " + sys.version.split()[0])'
-	@$(PYTHON) -m venv $(VENV) 2>/dev/null || { rm -rf $(VENV); ./tests/setup/install-venv.sh && $(PYTHON) -m venv $(VENV); }
+	@$(PYTHON) -m venv $(VENV) >/dev/null 2>&1 || { rm -rf $(VENV); ./tests/setup/install-venv.sh && $(PYTHON) -m venv $(VENV); }
 
 $(STAMP): pyproject.toml $(VENV)/bin/python
 	@$(BIN)/python -m pip install --quiet --disable-pip-version-check --editable '.[dev]'

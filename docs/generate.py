@@ -115,6 +115,7 @@ _RECORD = {
         "exit_code": "What `tfjob submit` and `tfjob wait` end with; null until the run is over.",
         "ended": "When it ended; null until then.",
         "outputs": "The kept files, at most 1000 of them.",
+        "outcome": "The state it will end in; known from Finalizing on.",
         "output_count": "How many files were kept.",
         "output_bytes": "Their bytes.",
         "left_in_work": "Files that tasks wrote outside of what is kept, and that were left in `work/`; at most 100.",

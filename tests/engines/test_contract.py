@@ -287,6 +287,31 @@ class TestRoom:
             holder.release()
             assert coming.result(60).gpus == {"main": (3, 5)}
 
+    def test_runs_that_wait_for_several_gpus_do_not_block_one_another(self, bench: MakeBench) -> None:
+        holders = [bench(task("true", gpus=1), gpus=1) for _ in range(2)]
+        for holder in holders:
+            holder.acquire()
+        waiters, waiting = [bench(task("true", gpus=2), gpus=2) for _ in range(4)], threading.Barrier(5)
+
+        def take_and_free(run: Bench) -> None:
+            met = threading.Event()
+
+            def wait(_message: str) -> None:
+                if not met.is_set():
+                    met.set()
+                    waiting.wait(30)
+
+            run.acquire(30, wait)
+            run.release()
+
+        with ThreadPoolExecutor(4) as pool:
+            done = pool.map(take_and_free, waiters)
+            waiting.wait(30)
+            for holder in holders:
+                holder.release()
+                time.sleep(0.3)  # so that somebody gathers it
+            assert list(done) == [None] * 4
+
     def test_who_gives_up_waiting_leaves_nothing_taken(self, bench: MakeBench) -> None:
         holder, large, small = (bench(task("true", gpus=number), gpus=number) for number in (1, 2, 1))
         holder.acquire()

@@ -455,3 +455,31 @@ def test_the_code_of_a_run_can_be_read_where_it_ran(tfjob: Tfjob) -> None:
     tfjob.write("job.yml", "code: code\nscript: train.py")
     tfjob("submit", "job.yml", exit_code=1)
     assert (Path(tfjob.show()["dir"]) / "code" / "train.py").read_text() == "raise SystemExit(2)"
+
+
+def test_a_supervisor_killed_at_its_last_words_is_not_the_start_of_another_run(tfjob: Tfjob) -> None:
+    tfjob.write("job.yml", "name: last\ncommand: echo ran >> outputs/log.txt; exit 3")
+    tfjob("submit", "job.yml", exit_code=1)
+    over = tfjob.show()
+    file = tfjob.run_directory(over["id"]) / "record.json"
+    file.write_text(json.dumps({**over, "state": "Finalizing", "ended": None, "outputs": []}))
+    events = tfjob.run_directory(over["id"]) / "events.jsonl"
+    events.write_text(
+        "".join(line for line in events.read_text().splitlines(keepends=True) if '"state": "F' not in line)
+    )
+    tfjob("wait", over["id"], exit_code=1)
+    record = tfjob.show()
+    assert (record["state"], record["failure"]) == ("Failed", over["failure"])
+    assert record["outputs"] == [{"path": "log.txt", "size_bytes": 4}]
+
+
+def test_a_submit_that_is_following_replaces_a_dead_supervisor_itself(tfjob: Tfjob) -> None:
+    tfjob.write("job.yml", NUMBERED)
+    submit = tfjob.start("submit", "job.yml")
+    run = newest_run(tfjob)
+    wait_for_line(tfjob, run, "line 5")
+    os.kill(supervisor_of(tfjob, run), signal.SIGKILL)
+    stdout, stderr = submit.communicate(timeout=60)
+    assert submit.returncode == 0, stderr
+    assert stdout.splitlines() == EXPECTED_LINES
+    assert "another took over" in stderr

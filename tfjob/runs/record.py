@@ -88,7 +88,11 @@ class Supervisor:
 
 @dataclass(frozen=True)
 class Record:
-    """A run as it stands. `exit_code` is what `tfjob submit` and `tfjob wait` end with once the state is terminal."""
+    """A run as it stands.
+
+    `outcome` is the state it will end in, known from Finalizing on; `exit_code` what `tfjob submit` and `tfjob wait`
+    then end with.
+    """
 
     id: str
     name: str
@@ -103,6 +107,7 @@ class Record:
     phases: tuple[Phase, ...] = ()
     tasks: tuple[TaskRecord, ...] = ()
     failure: Failure | None = None
+    outcome: RunState | None = None
     exit_code: int | None = None
     ended: str | None = None
     outputs: tuple[Output, ...] = ()

@@ -79,7 +79,6 @@ class Supervision:
         self._snapshots = snapshots
         self._record = read_record(run)
         self._handle: Handle | None = None
-        self._tasks_started: set[str] = set()
 
     def go(self) -> None:
         """Take the run to its end, whatever happens on the way."""
@@ -90,6 +89,9 @@ class Supervision:
             self._save()
             if before is not None:
                 self._note(f"the supervisor (pid {before.pid} on {before.host}) had died; another took over")
+            if self._record.outcome is not None:  # the one before was at its last words
+                self._finish(self._record.outcome, self._record.exit_code or ExitCode.DONE, self._record.failure)
+                return
             if self._record.state == "Running" and before is not None:
                 self._adopt(before)
             else:
@@ -192,10 +194,11 @@ class Supervision:
         except Exception:  # noqa: BLE001  # what comes next must be recorded
             traceback.print_exc()
 
-    def _finish(self, state: RunState, exit_code: ExitCode, failure: Failure | None) -> None:
+    def _finish(self, state: RunState, exit_code: int, failure: Failure | None) -> None:
         """Finalizing, then the last word. Disk space comes free first, and the reserve makes sure of it."""
         if _is_full(self._run.path):
             self._run.reserve.unlink(missing_ok=True)
+        self._record = replace(self._record, outcome=state, exit_code=int(exit_code), failure=failure)
         with suppress(DiskFull):
             self._enter("Finalizing")
         notes = self._record.notes
@@ -218,8 +221,6 @@ class Supervision:
             state=state,
             ended=now,
             phases=tuple(replace(phase, ended=phase.ended or now) for phase in self._record.phases),
-            failure=failure,
-            exit_code=int(exit_code),
             outputs=outputs,
             output_count=count,
             output_bytes=size_bytes,

@@ -7,12 +7,16 @@ from typing import TYPE_CHECKING, Any
 from tfjob.spec import schema as schemas
 from tfjob.spec import text as texts
 from tfjob.spec.messages import check
-from tfjob.spec.tree import ListNode, MapNode, Node, Place, ScalarNode, Where, find, plain
+from tfjob.spec.packages import conda_package, pip_line
+from tfjob.spec.tree import ListNode, MapNode, Node, Place, ScalarNode, Where, find, key_place, plain
+from tfjob.spec.unsupported import UNSUPPORTED
 
 if TYPE_CHECKING:
+    from collections.abc import Callable, Iterator
     from pathlib import Path
 
     from tfjob.errors import Problem
+    from tfjob.spec.packages import Objection
 
 __all__ = ["content", "load", "read", "rules"]
 
@@ -50,26 +54,40 @@ def read(path: Path, *, shown: str) -> tuple[dict[str, Any], list[Problem]]:
 
 
 def rules(root: Node, where: Where = ()) -> list[Problem]:
-    """Return what the schema cannot say of the specification at `where`: pip stands in it once."""
-    dependencies = find(root, (*where, "dependencies"))
-    items = dependencies.items if isinstance(dependencies, ListNode) else ()
-    mappings = [index for index, item in enumerate(items) if isinstance(item, MapNode)]
-    return [
-        items[index].place.problem(
-            (*where, "dependencies", index),
-            "found a second list of pip packages; one is allowed",
-            "Put all pip packages in one list.",
-        )
-        for index in mappings[1:]
-    ]
+    """Return what the schema does not say of the specification at `where`: pip stands in it once, and what works."""
+    return [*_packages(root, (*where, "dependencies")), *_variables(root, (*where, "variables"))]
+
+
+def _packages(root: Node, where: Where) -> Iterator[Problem]:
+    dependencies = find(root, where)
+    is_second = False
+    for index, item in enumerate(dependencies.items if isinstance(dependencies, ListNode) else ()):
+        if isinstance(item, MapNode):
+            if is_second:
+                message = "found a second list of pip packages; one is allowed"
+                yield item.place.problem((*where, index), message, "Put all pip packages in one list.")
+            is_second = True
+            lines = item.entries.get("pip")
+            for number, line in enumerate(lines.items if isinstance(lines, ListNode) else ()):
+                yield from _objection(line, (*where, index, "pip", number), pip_line)
+        else:
+            yield from _objection(item, (*where, index), conda_package)
+
+
+def _objection(node: Node, where: Where, judge: Callable[[str], Objection | None]) -> Iterator[Problem]:
+    objection = judge(node.value) if isinstance(node, ScalarNode) and isinstance(node.value, str) else None
+    if objection is not None:
+        yield node.place.problem(where, *objection)
+
+
+def _variables(root: Node, where: Where) -> Iterator[Problem]:
+    if find(root, where) is not None:
+        message = f"found variables of the environment, which are {UNSUPPORTED}"
+        yield key_place(root, where).problem(where, message, "Put them under environment_variables of the job.")
 
 
 def content(node: Node) -> dict[str, Any]:
-    """Return a specification without problems as plain data, its variables as written."""
+    """Return a specification without problems as plain data."""
     data: dict[str, Any] = plain(node)
     data.pop("prefix", None)
-    variables = find(node, ("variables",))
-    if isinstance(variables, MapNode):
-        entries = variables.entries.items()
-        data["variables"] = {name: value.text for name, value in entries if isinstance(value, ScalarNode)}
     return data

@@ -11,8 +11,9 @@ from pathlib import Path
 from typing import TYPE_CHECKING
 
 from tfjob.spec.nearest import nearest
-from tfjob.spec.rules import ADDRESS, leaves
+from tfjob.spec.rules import leaves
 from tfjob.spec.tree import MapNode, Where, quoted
+from tfjob.spec.unsupported import ADDRESS
 from tfjob.spec.view import View
 
 if TYPE_CHECKING:
@@ -111,10 +112,10 @@ def _environment(view: View, base_dir: Path) -> Iterator[Problem]:
 
 
 def _missing(view: View, where: Where, path: Path, what: str) -> Problem:
-    """Return the problem that `path`, a file or directory as `what` says, is not there or not of that kind."""
-    found = "is there but is something else" if os.path.lexists(path) else "is not there"
+    """Return the problem that `path` does not exist, or is no file or directory, as `what` says."""
+    found = f"is no {what}" if os.path.lexists(path) else "does not exist"
     text = view.node(*where)
     written = quoted(getattr(text, "text", ""))
-    guess = nearest(path.name, _names(path.parent)) if found == "is not there" else None
+    guess = nearest(path.name, _names(path.parent)) if found == "does not exist" else None
     hint = f"Did you mean {guess}?" if guess else f"It is looked for as {path}"
     return view.problem_at_value(where, f"found {written}, which {found}; an existing {what} is allowed", hint)

@@ -104,12 +104,12 @@ def _bytes(path: Path) -> bytes:
         with path.open("rb") as file:
             return file.read(texts.MAX_BYTES + 1)
     except IsADirectoryError:
-        raise UsageError(f"{path} is a directory; a job file is needed.", _jobs_in(path)) from None
+        raise UsageError(f"{path} is a directory; a job file is needed", _jobs_in(path)) from None
     except (FileNotFoundError, NotADirectoryError):
-        raise UsageError(f"There is no file {path}.", _jobs_in(path.parent)) from None
+        raise UsageError(f"there is no file {path}", _jobs_in(path.parent)) from None
     except (OSError, ValueError) as error:
         reason = getattr(error, "strerror", None) or error
-        raise UsageError(f"{path} cannot be read: {reason}.", "A job file that can be read is needed.") from None
+        raise UsageError(f"{path} cannot be read: {reason}", "A job file that can be read is needed.") from None
 
 
 def _jobs_in(directory: Path) -> str:

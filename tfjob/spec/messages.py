@@ -8,6 +8,7 @@ from __future__ import annotations
 
 import functools
 import re
+from collections.abc import Mapping
 from typing import TYPE_CHECKING, Any
 
 from tfjob.spec import schema as schemas
@@ -30,11 +31,13 @@ from tfjob.spec.tree import (
 )
 
 if TYPE_CHECKING:
-    from collections.abc import Iterator
+    from collections.abc import Callable, Iterator
 
     from tfjob.errors import Problem
 
 __all__ = ["check"]
+
+Homes = Mapping[str, tuple[tuple[str, str], ...]]
 
 _MANY_KEYS = 12  # more are listed only where no hint can be given
 
@@ -51,6 +54,7 @@ _KINDS = {
 def check(root: Node, schema: dict[str, Any]) -> tuple[list[Problem], Node]:
     """Return everything `schema` has against `root`, and `root` with the nodes concerned marked bad."""
     problems = list(_key_traps(root, schema))
+    homes = functools.cache(lambda: _homes(schema))
     judged: dict[Where, Problem] = {}
     for error in sorted(_validator(schema).iter_errors(plain(root)), key=lambda error: error.validator != "type"):
         where: Where = tuple(error.absolute_path)
@@ -58,7 +62,7 @@ def check(root: Node, schema: dict[str, Any]) -> tuple[list[Problem], Node]:
         if node is None or node.bad:
             continue
         if error.validator == "additionalProperties":
-            problems += _unknown_keys(root, where, error.schema, schema)
+            problems += _unknown_keys(root, where, error.schema, homes)
         elif error.validator == "pattern" and "propertyNames" in error.absolute_schema_path:
             place = key_place(root, (*where, error.instance))
             message = f"found the key {quoted(error.instance)}; {error.schema['x-says']} is allowed"
@@ -164,56 +168,50 @@ def _missing_keys(root: Node, where: Where, said: dict[str, Any], node: Node) ->
             yield key_place(root, where).problem(where, message, f"Add {key}{shown}.")
 
 
-def _unknown_keys(root: Node, where: Where, said: dict[str, Any], schema: dict[str, Any]) -> Iterator[Problem]:
+def _unknown_keys(root: Node, where: Where, said: dict[str, Any], homes: Callable[[], Homes]) -> Iterator[Problem]:
     node = find(root, where)
     known = [key for key in said["properties"] if not key.startswith("$")]
     for key in node.entries if isinstance(node, MapNode) else ():
         if key in said["properties"]:
             continue
-        hint = _key_hint(key, where, known, schema)
-        allowed = _listed(known, "or") if len(known) <= _MANY_KEYS or not hint else "a key of the schema"
-        message = f"found the unknown key {quoted(key)}; {allowed} is allowed"
+        hint = _key_hint(key, where, known, homes())
+        is_listed = len(known) <= _MANY_KEYS or not hint
+        allowed = f"{_listed(known, 'or')} is allowed" if is_listed else "see `tfjob schema` for the allowed ones"
+        message = f"found the unknown key {quoted(key)}; {allowed}"
         yield key_place(root, (*where, key)).problem((*where, key), message, hint)
 
 
-def _key_hint(key: str, where: Where, known: list[str], schema: dict[str, Any]) -> str:
+def _key_hint(key: str, where: Where, known: list[str], homes: Homes) -> str:
     """Say where the unknown `key` belongs, or which known one it is probably meant to be."""
-    homes = [home for home in _homes(schema).get(key.lower(), ()) if home != show((*where, key))]
-    close = nearest(key, known)
-    if close and close.lower() == key.lower():
+    section = re.sub(r"\[[0-9]+\]", "", show(where))
+    found = [home for home in homes.get(key.lower(), ()) if home != (section, key)]
+    if here := [name for place, name in found if place == section]:
+        return f"Did you mean {_listed(here, 'or')}?"  # another name, or other capitals, of a key of this very mapping
+    if len(found) == 1:
+        place, name = found[0]
+        return f"It belongs under {place}." if name == key and place else f"Did you mean {_way(*found[0])}?"
+    if close := nearest(key, known):
         return f"Did you mean {close}?"
-    if len(homes) == 1:
-        section, _, name = homes[0].rpartition(".")
-        if name == key and section:
-            return f"It belongs under {section}."
-        return f"Did you mean {homes[0]}?"
-    if close:
-        return f"Did you mean {close}?"
-    if 1 < len(homes) <= 3:
-        return f"Did you mean {_listed(homes, 'or')}?"
-    return ""
+    return f"Did you mean {_listed([_way(*home) for home in found], 'or')}?" if 1 < len(found) <= 3 else ""
 
 
-@functools.cache
-def _all_homes(identity: str) -> dict[str, tuple[str, ...]]:
-    schema = schemas.schema() if identity == "job.schema.json" else schemas.environment_schema()
-    homes: dict[str, list[str]] = {}
+def _way(section: str, name: str) -> str:
+    return f"{section}.{name}" if section else name
+
+
+def _homes(schema: dict[str, Any]) -> Homes:
+    """Return where each key of `schema`, or another tool's name for it, belongs: sections, and the keys there."""
+    homes: dict[str, list[tuple[str, str]]] = {}
     waiting: list[tuple[str, dict[str, Any]]] = [("", schema)]
     for section, said in waiting:  # which grows as it goes
         for key, child in said.get("properties", {}).items():
-            here = f"{section}.{key}" if section else key
             for name in (key, *child.get("x-also", ())):
-                homes.setdefault(name.lower(), []).append(here)
-            waiting.append((here, child))
+                homes.setdefault(name.lower(), []).append((section, key))
+            waiting.append((_way(section, key), child))
         for inner, mark in (("additionalProperties", ".NAME"), ("items", "")):
             if isinstance(said.get(inner), dict):
                 waiting.append((section + mark, said[inner]))
     return {name: tuple(places) for name, places in homes.items()}
-
-
-def _homes(schema: dict[str, Any]) -> dict[str, tuple[str, ...]]:
-    """Return where each key of `schema`, or another tool's name for it, belongs."""
-    return _all_homes(schema["$id"])
 
 
 def _key_traps(root: Node, schema: dict[str, Any]) -> Iterator[Problem]:

@@ -1,11 +1,11 @@
-"""What the sections of a job file must not say together, and what this version cannot do yet. Pure."""
+"""What the sections of a job file must not say together, and names and paths that cannot be. Pure."""
 
 from __future__ import annotations
 
-import re
 from pathlib import PurePosixPath
 from typing import TYPE_CHECKING
 
+from tfjob.spec import unsupported
 from tfjob.spec.nearest import nearest
 from tfjob.spec.tree import MapNode, ScalarNode, Where, quoted
 from tfjob.spec.view import View
@@ -16,9 +16,7 @@ if TYPE_CHECKING:
     from tfjob.errors import Problem
     from tfjob.spec.tree import Node
 
-__all__ = ["ADDRESS", "check", "leaves"]
-
-ADDRESS = re.compile(r"[A-Za-z][A-Za-z0-9+.-]+://|git\+|git@")
+__all__ = ["check", "leaves"]
 
 _SOURCES = ("conda_file", "conda", "dockerfile", "image", "name")
 _OWN_VARIABLES = {"TF_CONFIG": "distribution", "CUDA_VISIBLE_DEVICES": "compute.gpus_per_node"}
@@ -35,7 +33,7 @@ def check(root: Node, environ: Mapping[str, str]) -> list[Problem]:
     view = View(root)
     if not isinstance(root, MapNode):
         return []
-    parts = (_work, _environment, _datasets, _docker, _distribution, _gpus, _outputs, _unsupported)
+    parts = (_work, _environment, _datasets, _docker, _distribution, _gpus, _outputs, _names, unsupported.check)
     return [problem for part in parts for problem in part(view)] + list(_variables(view, environ))
 
 
@@ -54,7 +52,7 @@ def _work(view: View) -> Iterator[Problem]:
         message = "found script without code; the directory that holds the script is required"
         yield view.problem_at_key(("script",), message, "Add code: DIRECTORY, such as code: src.")
     script = view.text("script")
-    if script is not None and not ADDRESS.match(script) and (leaving := leaves(script)):
+    if script is not None and not unsupported.ADDRESS.match(script) and (leaving := leaves(script)):
         hint = "Write it relative to code."
         yield view.problem_at_value(("script",), f"found {leaving}; a path inside the code directory is allowed", hint)
 
@@ -91,7 +89,7 @@ def _datasets(view: View) -> Iterator[Problem]:
         where = ("dataset", name)
         if isinstance(node, MapNode) and view.has(*where, "name") == view.has(*where, "paths"):
             found = "found both name and paths" if view.has(*where, "name") else "found neither name nor paths"
-            hint = "Give paths: [PATH], or name: NAME of a registered dataset."
+            hint = "Give paths: [PATH]."
             yield view.problem_at_key(where, f"{found}; one of the two is required", hint)
 
 
@@ -128,7 +126,7 @@ def _gpus(view: View) -> Iterator[Problem]:
         return
     processes = view.count("distribution", "process_count_per_node")
     if kind == "mpi" and processes is not None and processes > gpus:
-        message = f"found {processes} processes on a node with {gpus} GPU{'s'[: gpus > 1]}; at most {gpus} is allowed"
+        message = f"found {processes} processes on a node with {gpus} GPU{'s'[: gpus > 1]}; at most {gpus} {_are(gpus)} allowed"
         hint = "Lower it, or raise compute.gpus_per_node."
         yield view.problem_at_value(("distribution", "process_count_per_node"), message, hint)
     if kind != "tensorflow":
@@ -142,7 +140,7 @@ def _gpus(view: View) -> Iterator[Problem]:
     if needed > nodes * gpus:
         message = (
             f"found {needed} tasks that need a GPU each ({', '.join(tasks)}) on {nodes} x {gpus} GPUs; "
-            f"at most {nodes * gpus} is allowed"
+            f"at most {nodes * gpus} {_are(nodes * gpus)} allowed"
         )
         key = next(
             key
@@ -151,6 +149,10 @@ def _gpus(view: View) -> Iterator[Problem]:
         )
         hint = "Raise compute.node_count or compute.gpus_per_node, or have fewer tasks."
         yield view.problem_at_value(("distribution", key), message, hint)
+
+
+def _are(count: int) -> str:
+    return "is" if count == 1 else "are"
 
 
 def _outputs(view: View) -> Iterator[Problem]:
@@ -164,6 +166,25 @@ def _outputs(view: View) -> Iterator[Problem]:
             continue
         message = f"{found}; a directory inside the working directory is allowed"
         yield node.place.problem(where, message, "Write outputs, or another name without / before it or .. in it.")
+
+
+def _names(view: View) -> Iterator[Problem]:
+    """Names that tasks could not tell apart: each dataset and output is a variable in capitals, and an expression."""
+    for where, what, prefix in ((("dataset",), "dataset", "DATASET"), (("outputs", "named"), "output", "OUTPUTS")):
+        first: dict[str, str] = {}
+        for name in view.entries(*where):
+            other = first.setdefault(name.upper(), name)
+            if other != name:
+                message = (
+                    f"found the {what} {name} beside {other}, both TFJOB_{prefix}_{name.upper()} in a task; "
+                    "names that differ in more than capital letters are allowed"
+                )
+                yield view.problem_at_key((*where, name), message, "Rename one of them.")
+    if view.has("outputs", "named", "dir"):
+        message = (
+            "found an output of the name dir, which is reserved: ${{ outputs.dir }} is the directory of all outputs"
+        )
+        yield view.problem_at_key(("outputs", "named", "dir"), f"{message}; any other name is allowed", "Rename it.")
 
 
 def _variables(view: View, environ: Mapping[str, str]) -> Iterator[Problem]:
@@ -190,38 +211,3 @@ def _reserved(view: View, where: Where, name: str, *, at_key: bool) -> Iterator[
     message = f"found {name}, which tfjob sets itself; {allowed}"
     hint = f"See {_OWN_VARIABLES[name]}." if name in _OWN_VARIABLES else "Choose another name."
     yield view.problem_at_key(where, message, hint) if at_key else view.problem_at_value(where, message, hint)
-
-
-def _unsupported(view: View) -> Iterator[Problem]:
-    """Find what has a place in the file but no implementation in this version: one row each."""
-    nodes, most = view.count("compute", "node_count"), view.count("compute", "max_node_count")
-    rows: list[tuple[bool, Where, str, str]] = [
-        (bool(view.count("retries", "max")), ("retries", "max"), "a retry", "Use 0, or submit again with tfjob rerun."),
-        (bool(view.entries("services")), ("services",), "a service", "Remove it."),
-        (view.has("sweep"), ("sweep",), "a sweep", "Submit the job once for each value, with --set."),
-        (bool(nodes and most and most > nodes), ("compute", "max_node_count"), "a job that grows", "Use node_count."),
-        (bool(ADDRESS.match(view.text("code") or "")), ("code",), "code from an address", "Use a directory."),
-    ]
-    where: Where
-    for name in view.entries("dataset"):
-        where = ("dataset", name)
-        if isinstance(view.node(*where), MapNode):
-            mode, kind = view.text("dataset", name, "mode"), view.text("dataset", name, "type")
-            rows.append((mode == "direct", (*where, "mode"), "the mode direct", "Use mount or download."))
-            is_other = kind not in {"directory", "file", None}
-            rows.append((is_other, (*where, "type"), f"the type {kind}", "Use directory or file."))
-        for path_where, node in view.texts("dataset", name, "paths"):
-            is_address = bool(ADDRESS.match(node.text))
-            rows.append((is_address, path_where, "data from an address", "Fetch it first and give its path."))
-    for name in view.entries("outputs", "named"):
-        where = ("outputs", "named", name)
-        kind = view.text("outputs", "named", name, "type")
-        is_other = kind not in {"directory", "file", None}
-        rows.append((is_other, (*where, "type"), f"the type {kind}", "Use directory or file."))
-        is_mode = view.text("outputs", "named", name, "mode") not in {"mount", None}
-        rows.append((is_mode, (*where, "mode"), "this mode", "Use mount, or leave it out."))
-        for key, what in (("path", "an output stored elsewhere"), ("register", "registering an output")):
-            rows.append((view.has(*where, key), (*where, key), what, "Remove it; the output is kept with the run."))
-    for is_there, place, what, hint in rows:
-        if is_there:
-            yield view.problem_at_key(place, f"found {what}, which is not supported by this version of tfjob", hint)

@@ -116,17 +116,20 @@ class _Names:
             return f"found parameters.{name} in a parameter; env.NAME is allowed here", "Write the value itself."
         if name in self.parameters:
             return None
-        allowed = f"{', '.join(self.parameters)} can be used" if self.parameters else "none are"
+        if not self.parameters:
+            return f"found parameters.{name}; the file has no parameters", "Add it under parameters."
         guess = nearest(name, self.parameters)
         hint = f"Did you mean parameters.{guess}?" if guess else "Add it under parameters."
+        allowed = f"{', '.join(self.parameters)} can be used"
         return f"found parameters.{name}, which is not among the parameters; {allowed}", hint
 
     def _undeclared(self, name: str, section: str) -> tuple[str, str]:
         declared = sorted(known for known in self.late if known.startswith(f"{section}."))
-        allowed = f"{', '.join(declared)} can be used" if declared else "none are"
         guess = nearest(name.partition(".")[2], [known.partition(".")[2] for known in declared])
         hint = f"Did you mean {section}.{guess}?" if guess else f"Declare it under {'.'.join(_DECLARED[section])}."
-        return f"found {name}, which is not declared; {allowed}", hint
+        if not declared:
+            return f"found {name}; no {_DECLARED[section][-1].replace('_', ' ')} is declared", hint
+        return f"found {name}, which is not declared; {', '.join(declared)} can be used", hint
 
 
 def _is_storable(text: str) -> bool:

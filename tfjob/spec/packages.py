@@ -1,0 +1,95 @@
+"""The lines of a conda specification that this version can make an environment of, as far as a line alone tells it.
+
+`tfjob.environments` makes environments of the same lines and refuses the same ones, wherever they come from; a test
+keeps the two in step.
+"""
+
+from __future__ import annotations
+
+import re
+from typing import NamedTuple
+
+from tfjob.spec.tree import quoted
+from tfjob.spec.unsupported import UNSUPPORTED
+
+__all__ = ["Objection", "conda_package", "pip_line"]
+
+_PACKAGE = re.compile(r"(?:[^\s:=<>!~]+::)?(?P<name>[A-Za-z0-9_][A-Za-z0-9._-]*)\s*(?P<version>.*)", re.DOTALL)
+_CLAUSE = re.compile(r"(?:==|>=|<=|!=|~=|=|<|>)?\d[A-Za-z0-9.!+]*?(?:\.?\*)?")
+_ANY_VERSION = {"", "*", "=*", "==*"}
+
+_COMMENT = re.compile(r"(^|\s)#.*$")
+_OPTION = re.compile(r"(--[\w-]+)(?:\s*=\s*|\s+|$)(.*)|(-\w)\s*(.*)")
+_NAME_BEFORE_ADDRESS = re.compile(r"^[\w.-]+(\[[^]]*\])?@")
+_FILES = {"-r", "--requirement", "-c", "--constraint"}
+_EDITABLE = {"-e", "--editable"}
+_OPTIONS = {
+    *("-i", "--index-url", "--pypi-url", "--extra-index-url", "--no-index", "-f", "--find-links"),
+    *("--no-binary", "--only-binary", "--trusted-host", "--pre"),
+}
+_ARCHIVES = (".whl", ".zip", ".tar.gz", ".tar.bz2", ".tgz")
+
+
+class Objection(NamedTuple):
+    """What is wrong with a line, in words, and what works instead."""
+
+    message: str
+    hint: str
+
+
+def conda_package(text: str) -> Objection | None:
+    """Return what this version has against the conda package `text`: it takes python and pip, each with a version."""
+    match = _PACKAGE.fullmatch(text.strip())
+    if match is None:
+        message = f"found {quoted(text)}, which is no conda package; python and pip, each with a version, are allowed"
+        return Objection(message, "Put a line of a requirements file into the pip list.")
+    name = match["name"].lower()
+    if name not in {"python", "pip"}:
+        hint = "Move it to the pip list, if PyPI has it; other libraries must be on the machine."
+        return Objection(f"found the conda package {quoted(text)}, which is {UNSUPPORTED}", hint)
+    version = re.sub(r"\s*([,=<>!~]+)\s*", r"\1", match["version"].strip())
+    if version in _ANY_VERSION or all(map(_CLAUSE.fullmatch, version.split(","))):
+        return None
+    example = "3.11" if name == "python" else "24.0"
+    hint = f"Write {name}={example}, {name}=={example} or {name}>={example}."
+    return Objection(f"found {quoted(text)}, whose version is written in a way that is {UNSUPPORTED}", hint)
+
+
+def pip_line(text: str) -> Objection | None:
+    """Return what this version has against the line `text` of a pip list: an environment must be the same every time.
+
+    The files that the line names are not looked at.
+    """
+    line = " ".join(_COMMENT.sub("", text).split())
+    if line.startswith("-"):
+        return _option(line)
+    if _is_local(line):
+        hint = "Name the folder of a wheel with --find-links FOLDER, and the package by its name and version."
+        return Objection(f"found {quoted(line)}, a path of this machine, which is {UNSUPPORTED}", hint)
+    return None
+
+
+def _option(line: str) -> Objection | None:
+    match = _OPTION.fullmatch(line)
+    name, value = (match[1] or match[3], match[2] or match[4] or "") if match else (line, "")
+    if name in _FILES:
+        if "://" in value:
+            message = f"found {quoted(line)}, a file from the network, which is {UNSUPPORTED}"
+            return Objection(message, "Keep the file beside the job.")
+        return None
+    if name in _EDITABLE:
+        hint = "Put the source into the code directory, or make a wheel of it and name its folder with --find-links FOLDER."
+        return Objection(f"found {quoted(line)}, an editable install, which is {UNSUPPORTED}", hint)
+    if name in _OPTIONS:
+        return None
+    message = f"found the option {quoted(line)}, which is {UNSUPPORTED}"
+    return Objection(message, "Requirements, -r and -c files, and the options that name indexes work.")
+
+
+def _is_local(line: str) -> bool:
+    """Whether a requirement names a file or directory of this machine: ``./x``, ``x.whl``, ``x @ file:…``."""
+    target = line.partition(" @ ")[2] or _NAME_BEFORE_ADDRESS.sub("", line)
+    target = target.strip().split(" ")[0].partition(";")[0]
+    if "://" in target and not target.startswith("file:"):
+        return False
+    return target.startswith((".", "/", "~", "file:")) or "/" in target or target.endswith(_ARCHIVES)
