@@ -207,7 +207,8 @@ class TestStopping:
         run = bench(task(FOREVER))
         run.start()
         run.stop()
-        assert run.poll()["main"].state == "ended"
+        status = run.poll()["main"]
+        assert (status.state, status.stopped, status.failed) == ("ended", True, False)
         assert processes_of(run.run.id) == []
 
     def test_does_not_touch_another_run(self, bench: MakeBench) -> None:

@@ -128,6 +128,9 @@ def test_a_task_whose_watcher_is_killed_ends_with_it(bench: MakeBench) -> None:
     status = run.poll()["main"]
     assert (status.signal, status.failed) == (signal.SIGKILL, True)
     assert "killed together with the process that watched it" in status.note
+    assert run.poll()["main"] == status
+    run.stop()
+    assert run.poll()["main"] == status
     eventually(lambda: processes_of(run.run.id) == [], "the end of the command")
 
 

@@ -18,7 +18,6 @@ dependencies:
   - python=3.11
   - pip:
       - tensorflow==2.16.2
-variables: {TF_USE_LEGACY_KERAS: 1}
 """
 
 Load = Callable[..., JobSpec]

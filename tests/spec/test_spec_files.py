@@ -6,8 +6,9 @@ from pathlib import Path
 
 import pytest
 
-from tfjob.spec.files import absolute, absolute_pattern
+from tfjob.spec.files import absolute, absolute_pattern, check
 from tfjob.spec.job import JobSpec
+from tfjob.spec.text import read
 
 Problems = Callable[..., list[str]]
 
@@ -17,12 +18,12 @@ Problems = Callable[..., list[str]]
     [
         (
             "command: x\ncode: scr",
-            'job.yml:2:7: code: found "scr", which is not there; an existing directory is allowed. Did you mean src?',
+            'job.yml:2:7: code: found "scr", which does not exist; an existing directory is allowed. Did you mean src?',
         ),
         (
             "command: x\ncode: data/images.gz",
             (
-                'job.yml:2:7: code: found "data/images.gz", which is there but is something else; '
+                'job.yml:2:7: code: found "data/images.gz", which is no directory; '
                 "an existing directory is allowed. It is looked for as {folder}/data/images.gz."
             ),
         ),
@@ -61,29 +62,22 @@ Problems = Callable[..., list[str]]
         (
             "command: x\ndataset: {a: {paths: dat}}",
             (
-                'job.yml:2:22: dataset.a.paths: found "dat", which is not there; an existing file or directory is allowed. '
+                'job.yml:2:22: dataset.a.paths: found "dat", which does not exist; an existing file or directory is allowed. '
                 "Did you mean data?"
             ),
         ),
         (
             "command: x\nenvironment: {conda_file: enviroment.yml}",
             (
-                'job.yml:2:27: environment.conda_file: found "enviroment.yml", which is not there; '
+                'job.yml:2:27: environment.conda_file: found "enviroment.yml", which does not exist; '
                 "an existing file is allowed. Did you mean environment.yml?"
             ),
         ),
         (
-            "command: x\nenvironment: {dockerfile: src}",
+            "command: x\nenvironment: {conda_file: src}",
             (
-                'job.yml:2:27: environment.dockerfile: found "src", which is there but is something else; '
+                'job.yml:2:27: environment.conda_file: found "src", which is no file; '
                 "an existing file is allowed. It is looked for as {folder}/src."
-            ),
-        ),
-        (
-            "command: x\nenvironment: {dockerfile: Dockerfile, build_context: nowhere}",
-            (
-                'job.yml:2:54: environment.build_context: found "nowhere", which is not there; '
-                "an existing directory is allowed. It is looked for as {folder}/nowhere."
             ),
         ),
     ],
@@ -91,6 +85,21 @@ Problems = Callable[..., list[str]]
 def test_one_problem(problems_of: Problems, folder: Path, text: str, expected: str) -> None:
     assert problems_of(text) == [
         expected.format(folder=folder).removesuffix(".") if "{folder}" in expected else expected
+    ]
+
+
+def test_files_of_a_dockerfile(folder: Path) -> None:
+    root, _ = read("environment: {dockerfile: src, build_context: nowhere}", "job.yml")
+    assert root is not None
+    assert list(map(str, check(root, folder))) == [
+        (
+            'job.yml:1:27: environment.dockerfile: found "src", which is no file; an existing file is allowed. '
+            f"It is looked for as {folder}/src"
+        ),
+        (
+            'job.yml:1:47: environment.build_context: found "nowhere", which does not exist; an existing directory is '
+            f"allowed. It is looked for as {folder}/nowhere"
+        ),
     ]
 
 
@@ -127,9 +136,8 @@ def test_a_folder_may_have_a_name_with_brackets(tmp_path: Path) -> None:
 def test_what_a_job_names_is_found(load_job: Callable[..., JobSpec], folder: Path) -> None:
     job = load_job(
         "code: src\nscript: deep/other.py\ndataset: {a: {paths: [data/*.gz, data]}}\n"
-        "environment: {dockerfile: Dockerfile, build_context: src}"
+        "environment: {conda_file: src/../environment.yml}"
     )
     assert job.code == folder / "src"
     assert job.dataset[0][1].paths == (f"{folder}/data/*.gz", f"{folder}/data")
-    assert job.environment.dockerfile == folder / "Dockerfile"
-    assert job.environment.build_context == folder / "src"
+    assert job.environment.conda_file == folder / "environment.yml"

@@ -21,7 +21,7 @@ def lines(text: str) -> list[str]:
         # unknown keys
         (
             "experimnt: x",
-            'f:1:1: experimnt: found the unknown key "experimnt"; a key of the schema is allowed. Did you mean experiment?',
+            'f:1:1: experimnt: found the unknown key "experimnt"; see `tfjob schema` for the allowed ones. Did you mean experiment?',
         ),
         (
             "compute: {node_cuont: 2}",
@@ -39,27 +39,27 @@ def lines(text: str) -> list[str]:
         ),
         (
             "gpus_per_node: 1",
-            'f:1:1: gpus_per_node: found the unknown key "gpus_per_node"; a key of the schema is allowed. It belongs under compute.',
+            'f:1:1: gpus_per_node: found the unknown key "gpus_per_node"; see `tfjob schema` for the allowed ones. It belongs under compute.',
         ),
         (
             "paths: [x]",
-            'f:1:1: paths: found the unknown key "paths"; a key of the schema is allowed. It belongs under dataset.NAME.',
+            'f:1:1: paths: found the unknown key "paths"; see `tfjob schema` for the allowed ones. It belongs under dataset.NAME.',
         ),
         (
             "instance_count: 2",
             (
-                'f:1:1: instance_count: found the unknown key "instance_count"; a key of the schema is allowed. '
+                'f:1:1: instance_count: found the unknown key "instance_count"; see `tfjob schema` for the allowed ones. '
                 "Did you mean compute.node_count?"
             ),
         ),
         (
             "inputs: {}",
-            'f:1:1: inputs: found the unknown key "inputs"; a key of the schema is allowed. Did you mean parameters or dataset?',
+            'f:1:1: inputs: found the unknown key "inputs"; see `tfjob schema` for the allowed ones. Did you mean parameters or dataset?',
         ),
         (
             "timeout_s: 3",
             (
-                'f:1:1: timeout_s: found the unknown key "timeout_s"; a key of the schema is allowed. '
+                'f:1:1: timeout_s: found the unknown key "timeout_s"; see `tfjob schema` for the allowed ones. '
                 "Did you mean limits.timeout_s or sweep.limits.timeout_s?"
             ),
         ),

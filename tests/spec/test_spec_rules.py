@@ -1,4 +1,4 @@
-"""What contradicts itself, what the disk lacks, and what this version cannot do: job files with one thing wrong."""
+"""What contradicts itself, and names and paths that cannot be: job files with one thing wrong."""
 
 from __future__ import annotations
 
@@ -59,16 +59,16 @@ SHELL = {"TOKEN": "x"}
         ),
         # environment
         (
-            "command: x\nenvironment:\n  conda_file: environment.yml\n  image: z",
+            "command: x\nenvironment:\n  conda_file: environment.yml\n  conda: {dependencies: [python]}",
             (
-                "job.yml:4:3: environment.image: found both conda_file and image; "
-                "one of conda_file, conda, dockerfile, image, name is allowed. Remove conda_file or image."
+                "job.yml:4:3: environment.conda: found both conda_file and conda; "
+                "one of conda_file, conda, dockerfile, image, name is allowed. Remove conda_file or conda."
             ),
         ),
         (
-            "command: x\nenvironment: {image: z, build_arguments: {a: b}}",
+            "command: x\nenvironment: {build_arguments: {a: b}}",
             (
-                "job.yml:2:25: environment.build_arguments: found build_arguments without dockerfile; "
+                "job.yml:2:15: environment.build_arguments: found build_arguments without dockerfile; "
                 "it is allowed with dockerfile. Add dockerfile, or remove it."
             ),
         ),
@@ -79,23 +79,34 @@ SHELL = {"TOKEN": "x"}
                 "it is allowed with dockerfile. Add dockerfile, or remove it."
             ),
         ),
-        (
-            "command: x\nenvironment: {image: z, base: gpu}",
-            "job.yml:2:25: environment.base: found base with image; it is allowed with conda_file or conda. Remove it.",
-        ),
         # datasets
         (
             "command: x\ndataset: {a: {mode: mount}}",
             (
                 "job.yml:2:11: dataset.a: found neither name nor paths; one of the two is required. "
-                "Give paths: [PATH], or name: NAME of a registered dataset."
+                "Give paths: [PATH]."
+            ),
+        ),
+        # names
+        (
+            "command: x\ndataset: {x_1: {paths: data}, X_1: {paths: data}}",
+            (
+                "job.yml:2:31: dataset.X_1: found the dataset X_1 beside x_1, both TFJOB_DATASET_X_1 in a task; "
+                "names that differ in more than capital letters are allowed. Rename one of them."
             ),
         ),
         (
-            "command: x\ndataset: {a: {name: b, paths: data}}",
+            "command: x\noutputs: {named: {m: , M: }}",
             (
-                "job.yml:2:11: dataset.a: found both name and paths; one of the two is required. "
-                "Give paths: [PATH], or name: NAME of a registered dataset."
+                "job.yml:2:24: outputs.named.M: found the output M beside m, both TFJOB_OUTPUTS_M in a task; "
+                "names that differ in more than capital letters are allowed. Rename one of them."
+            ),
+        ),
+        (
+            "command: x\noutputs: {named: {dir: }}",
+            (
+                "job.yml:2:19: outputs.named.dir: found an output of the name dir, which is reserved: "
+                "${{ outputs.dir }} is the directory of all outputs; any other name is allowed. Rename it."
             ),
         ),
         # distribution and compute
@@ -153,7 +164,7 @@ SHELL = {"TOKEN": "x"}
             "command: x\ncompute: {node_count: 2, gpus_per_node: 1}\ndistribution: {type: tensorflow, worker_count: 3}",
             (
                 "job.yml:3:48: distribution.worker_count: found 3 tasks that need a GPU each (3 workers) on 2 x 1 GPUs; "
-                "at most 2 is allowed. Raise compute.node_count or compute.gpus_per_node, or have fewer tasks."
+                "at most 2 are allowed. Raise compute.node_count or compute.gpus_per_node, or have fewer tasks."
             ),
         ),
         (
@@ -220,75 +231,6 @@ SHELL = {"TOKEN": "x"}
                 "A secret belongs here only: remove it there."
             ),
         ),
-        # not supported yet
-        *(
-            (
-                f"command: x\n{line}",
-                f"job.yml:2:{column}: {where}: found {what}, which is not supported by this version of tfjob. {hint}",
-            )
-            for line, column, where, what, hint in [
-                ("retries: {max: 1}", 11, "retries.max", "a retry", "Use 0, or submit again with tfjob rerun."),
-                ("services: {a: {port: 1}}", 1, "services", "a service", "Remove it."),
-                (
-                    "sweep: {search_space: {}, objective: {goal: maximize, primary_metric: a}, limits: {max_total_trials: 1}}",
-                    1,
-                    "sweep",
-                    "a sweep",
-                    "Submit the job once for each value, with --set.",
-                ),
-                ("compute: {max_node_count: 2}", 11, "compute.max_node_count", "a job that grows", "Use node_count."),
-                ("code: git+https://x/y", 1, "code", "code from an address", "Use a directory."),
-                (
-                    "dataset: {a: {paths: data, mode: direct}}",
-                    28,
-                    "dataset.a.mode",
-                    "the mode direct",
-                    "Use mount or download.",
-                ),
-                (
-                    "dataset: {a: {paths: data, type: mltable}}",
-                    28,
-                    "dataset.a.type",
-                    "the type mltable",
-                    "Use directory or file.",
-                ),
-                (
-                    "dataset: {a: {paths: [s3://a/b]}}",
-                    23,
-                    "dataset.a.paths[0]",
-                    "data from an address",
-                    "Fetch it first and give its path.",
-                ),
-                (
-                    "outputs: {named: {a: {type: mltable}}}",
-                    23,
-                    "outputs.named.a.type",
-                    "the type mltable",
-                    "Use directory or file.",
-                ),
-                (
-                    "outputs: {named: {a: {mode: upload}}}",
-                    23,
-                    "outputs.named.a.mode",
-                    "this mode",
-                    "Use mount, or leave it out.",
-                ),
-                (
-                    "outputs: {named: {a: {path: x}}}",
-                    23,
-                    "outputs.named.a.path",
-                    "an output stored elsewhere",
-                    "Remove it; the output is kept with the run.",
-                ),
-                (
-                    "outputs: {named: {a: {register: x}}}",
-                    23,
-                    "outputs.named.a.register",
-                    "registering an output",
-                    "Remove it; the output is kept with the run.",
-                ),
-            ]
-        ),
     ],
 )
 def test_one_problem(problems_of: Problems, text: str, expected: str) -> None:
@@ -307,14 +249,31 @@ def test_one_problem(problems_of: Problems, text: str, expected: str) -> None:
         ),
         "command: x\ndistribution: {type: tensorflow, worker_count: 9}",
         "command: x\nsecrets: [TOKEN]",
-        "command: x\noutputs: {keep: [a/b, ./c], named: {m: null}}",
+        "command: x\noutputs: {keep: [a/b, ./c], named: {m: null, DIR: null}}\ndataset: {m: {paths: data}, n: {paths: data}}",
+        "command: x\ncompute: {target: box, runtime: process, node_count: 7}",
         "code: src\nscript: ./deep/../train.py",
-        "command: x\nenvironment: {dockerfile: Dockerfile, build_context: src, build_arguments: {A: 1}}",
         "command: x\nenvironment: {conda: {dependencies: [python]}, base: gpu}",
     ],
 )
 def test_no_problem(problems_of: Problems, text: str) -> None:
     assert problems_of(text, **SHELL) == []
+
+
+def test_what_is_unsupported_and_contradicts_the_rest_is_told_both(problems_of: Problems) -> None:
+    supported = " which is not supported by this version of tfjob"
+    found = problems_of("command: x\nenvironment: {conda_file: environment.yml, image: z, base: gpu}")
+    assert [line.partition(supported)[0].removeprefix("job.yml:2:") for line in found] == [
+        (
+            "44: environment.image: found both conda_file and image; one of conda_file, conda, dockerfile, image, name is "
+            "allowed. Remove conda_file or image."
+        ),
+        "44: environment.image: found an image,",
+        "54: environment.base: found base with image; it is allowed with conda_file or conda. Remove it.",
+    ]
+    assert [line.partition(supported)[0] for line in problems_of("command: x\ndataset: {a: {name: b, paths: data}}")] == [
+        "job.yml:2:11: dataset.a: found both name and paths; one of the two is required. Give paths: [PATH].",
+        "job.yml:2:15: dataset.a.name: found a registered dataset,",
+    ]
 
 
 def test_nothing_is_built_on_what_has_a_problem(problems_of: Problems) -> None:

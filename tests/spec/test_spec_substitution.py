@@ -18,7 +18,7 @@ def test_what_is_known_is_replaced_and_the_rest_left(load_job: Load) -> None:
         "parameters: {lr: 0.10, where: '${{ env.PLACE }}'}\n"
         "description: in ${{ env.PLACE }}, $${{ not this }}\n"
         "command: train --lr=${{parameters.lr}} ${{ dataset.d }} ${{run.id}} ${{ parameters.where }} $${{ x }}\n"
-        "dataset: {d: digits}\n"
+        "dataset: {d: {paths: data}}\n"
         "outputs: {named: {model: }}\n"
         "environment_variables: {OUT: '${{ outputs.model }}', HOME_OF: '${{ env.PLACE }}'}",
         PLACE="here",
@@ -112,8 +112,20 @@ def test_overrides_take_part(load_job: Load) -> None:
     ],
 )
 def test_one_problem(problems_of: Problems, line: str, expected: str) -> None:
-    text = f"{line}\nparameters: {{rate: 1}}\ndataset: {{digits: digits}}"
+    text = f"{line}\nparameters: {{rate: 1}}\ndataset: {{digits: {{paths: data}}}}"
     assert problems_of(text, HOME="/root", BYTES="\udcff") == [f"job.yml:1:10: {expected}"]
+
+
+@pytest.mark.parametrize(
+    ("name", "expected"),
+    [
+        ("dataset.x", "no dataset is declared. Declare it under dataset."),
+        ("search_space.x", "no search space is declared. Declare it under sweep.search_space."),
+        ("parameters.x", "the file has no parameters. Add it under parameters."),
+    ],
+)
+def test_a_name_of_a_section_that_is_empty(problems_of: Problems, name: str, expected: str) -> None:
+    assert problems_of(f"command: ${{{{ {name} }}}}") == [f"job.yml:1:10: command: found {name}; {expected}"]
 
 
 def test_late_names_have_their_places(problems_of: Problems) -> None:

@@ -42,6 +42,9 @@ class _Handle:
     run: RunDirectory
     children: dict[str, subprocess.Popen[bytes]] = field(default_factory=dict)
     adopted: float | None = None
+    stopping: bool = False
+    lost: dict[str, tuple[float, bool]] = field(default_factory=dict)
+    """Tasks that ended without a report: when that was first seen, and whether they had been told to end."""
 
 
 class ProcessEngine:
@@ -90,6 +93,8 @@ class ProcessEngine:
 
     def stop(self, handle: _Handle, grace_s: float) -> None:
         """SIGTERM to every task, which kills what remains after the grace period; then SIGKILL to whatever bears the run's id."""
+        self.poll(handle)  # what is lost by now was not told to end
+        handle.stopping = True
         deadline = time.monotonic() + grace_s + _STOP_MARGIN_S
         for pid in _living(handle):
             _signal(pid, SIGTERM)
@@ -264,21 +269,27 @@ def _status(handle: _Handle, task: TaskPlan) -> TaskStatus:
         )
     if alive:
         return TaskStatus(task.name, "running", started=started, listening=listening)
-    if report or gone:
-        return TaskStatus(
-            task.name,
-            "ended",
-            signal=-child.returncode if child and child.returncode < 0 else None,
-            time=time.time(),
-            started=started,
-            note="it ended without saying how: it was killed together with the process that watched it"
-            if report
-            else "it could not be started",
+    if report:
+        return _lost(
+            handle, task, "it ended without saying how: it was killed together with the process that watched it"
         )
+    if gone:
+        return _lost(handle, task, "it could not be started")
     if handle.adopted is not None and not task.launched and time.monotonic() - handle.adopted > _START_S:
-        note = "it was never started: the supervisor died before"
-        return TaskStatus(task.name, "ended", time=time.time(), note=note)
+        return _lost(handle, task, "it was never started: the supervisor died before")
     return TaskStatus(task.name, "pending")
+
+
+def _lost(handle: _Handle, task: TaskPlan, note: str) -> TaskStatus:
+    """How a task is that ended without a report."""
+    child = handle.children.get(task.name)
+    number = -child.returncode if child and child.returncode and child.returncode < 0 else None
+    report = handle.run.read_task_file(task.name, "started.json")
+    seen, stopped = handle.lost.setdefault(task.name, (time.time(), handle.stopping))
+    started = report["time"] if report else None
+    return TaskStatus(
+        task.name, "ended", signal=number, time=seen, started=started, stopped=stopped, note="" if stopped else note
+    )
 
 
 def _is_alive(report: dict[str, int]) -> bool:

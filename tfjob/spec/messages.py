@@ -25,7 +25,6 @@ from tfjob.spec.tree import (
     plain,
     quoted,
     rebuilt,
-    show,
     spoiled,
     walk,
 )
@@ -62,7 +61,8 @@ def check(root: Node, schema: dict[str, Any]) -> tuple[list[Problem], Node]:
         if node is None or node.bad:
             continue
         if error.validator == "additionalProperties":
-            problems += _unknown_keys(root, where, error.schema, homes)
+            section = _section(where, schema)
+            problems += _unknown_keys(root, where, section, error.schema, homes)
         elif error.validator == "pattern" and "propertyNames" in error.absolute_schema_path:
             place = key_place(root, (*where, error.instance))
             message = f"found the key {quoted(error.instance)}; {error.schema['x-says']} is allowed"
@@ -168,23 +168,24 @@ def _missing_keys(root: Node, where: Where, said: dict[str, Any], node: Node) ->
             yield key_place(root, where).problem(where, message, f"Add {key}{shown}.")
 
 
-def _unknown_keys(root: Node, where: Where, said: dict[str, Any], homes: Callable[[], Homes]) -> Iterator[Problem]:
+def _unknown_keys(
+    root: Node, where: Where, section: str, said: dict[str, Any], homes: Callable[[], Homes]
+) -> Iterator[Problem]:
     node = find(root, where)
     known = [key for key in said["properties"] if not key.startswith("$")]
     for key in node.entries if isinstance(node, MapNode) else ():
         if key in said["properties"]:
             continue
-        hint = _key_hint(key, where, known, homes())
+        hint = _key_hint(key, section, known, homes())
         is_listed = len(known) <= _MANY_KEYS or not hint
         allowed = f"{_listed(known, 'or')} is allowed" if is_listed else "see `tfjob schema` for the allowed ones"
         message = f"found the unknown key {quoted(key)}; {allowed}"
         yield key_place(root, (*where, key)).problem((*where, key), message, hint)
 
 
-def _key_hint(key: str, where: Where, known: list[str], homes: Homes) -> str:
+def _key_hint(key: str, section: str, known: list[str], homes: Homes) -> str:
     """Say where the unknown `key` belongs, or which known one it is probably meant to be."""
-    section = re.sub(r"\[[0-9]+\]", "", show(where))
-    found = [home for home in homes.get(key.lower(), ()) if home != (section, key)]
+    found = [home for home in homes.get(key.lower(), ()) if not f"{section}.".startswith(f"{_way(*home)}.")]
     if here := [name for place, name in found if place == section]:
         return f"Did you mean {_listed(here, 'or')}?"  # another name, or other capitals, of a key of this very mapping
     if len(found) == 1:
@@ -193,6 +194,19 @@ def _key_hint(key: str, where: Where, known: list[str], homes: Homes) -> str:
     if close := nearest(key, known):
         return f"Did you mean {close}?"
     return f"Did you mean {_listed([_way(*home) for home in found], 'or')}?" if 1 < len(found) <= 3 else ""
+
+
+def _section(where: Where, schema: dict[str, Any]) -> str:
+    """Return what `where` is called in `Homes`: keys of the reader's own choice are NAME, indexes are left out."""
+    section, said = "", schema
+    for part in where:
+        if isinstance(part, int):
+            said = said["items"]
+        elif part in said.get("properties", ()):
+            section, said = _way(section, part), said["properties"][part]
+        else:
+            section, said = _way(section, "NAME"), said["additionalProperties"]
+    return section
 
 
 def _way(section: str, name: str) -> str:
