@@ -23,9 +23,11 @@ def names(found: DatasetFiles) -> list[str]:
     return [name for _, name, _ in found.files]
 
 
-def test_the_matches_of_a_glob_lie_side_by_side(data: Path) -> None:
+def test_what_a_glob_finds_keeps_its_place_below_the_globs_fixed_part(data: Path) -> None:
     assert names(find_files([f"{data}/*.gz"])) == ["a.gz", "b.gz"]
-    assert names(find_files([f"{data}/**/*.gz"])) == ["a.gz", "b.gz", "c.gz", "d.gz"]
+    assert names(find_files([f"{data}/**/*.gz"])) == ["a.gz", "b.gz", "deep/c.gz", "deep/er/d.gz"]
+    assert names(find_files([f"{data}/deep/*"])) == ["c.gz", "er/d.gz"]
+    assert names(find_files([f"{data}/**"])) == names(find_files([str(data)]))
     assert names(find_files([f"{data}/[b]*", f"{data}/deep/er/d.gz"])) == ["b.gz", "d.gz"]
 
 
@@ -48,7 +50,7 @@ def test_the_same_file_named_twice_is_one_file(data: Path) -> None:
 def test_two_files_of_one_name_are_refused(data: Path) -> None:
     (data / "deep" / "a.gz").write_text("another")
     with pytest.raises(PreparationError, match=r"two files of the dataset have the name a\.gz: .*a\.gz and .*a\.gz"):
-        find_files([f"{data}/**/*.gz"])
+        find_files([f"{data}/*.gz", str(data / "deep")])
 
 
 def test_a_file_and_a_directory_of_one_name_are_refused(data: Path) -> None:

@@ -8,6 +8,7 @@ from __future__ import annotations
 
 import glob
 import os
+import re
 import shutil
 from collections.abc import Iterable, Iterator
 from dataclasses import dataclass
@@ -17,6 +18,8 @@ from tfjob.durable import digest_of
 from tfjob.errors import PreparationError
 
 __all__ = ["DatasetFiles", "digest_now", "find_files", "place"]
+
+_ESCAPED = re.compile(r"\[([*?[])\]")
 
 
 @dataclass(frozen=True)
@@ -34,6 +37,9 @@ class DatasetFiles:
 def find_files(patterns: Iterable[str]) -> DatasetFiles:
     """The files that paths and globs name. `patterns` are absolute; `**` crosses directories.
 
+    A file lies in the dataset by its name, a directory by what is in it; what a glob finds below its fixed part
+    keeps its place there (``data/*`` finds ``sub/b`` as ``sub/b``).
+
     Raises PreparationError for a pattern that matches nothing, a file that can't be read, and a clash of names.
     A link that leads back to a directory it lies in is passed over: what is behind it is there already.
     """
@@ -44,9 +50,10 @@ def find_files(patterns: Iterable[str]) -> DatasetFiles:
             raise PreparationError(
                 f"no file matches {pattern}", "Check the path; it is taken from the job file's directory."
             )
-        for match in matches:
-            for source, name in _expand(Path(match)):
-                _add(found, source, name)
+        base = None if os.path.exists(pattern) else _fixed_part(pattern)
+        for match in map(Path, matches):
+            for source, name in _expand(match):
+                _add(found, source, name if base is None else source.relative_to(base).as_posix())
     for name in found:
         for parent in PurePosixPath(name).parents:
             if str(parent) in found:
@@ -94,6 +101,16 @@ def place(files: Iterable[tuple[str, str, int]], into: Path, *, copy: bool) -> N
                 target.symlink_to(source)
         except OSError as error:
             raise PreparationError(f"dataset file {source} can't be used: {error.strerror}") from error
+
+
+def _fixed_part(pattern: str) -> Path | None:
+    """The directory above the first part of a glob that is one, or None where no part is (``[[]`` stands for ``[``)."""
+    fixed: list[str] = []
+    for part in Path(pattern).parts:
+        if glob.has_magic(_ESCAPED.sub("", part)):
+            return Path(*fixed)
+        fixed.append(_ESCAPED.sub(r"\1", part))
+    return None
 
 
 def _expand(path: Path) -> Iterator[tuple[Path, str]]:

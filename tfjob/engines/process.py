@@ -200,7 +200,7 @@ def _start_task(
 ) -> subprocess.Popen[bytes]:
     with run.supervisor_log.open("ab") as log:
         return subprocess.Popen(
-            [sys.executable, "-I", "-S", entrypoint.__file__, str(run.tasks), task.name],
+            [sys.executable, "-I", "-S", "-X", "utf8", entrypoint.__file__, str(run.tasks), task.name],
             env=environment,
             cwd=run.path,
             stdin=subprocess.DEVNULL,

@@ -52,7 +52,16 @@ def mpi_tasks(
         node=0,
         argv=(
             *("mpirun", "-np", str(len(ranks)), "-H", hosts, "--map-by", "slot", "--bind-to", "none"),
-            *("${{ entrypoint.python }}", "-I", "-S", "${{ entrypoint.file }}", "${{ run.dir }}/tasks", "rank"),
+            *(
+                "${{ entrypoint.python }}",
+                "-I",
+                "-S",
+                "-X",
+                "utf8",
+                "${{ entrypoint.file }}",
+                "${{ run.dir }}/tasks",
+                "rank",
+            ),
         ),
     )
     return ranks, replace(launcher, env=MPI_LAUNCHER_ENV)

@@ -10,6 +10,7 @@ import fcntl
 import json
 import os
 import tempfile
+from contextlib import suppress
 from dataclasses import dataclass
 from pathlib import Path
 
@@ -89,9 +90,11 @@ def _open(path: Path) -> int:
         return os.open(path, flags)
     except FileNotFoundError:
         pass
-    try:
-        descriptor = os.open(path, flags | os.O_CREAT | os.O_EXCL, 0o666)
-    except FileExistsError:
-        return os.open(path, flags)
-    os.fchmod(descriptor, 0o666)  # whatever the umask: other users must be able to lease it later
-    return descriptor
+    # Whatever the umask, other users must be able to lease it later: it gets its name when its mode is right.
+    descriptor, temporary = tempfile.mkstemp(dir=path.parent, prefix=".")
+    os.fchmod(descriptor, 0o666)
+    os.close(descriptor)
+    with suppress(FileExistsError):
+        os.link(temporary, path)
+    os.unlink(temporary)
+    return os.open(path, flags)
