@@ -65,7 +65,7 @@ _LIMITED = {
     "dataset.NAME.type": "Only `directory` and `file` in this version.",
     "dataset.NAME.mode": "`direct` comes later.",
     "compute.target": "Only `local` in this version.",
-    "compute.runtime": "`docker` comes later; `auto` means `process`.",
+    "compute.runtime": "`docker` comes later.",
     "compute.node_count": "Only 1 in this version.",
     "compute.max_node_count": "Not above `node_count` in this version.",
     "outputs.named.NAME.type": "Only `directory` and `file` in this version.",
@@ -74,15 +74,10 @@ _LIMITED = {
 }
 """Of the keys in NOT_YET, those that can be used within limits. The others are refused in this version."""
 
-NO_EFFECT = {
-    "display_name": "Read and checked, and shown nowhere in this version.",
-    "environment.base": "For containers, which come later; no effect in this version.",
-    "compute.node_type": "No effect in this version: there is one machine.",
-    "compute.priority": "No effect in this version.",
-    "compute.shm_size": "For containers, which come later; no effect in this version.",
-    "compute.docker_args": "For containers, which come later; no effect in this version.",
-    "compute.properties": "No effect in this version.",
-}
+NO_EFFECT = (
+    *("display_name", "environment.base"),
+    *("compute.node_type", "compute.priority", "compute.shm_size", "compute.docker_args", "compute.properties"),
+)
 """Keys that this version accepts and does nothing with."""
 
 _EXPRESSIONS = {
@@ -239,7 +234,8 @@ def job_file() -> str:
         ),
         (
             "Some keys have a place here and no implementation yet. A job that uses one is refused with a message that says "
-            "so; nothing is ignored in silence, but for the few keys marked *no effect*."
+            "so, by `tfjob validate` already if the file alone tells it; nothing is ignored in silence, but for the few keys "
+            "marked *no effect*."
         ),
         _table(said, ""),
         *_sections(said, "", 2),
@@ -281,8 +277,8 @@ def environment_file() -> str:
         ),
         (
             "In this version an environment is `python` (with a version), `pip`, and a list of packages under `pip:`. Other "
-            "conda packages are refused; `channels` are read and not used; `variables` are refused: put them under "
-            "`environment_variables` of the job. See [Environments](../how-to/environments.md)."
+            "conda packages and `variables` are problems of the file; `channels` are read and not used. See "
+            "[Environments](../how-to/environments.md)."
         ),
         _table(said, ""),
         *_sections(said, "", 2),
@@ -516,7 +512,7 @@ def _allowed(said: Mapping[str, Any]) -> str:
 
 def _state(where: str) -> str:
     if where in NO_EFFECT:
-        return f" *{NO_EFFECT[where]}*"
+        return " *No effect in this version.*"
     if where in _LIMITED:
         return f" *{_LIMITED[where]}*"
     return " *Not in this version.*" if where in NOT_YET else ""

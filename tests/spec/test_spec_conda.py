@@ -18,7 +18,6 @@ def test_it_is_plain_data(folder: Path) -> None:
         "name": "tf",
         "channels": ["conda-forge"],
         "dependencies": ["python=3.11", {"pip": ["tensorflow==2.16.2"]}],
-        "variables": {"TF_USE_LEGACY_KERAS": "1"},
     }
 
 
@@ -71,8 +70,30 @@ def test_the_prefix_is_ignored(folder: Path) -> None:
             ],
         ),
         (
+            "dependencies:\n  - numpy=1.26\n  - python=3.11=h0\n  - {pip: [six, -e .]}",
+            [
+                (
+                    'environment.yml:2:5: dependencies[0]: found the conda package "numpy=1.26", which is not supported by '
+                    "this version of tfjob. Move it to the pip list, if PyPI has it; other libraries must be on the machine."
+                ),
+                (
+                    'environment.yml:3:5: dependencies[1]: found "python=3.11=h0", whose version is written in a way that is '
+                    "not supported by this version of tfjob. Write python=3.11, python==3.11 or python>=3.11."
+                ),
+                (
+                    'environment.yml:4:17: dependencies[2].pip[1]: found "-e .", an editable install, which is not supported '
+                    "by this version of tfjob. Put the source into the code directory, or make a wheel of it and name its "
+                    "folder with --find-links FOLDER."
+                ),
+            ],
+        ),
+        (
             "dependencies: [python]\nvariables: {A: no, 'b c': x}",
             [
+                (
+                    "environment.yml:2:1: variables: found variables of the environment, which are not supported by this "
+                    "version of tfjob. Put them under environment_variables of the job."
+                ),
                 (
                     "environment.yml:2:16: variables.A: found no without quotes, which YAML 1.1 reads as false; "
                     'quoted text, true or false is allowed. Write "no" for the text, or false.'
@@ -96,13 +117,16 @@ def test_problems_of_the_job_come_first(problems_of: Problems, folder: Path) -> 
 
 
 def test_the_same_inline(problems_of: Problems, load_job: Callable[..., JobSpec]) -> None:
-    job = load_job("command: x\nenvironment: {conda: {dependencies: [python=3.11, {pip: [a]}], variables: {A: 0.10}}}")
-    assert job.environment.conda == {"dependencies": ["python=3.11", {"pip": ["a"]}], "variables": {"A": "0.10"}}
-    assert problems_of("command: x\nenvironment: {conda: {dependencies: [{pip: [a]}, {pip: [b]}]}}") == [
-        (
-            "job.yml:2:50: environment.conda.dependencies[1]: found a second list of pip packages; one is allowed. "
-            "Put all pip packages in one list."
-        )
+    job = load_job("command: x\nenvironment: {conda: {dependencies: [python=3.11, {pip: [a]}], channels: [b]}}")
+    assert job.environment.conda == {"dependencies": ["python=3.11", {"pip": ["a"]}], "channels": ["b"]}
+    found = problems_of(
+        "command: x\nenvironment: {conda: {dependencies: [{pip: [a]}, {pip: [./b]}, cudnn], variables: {A: 1}}}"
+    )
+    assert [line.partition(";")[0].partition(", which")[0] for line in found] == [
+        "job.yml:2:50: environment.conda.dependencies[1]: found a second list of pip packages",
+        'job.yml:2:57: environment.conda.dependencies[1].pip[0]: found "./b", a path of this machine',
+        'job.yml:2:64: environment.conda.dependencies[2]: found the conda package "cudnn"',
+        "job.yml:2:72: environment.conda.variables: found variables of the environment",
     ]
 
 

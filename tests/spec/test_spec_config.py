@@ -26,9 +26,14 @@ def test_settings_are_read(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> N
 def test_every_problem_of_the_file_is_told(tmp_path: Path) -> None:
     workspace, _ = make_workspace(tmp_path)
     file = workspace.root / "config.yml"
-    file.write_text("stor: /x\nlocal: {gpus: two}\n")
+    file.write_text("stor: /x\nlocal: {gpus: two}\ngpus: 2\nchannels: [a]\nstore: ''\n")
     with pytest.raises(InvalidFile) as caught:
         _ = workspace.config
-    first, second = map(str, caught.value.problems)
-    assert first.startswith(f'{file}:1:1: stor: found the unknown key "stor"')
-    assert second.startswith(f'{file}:2:15: local.gpus: found text "two"')
+    keys = "store, local or snapshot_limit_mib is allowed."
+    assert sorted(map(str, caught.value.problems)) == [
+        f'{file}:1:1: stor: found the unknown key "stor"; {keys} Did you mean store?',
+        f'{file}:2:15: local.gpus: found text "two"; a whole number of at least 0 is allowed.',
+        f'{file}:3:1: gpus: found the unknown key "gpus"; {keys} It belongs under local.',
+        f'{file}:4:1: channels: found the unknown key "channels"; {keys}',
+        f"{file}:5:8: store: found empty text; a path is allowed.",
+    ]

@@ -109,6 +109,13 @@ def test_odd_paths_are_problems_and_nothing_else(problems_of: Problems, text: st
     assert len(problems_of(job)) == 3
 
 
+@pytest.mark.parametrize("text", ["a\\0", "../\\0", "../a\\nb", "\\x1b[31m*"])
+def test_characters_that_no_terminal_should_see(problems_of: Problems, text: str) -> None:
+    found = problems_of(f'command: x\ncode: "{text}"\ndataset: {{a: {{paths: "{text}"}}}}')
+    assert len(found) >= 2
+    assert all(problem.isprintable() for problem in found)
+
+
 def test_paths_become_absolute(folder: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setenv("HOME", str(folder / "home"))
     assert absolute(folder, "src") == folder / "src"

@@ -181,6 +181,10 @@ def test_problems_of_overrides_point_at_them(problems_of: Problems) -> None:
     ) == [
         'job.yml:2:1: nmae: found the unknown key "nmae"; see `tfjob schema` for the allowed ones. Did you mean name?',
         (
+            'job.yml:3:14: environment: found text "tf cpu"; a mapping (keys with values) or a registered name, or name@version '
+            "is allowed."
+        ),
+        (
             '--set compute.node_cuont=2:1:9: compute.node_cuont: found the unknown key "node_cuont"; target, runtime, '
             "node_count, max_node_count, gpus_per_node, node_type, priority, shm_size, docker_args or properties is allowed. "
             "Did you mean node_count?"
@@ -259,10 +263,10 @@ def test_a_file_that_is_not_there(folder: Path) -> None:
     with pytest.raises(UsageError, match=r"^there is no file .*/src/x\.yml$") as caught:
         load(folder / "src" / "x.yml")
     assert caught.value.hint == "There is no job file there either; one has a line script: … or command: …"
-    with pytest.raises(UsageError, match="^there is no file") as caught:
+    with pytest.raises(UsageError, match=r"^there is no file") as caught:
         load(folder / "nowhere" / "x.yml")
     assert caught.value.hint == ""
-    with pytest.raises(UsageError, match="^a\0b cannot be read: .*[^.]$"):
+    with pytest.raises(UsageError, match=r"^a\x00b cannot be read: .*[^.]$"):
         load("a\0b")
 
 

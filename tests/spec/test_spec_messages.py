@@ -1,9 +1,13 @@
 from __future__ import annotations
 
+import json
+from collections.abc import Iterator
+from typing import Any
+
 import pytest
 
 from tfjob.spec.messages import check
-from tfjob.spec.schema import environment_schema, schema
+from tfjob.spec.schema import config_schema, environment_schema, schema
 from tfjob.spec.text import read
 from tfjob.spec.tree import find
 
@@ -39,7 +43,10 @@ def lines(text: str) -> list[str]:
         ),
         (
             "gpus_per_node: 1",
-            'f:1:1: gpus_per_node: found the unknown key "gpus_per_node"; see `tfjob schema` for the allowed ones. It belongs under compute.',
+            (
+                'f:1:1: gpus_per_node: found the unknown key "gpus_per_node"; see `tfjob schema` for the allowed ones. '
+                "It belongs under compute."
+            ),
         ),
         (
             "paths: [x]",
@@ -201,6 +208,74 @@ def test_one_problem(text: str, expected: str) -> None:
     assert lines(text) == [expected]
 
 
+@pytest.mark.parametrize(
+    ("keys", "hint"),
+    [
+        ("gpus gpu gpu_count num_gpus", "Did you mean compute.gpus_per_node?"),
+        ("nodes num_nodes instance_count", "Did you mean compute.node_count?"),
+        ("compute.gpus compute.gpu compute.gpu_count compute.num_gpus", "Did you mean gpus_per_node?"),
+        ("compute.nodes compute.num_nodes compute.instance_count", "Did you mean node_count?"),
+        ("env compute.env", "Did you mean environment or environment_variables?"),
+        ("environment.env environment.env_vars", "Did you mean environment_variables?"),
+        ("variables env_vars", "Did you mean environment_variables?"),
+        ("image conda conda_file limits.image compute.conda", "It belongs under environment."),
+        ("cmd Cmd run", "Did you mean command?"),
+        ("args ARGS argv", "Did you mean arguments?"),
+        ("timeout compute.timeout", "Did you mean limits.timeout_s?"),
+        ("limits.timeout limits.time_limit", "Did you mean timeout_s?"),
+        (
+            "np processes process_count_per_instance ranks compute.np",
+            "Did you mean distribution.process_count_per_node?",
+        ),
+        ("distribution.np distribution.processes", "Did you mean process_count_per_node?"),
+        ("workers compute.num_workers", "Did you mean distribution.worker_count?"),
+        ("distribution.workers distribution.num_workers", "Did you mean worker_count?"),
+        ("ps num_ps", "Did you mean distribution.parameter_server_count?"),
+        ("distribution.ps distribution.parameter_servers", "Did you mean parameter_server_count?"),
+        ("distribution.strategy distribution.framework", "Did you mean type?"),
+        ("pip", "It belongs under environment.conda.dependencies."),
+        ("requirements", "Did you mean environment.conda.dependencies.pip?"),
+        ("dependencies environment.dependencies", "It belongs under environment.conda."),
+        ("entry_script entrypoint", "Did you mean script?"),
+        ("source_directory src", "Did you mean code?"),
+        ("volumes steps", ""),
+        ("dataset.digits.path dataset.digits.file", "Did you mean paths?"),
+        ("max_retries", "Did you mean retries.max?"),
+        ("compute.resources", ""),  # what it stands for is where it is
+    ],
+)
+def test_hints_for_what_others_call_it(keys: str, hint: str) -> None:
+    for way in keys.split():
+        *sections, key = way.split(".")
+        text = f"{key}: 1"
+        for section in reversed(sections):
+            text = f"{section}: {{{text}}}"
+        root, _ = read(text, "f")
+        assert root is not None
+        found = [problem for problem in check(root, schema())[0] if "unknown" in problem.message]
+        assert [(problem.path, problem.hint) for problem in found] == [(way, hint)]
+
+
+def _other_names(said: dict[str, Any], where: tuple[str, ...] = ()) -> Iterator[tuple[tuple[str, ...], str, str]]:
+    for key, child in said.get("properties", {}).items():
+        yield from ((where, key, other) for other in child.get("x-also", ()))
+        yield from _other_names(child, (*where, key))
+    if isinstance(said.get("additionalProperties"), dict):
+        yield from _other_names(said["additionalProperties"], (*where, "NAME"))
+
+
+@pytest.mark.parametrize(("where", "key", "other"), list(_other_names(schema())))
+def test_every_other_name_leads_to_the_key_where_the_key_belongs(where: tuple[str, ...], key: str, other: str) -> None:
+    root: Any = {other: 1}
+    for part in reversed(where):
+        root = {part: root}
+    tree, _ = read(json.dumps(root), "f")
+    assert tree is not None
+    hints = [problem.hint for problem in check(tree, schema())[0] if "unknown" in problem.message]
+    assert len(hints) == 1
+    assert key in hints[0].removesuffix("?").split()
+
+
 def test_a_key_that_the_schema_knows_is_no_trap() -> None:
     assert lines('retries: {on: [failure]}\ntags: {"on": x}') == []
 
@@ -215,6 +290,24 @@ def test_conda_files_have_hints_of_their_own() -> None:
         ),
         "f:1:1: the key dependencies is missing; it is required. Add dependencies.",
     ]
+
+
+def test_each_schema_has_hints_of_its_own() -> None:
+    for said, key, hint in (
+        (schema(), "gpus", "Did you mean compute.gpus_per_node?"),
+        (environment_schema(), "gpus", ""),
+        (config_schema(), "gpus", "It belongs under local."),
+        (environment_schema(), "pip", "It belongs under dependencies."),
+        (config_schema(), "pip", ""),
+        (
+            {"type": "object", "properties": {"b": {"x-also": ["gpus"]}}, "additionalProperties": False},
+            "gpus",
+            "Did you mean b?",
+        ),
+    ):
+        root, _ = read(f"{key}: 1", "f")
+        assert root is not None
+        assert next(problem.hint for problem in check(root, said)[0] if "unknown" in problem.message) == hint
 
 
 def test_what_has_a_problem_is_marked() -> None:

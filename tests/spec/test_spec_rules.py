@@ -82,10 +82,7 @@ SHELL = {"TOKEN": "x"}
         # datasets
         (
             "command: x\ndataset: {a: {mode: mount}}",
-            (
-                "job.yml:2:11: dataset.a: found neither name nor paths; one of the two is required. "
-                "Give paths: [PATH]."
-            ),
+            ("job.yml:2:11: dataset.a: found neither name nor paths; one of the two is required. Give paths: [PATH]."),
         ),
         # names
         (
@@ -270,9 +267,11 @@ def test_what_is_unsupported_and_contradicts_the_rest_is_told_both(problems_of: 
         "44: environment.image: found an image,",
         "54: environment.base: found base with image; it is allowed with conda_file or conda. Remove it.",
     ]
-    assert [line.partition(supported)[0] for line in problems_of("command: x\ndataset: {a: {name: b, paths: data}}")] == [
+    assert [
+        line.partition(supported)[0] for line in problems_of("command: x\ndataset: {a: {name: b, paths: data}}")
+    ] == [
         "job.yml:2:11: dataset.a: found both name and paths; one of the two is required. Give paths: [PATH].",
-        "job.yml:2:15: dataset.a.name: found a registered dataset,",
+        'job.yml:2:15: dataset.a.name: found the registered dataset "b",',
     ]
 
 

@@ -129,6 +129,37 @@ def test_defaults() -> None:
         default("limits", "nope")
 
 
+@pytest.mark.parametrize(
+    ("where", "text"),
+    [
+        (("command",), "`bash -e -c`"),
+        (("display_name",), "shows it nowhere yet"),
+        (("tags",), "recorded with it and shown"),
+        (("environment", "base"), "no effect without containers"),
+        (("compute", "shm_size"), "no effect without containers"),
+        (("compute", "docker_args"), "no effect without containers"),
+        (("compute", "node_type"), "no effect on the target local"),
+        (("compute", "priority"), "no effect on the target local"),
+        (("compute", "properties"), "no effect on the target local"),
+    ],
+)
+def test_what_is_said_of_keys_is_so(where: tuple[str, ...], text: str) -> None:
+    assert text in (lookup(where) or {})["description"]
+
+
+@pytest.mark.parametrize(
+    ("where", "choice", "text"),
+    [
+        (("compute", "runtime"), "auto", "process, in this version"),
+        (("dataset", "x", "mode"), "mount", "links to the files"),
+        (("dataset", "x", "mode"), "download", "every task has a private copy"),
+    ],
+)
+def test_what_is_said_of_choices_is_so(where: tuple[str, ...], choice: str, text: str) -> None:
+    said = lookup(where) or {}
+    assert text in dict(zip(said["enum"], said["enumDescriptions"], strict=True))[choice]
+
+
 def test_what_is_handed_out_may_be_changed() -> None:
     schema()["properties"].clear()
     assert schema()["properties"]

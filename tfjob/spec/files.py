@@ -36,7 +36,12 @@ def check(root: Node, base_dir: Path) -> list[Problem]:
 def absolute(base_dir: Path, text: str) -> Path:
     """Return the path `text` of a job file in `base_dir` as an absolute one, without ``..``."""
     path = base_dir / os.path.expanduser(text)
-    return Path(os.path.realpath(path)) if ".." in path.parts else path
+    if ".." not in path.parts:
+        return path
+    try:
+        return Path(os.path.realpath(path))
+    except ValueError:  # a NUL character, which has a problem of its own
+        return path
 
 
 def absolute_pattern(base_dir: Path, text: str) -> str:
@@ -95,7 +100,7 @@ def _data(view: View, base_dir: Path) -> Iterator[Problem]:
             if next(glob.iglob(pattern, recursive=True), None) is None:
                 if glob.has_magic(path.text):
                     message = f"found {quoted(path.text)}, which matches nothing; a glob that matches files is allowed"
-                    yield path.place.problem(where, message, f"It is looked for as {pattern}")
+                    yield path.place.problem(where, message, f"It is looked for as {_shown(pattern)}")
                 else:
                     yield _missing(view, where, absolute(base_dir, path.text), "file or directory")
 
@@ -117,5 +122,9 @@ def _missing(view: View, where: Where, path: Path, what: str) -> Problem:
     text = view.node(*where)
     written = quoted(getattr(text, "text", ""))
     guess = nearest(path.name, _names(path.parent)) if found == "does not exist" else None
-    hint = f"Did you mean {guess}?" if guess else f"It is looked for as {path}"
+    hint = f"Did you mean {guess}?" if guess else f"It is looked for as {_shown(str(path))}"
     return view.problem_at_value(where, f"found {written}, which {found}; an existing {what} is allowed", hint)
+
+
+def _shown(path: str) -> str:
+    return path if path.isprintable() else quoted(path)

@@ -8,7 +8,7 @@ from __future__ import annotations
 import re
 from typing import TYPE_CHECKING, NamedTuple
 
-from tfjob.spec.tree import ScalarNode, Where
+from tfjob.spec.tree import ScalarNode, Where, quoted
 
 if TYPE_CHECKING:
     from collections.abc import Iterator
@@ -60,10 +60,11 @@ def _datasets(view: View) -> Iterator[_Row]:
         where = ("dataset", name)
         if isinstance(node, ScalarNode):
             instead = f"Name its files: {name}: {{paths: [PATH]}}."
-            yield _Row(not node.bad, where, "a registered dataset", instead)
+            yield _Row(not node.bad, where, f"the registered dataset {quoted(node.text)}", instead)
             continue
-        named = view.text(*where, "name") is not None
-        yield _Row(named, (*where, "name"), "a registered dataset", "Name its files with paths: [PATH].")
+        named = view.text(*where, "name")
+        what = f"the registered dataset {quoted(named or '')}"
+        yield _Row(named is not None, (*where, "name"), what, "Name its files with paths: [PATH].")
         mode = view.text(*where, "mode")
         yield _Row(mode == "direct", (*where, "mode"), "the mode direct", "Use mount or download.")
         yield _type(view, *where)
@@ -75,7 +76,9 @@ def _datasets(view: View) -> Iterator[_Row]:
 def _environment(view: View) -> Iterator[_Row]:
     node = view.node("environment")
     if isinstance(node, ScalarNode):
-        yield _Row(not node.bad, ("environment",), "a registered environment", _ENVIRONMENT_HINT)
+        is_file = node.text.endswith((".yml", ".yaml"))
+        hint = f"Did you mean environment: {{conda_file: {node.text}}}?" if is_file else _ENVIRONMENT_HINT
+        yield _Row(not node.bad, ("environment",), f"the registered environment {quoted(node.text)}", hint)
     for key, what in _ENVIRONMENTS.items():
         yield _Row(view.has("environment", key), ("environment", key), what, _ENVIRONMENT_HINT)
 

@@ -1,0 +1,124 @@
+"""What has a place in the file and no implementation: `validate` finds it, as `plan` and `submit` would."""
+
+from __future__ import annotations
+
+from collections.abc import Callable
+
+import pytest
+
+Problems = Callable[..., list[str]]
+
+ENVIRONMENT = (
+    "Use conda_file or conda, with python and a list of pip packages, "
+    "or leave environment out to run with the Python of the machine."
+)
+
+
+@pytest.mark.parametrize(
+    ("line", "place", "what", "hint"),
+    [
+        ("retries: {max: 1}", "11: retries.max", "a retry", "Use 0, or submit again with tfjob rerun."),
+        ("services: {a: {port: 1}}", "1: services", "a service", "Remove it."),
+        (
+            "sweep: {search_space: {}, objective: {goal: maximize, primary_metric: a}, limits: {max_total_trials: 1}}",
+            "1: sweep",
+            "a sweep",
+            "Submit the job once for each value, with --set.",
+        ),
+        ("compute: {max_node_count: 2}", "11: compute.max_node_count", "a job that grows", "Use node_count."),
+        ("code: git+https://x/y", "1: code", "code from an address", "Use a directory."),
+        (
+            "dataset: {a: {paths: data, mode: direct}}",
+            "28: dataset.a.mode",
+            "the mode direct",
+            "Use mount or download.",
+        ),
+        (
+            "dataset: {a: {paths: data, type: mltable}}",
+            "28: dataset.a.type",
+            "the type mltable",
+            "Use directory or file.",
+        ),
+        (
+            "dataset: {a: {paths: [s3://a/b]}}",
+            "23: dataset.a.paths[0]",
+            "data from an address",
+            "Fetch it first and give its path.",
+        ),
+        (
+            "outputs: {named: {a: {type: mltable}}}",
+            "23: outputs.named.a.type",
+            "the type mltable",
+            "Use directory or file.",
+        ),
+        (
+            "outputs: {named: {a: {mode: upload}}}",
+            "23: outputs.named.a.mode",
+            "this mode",
+            "Use mount, or leave it out.",
+        ),
+        (
+            "outputs: {named: {a: {path: x}}}",
+            "23: outputs.named.a.path",
+            "an output stored elsewhere",
+            "Remove it; the output is kept with the run.",
+        ),
+        (
+            "outputs: {named: {a: {register: x}}}",
+            "23: outputs.named.a.register",
+            "registering an output",
+            "Remove it; the output is kept with the run.",
+        ),
+        (
+            "dataset: {a: digits@2}",
+            "11: dataset.a",
+            'the registered dataset "digits@2"',
+            "Name its files: a: {paths: [PATH]}.",
+        ),
+        (
+            "dataset: {a: {name: digits, mode: mount}}",
+            "15: dataset.a.name",
+            'the registered dataset "digits"',
+            "Name its files with paths: [PATH].",
+        ),
+        ("environment: tf@3", "1: environment", 'the registered environment "tf@3"', ENVIRONMENT),
+        (
+            "environment: environment.yml",
+            "1: environment",
+            'the registered environment "environment.yml"',
+            "Did you mean environment: {conda_file: environment.yml}?",
+        ),
+        ("environment: {name: tf}", "15: environment.name", "a registered environment", ENVIRONMENT),
+        ("environment: {image: a/b:1}", "15: environment.image", "an image", ENVIRONMENT),
+        (
+            "environment: {dockerfile: Dockerfile, build_context: src, build_arguments: {A: 1}}",
+            "15: environment.dockerfile",
+            "a Dockerfile",
+            ENVIRONMENT,
+        ),
+        ("compute: {runtime: docker}", "11: compute.runtime", "the runtime docker", "Use process, or leave it out."),
+    ],
+)
+def test_one_problem(problems_of: Problems, line: str, place: str, what: str, hint: str) -> None:
+    assert problems_of(f"command: x\n{line}") == [
+        f"job.yml:2:{place}: found {what}, which is not supported by this version of tfjob. {hint}"
+    ]
+
+
+@pytest.mark.parametrize("line", ["dataset: {a: 3}", "environment: 3", "dataset: {a: }", "environment: a b"])
+def test_what_has_a_problem_already_is_passed_over(problems_of: Problems, line: str) -> None:
+    assert not any("not supported" in problem for problem in problems_of(f"command: x\n{line}"))
+
+
+@pytest.mark.parametrize(
+    "line",
+    [
+        "retries: {max: 0}\nservices: {}",
+        "compute: {runtime: auto}",
+        "compute: {target: box, node_count: 3, gpus_per_node: 99}",  # for the workspace to say
+        "environment: {}",
+        "environment: {conda_file: environment.yml}",
+    ],
+)
+def test_no_problem(problems_of: Problems, line: str) -> None:
+    assert problems_of(f"command: x\n{line}") == []
