@@ -102,7 +102,16 @@ def test_mpi_on_one_node(planned: Planned) -> None:
     assert plan.started_tasks == (plan.launcher,)
     assert plan.launcher.argv == (
         *("mpirun", "-np", "2", "-H", "${{ node.0.address }}:2", "--map-by", "slot", "--bind-to", "none"),
-        *("${{ entrypoint.python }}", "-I", "-S", "-X", "utf8", "${{ entrypoint.file }}", "${{ run.dir }}/tasks", "rank"),
+        *(
+            "${{ entrypoint.python }}",
+            "-I",
+            "-S",
+            "-X",
+            "utf8",
+            "${{ entrypoint.file }}",
+            "${{ run.dir }}/tasks",
+            "rank",
+        ),
     )
     assert plan.launcher.env == (
         ("PATH", "${{ environment.path }}"),

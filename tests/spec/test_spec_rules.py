@@ -280,3 +280,9 @@ def test_nothing_is_built_on_what_has_a_problem(problems_of: Problems) -> None:
         "code: 3\nscript: train.py\ncompute: {gpus_per_node: 1}\ndistribution: {type: tensorflow, worker_count: x}"
     )
     assert [line.split(": ")[1] for line in found] == ["code", "distribution.worker_count"]
+
+
+def test_a_default_that_an_editor_inserted_says_nothing(problems_of: Problems) -> None:
+    inserted = "{type: none, parameter_server_count: 0, evaluator: false}"
+    assert problems_of(f"command: x\ndistribution: {inserted}") == []
+    assert len(problems_of("command: x\ndistribution: {type: none, parameter_server_count: 1}")) == 1

@@ -53,7 +53,8 @@ def find_run(workspace: Workspace, name: str) -> RunDirectory:
         raise UsageError(f"{len(matches)} runs start with {name!r}: {shown}", "Give more of the id.")
     import difflib  # noqa: PLC0415  # only for the hint
 
-    near = difflib.get_close_matches(name, ids, n=3, cutoff=0.5)
+    names = {label: one for one in ids for label in (one, one.rpartition("-")[0])}  # the random end is no help
+    near = dict.fromkeys(names[label] for label in difflib.get_close_matches(name, names, n=3))
     hint = f"Did you mean {' or '.join(near)}?" if near else "List the runs of this workspace with `tfjob list`."
     raise NotFound(f"there is no run {name!r}", hint)
 

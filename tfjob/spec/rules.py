@@ -5,6 +5,7 @@ from __future__ import annotations
 from pathlib import PurePosixPath
 from typing import TYPE_CHECKING
 
+from tfjob.spec import schema as schemas
 from tfjob.spec import unsupported
 from tfjob.spec.nearest import nearest
 from tfjob.spec.tree import MapNode, ScalarNode, Where, quoted
@@ -108,7 +109,9 @@ def _docker(view: View) -> Iterator[Problem]:
 def _distribution(view: View) -> Iterator[Problem]:
     kind = view.text("distribution", "type")
     for key, needed in _ONLY_WITH.items():
-        if kind is not None and kind != needed and view.has("distribution", key):
+        node = view.node("distribution", key)
+        is_default = isinstance(node, ScalarNode) and node.value == schemas.default("distribution", key)
+        if kind is not None and kind != needed and node is not None and not is_default:  # editors insert defaults
             message = f"found {key} with type {kind}; it is allowed with type {needed}"
             hint = f"Set distribution.type to {needed}, or remove it."
             yield view.problem_at_key(("distribution", key), message, hint)
