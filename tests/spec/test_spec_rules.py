@@ -136,7 +136,7 @@ SHELL = {"TOKEN": "x"}
             ),
         ),
         (
-            "command: x\ndistribution: {evaluator: false}",
+            "command: x\ndistribution: {evaluator: true}",
             (
                 "job.yml:2:16: distribution.evaluator: found evaluator with type none; "
                 "it is allowed with type tensorflow. Set distribution.type to tensorflow, or remove it."

@@ -80,6 +80,8 @@ def test_every_key_is_explained(where: str, said: Said) -> None:
             "pattern",
             "x-says",
             "x-also",
+            "patternErrorMessage",
+            "doNotSuggest",
         ),
         *("properties", "additionalProperties", "propertyNames", "required", "items", "minItems"),
         *("minimum", "maximum", "exclusiveMinimum", "$schema", "$id"),
