@@ -18,11 +18,13 @@ $(VENV)/bin/python:
 	@$(PYTHON) -m venv $(VENV) >/dev/null 2>&1 || { rm -rf $(VENV); ./tests/setup/install-venv.sh && $(PYTHON) -m venv $(VENV); }
 
 $(STAMP): pyproject.toml $(VENV)/bin/python
+	@echo "installing tfjob and what its tests need into $(VENV)"
 	@$(BIN)/python -m pip install --quiet --disable-pip-version-check --editable '.[dev]'
 	@touch $@
 
 demo: $(STAMP)  ## train a real model on handwritten digits, from nothing to a SavedModel
-	$(BIN)/tfjob submit specs/digits.yml
+	@$(BIN)/tfjob submit specs/digits.yml
+	@echo "  shell     . $(BIN)/activate     (then \`tfjob\` is a command of this shell)"
 
 test: check  ## all checks, then every test, on real parts
 	$(BIN)/python -m pytest -n $(PYTEST_WORKERS) --dist loadgroup

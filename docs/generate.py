@@ -304,7 +304,8 @@ def workspace_settings() -> str:
         *_sections(said, "", 3),
         (
             "Environments are kept once per user, in `~/.cache/tfjob` (or under `XDG_CACHE_HOME`). `store` in config.yml "
-            "or the variable `TFJOB_STORE` name another place."
+            "or the variable `TFJOB_STORE` name another place. In config.yml a relative path begins at the folder that `.tfjob` "
+            "is in; `TFJOB_STORE` must be absolute (or begin with `~`)."
         ),
     ]
     return _page(parts)
@@ -402,7 +403,7 @@ def run_directory() -> str:
 def task_environment() -> str:
     """The page of the variables a task has, from a plan and from what is inherited."""
     job = load_text(_SAMPLE_JOB, file="job.yml", base_dir=Path(__file__).parent, environ={})
-    named = {name for name, _ in submission.plan(job, environ={}).tasks[0].env}
+    named = {name for name, _ in submission.plan(job).tasks[0].env}
     _same("task variables", _TASK_VARIABLES, named)
     inherited = ", ".join(f"`{name}`" for name in (*sorted(_NAMES), *(f"{prefix}*" for prefix in sorted(_PREFIXES))))
     parts = [

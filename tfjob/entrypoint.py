@@ -31,6 +31,7 @@ if TYPE_CHECKING:
 SIGNALS = {signal.SIGCHLD, signal.SIGTERM, signal.SIGINT, signal.SIGHUP}
 RANK_VARIABLES = ("OMPI_COMM_WORLD_RANK", "PMIX_RANK", "PMI_RANK", "SLURM_PROCID")
 RESULT_BYTES = 512
+LINGER_S = 5.0
 PR_SET_PDEATHSIG, PR_SET_CHILD_SUBREAPER = 1, 36  # prctl(2)
 
 
@@ -58,7 +59,22 @@ def main(tasks_directory: str, name: str) -> int:
     code = os.WEXITSTATUS(status) if os.WIFEXITED(status) else None
     number = os.WTERMSIG(status) if os.WIFSIGNALED(status) else None
     finish(reserved, directory, {"exit_code": code, "signal": number, "time": time.time(), "stopped": stopped})
+    if task.get("launched") and (stopped or code != 0):
+        linger(tasks_directory, task["grace_period_s"])
     return code if code is not None else 128 + (number or 0)
+
+
+def linger(tasks_directory: str, grace_period_s: float) -> None:
+    """Stay until the other ranks have ended: mpirun would kill them at once, and they shall have their grace to save.
+
+    Their end comes from tfjob, which has read how this rank ended; without tfjob, after the grace period.
+    """
+    deadline = time.monotonic() + grace_period_s + LINGER_S
+    ranks = [name for name in os.listdir(tasks_directory) if name.startswith("rank-")]
+    while time.monotonic() < deadline:
+        if all(os.path.exists(os.path.join(tasks_directory, name, "exit.json")) for name in ranks):
+            return
+        signal.sigtimedwait({signal.SIGTERM}, 0.05)
 
 
 def rank_of(environ: Mapping[str, str]) -> str:
@@ -105,11 +121,12 @@ def spawn(task: dict[str, Any]) -> int:
 def watch(child: int, task: dict[str, Any], directory: str) -> tuple[int, bool]:
     """Wait for the command, passing signals on and noting when its port is listened on. Returns (wait status, stopped)."""
     port, deadline, stopped = task.get("port"), None, False
+    begun = time.monotonic()
     while True:
         if deadline is not None:
             wait_s = max(deadline - time.monotonic(), 0.01)
         else:
-            wait_s = 0.25 if port else 3600.0
+            wait_s = min(0.25 + (time.monotonic() - begun) / 50, 5.0) if port else 3600.0
         received = signal.sigtimedwait(SIGNALS, wait_s)
         number = received.si_signo if received else 0
         if number in (signal.SIGTERM, signal.SIGINT, signal.SIGHUP):

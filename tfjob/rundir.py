@@ -15,6 +15,7 @@
       tasks/TASK/          task.json, started.json, exit.json (see tfjob/entrypoint.py)
       work/TASK/           the task's working copy of the code; afterwards only what the script left there
       datasets/            links to (or copies of) the datasets, while the run lasts
+      inherited.json       the few variables tasks inherit from the shell that submitted it; no secrets
       cancel               made by whoever wants the run to end
       supervisor.lock      locked by the supervisor as long as it lives
       supervisor.log       what the supervisor itself had to say (empty, but for bugs)
@@ -115,6 +116,11 @@ class RunDirectory:
     def supervisor_log(self) -> Path:
         """The supervisor's own output."""
         return self.path / "supervisor.log"
+
+    @property
+    def inherited(self) -> Path:
+        """The variables that tasks inherit."""
+        return self.path / "inherited.json"
 
     @property
     def reserve(self) -> Path:

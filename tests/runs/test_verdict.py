@@ -156,3 +156,24 @@ def test_a_rank_that_is_not_started_is_missing_while_its_launcher_runs() -> None
 )
 def test_an_end_is_told_in_words(status: TaskStatus, words: str) -> None:
     assert describe_end(status) == words
+
+
+def test_a_worker_that_fails_while_its_chief_ends_is_given_the_benefit_of_the_doubt() -> None:
+    early = [running("chief-0"), ended("worker-0", 1, time=10.0), running("ps-0")]
+    assert judge(SERVED, early, None, now=11.0) is None
+    late = judge(SERVED, early, None, now=12.5)
+    assert late is not None
+    assert late.outcome == "failed"
+    over = judge(
+        SERVED, [ended("chief-0", 0, time=10.2), ended("worker-0", 1, time=10.0), running("ps-0")], None, now=10.3
+    )
+    assert over is not None
+    assert over.outcome == "completed"
+
+
+def test_a_chief_that_fails_is_not_doubted_and_the_earliest_is_named() -> None:
+    statuses = [ended("chief-0", 1, time=10.5), ended("worker-0", None, time=10.0, signal=9), running("ps-0")]
+    verdict = judge(SERVED, statuses, None, now=10.6)
+    assert verdict is not None
+    assert verdict.status is not None
+    assert verdict.status.task == "worker-0"

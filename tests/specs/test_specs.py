@@ -80,6 +80,39 @@ def test_an_exception_in_one_rank_does_not_leave_the_others_in_their_collective(
     assert "ValueError: bad batch" in failure["log_tail"]
 
 
+@pytest.mark.parametrize("end", ["cancel", "failure"])
+def test_ranks_have_their_grace_to_save(specs: Tfjob, end: str) -> None:
+    specs.write(
+        "ranks/rank.py",
+        f"""
+        import os, signal, sys, time
+        from mpi4py import MPI
+        rank = MPI.COMM_WORLD.Get_rank()
+        def save(*_):
+            time.sleep(1 + rank)
+            open(f"outputs/saved-{{rank}}", "w").close()
+            sys.exit(0)
+        signal.signal(signal.SIGTERM, save)
+        MPI.COMM_WORLD.Barrier()
+        print("training", flush=True)
+        if rank == 2 and {end == "failure"}:
+            os._exit(3)  # not sys.exit: mpi4py makes an abort of that, which leaves nobody any time
+        time.sleep(300)
+        """,
+    )
+    specs.write("ranks.yml", _MPI_JOB.replace("grace_period_s: 2", "grace_period_s: 12"))
+    run = specs.submit("ranks.yml")
+    log = specs.run_directory(run) / "logs" / "rank-1.log"
+    eventually(lambda: log.exists() and "training" in log.read_text(), "rank 1 trains", 120)
+    if end == "cancel":
+        specs("cancel", run)
+    else:
+        specs("wait", run, exit_code=1)
+    saved = [one["path"] for one in specs.show(run)["outputs"]]
+    assert saved == ["saved-0", "saved-1", "saved-2"][: 3 if end == "cancel" else 2]
+    assert processes_of(run) == []
+
+
 def test_mpi_without_mpirun_says_what_to_add(specs: Tfjob) -> None:
     specs.write(
         "none.yml",

@@ -17,7 +17,7 @@ from pathlib import Path, PurePosixPath
 from tfjob.durable import digest_of
 from tfjob.errors import PreparationError
 
-__all__ = ["DatasetFiles", "digest_now", "find_files", "place"]
+__all__ = ["DatasetFiles", "change_since", "find_files", "place"]
 
 _ESCAPED = re.compile(r"\[([*?[])\]")
 
@@ -68,17 +68,21 @@ def find_files(patterns: Iterable[str]) -> DatasetFiles:
     )
 
 
-def digest_now(files: Iterable[tuple[str, str, int]]) -> str:
-    """The digest that a dataset of these files has now; another than it had means that one of them was changed or is gone."""
+def change_since(digest: str, files: Iterable[tuple[str, str, int]]) -> str | None:
+    """What has changed since the files had this digest, in words, or None: the name of a file that is gone or has another size.
+
+    A change that leaves the size is noticed too, but not in which file.
+    """
     rows = []
-    for source, name, _ in files:
+    for source, name, size in files:
         try:
             status = os.stat(source)
         except OSError:
-            rows.append([name, -1, 0])
-        else:
-            rows.append([name, status.st_size, status.st_mtime_ns])
-    return digest_of(rows)
+            return f"{source} is gone"
+        if status.st_size != size:
+            return f"{source} has {status.st_size} bytes where it had {size}"
+        rows.append([name, status.st_size, status.st_mtime_ns])
+    return None if digest_of(rows) == digest else "one of its files was written to"
 
 
 def place(files: Iterable[tuple[str, str, int]], into: Path, *, copy: bool) -> None:

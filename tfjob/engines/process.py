@@ -8,7 +8,7 @@ import socket
 import subprocess
 import sys
 import time
-from collections.abc import Iterator, Mapping
+from collections.abc import Iterable, Iterator, Mapping
 from contextlib import suppress
 from dataclasses import dataclass, field
 from pathlib import Path
@@ -25,7 +25,7 @@ from tfjob.rundir import RunDirectory
 from tfjob.targets.leases import Lease, holder_of, try_lease
 from tfjob.targets.target import Gpu, Node
 
-__all__ = ["ProcessEngine"]
+__all__ = ["ProcessEngine", "sweep"]
 
 PORTS: Final = range(20000, 32000)
 """Ports for tasks: unprivileged, and below the range the kernel takes for outgoing connections (ip(7))."""
@@ -74,7 +74,7 @@ class ProcessEngine:
             self._write_task(task, plan, run, allocation, values)
         handle = _Handle(plan, run)
         environment = inherited_environment(self._environ, plan.secrets)
-        environment["TFJOB_RUN_ID"] = run.id  # every process of the run bears it: see `_sweep`
+        environment["TFJOB_RUN_ID"] = run.id  # every process of the run bears it: see `sweep`
         try:
             for task in plan.started_tasks:
                 handle.children[task.name] = _start_task(task, run, environment, allocation.leases)
@@ -92,17 +92,21 @@ class ProcessEngine:
         return tuple(_status(handle, task) for task in handle.plan.all_tasks)
 
     def stop(self, handle: _Handle, grace_s: float) -> None:
-        """SIGTERM to every task, which kills what remains after the grace period; then SIGKILL to whatever bears the run's id."""
-        self.poll(handle)  # what is lost by now was not told to end
-        handle.stopping = True
+        """SIGTERM to every task, which kills what remains after the grace period; then SIGKILL to whatever bears the run's id.
+
+        A launcher is told last: it would end its tasks at once, and they shall have their grace.
+        """
         deadline = time.monotonic() + grace_s + _STOP_MARGIN_S
-        for pid in _living(handle):
-            _signal(pid, SIGTERM)
-        while list(_living(handle)) and time.monotonic() < deadline:
-            time.sleep(0.02)
-        for pid in _living(handle):
+        launched = [task for task in handle.plan.all_tasks if task.launched]
+        others = [task for task in handle.plan.all_tasks if not task.launched]
+        for tasks in (launched, others):
+            for pid in _living(handle, tasks):
+                _signal(pid, SIGTERM)
+            while any(_living(handle, tasks)) and time.monotonic() < deadline:
+                time.sleep(0.02)
+        for pid in _living(handle, handle.plan.all_tasks):
             _signal(pid, SIGKILL)
-        _sweep(handle.run.id)
+        sweep(handle.run.id)
         for child in handle.children.values():
             with suppress(subprocess.TimeoutExpired):
                 child.wait(timeout=1)
@@ -191,6 +195,7 @@ class ProcessEngine:
                 "log": str(run.log(task.name)),
                 "port": allocation.ports.get(task.port) if task.port else None,
                 "grace_period_s": plan.limits.grace_period_s,
+                "launched": task.launched,
             },
         )
 
@@ -297,9 +302,9 @@ def _is_alive(report: dict[str, int]) -> bool:
     return bool(fields) and fields[0] not in (b"Z", b"X") and int(fields[19]) == report["start_ticks"]
 
 
-def _living(handle: _Handle) -> Iterator[int]:
-    """The pids of the tasks' entrypoints that still run."""
-    for task in handle.plan.all_tasks:
+def _living(handle: _Handle, tasks: Iterable[TaskPlan]) -> Iterator[int]:
+    """The pids of those tasks' entrypoints that still run."""
+    for task in tasks:
         child = handle.children.get(task.name)
         if child is not None and child.poll() is not None:
             continue
@@ -310,7 +315,7 @@ def _living(handle: _Handle) -> Iterator[int]:
             yield child.pid
 
 
-def _sweep(run_id: str) -> None:
+def sweep(run_id: str) -> None:
     """SIGKILL every process that bears the run's id in its environment: what escaped from its task by any way.
 
     Processes of other users can't be read, and are not ours. Done until none is found, as one may just have forked.

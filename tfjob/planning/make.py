@@ -4,8 +4,10 @@ from __future__ import annotations
 
 import re
 from dataclasses import replace
+from pathlib import Path
 from typing import TYPE_CHECKING
 
+from tfjob.environments.prefix import variables
 from tfjob.planning.mpi import mpi_tasks
 from tfjob.planning.plan import CodePlan, DatasetPlan, EnvironmentPlan, LimitsPlan, Plan, TaskPlan
 from tfjob.planning.single import single_tasks
@@ -21,12 +23,6 @@ __all__ = ["make_plan"]
 
 _SECTION_VARIABLES = {"outputs.dir": "output_dir", "logs.dir": "log_dir"}
 _MPI4PY = re.compile(r"mpi4py\b(?!-)", re.IGNORECASE)
-
-_ENVIRONMENT_VARIABLES = {
-    "VIRTUAL_ENV": "${{ environment.prefix }}",
-    "PYTHONNOUSERSITE": "1",  # what `pip install --user` left on this machine is not in the environment
-    "PYTHONDONTWRITEBYTECODE": "1",  # a prefix is shared by runs and never changes
-}
 
 
 def make_plan(job: ResolvedJob) -> Plan:
@@ -104,7 +100,7 @@ def _complete(task: TaskPlan, spec: JobSpec, *, has_environment: bool, world_siz
     env = {
         "PATH": "${{ environment.path }}",
         "PYTHONUNBUFFERED": "1",  # a log that can be followed
-        **(_ENVIRONMENT_VARIABLES if has_environment else {}),
+        **(variables(Path("${{ environment.prefix }}")) if has_environment else {}),
         "CUDA_DEVICE_ORDER": "PCI_BUS_ID",  # so that GPU numbers mean what NVML says
         "CUDA_VISIBLE_DEVICES": f"${{{{ gpus.{task.name} }}}}" if task.gpus else "",
         "TFJOB_RUN_ID": "${{ run.id }}",

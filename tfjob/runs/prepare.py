@@ -31,7 +31,8 @@ def prepare_environment(
     """
     path = base_path(environ)
     if plan.environment is None:
-        progress("this machine's own Python")
+        python = shutil.which("python3", path=path)
+        progress(f"this machine's own Python, {python}" if python else "no environment, and no python3 on PATH")
         return PreparedEnvironment(None, {"environment.path": path})
     from tfjob.environments.definition import Definition  # noqa: PLC0415  # only jobs with an environment pay for it
     from tfjob.environments.store import Store  # noqa: PLC0415
@@ -44,6 +45,8 @@ def prepare_environment(
         with run.environment_log.open("a", encoding="utf-8", buffering=1) as log:
             prefix = keeper.prepare(definition, log=lambda line: print(line, file=log), progress=progress)
     shutil.copyfile(prefix.lock, run.lock_file)
-    progress(f"environment {prefix.key[:12]}: Python {prefix.python_version}, {prefix.packages} packages")
+    progress(
+        f"environment {prefix.key[:12]}: Python {prefix.python_version}, {prefix.packages} package{'s' if prefix.packages != 1 else ''}"
+    )
     values = {"environment.path": f"{prefix.path}/bin:{path}", "environment.prefix": str(prefix.path)}
     return PreparedEnvironment(prefix.key, values)

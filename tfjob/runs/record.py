@@ -120,6 +120,7 @@ class Record:
     rerun_of: str | None = None
     notes: tuple[str, ...] = ()
     supervisor: Supervisor | None = None
+    takeovers: int = 0
     tfjob_version: str = ""
     version: int = field(default=1)
 

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import errno
 from dataclasses import dataclass
 from pathlib import Path
 
@@ -63,6 +64,13 @@ class Run:
 
 
 def request_cancel(run: RunDirectory, reason: str) -> None:
-    """Ask the run's supervisor to end it. Asking again changes nothing."""
-    if not run.cancel_request.exists():
+    """Ask the run's supervisor to end it. Asking again changes nothing. Can be done on a full disk, which may be why."""
+    if run.cancel_request.exists():
+        return
+    try:
+        run.cancel_request.write_text(f"{reason}\n", encoding="utf-8")
+    except OSError as error:
+        if error.errno not in (errno.ENOSPC, errno.EDQUOT) or not run.reserve.exists():
+            raise
+        run.reserve.replace(run.cancel_request)  # takes no space, and gives some back
         run.cancel_request.write_text(f"{reason}\n", encoding="utf-8")

@@ -29,7 +29,7 @@ class StartingSupervisor:
         with theirs:
             self._process = subprocess.Popen(
                 [sys.executable, "-P", "-m", "tfjob.runs.supervisor"],
-                env={**os.environ, "PYTHONPATH": str(Path(__file__).resolve().parents[2])},
+                env=_environment(),
                 cwd="/",
                 stdin=theirs.fileno(),
                 stdout=subprocess.DEVNULL,
@@ -57,20 +57,35 @@ class StartingSupervisor:
         self._socket.close()
 
 
+def _environment() -> dict[str, str]:
+    """This process's environment for a process that works in another directory and must find this very tfjob."""
+    store = os.environ.get("TFJOB_STORE")
+    absolute = {"TFJOB_STORE": os.path.abspath(store)} if store else {}
+    return {**os.environ, **absolute, "PYTHONPATH": str(Path(__file__).resolve().parents[2])}
+
+
 def recover(run: RunDirectory, record: Record) -> bool:
     """Give a run whose supervisor has died another one. Returns whether it did.
 
-    Nothing is done for a run that is over, is watched over, or was watched over from another host
-    (whose processes can't be seen from here).
+    Nothing is done for a run that is over, is watched over, belongs to another user (whose job must not run as this
+    one), or was watched over from another host (whose processes can't be seen from here).
     """
-    if record.is_over:
-        return False
-    if record.supervisor is not None and record.supervisor.host != os.uname().nodename:
+    if not _is_ours(run, record):
         return False
     from tfjob.durable import try_lock  # noqa: PLC0415  # a submit starts its supervisor before it loads anything else
+    from tfjob.runs.record import read_record  # noqa: PLC0415
 
     lock = try_lock(run.supervisor_lock)
     if lock is None:
         return False
+    if read_record(run).is_over:  # it ended between the look at it and the lock
+        os.close(lock)
+        return False
     StartingSupervisor().give(run, lock)
     return True
+
+
+def _is_ours(run: RunDirectory, record: Record) -> bool:
+    if record.is_over or run.path.stat().st_uid != os.geteuid():
+        return False
+    return record.supervisor is None or record.supervisor.host == os.uname().nodename

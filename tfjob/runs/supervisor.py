@@ -13,13 +13,23 @@ import json
 import os
 import signal
 import socket
+import time
+import traceback
+from collections.abc import Callable
+from dataclasses import replace
 from functools import partial
 from pathlib import Path
 
-from tfjob.engines.process import ProcessEngine
+from tfjob import entrypoint
+from tfjob.durable import replace_json
+from tfjob.engines.inherited import inherited_environment
+from tfjob.engines.process import ProcessEngine, sweep
+from tfjob.errors import ExitCode, PreparationError, TfjobError
 from tfjob.planning.plan import Plan
 from tfjob.rundir import RunDirectory
-from tfjob.runs.prepare import prepare_environment
+from tfjob.runs.prepare import PreparedEnvironment, prepare_environment
+from tfjob.runs.record import Failure, iso, read_record, write_record
+from tfjob.runs.run import request_cancel
 from tfjob.runs.supervision import Supervision
 from tfjob.targets.local import local_target
 from tfjob.values import decode
@@ -29,28 +39,76 @@ _PATH_BYTES = 8192
 
 
 def main() -> None:
-    """Wait for a run, then take it to its end."""
+    """Wait for a run, then take it to its end. Whatever keeps this from being done is in the run's record."""
     run = _receive()
     if run is None:
         return
+    entrypoint.prctl(entrypoint.PR_SET_CHILD_SUBREAPER, 1)  # what escapes from a killed task comes here
+    try:
+        _supervision(run).go()
+    except BaseException as error:  # noqa: BLE001  # the last boundary: nobody sees this process
+        traceback.print_exc()
+        _give_up(run, error)
+    entrypoint.kill_leftovers()
+
+
+def _supervision(run: RunDirectory) -> Supervision:
     plan = decode(Plan, json.loads(run.plan.read_bytes()))
     workspace = Workspace(run.path.parent.parent)
-    config = workspace.config
-    environ = {name: value for name, value in os.environ.items() if name != "PYTHONPATH"}
+    store = workspace.config.store
+    environ = _inherited(run, plan.secrets)
     target = local_target(
-        declared_gpus=config.local_gpus if plan.gpus_per_node else 0,
+        declared_gpus=workspace.config.local_gpus if plan.gpus_per_node else 0,
         cuda_visible_devices=environ.get("CUDA_VISIBLE_DEVICES"),
     )
-    signal.signal(signal.SIGTERM, partial(_ask_to_cancel, run))
-    signal.signal(signal.SIGINT, partial(_ask_to_cancel, run))
+    for number in (signal.SIGTERM, signal.SIGINT):
+        signal.signal(number, partial(_ask_to_cancel, run))
     signal.signal(signal.SIGHUP, signal.SIG_IGN)
-    Supervision(
+
+    def prepare(progress: Callable[[str], None]) -> PreparedEnvironment:
+        missing = [name for name in plan.secrets if name not in environ]
+        if missing:
+            raise PreparationError(
+                f"the secrets {', '.join(missing)} went with the supervisor that died", "Submit the job again."
+            )
+        return prepare_environment(plan, run, store, environ, progress)
+
+    return Supervision(
         run,
         plan,
         engine=ProcessEngine(target.nodes[0], environ=environ),
-        prepare=partial(prepare_environment, plan, run, config.store, environ),
+        prepare=prepare,
         snapshots=workspace.snapshots,
-    ).go()
+    )
+
+
+def _inherited(run: RunDirectory, secrets: tuple[str, ...]) -> dict[str, str]:
+    """What the run's tasks inherit: from the shell that submitted it, also for a supervisor that another shell started.
+
+    Secrets are never written down: only the first supervisor, or one whose shell has them too, knows them.
+    """
+    try:
+        kept: dict[str, str] = json.loads(run.inherited.read_bytes())
+    except FileNotFoundError:
+        seen = os.environ.get("CUDA_VISIBLE_DEVICES")
+        kept = {**inherited_environment(os.environ, ()), **({} if seen is None else {"CUDA_VISIBLE_DEVICES": seen})}
+        replace_json(run.inherited, kept, force=False)
+    return {**kept, **{name: os.environ[name] for name in secrets if name in os.environ}}
+
+
+def _give_up(run: RunDirectory, error: BaseException) -> None:
+    """Record that the run can't be watched over, and end what is left of it."""
+    sweep(run.id)
+    message = error.message if isinstance(error, TfjobError) else f"tfjob itself failed: {error!r}"
+    failure = Failure(None, None, None, None, f"{message}; see {run.supervisor_log}")
+    record = read_record(run)
+    if not record.is_over:
+        write_record(
+            run,
+            replace(
+                record, state="Failed", failure=failure, exit_code=int(ExitCode.RUN_FAILED), ended=iso(time.time())
+            ),
+        )
 
 
 def _receive() -> RunDirectory | None:
@@ -73,8 +131,7 @@ def _receive() -> RunDirectory | None:
 
 
 def _ask_to_cancel(run: RunDirectory, number: int, _frame: object) -> None:
-    reason = f"the supervisor was told to stop by {signal.Signals(number).name}"
-    run.cancel_request.write_text(f"{reason}\n", encoding="utf-8")
+    request_cancel(run, f"the supervisor was told to stop by {signal.Signals(number).name}")
 
 
 if __name__ == "__main__":

@@ -22,8 +22,14 @@ class Verdict:
     message: str = ""
 
 
-def judge(plan: Plan, statuses: Iterable[TaskStatus], rendezvous_waited_s: float | None) -> Verdict | None:
-    """The verdict on a running plan, or None while it may still go well.
+SETTLE_S = 2.0
+"""How long the failure of a task that does not end the run is doubted: a worker may fail because its chief has finished."""
+
+
+def judge(
+    plan: Plan, statuses: Iterable[TaskStatus], rendezvous_waited_s: float | None, now: float = float("inf")
+) -> Verdict | None:
+    """The verdict on a running plan at the time `now` (seconds since the epoch), or None while it may still go well.
 
     `rendezvous_waited_s` is how long some task has been waiting for peers (None if none is): past
     `limits.rendezvous_timeout_s` the first task that has not come is the one that failed.
@@ -34,11 +40,14 @@ def judge(plan: Plan, statuses: Iterable[TaskStatus], rendezvous_waited_s: float
         for task in plan.all_tasks
         if (status := by_task[task.name]).state == "ended" and _counts_as_failure(task, status)
     ]
+    deciding = {task.name for task in plan.all_tasks if task.ends_run}
+    if all(by_task[name].state == "ended" for name in deciding) and not any(s.task in deciding for s in failed):
+        return Verdict("completed")
     if failed:
         first = min(failed, key=lambda status: status.time or float("inf"))
-        return Verdict("failed", first, describe_end(first))
-    if all(by_task[task.name].state == "ended" for task in plan.all_tasks if task.ends_run):
-        return Verdict("completed")
+        if first.task in deciding or now - (first.time or 0) > SETTLE_S or any(s.task in deciding for s in failed):
+            return Verdict("failed", first, describe_end(first))
+        return None
     if rendezvous_waited_s is not None and rendezvous_waited_s > plan.limits.rendezvous_timeout_s:
         missing = absent(plan, by_task.values())
         if missing:
@@ -76,9 +85,8 @@ def describe_end(status: TaskStatus) -> str:
 
 
 def _counts_as_failure(task: TaskPlan, status: TaskStatus) -> bool:
-    if status.stopped:
-        return not task.launched  # a launched task is ended by its launcher when another has failed: not the first
-    return status.exit_code != 0
+    # A launched task is ended by its launcher when another has failed: it is not the first.
+    return status.failed or (status.stopped and not task.launched)
 
 
 def _absence(plan: Plan, number: int) -> str:

@@ -4,10 +4,12 @@ from __future__ import annotations
 
 import os
 import shutil
+import stat
 from collections.abc import Iterator
-from pathlib import Path
+from contextlib import suppress
+from pathlib import Path, PurePosixPath
 
-from tfjob.datasets.files import digest_now, place
+from tfjob.datasets.files import change_since, place
 from tfjob.errors import PreparationError
 from tfjob.planning.plan import Plan
 from tfjob.rundir import RunDirectory
@@ -23,8 +25,9 @@ OUTPUT_LIMIT = 1000
 def make_work(plan: Plan, run: RunDirectory, snapshots: Path) -> None:
     """Give every task a working copy of the code with ./outputs, ./logs and what else is kept in it, and place the datasets.
 
-    Can be done again after it was interrupted. Raises PreparationError when a dataset has gone.
+    Can be done again after it was interrupted. Raises PreparationError when a dataset has gone, or a directory to keep can't be one.
     """
+    keep = _to_keep(plan, snapshots)
     for directory in (run.outputs, run.user_logs, *(run.outputs / name for name in plan.named_outputs)):
         directory.mkdir(parents=True, exist_ok=True)
     for task in plan.tasks:
@@ -34,7 +37,7 @@ def make_work(plan: Plan, run: RunDirectory, snapshots: Path) -> None:
         else:
             work.mkdir(parents=True, exist_ok=True)
         _link(work / "logs", run.user_logs)
-        for kept in dict.fromkeys(("outputs", *plan.keep)):
+        for kept in keep:
             target = run.outputs if kept == "outputs" else run.outputs / kept
             _link(work / kept, target)
     if plan.launcher:
@@ -49,11 +52,13 @@ def clear_work(plan: Plan, run: RunDirectory, snapshots: Path) -> tuple[str, ...
 
     Returns those files' paths under the run directory: hours of training must not be lost to a wrong directory name.
     """
+    work = run.path / "work"
+    for directory in (run.datasets, work):
+        _open_up(directory)
     shutil.rmtree(run.datasets, ignore_errors=True)
     snapshot = snapshots / plan.code.digest if plan.code else None
     for task in plan.all_tasks:
         _clear(run.work(task.name), snapshot)
-    work = run.path / "work"
     left = tuple(sorted(file.relative_to(run.path).as_posix() for file in _files(work)))
     if not left:
         shutil.rmtree(work, ignore_errors=True)
@@ -61,8 +66,12 @@ def clear_work(plan: Plan, run: RunDirectory, snapshots: Path) -> tuple[str, ...
 
 
 def changed_datasets(plan: Plan) -> tuple[str, ...]:
-    """The mounted datasets whose files are no longer as they were: nothing but good manners keeps a process from it."""
-    return tuple(d.name for d in plan.datasets if d.mode == "mount" and digest_now(d.files) != d.digest)
+    """What has changed in mounted datasets, a sentence each: nothing but good manners keeps a process from writing there."""
+    return tuple(
+        f"dataset {dataset.name} was changed while the run went on: {change}"
+        for dataset in plan.datasets
+        if dataset.mode == "mount" and (change := change_since(dataset.digest, dataset.files))
+    )
 
 
 def list_outputs(run: RunDirectory) -> tuple[tuple[Output, ...], int, int]:
@@ -72,11 +81,32 @@ def list_outputs(run: RunDirectory) -> tuple[tuple[Output, ...], int, int]:
     return tuple(Output(*one) for one in found[:OUTPUT_LIMIT]), len(found), sum(size for _, size in found)
 
 
+def _to_keep(plan: Plan, snapshots: Path) -> tuple[str, ...]:
+    """The directories that are links to places in the run's outputs: `outputs`, and those to keep that are not inside another."""
+    named = {path: None for path in map(PurePosixPath, ("outputs", *plan.keep))}
+    keep = [path for path in named if not any(parent in named for parent in path.parents)]
+    snapshot = snapshots / plan.code.digest if plan.code else None
+    for path in keep:
+        if path.parts[0] == "logs":
+            raise PreparationError(
+                f"outputs.keep names {path}, and ./logs is kept already, as the run's logs/user",
+                "Remove it from outputs.keep.",
+            )
+        for part in (path, *path.parents) if snapshot else ():
+            at = snapshot / part
+            if os.path.lexists(at) and (not at.is_dir() or (part == path and at.is_symlink())):
+                raise PreparationError(
+                    f"outputs.keep names {path}, and the code has {part}, which is no directory",
+                    "Name another directory in outputs.keep, and write there.",
+                )
+    return tuple(map(str, keep))
+
+
 def _place_datasets(plan: Plan, run: RunDirectory) -> None:
     for dataset in plan.datasets:
-        if digest_now(dataset.files) != dataset.digest:
+        if change := change_since(dataset.digest, dataset.files):
             raise PreparationError(
-                f"files of dataset {dataset.name} have changed since the job was planned", "Submit the job again."
+                f"dataset {dataset.name} has changed since the job was planned: {change}", "Submit the job again."
             )
         if dataset.mode == "download":
             for task in plan.tasks:
@@ -106,10 +136,26 @@ def _clear(work: Path, snapshot: Path | None) -> None:
     for directory, directories, names in os.walk(work, topdown=False):
         for name in (*names, *directories):
             path = Path(directory, name)
-            if path.is_symlink() or path.suffix == ".pyc" or _is_unchanged(path, work, snapshot):
-                path.unlink(missing_ok=True)
-            elif path.is_dir() and not any(path.iterdir()):
-                path.rmdir()
+            with suppress(OSError):  # it stays, and is told of; the rest goes
+                if path.is_symlink() or path.suffix == ".pyc" or _is_unchanged(path, work, snapshot):
+                    path.unlink(missing_ok=True)
+                elif path.is_dir() and not any(path.iterdir()):
+                    path.rmdir()
+
+
+def _open_up(tree: Path) -> None:
+    """Let this user look into every directory and remove what is there, whatever a script made of their modes."""
+    _allow(tree)
+    for parent, directories, _ in os.walk(tree):
+        for name in directories:  # before it is walked into
+            _allow(Path(parent, name))
+
+
+def _allow(directory: Path) -> None:
+    with suppress(OSError):
+        mode = directory.lstat().st_mode
+        if stat.S_ISDIR(mode) and mode & stat.S_IRWXU != stat.S_IRWXU:
+            directory.chmod(stat.S_IMODE(mode) | stat.S_IRWXU)
 
 
 def _is_unchanged(path: Path, work: Path, snapshot: Path | None) -> bool:
