@@ -96,6 +96,8 @@ class ProcessEngine:
 
         A launcher is told last: it would end its tasks at once, and they shall have their grace.
         """
+        self.poll(handle)  # what is lost by now was not told to end
+        handle.stopping = True
         deadline = time.monotonic() + grace_s + _STOP_MARGIN_S
         launched = [task for task in handle.plan.all_tasks if task.launched]
         others = [task for task in handle.plan.all_tasks if not task.launched]
