@@ -110,6 +110,7 @@ _RECORD = {
         "exit_code": "What `tfjob submit` and `tfjob wait` end with; null until the run is over.",
         "ended": "When it ended; null until then.",
         "outputs": "The kept files, at most 1000 of them.",
+        "takeovers": "How often a supervisor that had died was replaced.",
         "outcome": "The state it will end in; known from Finalizing on.",
         "output_count": "How many files were kept.",
         "output_bytes": "Their bytes.",

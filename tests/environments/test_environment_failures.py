@@ -36,7 +36,7 @@ def failure(made: Made, *requirements: str) -> PreparationError:
 def test_a_package_that_is_not_there(packages: Packages, made: Made) -> None:
     packages.wheel("alpha")
     error = failure(made, "alpha", "nosuch")
-    assert error.message.startswith("could not choose the environment's packages: No solution found")
+    assert error.message.startswith("the environment's packages could not be chosen.\n  No solution found")
     assert "nosuch" in error.message
     assert made.names("locks") == []
 
@@ -87,7 +87,7 @@ def test_a_file_that_is_not_the_locked_one(packages: Packages, made: Made) -> No
 
 def test_a_python_this_machine_has_not(packages: Packages, made: Made) -> None:
     packages.wheel("alpha")
-    with pytest.raises(PreparationError, match=r"==3.99.\*.*does not have it; it has: 3\."):
+    with pytest.raises(PreparationError, match=r"asks for python=3\.99; this machine has 3\.\d+"):
         made.store.prepare(Definition(python="==3.99.*"), log=made.log.append, progress=made.steps.append)
     assert made.names("prefixes") == []
 

@@ -228,7 +228,7 @@ def test_two_at_once_build_once(packages: Packages, made: Made) -> None:
     outputs = [output(process) for process in both]
     text = "".join(outputs)
     assert text.count("downloading and installing") == 1
-    assert "waiting: another tfjob" in text
+    assert "waiting for another tfjob that builds this environment" in text
     assert outputs[0].splitlines()[-1] == outputs[1].splitlines()[-1]
     assert len(made.names("prefixes")) == 1
 

@@ -111,6 +111,61 @@ def test_problems_have_its_own_places(problems_of: Problems, folder: Path, text:
     assert problems_of(JOB) == expected
 
 
+def test_requirements_files_that_are_not_there(problems_of: Problems, folder: Path) -> None:
+    (folder / "more").mkdir()
+    (folder / "environment.yml").write_text("dependencies:\n  - pip: [-r requirements.txt, '--constraint=more/a.txt']")
+    (folder / "requirement.txt").touch()
+    (folder / "more" / "a.txt").write_text("six \\\n  --hash=x\n\n-r b.txt\n-r a.txt  # itself\n-e .\n-r http://x/y\n")
+    missing = "which names no file; the name of an existing file is allowed."
+    expected = [
+        (
+            f'environment.yml:2:11: dependencies[0].pip[0]: found "-r requirements.txt", {missing} '
+            "Did you mean requirement.txt?"
+        ),
+        f'more/a.txt:4:1: found "-r b.txt", {missing} It is looked for as {folder}/more/b.txt.',
+    ]
+    found = [line if line.endswith("?") else f"{line}." for line in problems_of(JOB)]
+    assert found[:2] == expected
+    assert [line.partition(", ")[0] for line in found[2:]] == [
+        'more/a.txt:6:1: found "-e ."',
+        'more/a.txt:7:1: found "-r http://x/y"',
+    ]
+    inline = problems_of("command: x\nenvironment: {conda: {dependencies: [{pip: [-r more/b.txt, -r more/a.txt]}]}}")
+    assert inline[0].startswith(
+        'job.yml:2:45: environment.conda.dependencies[0].pip[0]: found "-r more/b.txt", which names no file'
+    )
+    assert [line.partition(": ")[0] for line in inline[1:]] == [f"more/a.txt:{number}:1" for number in (4, 6, 7)]
+
+
+def test_a_requirements_file_of_which_environments_are_made(load_job: Callable[..., JobSpec], folder: Path) -> None:
+    (folder / "a.txt").write_text("six\n-r b.txt\n")
+    (folder / "b.txt").write_text("\ufeffnumpy\n")
+    (folder / "binary.txt").write_bytes(b"\xff\xfe")
+    load_job("command: x\nenvironment: {conda: {dependencies: [{pip: [-r a.txt, -cb.txt, -r binary.txt]}]}}")
+
+
+@pytest.mark.parametrize(
+    ("text", "message"),
+    [
+        (
+            "# for training\nnumpy\ntensorflow[and-cuda]==2.16.2 ; python_version > '3.9'\n-r more.txt\n--pre\n",
+            (
+                "this looks like a requirements.txt; list it in an environment.yml as: "
+                "dependencies: [python, {pip: [-r environment.yml]}]"
+            ),
+        ),
+        ("numpy\nfoo: bar\n", None),
+        ("- numpy\n", None),
+        ("import os\n", "this looks like a Python program, not a conda file"),
+        ("PK\x03\x04", "this is a binary file, not a conda file"),
+    ],
+)
+def test_a_file_that_is_no_conda_file(problems_of: Problems, folder: Path, text: str, message: str | None) -> None:
+    (folder / "environment.yml").write_text(text)
+    found = problems_of(JOB)
+    assert (found == [f"environment.yml:1:1: {message}."]) == (message is not None)
+
+
 def test_problems_of_the_job_come_first(problems_of: Problems, folder: Path) -> None:
     (folder / "environment.yml").write_text("dependencies: []")
     assert [line.split(":")[0] for line in problems_of(JOB + "\nnmae: x")] == ["job.yml", "environment.yml"]

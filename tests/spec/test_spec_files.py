@@ -88,6 +88,26 @@ def test_one_problem(problems_of: Problems, folder: Path, text: str, expected: s
     ]
 
 
+@pytest.mark.parametrize(
+    ("text", "guess"),
+    [
+        ("code: srcs", "src"),
+        ("environment: {conda_file: enviroment.yaml}", "environment.yml"),
+        ("dataset: {a: {paths: srcc}}", "src.c"),
+    ],
+)
+def test_what_is_suggested_is_of_the_right_kind(problems_of: Problems, folder: Path, text: str, guess: str) -> None:
+    (folder / "src.c").touch()  # more like srcc than the directory
+    (folder / "srcs.py").touch()
+    (folder / "enviroment.yaml.d").mkdir()
+    (folder / "enviroments.yaml").write_text("command: x\n")
+    [found] = problems_of(f"command: x\n{text}")
+    assert found.endswith(f" Did you mean {guess}?")
+    (folder / "environment.yml").write_text("name: x\n")
+    if "conda" in text:
+        assert "Did you mean" not in problems_of(f"command: x\n{text}")[0]
+
+
 def test_files_of_a_dockerfile(folder: Path) -> None:
     root, _ = read("environment: {dockerfile: src, build_context: nowhere}", "job.yml")
     assert root is not None

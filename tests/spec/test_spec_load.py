@@ -256,7 +256,7 @@ def test_a_file_that_is_not_there(folder: Path) -> None:
     with pytest.raises(UsageError) as caught:
         load(folder / "trian.yml")
     assert caught.value.message == f"there is no file {folder}/trian.yml"
-    assert caught.value.hint == f"Job files there: {folder}/broken.yaml, {folder}/train.yml."
+    assert caught.value.hint == f"Did you mean {folder}/train.yml? Other job files there: {folder}/broken.yaml."
     with pytest.raises(UsageError, match=r"is a directory; a job file is needed$") as caught:
         load(folder)
     assert caught.value.hint == f"Job files there: {folder}/broken.yaml, {folder}/train.yml."
@@ -268,6 +268,59 @@ def test_a_file_that_is_not_there(folder: Path) -> None:
     assert caught.value.hint == ""
     with pytest.raises(UsageError, match=r"^a\x00b cannot be read: .*[^.]$"):
         load("a\0b")
+
+
+@pytest.mark.parametrize(
+    ("given", "guess"),
+    [("digts.yml", "digits.yml"), ("digits.yaml", "digits.yml"), ("digits", "digits.yml"), ("a7.yaml", "a7.yml")],
+)
+def test_the_nearest_job_file_is_named_first(
+    folder: Path, monkeypatch: pytest.MonkeyPatch, given: str, guess: str
+) -> None:
+    for name in ("digits", *(f"a{number}" for number in range(9))):
+        (folder / f"{name}.yml").write_text("command: x\n")
+    (folder / "digts.yaml").write_text("dependencies: [python]\n")  # near, and no job
+    monkeypatch.chdir(folder)
+    with pytest.raises(UsageError) as caught:
+        load(given)
+    assert caught.value.hint.startswith(f"Did you mean {guess}? Other job files there: ")
+    assert caught.value.hint.endswith("and 4 more.")
+
+
+def test_a_directory_beside_its_job_file(folder: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    (folder / "src.yml").write_text("command: x\n")
+    monkeypatch.chdir(folder)
+    with pytest.raises(UsageError, match=r"^src is a directory; a job file is needed$") as caught:
+        load("src/")
+    assert caught.value.hint == "Did you mean src.yml?"
+
+
+@pytest.mark.parametrize(
+    ("name", "data", "message"),
+    [
+        ("x.yml", b"#!/usr/bin/env python3\nprint(1)\n", "this looks like a Python program, not a job file"),
+        ("x.yml", b"#!/bin/sh\necho\n", "this looks like a program, not a job file"),
+        ("x.yml", b"# Trains\nimport os\n", "this looks like a Python program, not a job file"),
+        ("x", b"def main():\n    pass\n", "this looks like a Python program, not a job file"),
+        ("train.py", b"", "this looks like a Python program, not a job file"),
+        ("x.yml", b"\x1f\x8b\x08abc", "this is a binary file, not a job file"),
+        ("x.zip", b"PK\x03\x04abc", "this is a binary file, not a job file"),
+        ("x.py", b"\x89PNG\0\0", "this is a binary file, not a job file"),
+        ("x.yml", "command: x".encode("utf-16"), "found UTF-16 or UTF-32 (by the mark at its start); UTF-8 is allowed"),
+    ],
+)
+def test_a_file_that_is_no_job_file(folder: Path, name: str, data: bytes, message: str) -> None:
+    (folder / name).write_bytes(data)
+    with pytest.raises(InvalidFile) as caught:
+        load(folder / name)
+    assert [(problem[:4], problem.message) for problem in caught.value.problems] == [
+        ((str(folder / name), 1, 1, ""), message)
+    ]
+
+
+def test_a_job_file_may_look_like_something_else(folder: Path) -> None:
+    (folder / "job.py").write_text("#!/usr/bin/env python\ncommand: x\n")
+    assert load(folder / "job.py").command == "x"
 
 
 def test_a_file_that_is_no_text(folder: Path) -> None:

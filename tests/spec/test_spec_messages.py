@@ -129,6 +129,10 @@ def lines(text: str) -> list[str]:
             'f:1:23: compute.node_count: found text "2"; a whole number of at least 1 is allowed. Remove the quotes.',
         ),
         (
+            "limits: {timeout_s: 10m}",
+            'f:1:21: limits.timeout_s: found text "10m"; a number above 0 is allowed. In seconds: 600.',
+        ),
+        (
             "compute: {node_count: 1.5}",
             "f:1:23: compute.node_count: found the number 1.5; a whole number of at least 1 is allowed.",
         ),
@@ -232,13 +236,13 @@ def test_one_problem(text: str, expected: str) -> None:
         ("distribution.workers distribution.num_workers", "Did you mean worker_count?"),
         ("ps num_ps", "Did you mean distribution.parameter_server_count?"),
         ("distribution.ps distribution.parameter_servers", "Did you mean parameter_server_count?"),
-        ("distribution.strategy distribution.framework", "Did you mean type?"),
+        ("distribution.strategy distribution.backend", "Did you mean type?"),
         ("pip", "It belongs under environment.conda.dependencies."),
         ("requirements", "Did you mean environment.conda.dependencies.pip?"),
         ("dependencies environment.dependencies", "It belongs under environment.conda."),
         ("entry_script entrypoint", "Did you mean script?"),
         ("source_directory src", "Did you mean code?"),
-        ("volumes steps", ""),
+        ("volumes steps framework", ""),
         ("dataset.digits.path dataset.digits.file", "Did you mean paths?"),
         ("max_retries", "Did you mean retries.max?"),
         ("compute.resources", ""),  # what it stands for is where it is
@@ -274,6 +278,26 @@ def test_every_other_name_leads_to_the_key_where_the_key_belongs(where: tuple[st
     hints = [problem.hint for problem in check(tree, schema())[0] if "unknown" in problem.message]
     assert len(hints) == 1
     assert key in hints[0].removesuffix("?").split()
+
+
+@pytest.mark.parametrize(
+    ("written", "seconds"),
+    [
+        *(
+            ("10m", "600"),
+            ("1h", "3600"),
+            ("90s", "90"),
+            ("1.5 Hours", "5400"),
+            ("1h 30min", "5400"),
+            ("2 days", "172800"),
+        ),
+        *(("soon", ""), ("10ms", ""), ("m", ""), ("10", "")),
+    ],
+)
+def test_a_time_is_told_in_seconds(written: str, seconds: str) -> None:
+    hints = [line.partition(" is allowed.")[2] for line in lines(f"limits: {{grace_period_s: '{written}'}}")]
+    assert (hints == [f" In seconds: {seconds}."]) == bool(seconds)
+    assert not lines(f"compute: {{node_count: '{written}'}}")[0].endswith(f"In seconds: {seconds}.")
 
 
 def test_a_key_that_the_schema_knows_is_no_trap() -> None:

@@ -89,14 +89,37 @@ def test_an_alias_is_not_changed_through_another() -> None:
     ("override", "expected"),
     [
         (
-            "",
+            "=1",
             '1:1: found no key here; KEY.KEY[INDEX]=VALUE is allowed, keys with other characters in double quotes ("a.b").',
         ),
         (
-            "name",
+            "name[0]x=1",
             (
-                "1:5: name: found text that is no key after the one before; KEY.KEY[INDEX]=VALUE is allowed, "
+                "1:8: name[0]: found text that is no key after the one before; KEY.KEY[INDEX]=VALUE is allowed, "
                 'keys with other characters in double quotes ("a.b").'
+            ),
+        ),
+        ("", "1:1: found no =; KEY=VALUE is allowed, such as compute.node_count=2."),
+        ("foo", "1:4: foo: found no =; KEY=VALUE is allowed, such as compute.node_count=2."),
+        ("name b", "1:5: name: found no =; KEY=VALUE is allowed, such as compute.node_count=2."),
+        ("arguments[3]", "1:13: arguments[3]: found no =; KEY=VALUE is allowed, such as compute.node_count=2."),
+        (
+            "compute.gpus_per_node",
+            "1:22: compute.gpus_per_node: found no =; KEY=VALUE is allowed, such as compute.node_count=2.",
+        ),
+        ("arguments[-1]=0.1", "1:10: arguments: found the index -1; a whole number from 0 is allowed."),
+        (
+            "argumnts[3]=1",
+            (
+                "1:9: argumnts: found nothing where [3] should be an item; an index of a list is allowed. "
+                "Did you mean arguments?"
+            ),
+        ),
+        (
+            "outputs.kep[0]=x",
+            (
+                "1:12: outputs.kep: found nothing where [0] should be an item; an index of a list is allowed. "
+                "Did you mean outputs.keep?"
             ),
         ),
         (
@@ -109,10 +132,7 @@ def test_an_alias_is_not_changed_through_another() -> None:
         ),
         (
             "arguments[x]=1",
-            (
-                "1:10: arguments: found text that is no key after the one before; KEY.KEY[INDEX]=VALUE is allowed, "
-                'keys with other characters in double quotes ("a.b").'
-            ),
+            "1:10: arguments: found the index x; a whole number from 0 is allowed.",
         ),
         (
             r'"\q"=1',
@@ -186,6 +206,35 @@ def test_what_cannot_be_set(override: str, expected: str) -> None:
     root, problems = apply(tree(), [override])
     assert [str(problem) for problem in problems] == [f"--set {override}:{expected}"]
     assert plain(root) == plain(tree())
+
+
+@pytest.mark.parametrize(
+    ("override", "hint"),
+    [
+        ("learning_rate=3", "Arguments of the script are set by index: arguments[1]=3."),
+        ("--learning-rate=3", "Arguments of the script are set by index: arguments[1]=3."),
+        ("Learning-Rate=[1]", "Arguments of the script are set by index: arguments[1]=[1]."),
+        ("epochs=3", "Arguments of the script are set by index: arguments[2]=--epochs=3."),
+        ("fast=true", "Arguments of the script are set by index; --fast is arguments[3]."),
+        ("verbose=true", "Arguments of the script are set by index; -verbose is arguments[6]."),
+        ("shift=1", "Arguments of the script are set by index: arguments[5]=1."),
+        ("--other=3", "Arguments of the script are set by index: arguments[N]=VALUE."),
+        ("depth=3", "Parameters are set by name: parameters.depth=3."),
+    ],
+)
+def test_options_of_the_script_and_parameters_have_their_own_keys(override: str, hint: str) -> None:
+    root = tree("parameters: {depth: 2}\narguments: [--learning-rate, 0.1, --epochs=2, --fast, --shift, -1, -verbose]")
+    found, problems = apply(root, [override])
+    assert found == root
+    key = override.partition("=")[0]
+    message = f'found the unknown key "{key}"; see `tfjob schema` for the allowed ones'
+    assert [(problem.message, problem.hint) for problem in problems] == [(message, hint)]
+
+
+def test_other_unknown_keys_are_left_to_the_schema() -> None:
+    root = tree("arguments: [--name, x]")
+    assert [apply(root, [f"{key}=3"])[1] for key in ("nmae", "name", "other", "tags.name")] == [[], [], [], []]
+    assert apply(tree("command: x"), ["--other=3"])[1] == []
 
 
 def test_depth_is_bounded() -> None:

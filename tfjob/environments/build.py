@@ -64,10 +64,9 @@ def build(
     Raises PreparationError when a package cannot be had or is not the locked one, OSError when the disk is full.
     """
     stage, interpreter, packages = work / "prefix", recipe.interpreter, recipe.lock.packages
-    purpose = "install the environment's packages"
 
     def call(*arguments: str | Path) -> None:
-        uv(arguments, cwd=work, log=log, holds=holds, purpose=purpose, lock=recipe.lock.path)
+        uv(arguments, cwd=work, log=log, holds=holds, done="installed", lock=recipe.lock.path)
 
     # Relocatable: scripts find the Python beside them, so the prefix works where it is built and where it ends up.
     call("venv", "--quiet", "--relocatable", "--python", interpreter.path, stage)
@@ -119,7 +118,7 @@ def _compile(
             left = bytecode.link(stage, left, path, interpreter.cache_tag)
     if not left:
         return
-    progress(f"compiling {len(left)} of {count} files")
+    progress(f"compiling {len(left)} of {count} file{'s' * (count != 1)}")
     left.sort(key=lambda source: source.size_bytes, reverse=True)
     processes = 1 if len(left) < _FEW_FILES else len(os.sched_getaffinity(0))
     lines: list[str] = []
@@ -134,7 +133,7 @@ def _compile(
     environment = uv.settings.environment
     if run(command, environment=environment, cwd=stage, on_line=take, holds=holds, stdin=listed):
         raise PreparationError(
-            f"could not compile the environment's packages: {lines[-1] if lines else 'the compiler was ended'}",
+            f"the environment's packages could not be compiled: {lines[-1] if lines else 'the compiler was ended'}",
             "Free space on that disk and submit again; nothing half-made was left behind.",
         )
 

@@ -101,7 +101,7 @@ class _Reading:
         if problems:
             listed = "".join(f"\n  - {problem}" for problem in problems)
             raise PreparationError(
-                f"the environment of {where} cannot be made:{listed}",
+                f"the environment of {where} cannot be made.{listed}",
                 "An environment is `python` (with a version), `pip`, and a list of packages under `pip:`.",
             )
         return Definition(

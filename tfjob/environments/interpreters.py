@@ -71,17 +71,23 @@ def choose(specifier: str | None, interpreters: Iterable[Interpreter]) -> Interp
         fitting.sort(key=lambda one: one.version[:2] != sys.version_info[:2])
     if fitting:
         return fitting[0]
-    has = ", ".join(f"{one.version_text} ({one.path})" for one in newest_first) or "none that starts"
-    wanted = re.search(r"\d+\.\d+", specifier or "")
+    asked = specifier or ""
+    numbers = 3 if re.search(r"\d\.\d+\.\d", asked) else 2  # a patch version matters only to who asks for one
+    there = sorted({one.version[:numbers] for one in newest_first})
+    has = ", ".join(".".join(map(str, version)) for version in there) or "no Python that tfjob can use"
+    wanted = re.search(r"\d+\.\d+", asked)
     minor = wanted[0] if wanted else "3.11"
-    message = f"the environment asks for Python {specifier or '3'}, and this machine does not have it; it has: {has}"
-    if any(f"{one.version[0]}.{one.version[1]}" == minor for one in newest_first):
-        raise PreparationError(message, f"Write `python={minor}`, with one `=`, to take any {minor} there is.")
-    raise PreparationError(
-        message,
-        f"Install it (`apt install python{minor}` where your distribution has it, `uv python install {minor}`, or "
-        "pyenv), or ask for one that is here.",
-    )
+    hint = f"Ask for one of these, or install it: `uv python install {minor}`."
+    if not there:
+        hint = f"Install it: `uv python install {minor}`."
+    elif any(f"{one.version[0]}.{one.version[1]}" == minor for one in newest_first):
+        hint = f"Write `python={minor}`, with one `=`, to take any {minor} there is."
+    raise PreparationError(f"the environment asks for python{_as_conda(asked)}; this machine has {has}", hint)
+
+
+def _as_conda(specifier: str) -> str:
+    """Return a PEP 440 specifier as people write it in a conda file: ``==3.11.*`` is ``=3.11`` there."""
+    return re.sub(r"==(\d+(?:\.\d+)*)\.\*", r"=\1", specifier)
 
 
 def matches(version: tuple[int, int, int], specifier: str) -> bool:

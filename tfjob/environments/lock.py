@@ -97,7 +97,7 @@ def solve(
         command += ["--generate-hashes", "--no-header", *uv.settings.arguments]
         command += ["--constraints", constraints.name] if limits else []
         command += ["--prerelease=allow"] if "--pre" in definition.requirements else []
-        uv(command, cwd=work, log=log, holds=holds, purpose="choose the environment's packages", lock=into)
+        uv(command, cwd=work, log=log, holds=holds, done="chosen", lock=into)
         text = solved.read_text(encoding="utf-8")
     header = [f"Locked by tfjob for Python {interpreter.version_text} on {platform_name()}, from:"]
     header += [f"  {line}" for line in requirements or ["(no packages)"]]

@@ -47,7 +47,7 @@ def prepare(
     except OSError as error:
         full = error.errno in {errno.ENOSPC, errno.EDQUOT}
         raise PreparationError(
-            f"could not make the environment in {store.root}: {error.strerror or error}",
+            f"the environment could not be made in {store.root}: {error.strerror or error}",
             "Free space on that disk and submit again; nothing half-made was left behind."
             if full
             else "The store must be on a disk that you can write to: set `store:` in config.yml, or TFJOB_STORE.",
@@ -74,7 +74,7 @@ class _Preparation:
         settings = uv_settings(os.environ, configuration_files(os.environ))
         uv = Uv(find_uv(), self.store.root / "uv", settings)
         into = self.store.lock(self.definition, interpreter.version_text)
-        with self._holding(self.definition.digest()[:32], "its packages are chosen") as (work, holds):
+        with self._holding(self.definition.digest()[:32]) as (work, holds):
             lock = Lock.read(into)
             if lock is None:
                 for note in settings.notes:
@@ -84,7 +84,7 @@ class _Preparation:
         key = lock.key(interpreter, BUILDER)
         final = self.store.prefix(key)
         if (prefix := read_prefix(final, lock.path)) is None:
-            with self._holding(key, "it is built") as (work, holds):
+            with self._holding(key) as (work, holds):
                 if (prefix := read_prefix(final, lock.path)) is None:
                     recipe = Recipe(key, self.definition, lock, interpreter, final, self._earlier(key))
                     stage = build(recipe, work, uv=uv, log=self.log, progress=self.progress, holds=holds)
@@ -103,7 +103,7 @@ class _Preparation:
         return dict(sorted(found.items(), key=lambda one: str(one[1].get("created")), reverse=True))
 
     @contextlib.contextmanager
-    def _holding(self, name: str, what: str) -> Iterator[tuple[Path, int]]:
+    def _holding(self, name: str) -> Iterator[tuple[Path, int]]:
         """Hold the lock `name` of `building` and give an empty folder to work in, removed at the end.
 
         Waits for whoever has the lock, and says so. The folder's name starts with the lock's, by which `_sweep` knows
@@ -120,7 +120,7 @@ class _Preparation:
                 os.close(holds)
                 continue
             if not waits:
-                self.progress(f"waiting: another tfjob is at this environment, {what} there")
+                self.progress("waiting for another tfjob that builds this environment")
                 waits = True
             time.sleep(_POLL_S)
         try:

@@ -64,12 +64,12 @@ class Uv:
         cwd: Path,
         log: Callable[[str], None],
         holds: int,
-        purpose: str,
+        done: str,
         lock: Path,
     ) -> None:
         """Run uv; its output goes to `log` as it comes.
 
-        `purpose` completes "could not …"; `lock` is the file a hint may name; `holds` a lock's descriptor.
+        `done` completes "the environment's packages could not be …"; `lock` is the file a hint may name; `holds` a lock's descriptor.
         Raises PreparationError with uv's own explanation when it fails.
         """
         lines: list[str] = []
@@ -86,7 +86,8 @@ class Uv:
             ended = (
                 f"uv was ended by signal {-code}" if code < 0 else f"uv ended with exit code {code} and said nothing"
             )
-            raise PreparationError(f"could not {purpose}: {message or ended}", hint.format(lock=lock))
+            first = f"the environment's packages could not be {done}."
+            raise PreparationError(f"{first}\n  {message or ended}", hint.format(lock=lock))
 
 
 def find_uv() -> str:

@@ -2,11 +2,14 @@
 
 from __future__ import annotations
 
+import os
 from typing import TYPE_CHECKING, Any
 
+from tfjob.spec import requirements
 from tfjob.spec import schema as schemas
 from tfjob.spec import text as texts
 from tfjob.spec.messages import check
+from tfjob.spec.mistaken import mistaken_for_conda
 from tfjob.spec.packages import conda_package, pip_line
 from tfjob.spec.tree import ListNode, MapNode, Node, Place, ScalarNode, Where, find, key_place, plain
 from tfjob.spec.unsupported import UNSUPPORTED
@@ -42,6 +45,8 @@ def read(path: Path, *, shown: str) -> tuple[dict[str, Any], list[Problem]]:
     except OSError as error:
         message = f"cannot be read: {error.strerror or error}; a readable file is allowed"
         return {}, [Place(shown, 1, 1).problem((), message)]
+    if problem := mistaken_for_conda(data, shown):
+        return {}, [problem]
     text, problems = texts.decode(data, shown)
     if problems:
         return {}, problems
@@ -49,16 +54,19 @@ def read(path: Path, *, shown: str) -> tuple[dict[str, Any], list[Problem]]:
     if root is None:
         return {}, problems
     objections, sound = check(root, schemas.environment_schema())
-    problems += [*objections, *rules(sound)]
+    problems += [*objections, *rules(sound, (), path.parent, os.path.dirname(shown))]
     return ({}, problems) if problems else (content(sound), [])
 
 
-def rules(root: Node, where: Where = ()) -> list[Problem]:
-    """Return what the schema does not say of the specification at `where`: pip stands in it once, and what works."""
-    return [*_packages(root, (*where, "dependencies")), *_variables(root, (*where, "variables"))]
+def rules(root: Node, where: Where, folder: Path, shown_dir: str) -> list[Problem]:
+    """Return what the schema does not say of the specification at `where`: pip stands in it once, and what works.
+
+    The files it names are relative to `folder`, which problems call `shown_dir`.
+    """
+    return [*_packages(root, (*where, "dependencies"), folder, shown_dir), *_variables(root, (*where, "variables"))]
 
 
-def _packages(root: Node, where: Where) -> Iterator[Problem]:
+def _packages(root: Node, where: Where, folder: Path, shown_dir: str) -> Iterator[Problem]:
     dependencies = find(root, where)
     is_second = False
     for index, item in enumerate(dependencies.items if isinstance(dependencies, ListNode) else ()):
@@ -69,7 +77,10 @@ def _packages(root: Node, where: Where) -> Iterator[Problem]:
             is_second = True
             lines = item.entries.get("pip")
             for number, line in enumerate(lines.items if isinstance(lines, ListNode) else ()):
-                yield from _objection(line, (*where, index, "pip", number), pip_line)
+                line_where = (*where, index, "pip", number)
+                yield from _objection(line, line_where, pip_line)
+                if isinstance(line, ScalarNode) and not line.bad and isinstance(line.value, str):
+                    yield from requirements.check(line.value, folder, shown_dir, line.place, line_where)
         else:
             yield from _objection(item, (*where, index), conda_package)
 

@@ -7,6 +7,7 @@ through os.path, which answers no where pathlib raises (a name too long, a direc
 from __future__ import annotations
 
 import os
+import re
 from pathlib import Path
 from typing import TYPE_CHECKING
 
@@ -17,13 +18,14 @@ from tfjob.spec.unsupported import ADDRESS
 from tfjob.spec.view import View
 
 if TYPE_CHECKING:
-    from collections.abc import Iterator
+    from collections.abc import Callable, Iterator
 
     from tfjob.errors import Problem
     from tfjob.spec.tree import Node
 
-__all__ = ["absolute", "absolute_pattern", "check"]
+__all__ = ["absolute", "absolute_pattern", "check", "holds_line"]
 
+_DEPENDENCIES = re.compile(rb"(?m)^dependencies[ \t]*:")
 _MAX_NAMES = 1000  # of one directory, to look for a name like the one that is missing
 
 
@@ -62,7 +64,7 @@ def _code(view: View, base_dir: Path) -> Iterator[Problem]:
         return
     directory = absolute(base_dir, code)
     if not os.path.isdir(directory):
-        yield _missing(view, ("code",), directory, "directory")
+        yield _missing(view, ("code",), directory, "directory", os.path.isdir)
     elif script is not None and not leaves(script) and not os.path.isfile(directory / script):
         message = f"found {quoted(script)}, which is not in {quoted(code)}; a file of the code directory is allowed"
         guess = _nearest_file(directory, script)
@@ -102,26 +104,46 @@ def _data(view: View, base_dir: Path) -> Iterator[Problem]:
                     message = f"found {quoted(path.text)}, which matches nothing; a glob that matches files is allowed"
                     yield path.place.problem(where, message, f"It is looked for as {_shown(pattern)}")
                 else:
-                    yield _missing(view, where, absolute(base_dir, path.text), "file or directory")
+                    yield _missing(view, where, absolute(base_dir, path.text), "file or directory", os.path.lexists)
 
 
 def _environment(view: View, base_dir: Path) -> Iterator[Problem]:
-    for key, exists, what in (
-        ("conda_file", os.path.isfile, "file"),
-        ("dockerfile", os.path.isfile, "file"),
-        ("build_context", os.path.isdir, "directory"),
+    for key, exists, what, suits in (
+        ("conda_file", os.path.isfile, "file", _is_conda_file),
+        ("dockerfile", os.path.isfile, "file", os.path.isfile),
+        ("build_context", os.path.isdir, "directory", os.path.isdir),
     ):
         text = view.text("environment", key) if isinstance(view.node("environment"), MapNode) else None
         if text is not None and not exists(path := absolute(base_dir, text)):
-            yield _missing(view, ("environment", key), path, what)
+            yield _missing(view, ("environment", key), path, what, suits)
 
 
-def _missing(view: View, where: Where, path: Path, what: str) -> Problem:
-    """Return the problem that `path` does not exist, or is no file or directory, as `what` says."""
+def _is_conda_file(path: Path) -> bool:
+    return holds_line(path, _DEPENDENCIES)
+
+
+def holds_line(path: Path, line: re.Pattern[bytes]) -> bool:
+    """Whether `path` is a file whose first 64 KiB hold `line`; one that cannot be read does not."""
+    try:
+        if not os.path.isfile(path):
+            return False
+        with path.open("rb") as file:
+            return line.search(file.read(1 << 16)) is not None
+    except (OSError, ValueError):
+        return False
+
+
+def _missing(view: View, where: Where, path: Path, what: str, suits: Callable[[Path], bool]) -> Problem:
+    """Return the problem that `path` does not exist, or is no file or directory, as `what` says.
+
+    Only what `suits` is suggested in its place.
+    """
     found = f"is no {what}" if os.path.lexists(path) else "does not exist"
     text = view.node(*where)
     written = quoted(getattr(text, "text", ""))
-    guess = nearest(path.name, _names(path.parent)) if found == "does not exist" else None
+    guess = None
+    if found == "does not exist":
+        guess = nearest(path.name, _names(path.parent), lambda name: suits(path.parent / name))
     hint = f"Did you mean {guess}?" if guess else f"It is looked for as {_shown(str(path))}"
     return view.problem_at_value(where, f"found {written}, which {found}; an existing {what} is allowed", hint)
 

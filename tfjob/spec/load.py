@@ -20,6 +20,8 @@ from tfjob.spec import conda, files, messages, rules, schema, substitution
 from tfjob.spec import overrides as changes
 from tfjob.spec import text as texts
 from tfjob.spec.build import build
+from tfjob.spec.mistaken import mistaken_for_job
+from tfjob.spec.nearest import nearest
 from tfjob.spec.view import View
 
 if TYPE_CHECKING:
@@ -31,6 +33,7 @@ if TYPE_CHECKING:
 
 __all__ = ["load", "load_text"]
 
+_SUFFIXES = (".yml", ".yaml")
 _MAX_LISTED = 5
 _MAX_LOOKED_AT = 200
 _LOOKS_LIKE_A_JOB = re.compile(rb"(?m)^(?:script|command)[ \t]*:")
@@ -43,7 +46,10 @@ def load(path: Path | str, *, overrides: Sequence[str] = (), environ: Mapping[st
     problem of the file, and UsageError where there is no file to read.
     """
     path = Path(path)
-    text, problems = texts.decode(_bytes(path), str(path))
+    data = _bytes(path)
+    if problem := mistaken_for_job(data, str(path)):
+        raise InvalidFile([problem])
+    text, problems = texts.decode(data, str(path))
     if problems:
         raise InvalidFile(problems)
     file = Path(os.path.abspath(path))
@@ -88,7 +94,7 @@ def _conda(root: Node, base_dir: Path, shown_dir: str) -> tuple[dict[str, Any] |
     named = view.text("environment", "conda_file") if view.entries("environment") else None
     if named is not None and os.path.isfile(path := files.absolute(base_dir, named)):
         return conda.read(path, shown=os.path.join(shown_dir, named))
-    return None, conda.rules(root, ("environment", "conda"))
+    return None, conda.rules(root, ("environment", "conda"), base_dir, shown_dir)
 
 
 def _in_order(problems: list[Problem], known: list[str]) -> list[Problem]:
@@ -104,27 +110,41 @@ def _bytes(path: Path) -> bytes:
         with path.open("rb") as file:
             return file.read(texts.MAX_BYTES + 1)
     except IsADirectoryError:
-        raise UsageError(f"{path} is a directory; a job file is needed", _jobs_in(path)) from None
+        raise UsageError(f"{path} is a directory; a job file is needed", _jobs_in(path, _jobs_named(path))) from None
     except (FileNotFoundError, NotADirectoryError):
-        raise UsageError(f"there is no file {path}", _jobs_in(path.parent)) from None
+        raise UsageError(f"there is no file {path}", _jobs_in(path.parent, _jobs_named(path), path.name)) from None
     except (OSError, ValueError) as error:
         reason = getattr(error, "strerror", None) or error
         raise UsageError(f"{path} cannot be read: {reason}", "A job file that can be read is needed.") from None
 
 
-def _jobs_in(directory: Path) -> str:
-    """Return a hint that lists the files of `directory` that look like jobs."""
+def _jobs_named(path: Path) -> list[Path]:
+    """Return the job files that have the name of `path`, but another ending or none that `path` has."""
+    if not path.name:
+        return []
+    named = dict.fromkeys(path.with_name(name + suffix) for name in (path.name, path.stem) for suffix in _SUFFIXES)
+    return [one for one in named if _looks_like_a_job(one)]
+
+
+def _jobs_in(directory: Path, meant: list[Path], name: str = "") -> str:
+    """Return a hint: the file `meant`, else the one like `name`, and the other files of `directory` that are jobs."""
     try:
-        found = sorted(path for path in directory.iterdir() if path.suffix in {".yml", ".yaml"})[:_MAX_LOOKED_AT]
-        jobs = [path for path in found if path.is_file() and _looks_like_a_job(path)]
+        paths = sorted(path for path in directory.iterdir() if path.suffix in _SUFFIXES)
     except OSError:
         return ""
+    if not meant and (
+        guess := nearest(name, [one.name for one in paths], lambda one: _looks_like_a_job(directory / one))
+    ):
+        meant = [directory / guess]
+    jobs = [path for path in paths[:_MAX_LOOKED_AT] if path not in meant[:1] and _looks_like_a_job(path)]
+    more = f" and {len(jobs) - _MAX_LISTED} more" if len(jobs) > _MAX_LISTED else ""
+    listed = f"{', '.join(map(str, jobs[:_MAX_LISTED]))}{more}."
+    if meant:
+        return f"Did you mean {meant[0]}?{f' Other job files there: {listed}' if jobs else ''}"
     if not jobs:
         return "There is no job file there either; one has a line script: … or command: …"
-    more = f" and {len(jobs) - _MAX_LISTED} more" if len(jobs) > _MAX_LISTED else ""
-    return f"Job files there: {', '.join(map(str, jobs[:_MAX_LISTED]))}{more}."
+    return f"Job files there: {listed}"
 
 
 def _looks_like_a_job(path: Path) -> bool:
-    with path.open("rb") as file:
-        return _LOOKS_LIKE_A_JOB.search(file.read(1 << 16)) is not None
+    return files.holds_line(path, _LOOKS_LIKE_A_JOB)

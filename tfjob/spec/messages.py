@@ -40,6 +40,12 @@ Homes = Mapping[str, tuple[tuple[str, str], ...]]
 
 _MANY_KEYS = 12  # more are listed only where no hint can be given
 
+_UNITS = {"d": 86400, "h": 3600, "m": 60, "s": 1}
+_DURATION_PART = re.compile(
+    r"(\d{1,9}(?:\.\d{1,9})?)\s*(?:(d)(?:ays?)?|(h)(?:(?:ou)?rs?)?|(m)(?:in(?:ute)?s?)?|(s)(?:ec(?:ond)?s?)?)\s*"
+)
+_DURATION = re.compile(f"(?:{_DURATION_PART.pattern})+")
+
 _KINDS = {
     "string": "text",
     "integer": "a whole number",
@@ -146,11 +152,22 @@ def _scalar_hint(said: dict[str, Any], node: ScalarNode, where: Where) -> str:
         if where and isinstance(where[-1], int):
             return 'Give it a value, remove it, or write "null" for the text.'
         return "Give it a value, or remove the key."
+    if where and str(where[-1]).endswith("_s") and (seconds := _seconds(node.text)):
+        return f"In seconds: {seconds}."
     if isinstance(node.value, str) and not node.plain and _fits(resolve(node.value)[0], said):
         return "Remove the quotes."
     if not isinstance(node.value, str) and "string" in schemas.types(said):
         return f'Put it in quotes: "{node.text}".'
     return "Put it in brackets: [ ]." if "array" in schemas.types(said) else ""
+
+
+def _seconds(text: str) -> str:
+    """Return the time `text` (``10m``, ``1h 30min``) in seconds; empty where it is none."""
+    if not _DURATION.fullmatch(text.lower()):
+        return ""
+    return (
+        f"{sum(float(number) * _UNITS[''.join(units)] for number, *units in _DURATION_PART.findall(text.lower())):.10g}"
+    )
 
 
 def _fits(value: object, said: dict[str, Any]) -> bool:

@@ -5,15 +5,17 @@ from __future__ import annotations
 from typing import TYPE_CHECKING
 
 if TYPE_CHECKING:
-    from collections.abc import Iterable
+    from collections.abc import Callable, Iterable
 
 __all__ = ["nearest"]
 
 _MAX_LENGTH = 80  # longer words are no slips of the finger, and comparing them takes long
 
 
-def nearest(word: str, known: Iterable[str]) -> str | None:
+def nearest(word: str, known: Iterable[str], fits: Callable[[str], bool] | None = None) -> str | None:
     """Return the one of `known` that is most like `word`, or None if none is much like it.
+
+    With `fits`, the one that also fits: it is asked from the most like to the least.
 
     >>> nearest("node_cuont", ["node_count", "node_type"])
     'node_count'
@@ -23,5 +25,6 @@ def nearest(word: str, known: Iterable[str]) -> str | None:
     if len(word) > _MAX_LENGTH:
         return None
     by_lowercase = {candidate.lower(): candidate for candidate in known}
-    found = difflib.get_close_matches(word.lower(), by_lowercase, n=1, cutoff=0.65)
-    return by_lowercase[found[0]] if found else None
+    count = len(by_lowercase) if fits and by_lowercase else 1
+    found = difflib.get_close_matches(word.lower(), by_lowercase, n=count, cutoff=0.65)
+    return next((by_lowercase[one] for one in found if fits is None or fits(by_lowercase[one])), None)

@@ -12,7 +12,7 @@ from typing import NamedTuple
 from tfjob.spec.tree import quoted
 from tfjob.spec.unsupported import UNSUPPORTED
 
-__all__ = ["Objection", "conda_package", "pip_line"]
+__all__ = ["Objection", "conda_package", "file_of", "pip_line"]
 
 _PACKAGE = re.compile(r"(?:[^\s:=<>!~]+::)?(?P<name>[A-Za-z0-9_][A-Za-z0-9._-]*)\s*(?P<version>.*)", re.DOTALL)
 _CLAUSE = re.compile(r"(?:==|>=|<=|!=|~=|=|<|>)?\d[A-Za-z0-9.!+]*?(?:\.?\*)?")
@@ -69,9 +69,19 @@ def pip_line(text: str) -> Objection | None:
     return None
 
 
-def _option(line: str) -> Objection | None:
+def file_of(text: str) -> str | None:
+    """Return the name of the requirements or constraints file that the line `text` of a pip list asks for."""
+    name, value = _split(" ".join(_COMMENT.sub("", text).split()))
+    return value.strip("\"'") if name in _FILES else None
+
+
+def _split(line: str) -> tuple[str, str]:
     match = _OPTION.fullmatch(line)
-    name, value = (match[1] or match[3], match[2] or match[4] or "") if match else (line, "")
+    return (match[1] or match[3], match[2] or match[4] or "") if match else (line, "")
+
+
+def _option(line: str) -> Objection | None:
+    name, value = _split(line)
     if name in _FILES:
         if "://" in value:
             message = f"found {quoted(line)}, a file from the network, which is {UNSUPPORTED}"
