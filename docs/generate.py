@@ -296,7 +296,9 @@ def workspace_settings() -> str:
         GENERATED,
         (
             "A workspace is the directory `.tfjob`. `tfjob init` makes one; `tfjob submit` makes one in the current folder "
-            "if there is none there or above. The variable `TFJOB_WORKSPACE` names another folder to take it from."
+            "if there is none there or above. The variable `TFJOB_WORKSPACE` names another folder to take it from. "
+            "Only its owner can look into it. A workspace above the current folder that belongs to another user is refused, "
+            "for it says what runs; name it with `TFJOB_WORKSPACE` to use it."
         ),
         f"```text\n{layout}\n```",
         "## config.yml",

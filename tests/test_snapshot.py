@@ -2,6 +2,7 @@ from __future__ import annotations
 
 import os
 import shutil
+import stat
 import subprocess
 from concurrent.futures import ThreadPoolExecutor
 from pathlib import Path
@@ -24,6 +25,10 @@ def make(directory: Path, *names: str) -> None:
         file = directory / name
         file.parent.mkdir(parents=True, exist_ok=True)
         file.write_bytes(os.fsencode(name))
+
+
+def mode(path: Path) -> int:
+    return stat.S_IMODE(path.stat().st_mode)
 
 
 def names(snapshot: Snapshot) -> list[str]:
@@ -109,8 +114,56 @@ def test_the_executable_bit_is_kept(code: Path, tmp_path: Path) -> None:
     assert found.digest != plain.digest
     kept = take(found, tmp_path / "store")
     assert os.access(kept / "run.sh", os.X_OK)
-    assert (kept / "run.sh").stat().st_mode & 0o777 == 0o755
-    assert (kept / "train.py").stat().st_mode & 0o777 == 0o644
+    assert mode(kept / "run.sh") == 0o555
+    assert mode(kept / "train.py") == 0o444
+
+
+def test_a_kept_snapshot_is_read_only_and_no_more_open_than_its_source(code: Path, tmp_path: Path) -> None:
+    make(code, "private/run.sh", "private/a.py", "public/run.sh", "public/a.py")
+    for name, bits in (("private", 0o700), ("private/run.sh", 0o711), ("private/a.py", 0o620), ("public", 0o775)):
+        (code / name).chmod(bits)
+    (code / "public" / "run.sh").chmod(0o777)
+    (code / "public" / "a.py").chmod(0o455)
+    kept = take(scan(code), tmp_path / "store")
+    modes = {path.relative_to(kept).as_posix(): mode(path) for path in kept.rglob("*")}
+    assert modes == {
+        "private": 0o700,
+        "private/run.sh": 0o511,
+        "private/a.py": 0o400,
+        "public": 0o755,
+        "public/run.sh": 0o555,
+        "public/a.py": 0o444,
+    }
+
+
+def test_a_working_copy_can_be_written(code: Path, tmp_path: Path) -> None:
+    make(code, "run.sh", "lib/a.py")
+    (code / "run.sh").chmod(0o700)
+    (code / "lib" / "a.py").chmod(0o640)
+    kept = take(scan(code), tmp_path / "store")
+    work = tmp_path / "work"
+    copy_tree(kept, work)
+    assert mode(work / "run.sh") == 0o700
+    assert mode(work / "lib" / "a.py") == 0o640
+    assert (work / "run.sh").stat().st_mtime_ns == (kept / "run.sh").stat().st_mtime_ns
+
+
+def test_a_snapshot_is_on_the_disk_before_it_has_its_name(
+    code: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    make(code, "train.py", "lib/deep/a.py")
+    (code / "link").symlink_to("lib")
+    forced: set[int] = set()
+
+    def force(descriptor: int) -> None:
+        assert [path.name[0] for path in (tmp_path / "store").iterdir()] == ["."]
+        forced.add(os.fstat(descriptor).st_ino)
+
+    monkeypatch.setattr(os, "fsync", force)
+    kept = take(scan(code), tmp_path / "store")
+    must_be = [kept, *(path for path in kept.rglob("*") if not path.is_symlink())]
+    assert forced == {path.stat().st_ino for path in must_be}
+    assert len(must_be) == 5
 
 
 def test_the_same_content_has_the_same_digest_wherever_and_whenever(code: Path, tmp_path: Path) -> None:

@@ -1,5 +1,9 @@
 from __future__ import annotations
 
+import os
+import pwd
+import stat
+import tempfile
 from pathlib import Path
 
 import pytest
@@ -91,3 +95,103 @@ def test_environments_are_kept_where_the_user_says(tmp_path: Path, monkeypatch: 
     assert default_config().store == tmp_path / "cache" / "tfjob"
     monkeypatch.setenv("TFJOB_STORE", "~/store")
     assert default_config().store == tmp_path / "home" / "store"
+
+
+def test_a_relative_tfjob_store_is_refused(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setenv("TFJOB_STORE", "some/store")
+    with pytest.raises(UsageError, match="TFJOB_STORE is some/store") as caught:
+        default_config()
+    assert "absolute" in caught.value.hint
+
+
+def test_a_relative_store_in_config_begins_beside_the_workspace(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    made, _ = make_workspace(tmp_path / "project")
+    (made.root / "config.yml").write_text("store: ../envs\n")
+    monkeypatch.chdir("/")
+    monkeypatch.setenv("TFJOB_STORE", "")
+    assert made.config.store == tmp_path / "envs"
+    monkeypatch.setenv("TFJOB_STORE", "/elsewhere")
+    assert Workspace(made.root).config.store == Path("/elsewhere")
+
+
+def test_without_a_home_there_is_no_store(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    def nobody(_: object) -> object:
+        raise KeyError
+
+    monkeypatch.delenv("HOME")
+    monkeypatch.setattr(pwd, "getpwuid", nobody)
+    with pytest.raises(UsageError, match="HOME is not set") as caught:
+        default_config()
+    assert "TFJOB_STORE" in caught.value.hint
+    monkeypatch.setenv("TFJOB_STORE", "~/store")
+    with pytest.raises(UsageError, match="TFJOB_STORE is ~/store"):
+        default_config()
+    monkeypatch.setenv("TFJOB_STORE", str(tmp_path))
+    assert default_config().store == tmp_path
+    monkeypatch.setenv("HOME", "relative")
+    monkeypatch.delenv("TFJOB_STORE")
+    with pytest.raises(UsageError, match="HOME is relative"):
+        default_config()
+
+
+def test_a_workspace_is_its_owners_alone(tmp_path: Path) -> None:
+    made, _ = make_workspace(tmp_path / "project")
+    assert stat.S_IMODE(made.root.stat().st_mode) == 0o700
+    made.root.chmod(0o750)  # its owner's choice
+    make_workspace(tmp_path / "project")
+    assert stat.S_IMODE(made.root.stat().st_mode) == 0o750
+
+
+def test_anothers_workspace_is_refused_unless_it_is_named(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    made, _ = make_workspace(tmp_path)
+    below = tmp_path / "below"
+    below.mkdir()
+    monkeypatch.setattr(os, "geteuid", lambda: made.root.stat().st_uid + 4321)
+    owner = pwd.getpwuid(made.root.stat().st_uid).pw_name
+    for do in (find_workspace, open_workspace):
+        with pytest.raises(UsageError, match=rf"{made.root} belongs to {owner}") as caught:
+            do(below)
+        assert f"TFJOB_WORKSPACE={tmp_path};" in caught.value.hint
+        assert "tfjob init" in caught.value.hint
+    with pytest.raises(UsageError, match=f"belongs to {owner}"):
+        make_workspace(tmp_path)
+    monkeypatch.setenv("TFJOB_WORKSPACE", str(tmp_path / "other"))
+    with pytest.raises(UsageError, match=f"belongs to {owner}"):
+        make_workspace(tmp_path)
+    monkeypatch.setenv("TFJOB_WORKSPACE", str(tmp_path))
+    assert find_workspace(below) == made
+    assert make_workspace(tmp_path) == (made, False)
+
+
+def test_an_owner_without_a_name_is_named_by_number(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    def nobody(_: object) -> object:
+        raise KeyError
+
+    made, _ = make_workspace(tmp_path)
+    monkeypatch.setattr(os, "geteuid", lambda: 4321)
+    monkeypatch.setattr(pwd, "getpwuid", nobody)
+    with pytest.raises(UsageError, match=f"the user with the number {made.root.stat().st_uid}"):
+        find_workspace(tmp_path)
+
+
+@pytest.mark.root
+@pytest.mark.skipif(os.getuid() != 0, reason="only root can be two users")
+def test_anothers_closed_workspace_is_refused_too() -> None:
+    with tempfile.TemporaryDirectory() as parent:
+        Path(parent).chmod(0o755)
+        make_workspace(Path(parent))
+        pid = os.fork()
+        if pid == 0:
+            code = 2
+            try:
+                os.setgroups([])
+                os.setgid(65534)
+                os.setuid(65534)
+                find_workspace(Path(parent))
+            except UsageError as error:
+                code = 0 if "belongs to root" in error.message else 1
+            finally:
+                os._exit(code)
+        assert os.waitstatus_to_exitcode(os.waitpid(pid, 0)[1]) == 0

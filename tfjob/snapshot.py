@@ -2,6 +2,8 @@
 
 Left out: what the ignore file at its root names (`.tfjobignore`, or else `.gitignore`; patterns as git's), version
 control, and the directories the run itself provides (`outputs`, `logs`).
+
+A kept snapshot is read-only, on the disk before it has its name, and open to nobody whom the source was closed to.
 """
 
 from __future__ import annotations
@@ -12,8 +14,9 @@ import shutil
 import stat
 import tempfile
 from collections.abc import Iterable, Iterator
+from contextlib import suppress
 from dataclasses import dataclass
-from pathlib import Path
+from pathlib import Path, PurePosixPath
 
 from tfjob.durable import digest_of, file_digest
 from tfjob.errors import UsageError
@@ -71,16 +74,16 @@ def take(snapshot: Snapshot, store: Path) -> Path:
     store.mkdir(parents=True, exist_ok=True)
     with tempfile.TemporaryDirectory(dir=store, prefix=".taking-") as temporary:
         tree = Path(temporary, "tree")
-        tree.mkdir()
+        directories = _make_directories(snapshot, tree)
         for name, kind, _, digest in snapshot.files:
             target = tree / name
-            target.parent.mkdir(parents=True, exist_ok=True)
             if kind == "l":
                 target.symlink_to(digest)
-                continue
-            if not _copied(snapshot.directory / name, target, digest):
+            elif not _copied(snapshot.directory / name, target, kind, digest):
                 raise UsageError(f"{snapshot.directory / name} changed while it was being read", "Submit again.")
-            target.chmod(0o755 if kind == "x" else 0o644)
+        # A power loss must leave it whole or not at all: its name alone says that it is complete.
+        for path in (*(tree / name for name, kind, *_ in snapshot.files if kind != "l"), *directories):
+            _force(path)
         try:
             tree.rename(kept)
         except OSError:
@@ -89,19 +92,52 @@ def take(snapshot: Snapshot, store: Path) -> Path:
     return kept
 
 
-def _copied(source: Path, target: Path, digest: str) -> bool:
+def _make_directories(snapshot: Snapshot, tree: Path) -> list[Path]:
+    """Make the snapshot's directories below `tree`, each as open as its source is; all of them, the deepest last."""
+    parents = {parent for name, *_ in snapshot.files for parent in PurePosixPath(name).parents} | {PurePosixPath()}
+    made = []
+    for parent in sorted(parents):
+        (tree / parent).mkdir(mode=0o700)
+        with suppress(OSError):  # it is gone: so are its files, and that is noticed
+            (tree / parent).chmod(0o700 | ((snapshot.directory / parent).stat().st_mode & 0o055))
+        made.append(tree / parent)
+    return made
+
+
+def _copied(source: Path, target: Path, kind: str, digest: str) -> bool:
+    """Copy a file, to be read only, by those who may read the source; whether its content is what it was."""
     try:
         shutil.copyfile(source, target)
-    except (FileNotFoundError, IsADirectoryError):
+        others = source.stat().st_mode & (0o055 if kind == "x" else 0o044)
+    except (FileNotFoundError, IsADirectoryError, NotADirectoryError):
         return False
+    target.chmod((0o500 if kind == "x" else 0o400) | others)
     return file_digest(target) == digest
 
 
+def _force(path: Path) -> None:
+    descriptor = os.open(path, os.O_RDONLY | os.O_CLOEXEC)
+    try:
+        os.fsync(descriptor)
+    finally:
+        os.close(descriptor)
+
+
 def copy_tree(snapshot_dir: Path, into: Path) -> None:
-    """A private working copy of a kept snapshot. Done anew if `into` exists, as it does when an earlier try was killed."""
+    """A working copy of a kept snapshot, its owner's to write. Done anew if `into` exists, as it does when an earlier try was killed.
+
+    Files have the times of the snapshot's.
+    """
     if into.exists():
         shutil.rmtree(into)
-    shutil.copytree(snapshot_dir, into, symlinks=True)
+    shutil.copytree(snapshot_dir, into, symlinks=True, copy_function=_copy_writable)
+
+
+def _copy_writable(source: str, target: str) -> None:
+    shutil.copyfile(source, target)
+    status = os.stat(source)
+    os.chmod(target, stat.S_IMODE(status.st_mode) | stat.S_IWUSR)
+    os.utime(target, ns=(status.st_atime_ns, status.st_mtime_ns))
 
 
 class _Ignore:

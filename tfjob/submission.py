@@ -7,7 +7,7 @@ import os
 import shutil
 import tempfile
 import time
-from collections.abc import Mapping, Sequence
+from collections.abc import Sequence
 from dataclasses import dataclass
 from pathlib import Path
 
@@ -36,13 +36,13 @@ _ALPHABET = "0123456789abcdefghjkmnpqrstvwxyz"  # Crockford's base 32: nothing t
 _RESERVE_BYTES = 256 * 1024
 
 
-def plan(job: JobSpec | Path | str, *, overrides: Sequence[str] = (), environ: Mapping[str, str] | None = None) -> Plan:
+def plan(job: JobSpec | Path | str, *, overrides: Sequence[str] = ()) -> Plan:
     """The Plan of a job (a loaded one, or the path of its file): exactly what `submit` would run. Starts and keeps nothing.
 
     Raises InvalidFile with every problem of the file, and NotFound, PreparationError or TargetError for what its names
     stand for.
     """
-    return prepare(job, overrides=overrides, environ=environ, workspace=find_workspace()).plan
+    return prepare(job, overrides=overrides, workspace=find_workspace()).plan
 
 
 @dataclass(frozen=True)
@@ -60,7 +60,6 @@ def submit(
     job: JobSpec | Path | str,
     *,
     overrides: Sequence[str] = (),
-    environ: Mapping[str, str] | None = None,
     workspace: Workspace | None = None,
 ) -> Run:
     """Start a run of the job and return it at once; the run goes on by itself.
@@ -69,7 +68,7 @@ def submit(
     Raises what `plan` raises; nothing has been started or kept then.
     """
     workspace = workspace or find_workspace()
-    ready = prepare(job, overrides=overrides, environ=environ, workspace=workspace)
+    ready = prepare(job, overrides=overrides, workspace=workspace)
     return begin(ready, workspace or make_workspace(Path.cwd())[0])
 
 
@@ -77,13 +76,11 @@ def prepare(
     job: JobSpec | Path | str,
     *,
     overrides: Sequence[str] = (),
-    environ: Mapping[str, str] | None = None,
     workspace: Workspace | None = None,
 ) -> Ready:
     """The first half of `submit`: everything that can be refused or interrupted, and starts nothing."""
-    environ = os.environ if environ is None else environ
-    spec = _loaded(job, overrides, environ)
-    resolved = _look_up(spec, workspace.config if workspace else default_config(), environ)
+    spec = _loaded(job, overrides)
+    resolved = _look_up(spec, workspace.config if workspace else default_config())
     return Ready(make_plan(resolved), resolved.code, spec.source, spec.overrides)
 
 
@@ -97,14 +94,13 @@ def begin(ready: Ready, workspace: Workspace, supervisor: StartingSupervisor | N
     return _begin(ready, workspace, supervisor or StartingSupervisor())
 
 
-def prepare_rerun(workspace: Workspace, run: RunDirectory, environ: Mapping[str, str] | None = None) -> Ready:
+def prepare_rerun(workspace: Workspace, run: RunDirectory) -> Ready:
     """The very Plan of an earlier run, to `begin` once more: the same code, environment, datasets and arguments.
 
     Raises UsageError when a secret it needs is not set in this shell, and NotFound when its code is no longer kept.
     """
-    environ = os.environ if environ is None else environ
     made = decode(Plan, json.loads(run.plan.read_bytes()))
-    missing = [name for name in made.secrets if name not in environ]
+    missing = [name for name in made.secrets if name not in os.environ]
     if missing:
         raise UsageError(
             f"the job's secrets {', '.join(missing)} are not set in this shell", "Export them, then try again."
@@ -115,23 +111,23 @@ def prepare_rerun(workspace: Workspace, run: RunDirectory, environ: Mapping[str,
     return Ready(made, None, source, read_record(run).overrides, rerun_of=run.id)
 
 
-def _loaded(job: JobSpec | Path | str, overrides: Sequence[str], environ: Mapping[str, str]) -> JobSpec:
+def _loaded(job: JobSpec | Path | str, overrides: Sequence[str]) -> JobSpec:
     if isinstance(job, JobSpec):
         if overrides:
             raise UsageError(
                 "overrides belong to the loading of a job file, and this job is loaded", "Give them to tfjob.load."
             )
         return job
-    return load(job, overrides=overrides, environ=environ)
+    return load(job, overrides=overrides)
 
 
-def _look_up(spec: JobSpec, config: Config, environ: Mapping[str, str]) -> ResolvedJob:
+def _look_up(spec: JobSpec, config: Config) -> ResolvedJob:
     """The edge of the pure part: read what the job's names stand for, from the disk and the target, now."""
     if spec.compute.target != LOCAL:
         raise unknown_target(spec.compute.target, (LOCAL,))
     # A job without GPUs need not ask the driver: the answer takes longer than the job may.
     declared = config.local_gpus if spec.compute.gpus_per_node else 0
-    target = local_target(declared_gpus=declared, cuda_visible_devices=environ.get("CUDA_VISIBLE_DEVICES"))
+    target = local_target(declared_gpus=declared, cuda_visible_devices=os.environ.get("CUDA_VISIBLE_DEVICES"))
     return resolve(
         spec,
         code=scan(spec.code, config.snapshot_limit_mib) if spec.code else None,
@@ -153,7 +149,7 @@ def _dataset_files(name: str, dataset: object) -> DatasetFiles:
 
 
 def _begin(ready: Ready, workspace: Workspace, supervisor: StartingSupervisor) -> Run:
-    """Make the run's directory, whole or not at all, and start its supervisor."""
+    """Make the run's directory, whole or not at all, and its owner's alone; and start its supervisor."""
     workspace.runs.mkdir(parents=True, exist_ok=True)
     fresh = RunDirectory(Path(tempfile.mkdtemp(dir=workspace.runs, prefix=".new-")))
     try:
@@ -164,7 +160,6 @@ def _begin(ready: Ready, workspace: Workspace, supervisor: StartingSupervisor) -
         fresh.reserve.write_bytes(bytes(_RESERVE_BYTES))
         replace_text(fresh.job_file, ready.source, force=False)
         replace_json(fresh.plan, encode(ready.plan), force=False)
-        fresh.path.chmod(0o755)
         run = _named(fresh, ready, workspace)
     except BaseException:
         supervisor.close()

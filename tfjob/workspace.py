@@ -9,11 +9,15 @@
       .gitignore           keeps all of it out of version control
 
 Environments are large and the same for all workspaces: they are kept once per user, in `store`.
+
+A workspace decides what runs and where files go, and a shared folder such as /tmp is above everybody's: one that
+another user made is used only where TFJOB_WORKSPACE names it. What it holds is private: its directory is made for its owner alone.
 """
 
 from __future__ import annotations
 
 import os
+import pwd
 from dataclasses import dataclass
 from functools import cached_property
 from pathlib import Path
@@ -28,7 +32,7 @@ SNAPSHOT_LIMIT_MIB = 500
 _CONFIG = """\
 # Settings of this workspace; all optional.
 
-# Where environments are kept (they are shared by all your workspaces).
+# Where environments are kept (they are shared by all your workspaces). A relative path begins at the folder .tfjob is in.
 # store: ~/.cache/tfjob
 
 # This machine as a compute target.
@@ -72,18 +76,21 @@ class Workspace:
 
 
 def find_workspace(start: Path | None = None) -> Workspace | None:
-    """The workspace that TFJOB_WORKSPACE names, or the nearest one from `start` (the current folder) upward."""
-    named = os.environ.get("TFJOB_WORKSPACE")
+    """The workspace that TFJOB_WORKSPACE names, or the nearest one from `start` (the current folder) upward.
+
+    Raises UsageError when the nearest one belongs to another user; one that is named may.
+    """
+    named = _named_root()
     if named:
-        root = Path(named).expanduser().absolute()
-        root = root if root.name == DIRECTORY else root / DIRECTORY
-        if not (root / "runs").is_dir():
-            raise NotFound(f"TFJOB_WORKSPACE names {named}, and there is no workspace", f"Make one: tfjob init {named}")
-        return Workspace(root)
+        if not _is_there(named):
+            name = os.environ["TFJOB_WORKSPACE"]
+            raise NotFound(f"TFJOB_WORKSPACE names {name}, and there is no workspace", f"Make one: tfjob init {name}")
+        return Workspace(named)
     here = (start or Path.cwd()).absolute()
     for directory in (here, *here.parents):
         root = directory / DIRECTORY
-        if (root / "runs").is_dir():
+        if _is_there(root):
+            _refuse_anothers(root, "make one of your own here: tfjob init" if directory != here else "")
             return Workspace(root)
     return None
 
@@ -102,12 +109,16 @@ def open_workspace(start: Path | None = None) -> Workspace:
 def make_workspace(parent: Path) -> tuple[Workspace, bool]:
     """Make a workspace in `parent`, or open the one that is there; the flag says whether it is new.
 
-    Raises UsageError when the directory can't be written.
+    Raises UsageError when the directory can't be written, or the workspace there belongs to another user and is not named.
     """
     root = parent.absolute() / DIRECTORY
     try:
+        if root.exists() and root != _named_root():
+            _refuse_anothers(root, "make one in another folder: tfjob init DIRECTORY")
         is_new = not (root / "runs").is_dir()
-        (root / "runs").mkdir(parents=True, exist_ok=True)
+        root.parent.mkdir(parents=True, exist_ok=True)
+        root.mkdir(mode=0o700, exist_ok=True)
+        (root / "runs").mkdir(exist_ok=True)
         for name, text in (("config.yml", _CONFIG), (".gitignore", "*\n")):
             if not (root / name).exists():
                 (root / name).write_text(text, encoding="utf-8")
@@ -117,12 +128,23 @@ def make_workspace(parent: Path) -> tuple[Workspace, bool]:
 
 
 def default_store() -> Path:
-    """Where environments are kept if nothing else is said: the user's cache directory (XDG Base Directory Specification)."""
+    """Where environments are kept if nothing else is said: the user's cache directory (XDG Base Directory Specification).
+
+    Absolute, whoever asks: a run's supervisor is in another folder than the shell that submitted it.
+    Raises UsageError when TFJOB_STORE is relative, or the user has no home directory.
+    """
     named = os.environ.get("TFJOB_STORE")
     if named:
-        return Path(named).expanduser().absolute()
+        store = _expanded(named, "TFJOB_STORE")
+        if not store.is_absolute():
+            raise UsageError(
+                f"TFJOB_STORE is {named}, and would be another place in every folder", "Set it to an absolute path."
+            )
+        return store
     cache = os.environ.get("XDG_CACHE_HOME")
-    return Path(cache) / "tfjob" if cache and os.path.isabs(cache) else Path.home() / ".cache" / "tfjob"
+    if not (cache and os.path.isabs(cache)):
+        cache = str(_home() / ".cache")
+    return Path(cache) / "tfjob"
 
 
 def default_config() -> Config:
@@ -132,9 +154,61 @@ def default_config() -> Config:
 
 def _read_config(path: Path) -> Config:
     settings = load_config(path)
-    store = settings.get("store")
+    named = settings.get("store")
+    if named is None or os.environ.get("TFJOB_STORE"):
+        store = default_store()
+    else:
+        store = Path(os.path.normpath(path.parent.parent / _expanded(named, f"store in {path}")))
     return Config(
-        store=default_store() if store is None or "TFJOB_STORE" in os.environ else Path(store).expanduser().absolute(),
+        store=store,
         local_gpus=settings.get("local", {}).get("gpus"),
         snapshot_limit_mib=settings.get("snapshot_limit_mib", SNAPSHOT_LIMIT_MIB),
+    )
+
+
+def _home() -> Path:
+    home = Path(os.path.expanduser("~"))  # as it is where neither HOME nor the list of users knows it
+    if not home.is_absolute():
+        raise UsageError(
+            f"there is no home directory to keep environments in: HOME is {os.environ.get('HOME') or 'not set'}",
+            "Set HOME, or TFJOB_STORE to the absolute path of a directory for environments.",
+        )
+    return home
+
+
+def _expanded(named: str, what: str) -> Path:
+    try:
+        return Path(named).expanduser()
+    except RuntimeError as error:
+        raise UsageError(
+            f"{what} is {named}, and the home directory it begins with is not known", "Write the whole path."
+        ) from error
+
+
+def _named_root() -> Path | None:
+    named = os.environ.get("TFJOB_WORKSPACE")
+    if not named:
+        return None
+    root = _expanded(named, "TFJOB_WORKSPACE").absolute()
+    return root if root.name == DIRECTORY else root / DIRECTORY
+
+
+def _is_there(root: Path) -> bool:
+    try:
+        return (root / "runs").is_dir()
+    except PermissionError:  # another user's, made for that user alone
+        return os.path.exists(root)
+
+
+def _refuse_anothers(root: Path, otherwise: str) -> None:
+    owner = root.stat().st_uid
+    if owner == os.geteuid():
+        return
+    try:
+        name = pwd.getpwuid(owner).pw_name
+    except KeyError:
+        name = f"the user with the number {owner}"
+    raise UsageError(
+        f"the workspace {root} belongs to {name}, who could make your jobs run other code",
+        f"To use it on purpose, set TFJOB_WORKSPACE={root.parent}" + (f"; or {otherwise}" if otherwise else "") + ".",
     )

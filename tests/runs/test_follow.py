@@ -74,3 +74,40 @@ def test_a_line_of_the_failures_tail_survives_bytes_that_are_no_text(tmp_path: P
     log = tmp_path / "log"
     log.write_bytes(b"ok\n\xff\xfe broken\n")
     assert json.dumps(last_lines(log)) == '["ok", "\\ufffd\\ufffd broken"]'
+
+
+def test_last_lines_are_found_however_long_they_are(tmp_path: Path) -> None:
+    log = tmp_path / "log"
+    log.write_text("".join(f"{number} " + "é" * 9_000 + "\n" for number in range(40)))
+    assert [line.split()[0] for line in last_lines(log)] == [str(number) for number in range(20, 40)]
+    assert all(len(line) == 9_003 for line in last_lines(log))
+
+
+@pytest.mark.parametrize("size", [10_001, 70_000, 6_000_000])
+@pytest.mark.parametrize("end", ["", "\n"])
+def test_of_an_over_long_line_its_end_is_told(tmp_path: Path, size: int, end: str) -> None:
+    log = tmp_path / "log"
+    log.write_text("before\n" + "x" * size + "the reason" + end)
+    line = last_lines(log)[-1]
+    assert len(line) == 10_000
+    assert line.startswith("…x")
+    assert line.endswith("xthe reason")
+    log.write_text("x" * size + "the reason" + end)
+    assert last_lines(log) == (line,)
+
+
+def test_of_a_log_of_any_size_little_is_read(tmp_path: Path) -> None:
+    log = tmp_path / "log"
+    with log.open("wb") as file:
+        file.truncate(2**40)  # a hole
+        file.seek(0, 2)
+        file.write(b"\nthe end\n")
+    assert last_lines(log, 1) == ("the end",)
+    assert last_lines(log, 2)[1] == "the end"
+
+
+def test_a_line_that_begins_in_the_block_before_is_whole(tmp_path: Path) -> None:
+    log = tmp_path / "log"
+    first, second = "begin" + "a" * 5_000, "b" * (64 * 1024 - 2_500)
+    log.write_text(f"before\n{first}\n{second}\n")
+    assert last_lines(log, 2)[0] == first

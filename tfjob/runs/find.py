@@ -8,13 +8,16 @@ from __future__ import annotations
 import json
 import time
 from datetime import datetime
-from typing import Any, NamedTuple
+from typing import TYPE_CHECKING, Any, NamedTuple
 
-from tfjob.errors import NotFound, UsageError
+from tfjob.errors import NotFound, TfjobError, UsageError
 from tfjob.rundir import RunDirectory
 from tfjob.workspace import Workspace
 
-__all__ = ["LATEST", "STATES", "Summary", "find_run", "list_summaries", "recover_dead"]
+if TYPE_CHECKING:
+    from tfjob.runs.record import Record
+
+__all__ = ["LATEST", "STATES", "Summary", "find_run", "list_summaries", "recover_dead", "try_recover"]
 
 LATEST = "latest"
 _OVER = ("Completed", "Failed", "Canceled")
@@ -72,24 +75,38 @@ def list_summaries(workspace: Workspace) -> list[Summary]:
 
 
 def recover_dead(workspace: Workspace, summaries: list[Summary]) -> None:
-    """Give those of the runs whose supervisor has died another one."""
+    """Give those of the runs whose supervisor has died another one. A run that this user may only look at is passed over."""
     going_on = [summary for summary in summaries if summary.state not in _OVER]
     if not going_on:
         return
     from tfjob.runs.record import read_record  # noqa: PLC0415  # a list of finished runs need not pay for it
-    from tfjob.runs.starting import recover  # noqa: PLC0415
 
     for summary in going_on:
         directory = RunDirectory(workspace.runs / summary.id)
-        recover(directory, read_record(directory))
+        try:
+            record = read_record(directory)
+        except (TfjobError, OSError):
+            continue
+        try_recover(directory, record)
+
+
+def try_recover(run: RunDirectory, record: Record) -> bool:
+    """Give the run another supervisor if its own has died and that can be done. Returns whether it was done."""
+    from tfjob.runs.starting import recover  # noqa: PLC0415  # a list of finished runs need not pay for it
+
+    try:
+        return recover(run, record)
+    except (TfjobError, OSError):  # the lock is another user's, or on a disk that can't be written
+        return False
 
 
 def _summary(document: dict[str, Any]) -> Summary:
     created = datetime.fromisoformat(document["created"]).timestamp()
     ended = datetime.fromisoformat(document["ended"]).timestamp() if document["ended"] else time.time()
-    return Summary(
-        document["id"], document["experiment"], document["state"], document["created"], ended - created, document
-    )
+    names = (document["id"], document["experiment"], document["state"])
+    if not all(isinstance(name, str) for name in names):
+        raise TypeError("the id, experiment and state of a run are texts")
+    return Summary(*names, document["created"], ended - created, document)
 
 
 def _ids(workspace: Workspace) -> list[str]:

@@ -83,17 +83,16 @@ def list_outputs(run: RunDirectory) -> tuple[tuple[Output, ...], int, int]:
 
 def _to_keep(plan: Plan, snapshots: Path) -> tuple[str, ...]:
     """The directories that are links to places in the run's outputs: `outputs`, and those to keep that are not inside another."""
-    named = {path: None for path in map(PurePosixPath, ("outputs", *plan.keep))}
+    named = dict.fromkeys(map(PurePosixPath, ("outputs", *plan.keep)))
     keep = [path for path in named if not any(parent in named for parent in path.parents)]
-    snapshot = snapshots / plan.code.digest if plan.code else None
     for path in keep:
         if path.parts[0] == "logs":
             raise PreparationError(
                 f"outputs.keep names {path}, and ./logs is kept already, as the run's logs/user",
                 "Remove it from outputs.keep.",
             )
-        for part in (path, *path.parents) if snapshot else ():
-            at = snapshot / part
+        for part in (path, *path.parents):
+            at = snapshots / (plan.code.digest if plan.code else "none") / part
             if os.path.lexists(at) and (not at.is_dir() or (part == path and at.is_symlink())):
                 raise PreparationError(
                     f"outputs.keep names {path}, and the code has {part}, which is no directory",

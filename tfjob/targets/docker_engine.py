@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import os
 from typing import NamedTuple
 
 __all__ = ["DockerProbe", "probe_docker"]
@@ -19,6 +20,7 @@ class DockerProbe(NamedTuple):
 def probe_docker() -> DockerProbe:
     """Ask the Docker Engine that the environment names (DOCKER_HOST, or the usual socket) for its version."""
     import docker  # noqa: PLC0415  # 100 ms that only a probe should pay
+    from docker.constants import DEFAULT_UNIX_SOCKET  # noqa: PLC0415
     from docker.errors import DockerException  # noqa: PLC0415
 
     try:
@@ -27,11 +29,6 @@ def probe_docker() -> DockerProbe:
             return DockerProbe(str(client.version()["Version"]))
         finally:
             client.close()
-    except (DockerException, OSError, KeyError) as error:
-        return DockerProbe(None, f"no Docker Engine answers ({_short(error)})")
-
-
-def _short(error: Exception) -> str:
-    """The innermost words of Docker's nested errors."""
-    text = str(error).rpartition("(")[2].strip(")'\" ") or str(error)
-    return text.replace("'", "")[:100]
+    except (DockerException, OSError, KeyError):
+        address = os.environ.get("DOCKER_HOST") or DEFAULT_UNIX_SOCKET.removeprefix("http+unix://")
+        return DockerProbe(None, f"no Docker Engine answers on {address}")
