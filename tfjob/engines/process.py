@@ -62,9 +62,14 @@ class ProcessEngine:
         try:
             gpus = self._lease_gpus(plan.gpus_per_node, holder, deadline_s, waiting, leases)
             ports = {task.port: self._lease_port(holder, leases) for task in plan.tasks if task.port}
-        except BaseException:
+        except BaseException as error:
             for lease in leases:
                 lease.release()
+            if isinstance(error, OSError):
+                raise TargetError(
+                    f"leases can't be taken on {self._node.name}: {error.filename or ''} {error.strerror}",
+                    "Run `tfjob doctor`.",
+                ) from error
             raise
         return Allocation((self._node,), _share_out(plan, [gpu.index for gpu in gpus]), ports, tuple(leases))
 

@@ -11,13 +11,13 @@ __all__ = ["TAIL_LINES", "last_lines"]
 TAIL_LINES = 20
 _BLOCK_BYTES = 64 * 1024
 _MOST_BYTES = 4 * 1024 * 1024
-_LINE_CHARACTERS = 10_000
+_LINE_CHARACTERS = 2_000
 
 
 def last_lines(path: Path, count: int = TAIL_LINES) -> tuple[str, ...]:
     """The last `count` lines of a log; a carriage return starts its line over, as on a terminal.
 
-    At most 4 MiB are looked at, and of a longer line its last 10,000 characters are told.
+    At most 4 MiB are looked at, and of a longer line its last 2,000 characters are told.
     """
     try:
         with path.open("rb") as file:
