@@ -159,12 +159,13 @@ _RECORD = {
 _EXIT_CODES = {
     "DONE": "Done. For `submit`, `rerun` and `wait`: the run completed.",
     "RUN_FAILED": "The run failed, or was canceled.",
-    "BAD_INPUT": "A bad job file, or a command line that asks for something that cannot be. Nothing was started.",
+    "BAD_INPUT": "A bad job file, or a command line that asks for something that cannot be, or a file "
+    "that the system does not let tfjob read or write. Nothing was started.",
     "NOT_FOUND": "A run, a workspace, a compute target or a registered name does not exist.",
     "PREPARATION_FAILED": "The environment or a dataset could not be made.",
     "TARGET_FAILED": "The target does not have what the job asks for, or had no room in time.",
     "TIMED_OUT": "`tfjob wait --timeout` ran out. The run goes on.",
-    "INTERRUPTED": "The command was interrupted by Ctrl-C or SIGTERM.",
+    "INTERRUPTED": "The command was interrupted by Ctrl-C or SIGTERM, or its reader left while the run goes on.",
 }
 
 _EVENTS = {
@@ -357,8 +358,9 @@ def exit_codes() -> str:
         (
             "`tfjob submit`, `tfjob rerun` and `tfjob wait` end with the code of the run: 0 when it completed, 1 when its "
             "script failed or it was canceled, 4 when its environment could not be made, 5 when it found no room in time. "
-            "A `submit` that was interrupted ends with 130, whether it detached or canceled the run. `tfjob submit --detach` "
-            "ends with 0 as soon as the run is recorded. `tfjob doctor` ends with 5 when something is broken."
+            "A `submit` that was interrupted ends with 130, whether it detached or canceled the run; so does one that "
+            "detached because nobody reads its output any more (`| head`). `tfjob submit --detach` ends with 0 as soon as "
+            "the run is recorded. `tfjob doctor` ends with 5 when something is broken."
         ),
         (
             "The exit code of a training script is in the record (`failure.exit_code`), not in tfjob's own exit code: a "

@@ -11,10 +11,10 @@ import pytest
 from support import PROGRAM, Tfjob
 from typer.testing import CliRunner
 
-from tfjob.cli.live import TaskOutput
 from tfjob.cli.main import COMMANDS, help_text
 from tfjob.cli.output import duration, size
 from tfjob.cli.parser import app
+from tfjob.cli.task_output import TaskOutput
 from tfjob.runs.follow import Chunk
 
 

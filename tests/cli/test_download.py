@@ -1,14 +1,16 @@
 from __future__ import annotations
 
 import os
-import re
 from pathlib import Path
+from typing import TYPE_CHECKING
 
 import pytest
-from support import Tfjob
 
 from tfjob.cli import transfer
 from tfjob.errors import UsageError
+
+if TYPE_CHECKING:
+    from support import Tfjob
 
 
 @pytest.fixture
@@ -60,7 +62,13 @@ def test_another_link_is_another_thing(tfjob: Tfjob) -> None:
 def test_what_can_not_be_written_is_named(tfjob: Tfjob) -> None:
     tfjob.write("got", "a file")
     error = tfjob("download", "latest", "--to", "got", exit_code=2).stderr
-    assert re.search(r"tfjob: got/\S+ can't be written: Not a directory\n", error)
+    assert error.splitlines()[-1] == "tfjob: got is there, and is no directory"
+    error = tfjob("download", "latest", "--to", "got/further", exit_code=2).stderr
+    assert error.splitlines()[-1] == "tfjob: got/further can't be made: Not a directory"
+    (tfjob.directory / "got").unlink()
+    (tfjob.directory / "got" / "best" / "x").mkdir(parents=True)
+    error = tfjob("download", "latest", "--to", "got", "--overwrite", exit_code=2).stderr
+    assert error.splitlines()[-1] == "tfjob: got/best can't be written: Is a directory"
 
 
 def test_what_can_not_be_read_is_named(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:

@@ -7,12 +7,14 @@ from __future__ import annotations
 
 import signal
 import sys
-from collections.abc import Iterator, Sequence
-from contextlib import contextmanager
+from collections.abc import Callable, Iterator, Sequence
+from contextlib import contextmanager, suppress
+from functools import partial
 from pathlib import Path
-from typing import Literal
+from typing import Literal, NamedTuple
 
-from tfjob.cli.live import LiveRun, print_end
+from tfjob.cli.ending import print_end
+from tfjob.cli.live import LiveRun, watched
 from tfjob.cli.output import print_document
 from tfjob.errors import ExitCode
 from tfjob.rundir import RunDirectory
@@ -44,7 +46,8 @@ def submit_and_follow(
         ready = prepare(file, overrides=overrides, workspace=workspace)
         if workspace is None:
             workspace, _ = make_workspace(Path.cwd())
-            print(f"tfjob: made a workspace in {workspace.root}", file=sys.stderr)
+            with suppress(OSError):
+                print(f"tfjob: made a workspace in {workspace.root}", file=sys.stderr)
     except BaseException:
         supervisor.close()
         raise
@@ -69,30 +72,61 @@ def begin_and_follow(
         if detach:
             _print_detached(run, output)
             return ExitCode.DONE
-        out = sys.stderr if output else sys.stdout
-        live = LiveRun(read_record(run), [task.name for task in ready.plan.all_tasks], out, sys.stderr)
-        cancels = _cancels(on_interrupt)
-        asked = False
-        try:
-            for item in follow(run):
-                live.show(item)
-                if len(interrupts) > asked:
-                    if asked or not cancels:
-                        live.close()
-                        _print_left(run, asked)
-                        return ExitCode.INTERRUPTED
-                    asked = True
-                    request_cancel(
-                        run, f"canceled by {signal.Signals(interrupts[0]).name} to the command that submitted it"
-                    )
-        finally:
+        with watched(run):
+            out = sys.stderr if output else sys.stdout
+            live = LiveRun(read_record(run), [task.name for task in ready.plan.all_tasks], out, sys.stderr)
+            stay = _stay(run, live, interrupts, cancels=_cancels(on_interrupt))
+            record = read_record(run)
+        if stay.has_left and not record.is_over:
+            with suppress(OSError):
+                _print_left(run, stay)
+            return ExitCode.INTERRUPTED
+        with suppress(OSError):  # the run is over, and how it ended counts more than who still reads it
+            print_end(record, sys.stderr)
+        if output:
+            with suppress(BrokenPipeError):
+                print_document(encode(record), output)
+        interrupted = stay.has_asked and record.state == "Canceled"
+        return ExitCode.INTERRUPTED if interrupted else record.exit_code or ExitCode.DONE
+
+
+class _Stay(NamedTuple):
+    """How following ended: whether the run was left before its end, canceled by us, and what kept us from showing it."""
+
+    has_left: bool
+    has_asked: bool = False
+    error: OSError | None = None
+
+
+def _stay(run: RunDirectory, live: LiveRun, interrupts: list[int], *, cancels: bool) -> _Stay:
+    """Show the run until it is over, an interrupt says to leave it, or nobody can see it any more (`| head`)."""
+    asked = False
+    error = _try(live.open)
+    try:
+        for item in follow(run):
+            error = error or _try(partial(live.show, item))
+            if error:
+                return _Stay(has_left=True, has_asked=asked, error=error)
+            if len(interrupts) > asked:
+                if asked or not cancels:
+                    return _Stay(has_left=True, has_asked=asked)
+                asked = True
+                request_cancel(
+                    run, f"canceled by {signal.Signals(interrupts[0]).name} to the command that submitted it"
+                )
+    finally:
+        with suppress(OSError):
             live.close()
-    record = read_record(run)
-    print_end(record, sys.stderr)
-    if output:
-        print_document(encode(record), output)
-    interrupted = asked and record.state == "Canceled"
-    return ExitCode.INTERRUPTED if interrupted else record.exit_code or ExitCode.DONE
+    return _Stay(has_left=False, has_asked=asked)
+
+
+def _try(show: Callable[[], None]) -> OSError | None:
+    """Show something; what went wrong if the screen, pipe or file it goes to does not take it."""
+    try:
+        show()
+    except OSError as error:
+        return error
+    return None
 
 
 def _cancels(on_interrupt: OnInterrupt) -> bool:
@@ -125,9 +159,12 @@ def _print_detached(run: RunDirectory, output: str | None) -> None:
     print(f"tfjob: follow it with `tfjob logs -f {run.id}`, end it with `tfjob cancel {run.id}`", file=sys.stderr)
 
 
-def _print_left(run: RunDirectory, asked: bool) -> None:
-    print(file=sys.stderr)
-    if asked:
+def _print_left(run: RunDirectory, stay: _Stay) -> None:
+    if stay.error is None:
+        print(file=sys.stderr)  # after the terminal's ^C
+    elif not isinstance(stay.error, BrokenPipeError):
+        print(f"tfjob: what the run prints can't be shown: {stay.error.strerror}", file=sys.stderr)
+    if stay.has_asked:
         print(f"The run is being canceled: tfjob show {run.id}", file=sys.stderr)
         return
     print("Detached; the run goes on.", file=sys.stderr)

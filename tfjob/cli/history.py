@@ -3,18 +3,21 @@
 from __future__ import annotations
 
 import sys
+from signal import Signals
 from typing import TYPE_CHECKING, Annotated
 
 import typer
 
 from tfjob.cli.listing import print_runs
 from tfjob.cli.options import RunName, TableFormat, TableOutput
-from tfjob.cli.output import STATE_STYLES, colored, duration, print_document, print_table, size
-from tfjob.errors import NotFound
-from tfjob.runs.find import find_run
+from tfjob.cli.output import STATE_STYLES, colored, duration, print_document, print_table, shown_path, size
+from tfjob.cli.plans import reading_plan
+from tfjob.errors import ExitCode, Interrupted, NotFound
+from tfjob.runs.find import find_run, try_recover
 from tfjob.workspace import open_workspace
 
 if TYPE_CHECKING:
+    from tfjob.cli.task_output import TaskOutput
     from tfjob.rundir import RunDirectory
     from tfjob.runs.record import Record
 
@@ -38,12 +41,11 @@ def list_runs(
 def show(run: RunName, output: TableOutput = TableFormat.table) -> None:
     """Show one run: its phases, tasks, first failure, outputs, and where everything is."""
     from tfjob.runs.record import read_record  # noqa: PLC0415  # not for list, which must be fast
-    from tfjob.runs.starting import recover  # noqa: PLC0415
     from tfjob.values import encode  # noqa: PLC0415
 
     directory = find_run(open_workspace(), run)
     record = read_record(directory)
-    if recover(directory, record):
+    if try_recover(directory, record):
         print(f"tfjob: the supervisor of {record.id} had died; another takes over", file=sys.stderr)
     if output is not TableFormat.table:
         print_document(encode(record), output)
@@ -62,39 +64,61 @@ def logs(
     ] = None,
 ) -> None:
     """Print what the tasks of a run have printed; with -f, go on until the run is over."""
-    from tfjob.cli.live import TaskOutput  # noqa: PLC0415  # only for this
-    from tfjob.runs.follow import Chunk, read_output, tail_offsets  # noqa: PLC0415
-    from tfjob.runs.follow import follow as follow_run  # noqa: PLC0415
+    from tfjob.cli.task_output import TaskOutput  # noqa: PLC0415  # only for this
+    from tfjob.runs.follow import read_output, tail_offsets  # noqa: PLC0415
     from tfjob.runs.record import read_record  # noqa: PLC0415
-    from tfjob.runs.starting import recover  # noqa: PLC0415
 
     directory = find_run(open_workspace(), run)
     names = _task_names(directory, task)
     output = TaskOutput(names, sys.stdout.buffer, sys.stdout)
     offsets = tail_offsets(directory, names, tail) if tail else {}
+    if follow:
+        _follow(directory, names, offsets, output)
+        return
     try:
-        if follow:
-            for item in follow_run(directory, names, offsets=offsets):
-                if isinstance(item, Chunk):
-                    output.write(item)
-        else:
-            for chunk in read_output(directory, offsets, names):
-                output.write(chunk)
+        for chunk in read_output(directory, offsets, names):
+            output.write(chunk)
     finally:
         output.close()
     record = read_record(directory)
-    if follow:
-        print(f"tfjob: {record.state} in {duration(record.duration_s)}", file=sys.stderr)
-    elif not record.is_over:
-        recover(directory, record)
+    if not record.is_over:
+        try_recover(directory, record)
         print(f"tfjob: {record.state}; `tfjob logs -f {record.id}` goes on", file=sys.stderr)
+
+
+def _follow(directory: RunDirectory, names: list[str], offsets: dict[str, int], output: TaskOutput) -> None:
+    """Print output until the run is over; before there is any, what the run is at."""
+    from tfjob.cli.live import print_stopped, watched  # noqa: PLC0415  # only for this
+    from tfjob.runs.follow import Chunk, follow  # noqa: PLC0415
+    from tfjob.runs.record import read_record  # noqa: PLC0415
+
+    try:
+        with watched(directory):
+            is_quiet = not read_record(directory).is_over
+            try:
+                for item in follow(directory, names, offsets=offsets):
+                    if isinstance(item, Chunk):
+                        is_quiet = False
+                        output.write(item)
+                    elif item is None:
+                        output.refresh()
+                    elif is_quiet and item["event"] == "progress":
+                        print(f"tfjob: {item['phase']}: {item['message']}", file=sys.stderr)
+            finally:
+                output.close()
+            record = read_record(directory)
+    except Interrupted:
+        print_stopped()
+        raise typer.Exit(ExitCode.INTERRUPTED) from None
+    print(f"tfjob: {record.state} in {duration(record.duration_s)}", file=sys.stderr)
 
 
 def _task_names(directory: RunDirectory, wanted: list[str] | None) -> list[str]:
     """The run's tasks, or those wanted. Raises NotFound naming the tasks there are."""
     from tfjob.runs.follow import task_names  # noqa: PLC0415  # only for logs
 
-    names = task_names(directory)
+    with reading_plan(directory):
+        names = task_names(directory)
     unknown = [name for name in wanted or () if name not in names]
     if unknown:
         raise NotFound(f"run {directory.id} has no task {unknown[0]!r}", f"Its tasks: {', '.join(names)}.")
@@ -116,7 +140,7 @@ def _print_record(record: Record) -> None:
         ),
         ("target", record.target),
         ("overrides", " ".join(f"--set {one}" for one in record.overrides)),
-        ("directory", record.dir),
+        ("directory", shown_path(record.dir)),
     ]
     for name, text in facts:
         if text:
@@ -160,5 +184,8 @@ def _print_phases_and_tasks(record: Record) -> None:
 
 def _end(exit_code: int | None, number: int | None) -> str:
     if number is not None:
-        return f"signal {number}"
+        try:
+            return f"signal {number} ({Signals(number).name})"
+        except ValueError:  # a real-time signal has no name
+            return f"signal {number}"
     return "" if exit_code is None else str(exit_code)

@@ -1,4 +1,4 @@
-"""A run on the screen while it happens: its phases with their times, its tasks' output, its end.
+"""A run on the screen while it happens: its phases with their times, its tasks' output.
 
 What tasks print goes to stdout as it is; what tfjob has to say goes to stderr. On a terminal the phase that lasts has a
 spinner and its time; piped, every line is plain and stands by itself.
@@ -7,70 +7,28 @@ spinner and its time; piped, every line is plain and stands by itself.
 from __future__ import annotations
 
 import sys
-from collections.abc import Iterable
-from typing import TYPE_CHECKING, Any, BinaryIO, TextIO
+import time
+from collections.abc import Iterable, Iterator
+from contextlib import contextmanager
+from typing import TYPE_CHECKING, Any, TextIO
 
-from tfjob.cli.output import STATE_STYLES, colored, duration, plural, size, uses_color
-from tfjob.runs.follow import Chunk
+from tfjob.cli.output import colored, duration, uses_color
+from tfjob.cli.task_output import TaskOutput
+from tfjob.errors import NotFound
+from tfjob.rundir import RunDirectory
+from tfjob.runs.follow import Chunk, Item
 from tfjob.runs.record import Record, seconds
 
 if TYPE_CHECKING:
     from rich.progress import Progress
 
-__all__ = ["LiveRun", "TaskOutput", "print_end"]
-
-_TASK_STYLES = ("cyan", "magenta", "green", "yellow", "blue")
-
-
-class TaskOutput:
-    """Writes what tasks print: one task's bytes as they are, several tasks' lines each marked by its task."""
-
-    def __init__(self, names: Iterable[str], out: BinaryIO, screen: TextIO) -> None:
-        names = list(names)
-        self._out = out
-        self._marks = self._make_marks(names, screen) if len(names) > 1 else {}
-        self._pending: dict[str, bytes] = {}
-        self._wrote_any = False
-        self._ends_line = True
-
-    def write(self, chunk: Chunk) -> None:
-        """Write a piece of output. With several tasks a line is held until it is whole, so that lines never mix."""
-        if not self._marks:
-            self._put(chunk.data)
-            return
-        *lines, rest = (self._pending.get(chunk.task, b"") + chunk.data).split(b"\n")
-        self._pending[chunk.task] = rest
-        mark = self._marks.get(chunk.task) or f"{chunk.task} | ".encode()
-        self._put(b"".join(mark + _as_line(line) + b"\n" for line in lines))
-
-    def close(self) -> None:
-        """Write what was held back, and end the last line."""
-        for task, rest in self._pending.items():
-            if rest:
-                self._put(self._marks.get(task, b"") + _as_line(rest) + b"\n")
-        self._pending.clear()
-        if not self._ends_line:
-            self._put(b"\n")
-
-    def _put(self, data: bytes) -> None:
-        if data:
-            self._out.write(data)
-            self._out.flush()
-            self._ends_line = data.endswith(b"\n")
-
-    @staticmethod
-    def _make_marks(names: list[str], screen: TextIO) -> dict[str, bytes]:
-        width = max(map(len, names))
-        return {
-            name: colored(f"{name.ljust(width)} | ", _TASK_STYLES[index % len(_TASK_STYLES)], screen).encode()
-            for index, name in enumerate(names)
-        }
+__all__ = ["LiveRun", "PhaseSpinner", "print_stopped", "watched"]
 
 
 class Spinner:
     """The phase that lasts, on the last line of the screen: what it does, and for how long."""
 
-    def __init__(self, phase: str, screen: TextIO) -> None:
+    def __init__(self, phase: str, screen: TextIO, began: float | None = None) -> None:
         from rich.console import Console  # noqa: PLC0415  # 40 ms that only a terminal should pay
         from rich.progress import Progress, SpinnerColumn, TextColumn, TimeElapsedColumn  # noqa: PLC0415
 
@@ -83,6 +41,9 @@ class Spinner:
             transient=True,
         )
         self._task = self._progress.add_task(phase)
+        task = self._progress.tasks[0]
+        if began is not None and task.start_time is not None:
+            task.start_time -= max(time.time() - began, 0)
         self._progress.start()
 
     def update(self, detail: str) -> None:
@@ -92,6 +53,39 @@ class Spinner:
     def stop(self) -> None:
         """Take the line away."""
         self._progress.stop()
+
+
+class PhaseSpinner:
+    """The phase a run is in and nothing else, for whoever waits for its end at a terminal; elsewhere nothing at all."""
+
+    def __init__(self, screen: TextIO) -> None:
+        self._screen = screen
+        self._is_terminal = uses_color(screen)
+        self._phase: tuple[str, float] | None = None
+        self._detail = ""
+        self._spinner: Spinner | None = None
+
+    def show(self, item: Item | None) -> None:
+        """Take note of what happened. A phase is shown once it is clear that it is not over already."""
+        if not self._is_terminal or isinstance(item, Chunk):
+            return
+        if item is None:
+            if self._spinner is None and self._phase:
+                self._spinner = Spinner(self._phase[0], self._screen, self._phase[1])
+                self._spinner.update(self._detail)
+        elif item["event"] == "phase":
+            self.close()
+            self._phase, self._detail = (item["phase"], seconds(item["time"])), ""
+        elif item["event"] == "progress":
+            self._detail = item["message"]
+            if self._spinner:
+                self._spinner.update(self._detail)
+
+    def close(self) -> None:
+        """Take the line away."""
+        if self._spinner:
+            self._spinner.stop()
+            self._spinner = None
 
 
 class LiveRun:
@@ -104,14 +98,20 @@ class LiveRun:
         self._detail = ""
         self._spinner: Spinner | None = None
         self._is_terminal = uses_color(screen)
-        self._say(f"Run {record.id}  (experiment {record.experiment}, target {record.target})", "bold")
+        self._opening = f"Run {record.id}  (experiment {record.experiment}, target {record.target})"
 
-    def show(self, item: Chunk | dict[str, Any] | None) -> None:
-        """Show one thing that happened."""
+    def open(self) -> None:
+        """Say which run it is."""
+        self._say(self._opening, "bold")
+
+    def show(self, item: Item | None) -> None:
+        """Show one thing that happened; None when nothing did."""
         if isinstance(item, Chunk):
             self._stop_spinner()
             self._output.write(item)
-        elif item is not None:
+        elif item is None:
+            self._output.refresh()
+        else:
             self._event(item)
 
     def close(self) -> None:
@@ -138,10 +138,10 @@ class LiveRun:
 
     def _begin_phase(self, phase: str, moment: float) -> None:
         self._phase, self._detail = (phase, moment), ""
-        if not self._is_terminal:
-            self._say(phase)
-        else:
+        if self._is_terminal:
             self._spinner = Spinner(phase, self._screen)
+        elif phase == "Running":  # the others are told by what they do, and by the times at the end
+            self._say(phase)
 
     def _end_phase(self, moment: float) -> None:
         self._stop_spinner()
@@ -166,54 +166,22 @@ class LiveRun:
         print(line, file=self._screen, flush=True)
 
 
-def print_end(record: Record, screen: TextIO) -> None:
-    """The run's last word: its state and time, what failed first, where everything is, what to try next."""
-    taken = duration(record.duration_s)
-    state = colored(record.state, STATE_STYLES.get(record.state, ""), screen)
-    print(f"{state} in {taken}", file=screen)
-    if record.failure:
-        _print_failure(record, screen)
-    for note in record.notes:
-        print(f"  note      {note}", file=screen)
-    lines = []
-    if record.output_count:
-        lines.append(
-            ("outputs", f"{record.dir}/outputs  ({plural(record.output_count, 'file')}, {size(record.output_bytes)})")
-        )
-    if record.left_in_work:
-        lines.append(
-            (
-                "also kept",
-                f"{record.dir}/work  ({plural(len(record.left_in_work), 'file')} written outside of ./outputs)",
-            )
-        )
-    lines.append(("logs", f"{record.dir}/logs"))
-    if record.state == "Completed":
-        lines.append(("next", f"tfjob show {record.id}"))
-        if record.output_count:
-            lines.append(("", f"tfjob download {record.id} --to DIRECTORY"))
-    else:
-        lines.append(("next", f"tfjob logs {record.id}" if record.tasks else f"tfjob show {record.id}"))
-        lines.append(("", f"tfjob rerun {record.id}"))
-    for name, text in lines:
-        print(f"  {name.ljust(9)} {text}", file=screen)
+@contextmanager
+def watched(run: RunDirectory) -> Iterator[None]:
+    """Whatever is missed in a run's directory once somebody has removed it, is told as that."""
+    try:
+        yield
+    except (OSError, NotFound):
+        if run.path.is_dir():
+            raise
+        raise NotFound(
+            f"the directory of run {run.id} was removed while the run was followed",
+            "What it kept is gone, and so is all word of it; processes it had started may still be there.",
+        ) from None
 
 
-def _print_failure(record: Record, screen: TextIO) -> None:
-    failure = record.failure
-    if failure is None:
-        return
-    who = f"{failure.task} on {failure.node} " if failure.task else ""
-    first, *more = f"{who}{failure.message}".splitlines()
-    print(f"  {colored('cause'.ljust(9), 'red', screen)} {first}", file=screen)
-    for line in (*more, *failure.hint.splitlines()):
-        print(f"            {line}", file=screen)
-    if failure.log_tail:
-        print(f"  last lines of {failure.task}:", file=screen)
-        for line in failure.log_tail:
-            print(f"    {line}", file=screen)
-
-
-def _as_line(line: bytes) -> bytes:
-    """A line as a terminal would leave it: after a carriage return it is written over."""
-    return line.rstrip(b"\r").rpartition(b"\r")[2]
+def print_stopped() -> None:
+    """Say that only the looking has ended."""
+    if sys.stderr.isatty():
+        print(file=sys.stderr)  # after the terminal's ^C
+    print("Stopped following; the run goes on.", file=sys.stderr)

@@ -63,13 +63,20 @@ def help_text() -> str:
 
 def main() -> NoReturn:
     """Run the command line and leave with its exit code, without taking Python down piece by piece, which takes a while."""
-    for number in (signal.SIGINT, signal.SIGTERM):
-        if signal.getsignal(number) is not signal.SIG_IGN:  # `nohup`, or a shell's background job
-            signal.signal(number, _interrupt)
+    _open_missing_streams()
+    for number in _interrupts():
+        signal.signal(number, _interrupt)
     exit_code = _run(sys.argv[1:])
-    with suppress(BrokenPipeError):
+    for number in _interrupts():
+        signal.signal(number, signal.SIG_IGN)
+    try:
         sys.stdout.flush()
-    sys.stderr.flush()
+    except BrokenPipeError:
+        pass
+    except OSError as error:
+        exit_code = exit_code or _tell(error)
+    with suppress(OSError):
+        sys.stderr.flush()
     os._exit(exit_code)
 
 
@@ -79,24 +86,53 @@ def _run(arguments: list[str]) -> int:
         return _dispatch(arguments)
     except SystemExit as end:  # the parser's way to end
         return end.code if isinstance(end.code, int) else ExitCode.DONE
-    except InvalidFile as error:
-        print(*error.problems, sep="\n", file=sys.stderr)
-        count = len(error.problems)
-        print(f"tfjob: {count} problem{'s' if count > 1 else ''}", file=sys.stderr)
-        return error.exit_code
-    except TfjobError as error:
-        print(f"tfjob: {error.message}", file=sys.stderr)
-        if error.hint:
-            print(f"  {error.hint}", file=sys.stderr)
-        return error.exit_code
     except BrokenPipeError:  # whoever read the output has gone (`| head`)
         return ExitCode.DONE
+    except (TfjobError, OSError, RuntimeError) as error:
+        return _tell(error)
+
+
+def _tell(error: TfjobError | OSError | RuntimeError) -> int:
+    """Put an error into words, and return its exit code. What the machine has not caused is raised again: it is a bug."""
+    if isinstance(error, InvalidFile):
+        count = len(error.problems)
+        lines = [*map(str, error.problems), f"tfjob: {count} problem{'s' if count > 1 else ''}"]
+        exit_code = error.exit_code
+    elif isinstance(error, TfjobError):
+        lines, exit_code = [f"tfjob: {error.message}", f"  {error.hint}"], error.exit_code
+    else:
+        from tfjob.cli.system_errors import explain  # noqa: PLC0415  # only for this
+
+        explained = explain(error)
+        if explained is None:
+            raise error
+        lines, exit_code = [f"tfjob: {explained[0]}", f"  {explained[1]}"], ExitCode.BAD_INPUT
+    with suppress(OSError):
+        print(*filter(str.strip, lines), sep="\n", file=sys.stderr)
+    return exit_code
+
+
+def _open_missing_streams() -> None:
+    """Put /dev/null where the caller has closed stdin, stdout or stderr: other files would take their numbers."""
+    if None not in (sys.stdin, sys.stdout, sys.stderr):
+        return
+    while (descriptor := os.open(os.devnull, os.O_RDWR)) <= 2:
+        os.set_inheritable(descriptor, True)
+    os.close(descriptor)
+    sys.stdin = sys.stdin or os.fdopen(0, closefd=False)
+    sys.stdout = sys.stdout or os.fdopen(1, "w", closefd=False)
+    sys.stderr = sys.stderr or os.fdopen(2, "w", closefd=False)
+
+
+def _interrupts() -> list[signal.Signals]:
+    """The signals that mean to end; not those that are ignored: by `nohup`, or for a shell's background job."""
+    return [number for number in (signal.SIGINT, signal.SIGTERM) if signal.getsignal(number) is not signal.SIG_IGN]
 
 
 def _dispatch(arguments: list[str]) -> int:
     if _completes():
         _parse()
-    elif arguments in ([], ["--help"], ["-h"]):
+    elif arguments in ([], ["--help"], ["-h"], ["help"]):
         print(help_text(), end="")
     elif arguments == ["--version"]:
         import tfjob  # noqa: PLC0415  # only for this
@@ -136,7 +172,9 @@ def _completes() -> bool:
 
 
 def _interrupt(_number: int, _frame: object) -> NoReturn:
-    raise Interrupted("interrupted")
+    command = next((argument for argument in sys.argv[1:] if not argument.startswith("-")), "")
+    # These two raise it only before there is a run; see `following`.
+    raise Interrupted("interrupted; nothing was started" if command in ("submit", "rerun") else "interrupted")
 
 
 if __name__ == "__main__":

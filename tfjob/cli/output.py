@@ -17,6 +17,7 @@ __all__ = [
     "plural",
     "print_document",
     "print_table",
+    "shown_path",
     "size",
     "uses_color",
 ]
@@ -76,6 +77,21 @@ def duration(seconds_taken: float) -> str:
     minutes, secs = divmod(round(seconds_taken), 60)
     hours, minutes = divmod(minutes, 60)
     return f"{hours} h {minutes:02} min" if hours else f"{minutes} min {secs:02} s"
+
+
+def shown_path(path: str | os.PathLike[str]) -> str:
+    """A path for people: from the current folder if it is below that, else with ~ for the home directory, else as it is."""
+    text = os.fspath(path)
+    try:
+        here = os.getcwd()
+    except OSError:  # it was removed
+        here = ""
+    if text == here:
+        return "."
+    if here and text.startswith(f"{here.rstrip('/')}/"):
+        return text[len(here.rstrip("/")) + 1 :]
+    home = os.path.expanduser("~").rstrip("/")  # stays ~ where there is none
+    return f"~{text[len(home) :]}" if home.startswith("/") and f"{text}/".startswith(f"{home}/") else text
 
 
 def plural(count: int, noun: str) -> str:

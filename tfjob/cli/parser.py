@@ -9,6 +9,7 @@ import typer
 from typer.core import TyperGroup
 
 from tfjob.cli.main import COMMANDS, help_text
+from tfjob.errors import ExitCode, UsageError
 
 __all__ = ["app"]
 
@@ -30,6 +31,21 @@ class _Commands(TyperGroup):
         one = typer.Typer(add_completion=False, rich_markup_mode=None, context_settings=_CONTEXT)
         one.command(name=cmd_name)(getattr(import_module(f"tfjob.cli.{module}"), function))
         return typer.main.get_command(one)
+
+    def resolve_command(self, ctx: Any, args: list[str]) -> Any:
+        if args and args[0] not in COMMANDS and not args[0].startswith("-"):
+            from difflib import get_close_matches  # noqa: PLC0415  # only for the hint
+
+            near = get_close_matches(args[0], COMMANDS, n=1)
+            hint = f"Did you mean {near[0]}?" if near else "See what there is: tfjob --help"
+            raise UsageError(f"there is no command {args[0]!r}", hint)
+        return super().resolve_command(ctx, args)
+
+    def invoke(self, ctx: Any) -> Any:
+        try:
+            return super().invoke(ctx)
+        except BrokenPipeError:  # the parser would make 1 of it
+            raise typer.Exit(ExitCode.DONE) from None
 
     def format_help(self, ctx: Any, formatter: Any) -> None:
         formatter.write(help_text())

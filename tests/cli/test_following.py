@@ -1,0 +1,249 @@
+"""Staying with a run, and leaving it before its end."""
+
+from __future__ import annotations
+
+import io
+import json
+import os
+import pty
+import re
+import shutil
+import signal
+import subprocess
+import time
+from contextlib import suppress
+from typing import TYPE_CHECKING
+
+import pytest
+from support import PROGRAM, eventually
+
+from tfjob.cli import control
+from tfjob.cli.live import LiveRun, PhaseSpinner
+from tfjob.rundir import RunDirectory
+from tfjob.runs.record import Record
+
+if TYPE_CHECKING:
+    from pathlib import Path
+
+    from support import Tfjob
+
+LONG = "name: long\ncommand: echo begun; while true; do echo more; sleep 0.05; done"
+QUIET = "name: quiet\ncommand: sleep 300"
+RECORD = Record("job-1", "job", "tf", "Preparing", "2026-01-31T12:00:00.000Z", "/nowhere", "local")
+
+
+def wait_for_running(tfjob: Tfjob, run: str) -> None:
+    eventually(lambda: tfjob.record(run)["state"] == "Running", f"{run} runs")
+
+
+def test_plain_phases_are_told_by_what_they_do() -> None:
+    out, screen = io.TextIOWrapper(io.BytesIO()), io.StringIO()
+    live = LiveRun(RECORD, ["main"], out, screen)
+    live.open()
+    for second, phase in enumerate(("Preparing", "Scaling", "Running", "Finalizing")):
+        moment = f"2026-01-31T12:00:0{second}.000Z"
+        live.show({"event": "phase", "phase": phase, "time": moment})
+        if phase == "Preparing":
+            live.show({"event": "progress", "phase": phase, "message": "uv resolves", "time": moment})
+    live.close()
+    assert screen.getvalue().splitlines() == [
+        "tfjob: Run job-1  (experiment tf, target local)",
+        "tfjob: Preparing: uv resolves",
+        "tfjob: Running",
+    ]
+
+
+@pytest.mark.parametrize("reader", ["2>err | head -n 1", "2>&1 | head -n 4"])
+def test_when_the_reader_of_a_submit_leaves_it_detaches(tfjob: Tfjob, reader: str) -> None:
+    tfjob.write("long.yml", LONG)
+    line = f"{' '.join(PROGRAM)} submit long.yml {reader}; echo ${{PIPESTATUS[0]}}"
+    done = subprocess.run(
+        ["bash", "-c", line], cwd=tfjob.directory, env=tfjob.environ, capture_output=True, text=True, check=True
+    )
+    assert done.stdout.splitlines()[-1] == "130"
+    assert tfjob.show()["state"] == "Running"
+    if "err" in reader:
+        assert done.stdout.splitlines()[0] == "begun"
+        told = (tfjob.directory / "err").read_text()
+        assert re.search(
+            r"^Detached; the run goes on\.\n  follow    tfjob logs -f long-\w{6}\n  cancel ", told, re.MULTILINE
+        )
+    tfjob("cancel", "latest")
+
+
+def test_a_full_disk_under_the_output_detaches_too(tfjob: Tfjob) -> None:
+    tfjob.write("long.yml", LONG)
+    with open("/dev/full", "w") as full:
+        done = subprocess.run(
+            [*PROGRAM, "submit", "long.yml"],
+            cwd=tfjob.directory,
+            env=tfjob.environ,
+            stdout=full,
+            stderr=subprocess.PIPE,
+            text=True,
+            check=False,
+        )
+    assert done.returncode == 130
+    assert (
+        "tfjob: what the run prints can't be shown: No space left on device\nDetached; the run goes on." in done.stderr
+    )
+    tfjob("cancel", "latest")
+
+
+@pytest.mark.parametrize("code", [0, 3])
+def test_a_run_that_is_over_ends_as_it_ended_whoever_reads(tfjob: Tfjob, code: int) -> None:
+    tfjob.write("job.yml", f"name: job\ncommand: echo x; exit {code}")
+    tfjob("init")
+    line = f"({' '.join(PROGRAM)} submit job.yml -o json; echo $? > code) 2>err | true"
+    subprocess.run(["bash", "-c", line], cwd=tfjob.directory, env=tfjob.environ, check=True)
+    eventually((tfjob.directory / "code").exists, "it has ended")
+    time.sleep(0.1)
+    assert (tfjob.directory / "code").read_text() == f"{int(code != 0)}\n"
+
+
+@pytest.mark.parametrize("code", [0, 3])
+def test_the_last_word_may_go_unread(tfjob: Tfjob, code: int) -> None:
+    tfjob.write("job.yml", f"name: job\ncommand: sleep 1; exit {code}")
+    tfjob("init")
+    line = f"({' '.join(PROGRAM)} submit job.yml; echo $? > code) 2>&1 >/dev/null | head -n 4"
+    subprocess.run(["bash", "-c", line], cwd=tfjob.directory, env=tfjob.environ, check=True, stdout=subprocess.DEVNULL)
+    eventually((tfjob.directory / "code").exists, "it has ended")
+    time.sleep(0.1)
+    assert (tfjob.directory / "code").read_text() == f"{int(code != 0)}\n"
+
+
+@pytest.mark.parametrize("command", [["logs", "-f", "latest"], ["wait", "latest"]])
+@pytest.mark.parametrize("number", [signal.SIGINT, signal.SIGTERM])
+def test_whoever_stops_following_is_told_that_the_run_goes_on(
+    tfjob: Tfjob, command: list[str], number: signal.Signals
+) -> None:
+    tfjob.write("quiet.yml", QUIET)
+    run = tfjob.submit("quiet.yml")
+    wait_for_running(tfjob, run)
+    follower = tfjob.start(*command)
+    with suppress(subprocess.TimeoutExpired):
+        follower.wait(1)
+    follower.send_signal(number)
+    _, told = follower.communicate(timeout=20)
+    assert told.endswith("Stopped following; the run goes on.\n")
+    assert follower.returncode == 130
+    assert tfjob.show()["state"] == "Running"
+    tfjob("cancel", "latest")
+
+
+def test_an_interrupt_before_there_is_a_run_says_so(tfjob: Tfjob) -> None:
+    tfjob.write("job.yml", "name: job\ncommand: 'true'")
+    tfjob.write(
+        "patch/sitecustomize.py", "import tfjob.spec.load as m\nm.load = lambda *a, **k: __import__('time').sleep(60)"
+    )
+    submitter = subprocess.Popen(
+        [*PROGRAM, "submit", "job.yml"],
+        cwd=tfjob.directory,
+        env={**tfjob.environ, "PYTHONPATH": f"{tfjob.directory}/patch:{os.environ.get('PYTHONPATH', '')}"},
+        stderr=subprocess.PIPE,
+        text=True,
+    )
+    with suppress(subprocess.TimeoutExpired):
+        submitter.wait(1.5)
+    submitter.send_signal(signal.SIGINT)
+    _, told = submitter.communicate(timeout=20)
+    assert told == "tfjob: interrupted; nothing was started\n"
+    assert submitter.returncode == 130
+    assert not (tfjob.directory / ".tfjob").exists()
+
+
+def test_until_output_comes_logs_say_what_the_run_is_at(tfjob: Tfjob) -> None:
+    tfjob.write("job.yml", "name: job\ncommand: sleep 1; echo hello")
+    run = tfjob.submit("job.yml")
+    done = tfjob("logs", "-f", run)
+    assert done.stdout == "hello\n"
+    assert re.match(r"tfjob: Preparing: this machine's own Python.*\ntfjob: Scaling: 1 task on ", done.stderr)
+    assert re.fullmatch(r"tfjob: Completed in [\d.]+ s\n", tfjob("logs", "-f", run).stderr)  # it was over
+
+
+def test_a_directory_removed_under_its_followers(tfjob: Tfjob) -> None:
+    tfjob.write("quiet.yml", QUIET)
+    submitter = tfjob.start("submit", "quiet.yml")
+    run = eventually(lambda: next((tfjob.directory / ".tfjob" / "runs").glob("quiet-*"), None), "there is a run").name
+    wait_for_running(tfjob, run)
+    followers = [submitter, tfjob.start("logs", "-f", run), tfjob.start("wait", run)]
+    pids = [json.loads(file.read_bytes())["pid"] for file in tfjob.run_directory(run).glob("tasks/*/started.json")]
+    supervisor = tfjob.record(run)["supervisor"]["pid"]
+    time.sleep(1)
+    shutil.rmtree(tfjob.run_directory(run))
+    try:
+        for follower in followers:
+            _, told = follower.communicate(timeout=20)
+            assert f"tfjob: the directory of run {run} was removed while the run was followed\n" in told
+            assert follower.returncode == 3
+    finally:
+        for pid in (supervisor, *pids):
+            with suppress(ProcessLookupError):
+                os.kill(pid, signal.SIGKILL)
+
+
+class Terminal(io.StringIO):
+    def isatty(self) -> bool:
+        return True
+
+
+def test_waiting_at_a_terminal_shows_the_phase(tfjob: Tfjob) -> None:
+    tfjob.write("quiet.yml", QUIET)
+    run = tfjob.submit("quiet.yml")
+    wait_for_running(tfjob, run)
+    ours, theirs = pty.openpty()
+    environ = {**tfjob.environ, "TERM": "xterm-256color", "COLUMNS": "100"}
+    waiter = subprocess.Popen(
+        [*PROGRAM, "wait", run], cwd=tfjob.directory, env=environ, stdout=subprocess.DEVNULL, stderr=theirs
+    )
+    os.close(theirs)
+    seen = b""
+
+    def shows_the_phase() -> bool:
+        nonlocal seen
+        seen += os.read(ours, 65536)
+        return b"Running" in seen
+
+    eventually(shows_the_phase, "the phase is shown", timeout_s=20)
+    assert b"Preparing" not in seen
+    waiter.terminate()
+    waiter.wait(20)
+    os.close(ours)
+    tfjob("cancel", "latest")
+
+
+def test_waiting_elsewhere_shows_nothing() -> None:
+    screen = io.StringIO()
+    spinner = PhaseSpinner(screen)
+    spinner.show({"event": "phase", "phase": "Running", "time": "2026-01-31T12:00:00.000Z"})
+    spinner.show(None)
+    spinner.close()
+    assert screen.getvalue() == ""
+
+
+def test_canceling_is_as_patient_as_the_plan(tmp_path: Path) -> None:
+    directory = RunDirectory(tmp_path)
+    for text, seconds in (('{"limits": {"grace_period_s": 90.5}}', 90.5), ("{", 0), ('{"limits": null}', 0)):
+        directory.plan.write_text(text)
+        assert control._grace_period_s(directory) == seconds
+
+
+def test_a_cancel_waits_for_the_grace_period_and_a_margin(tfjob: Tfjob) -> None:
+    tfjob.write(
+        "stubborn.yml",
+        "name: stubborn\ncommand: trap '' TERM; echo begun; while true; do sleep 0.1; done\nlimits: {grace_period_s: 3}",
+    )
+    tfjob.write("patch/sitecustomize.py", "import tfjob.cli.control as c\nc._CANCEL_MARGIN_S = 2")
+    run = tfjob.submit("stubborn.yml")
+    log = tfjob.run_directory(run) / "logs" / "main.log"
+    eventually(lambda: log.exists() and "begun" in log.read_text(), "it has begun")
+    done = subprocess.run(
+        [*PROGRAM, "cancel", run],
+        cwd=tfjob.directory,
+        env={**tfjob.environ, "PYTHONPATH": f"{tfjob.directory}/patch:{os.environ.get('PYTHONPATH', '')}"},
+        capture_output=True,
+        text=True,
+        check=False,
+    )
+    assert done.returncode == 0, done.stderr
+    assert done.stdout.startswith("Canceled in ")
