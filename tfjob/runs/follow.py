@@ -14,8 +14,8 @@ from typing import Any, NamedTuple
 
 from tfjob.rundir import RunDirectory
 from tfjob.runs.events import EventReader
+from tfjob.runs.find import try_recover
 from tfjob.runs.record import TERMINAL, Record, read_record
-from tfjob.runs.starting import recover
 
 __all__ = ["Chunk", "Item", "follow", "read_output", "tail_offsets", "task_names", "wait_for_end"]
 
@@ -72,7 +72,7 @@ def follow(
                 yield from read_output(run, offsets, tasks)
                 yield {"event": "state", "state": record.state, "time": record.ended}
                 return
-            recover(run, record)
+            try_recover(run, record)
         if deadline is not None and now >= deadline:
             raise TimeoutError
         yield None
