@@ -270,7 +270,6 @@ def reserve(directory: str) -> int:
 def finish(descriptor: int, directory: str, result: dict[str, Any]) -> None:
     """Write the result into its reserved space and give it its name: whole or not at all."""
     os.pwrite(descriptor, json.dumps(result).encode().ljust(RESULT_BYTES), 0)
-    os.fsync(descriptor)
     os.close(descriptor)
     os.replace(os.path.join(directory, ".exit.json"), os.path.join(directory, "exit.json"))
 

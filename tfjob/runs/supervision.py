@@ -234,6 +234,8 @@ class Supervision:
         )
         self._save_for_good()
         self._event("state", state=self._record.state)
+        with self._best_effort():
+            write_record(self._run, self._record, force=True)  # those who wait for the end need not wait for the disk
 
     def _enter(self, phase: RunState) -> None:
         now = iso(time.time())
@@ -332,7 +334,7 @@ class Supervision:
         """Write the last word; on a full disk, wait a little for space. Raises OSError when there is none: others will try."""
         for _ in range(_LAST_WORD_TRIES):
             try:
-                write_record(self._run, self._record)
+                write_record(self._run, self._record, force=False)
             except OSError as error:
                 if error.errno not in _FULL:
                     raise
