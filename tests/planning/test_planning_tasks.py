@@ -101,7 +101,7 @@ def test_mpi_on_one_node(planned: Planned) -> None:
     assert plan.launcher is not None
     assert plan.started_tasks == (plan.launcher,)
     assert plan.launcher.argv == (
-        *("mpirun", "-np", "2", "-H", "${{ node.0.address }}:2", "--map-by", "slot", "--bind-to", "none"),
+        *("mpirun", "-np", "2", "-H", "${{ node.0.address }}:2", "--map-by", "slot:OVERSUBSCRIBE", "--bind-to", "none"),
         *(
             "${{ entrypoint.python }}",
             "-I",

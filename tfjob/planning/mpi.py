@@ -29,6 +29,8 @@ def mpi_tasks(
 ) -> tuple[tuple[TaskPlan, ...], TaskPlan]:
     """The ranks, in rank order (all of node 0 first), and the launcher that starts them on node 0.
 
+    Slots are what the job says, however few cores mpirun can see (mpirun(1), "slot:OVERSUBSCRIBE").
+
     Processes per node default to the GPUs per node, or 1 without GPUs.
     """
     per_node = distribution.process_count_per_node or max(compute.gpus_per_node, 1)
@@ -51,7 +53,7 @@ def mpi_tasks(
         index=0,
         node=0,
         argv=(
-            *("mpirun", "-np", str(len(ranks)), "-H", hosts, "--map-by", "slot", "--bind-to", "none"),
+            *("mpirun", "-np", str(len(ranks)), "-H", hosts, "--map-by", "slot:OVERSUBSCRIBE", "--bind-to", "none"),
             *(
                 "${{ entrypoint.python }}",
                 "-I",
