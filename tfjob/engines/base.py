@@ -16,10 +16,36 @@ from tfjob.rundir import RunDirectory
 from tfjob.targets.leases import Lease
 from tfjob.targets.target import Node
 
-__all__ = ["Allocation", "Engine", "Handle", "TaskStatus", "Waiting"]
+__all__ = ["Allocation", "Engine", "Handle", "Mount", "Prepared", "TaskStatus", "Waiting"]
 
 Waiting = Callable[[str], None]
 """Called with what is waited for, now and then; may raise to give up."""
+
+
+@dataclass(frozen=True)
+class Mount:
+    """A directory or file of this machine that a container sees at `target`."""
+
+    source: str
+    target: str
+    read_only: bool = True
+
+
+@dataclass(frozen=True)
+class Prepared:
+    """An environment at hand, ready for tasks.
+
+    `values` are bindings for the plan's expressions (``environment.path``, ``environment.prefix``); `key` names the
+    prefix, None for the machine's or image's own packages. The rest is for containers: the `image` they are started
+    from (an id the engine knows), what has to be mounted for the environment, and the `python` in them (a path there)
+    that can run tfjob's entrypoint.
+    """
+
+    key: str | None
+    values: Mapping[str, str]
+    image: str | None = None
+    python: str | None = None
+    mounts: tuple[Mount, ...] = ()
 
 
 @dataclass(frozen=True)
@@ -67,8 +93,8 @@ class Engine(Protocol):
         """Room for all of the plan or for none of it. Raises TargetError when there was none within `deadline_s`."""
         ...
 
-    def start(self, plan: Plan, run: RunDirectory, allocation: Allocation, values: Mapping[str, str]) -> Handle:
-        """Start the plan's tasks. `values` are the bindings that are not the engine's own (environment, PATH)."""
+    def start(self, plan: Plan, run: RunDirectory, allocation: Allocation, prepared: Prepared) -> Handle:
+        """Start the plan's tasks in the prepared environment."""
         ...
 
     def adopt(self, plan: Plan, run: RunDirectory) -> Handle:

@@ -17,7 +17,7 @@ from typing import Final
 
 from tfjob import entrypoint
 from tfjob.durable import replace_json
-from tfjob.engines.base import Allocation, TaskStatus, Waiting
+from tfjob.engines.base import Allocation, Prepared, TaskStatus, Waiting
 from tfjob.engines.inherited import inherited_environment
 from tfjob.errors import TargetError
 from tfjob.planning.plan import Plan, TaskPlan, bind
@@ -73,10 +73,10 @@ class ProcessEngine:
             raise
         return Allocation((self._node,), _share_out(plan, [gpu.index for gpu in gpus]), ports, tuple(leases))
 
-    def start(self, plan: Plan, run: RunDirectory, allocation: Allocation, values: Mapping[str, str]) -> _Handle:
+    def start(self, plan: Plan, run: RunDirectory, allocation: Allocation, prepared: Prepared) -> _Handle:
         """Write every task's file, then start those the engine starts."""
         for task in plan.all_tasks:
-            self._write_task(task, plan, run, allocation, values)
+            self._write_task(task, plan, run, allocation, prepared.values)
         handle = _Handle(plan, run)
         environment = inherited_environment(self._environ, plan.secrets)
         environment["TFJOB_RUN_ID"] = run.id  # every process of the run bears it: see `sweep`

@@ -4,27 +4,19 @@ from __future__ import annotations
 
 import shutil
 from collections.abc import Callable, Mapping
-from dataclasses import dataclass
 from pathlib import Path
 
+from tfjob.engines.base import Prepared
 from tfjob.engines.inherited import base_path
 from tfjob.planning.plan import Plan
 from tfjob.rundir import RunDirectory
 
-__all__ = ["PreparedEnvironment", "prepare_environment"]
-
-
-@dataclass(frozen=True)
-class PreparedEnvironment:
-    """An environment at hand. `values` are bindings for the plan's expressions; `key` names the prefix, None for the machine's own."""
-
-    key: str | None
-    values: Mapping[str, str]
+__all__ = ["prepare_environment"]
 
 
 def prepare_environment(
     plan: Plan, run: RunDirectory, store: Path, environ: Mapping[str, str], progress: Callable[[str], None]
-) -> PreparedEnvironment:
+) -> Prepared:
     """Find or build the plan's environment. The build's log and the lock go to the run directory.
 
     Raises PreparationError when it can't be made.
@@ -33,7 +25,7 @@ def prepare_environment(
     if plan.environment is None:
         python = shutil.which("python3", path=path)
         progress(f"this machine's own Python, {python}" if python else "no environment, and no python3 on PATH")
-        return PreparedEnvironment(None, {"environment.path": path})
+        return Prepared(None, {"environment.path": path})
     from tfjob.environments.definition import Definition  # noqa: PLC0415  # only jobs with an environment pay for it
     from tfjob.environments.store import Store  # noqa: PLC0415
 
@@ -49,4 +41,4 @@ def prepare_environment(
         f"environment {prefix.key[:12]}: Python {prefix.python_version}, {prefix.packages} package{'s' if prefix.packages != 1 else ''}"
     )
     values = {"environment.path": f"{prefix.path}/bin:{path}", "environment.prefix": str(prefix.path)}
-    return PreparedEnvironment(prefix.key, values)
+    return Prepared(prefix.key, values)

@@ -15,13 +15,12 @@ from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
-from tfjob.engines.base import Allocation, Engine, Handle, TaskStatus
+from tfjob.engines.base import Allocation, Engine, Handle, Prepared, TaskStatus
 from tfjob.errors import ExitCode, PreparationError, TargetError, TfjobError
 from tfjob.planning.plan import Plan
 from tfjob.rundir import RunDirectory
 from tfjob.runs.advice import advice
 from tfjob.runs.events import append_event
-from tfjob.runs.prepare import PreparedEnvironment
 from tfjob.runs.record import (
     Failure,
     Phase,
@@ -52,7 +51,7 @@ class CancelRequested(BaseException):
     """The run shall end: somebody made its `cancel` file, or the supervisor was told to stop."""
 
 
-Prepare = Callable[[Callable[[str], None]], PreparedEnvironment]
+Prepare = Callable[[Callable[[str], None]], Prepared]
 """Makes the run's environment; is given where to report its progress."""
 
 
@@ -128,7 +127,7 @@ class Supervision:
         self._progress(_describe(self._plan, allocation))
         self._place_tasks(allocation)
         self._enter("Running")
-        self._handle = self._engine.start(self._plan, self._run, allocation, prepared.values)
+        self._handle = self._engine.start(self._plan, self._run, allocation, prepared)
 
     def _adopt(self, before: Supervisor) -> None:
         if before.boot_id != boot_id():

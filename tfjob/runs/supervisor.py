@@ -22,12 +22,13 @@ from pathlib import Path
 
 from tfjob import entrypoint
 from tfjob.durable import replace_json
+from tfjob.engines.base import Prepared
 from tfjob.engines.inherited import inherited_environment
 from tfjob.engines.process import ProcessEngine, sweep
 from tfjob.errors import ExitCode, PreparationError, TfjobError
 from tfjob.planning.plan import Plan
 from tfjob.rundir import RunDirectory
-from tfjob.runs.prepare import PreparedEnvironment, prepare_environment
+from tfjob.runs.prepare import prepare_environment
 from tfjob.runs.record import Failure, iso, read_record, write_record
 from tfjob.runs.run import request_cancel
 from tfjob.runs.supervision import Supervision
@@ -65,7 +66,7 @@ def _supervision(run: RunDirectory) -> Supervision:
         signal.signal(number, partial(_ask_to_cancel, run))
     signal.signal(signal.SIGHUP, signal.SIG_IGN)
 
-    def prepare(progress: Callable[[str], None]) -> PreparedEnvironment:
+    def prepare(progress: Callable[[str], None]) -> Prepared:
         missing = [name for name in plan.secrets if name not in environ]
         if missing:
             raise PreparationError(
