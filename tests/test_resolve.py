@@ -1,23 +1,36 @@
 from __future__ import annotations
 
+from dataclasses import replace
+from pathlib import Path
+from typing import Literal
+
 import pytest
 
 from tfjob.datasets.files import DatasetFiles
+from tfjob.environments import Definition
+from tfjob.environments.resolved import DockerfileSource, ResolvedEnvironment
 from tfjob.errors import ExitCode, TargetError, UsageError
 from tfjob.resolve import ResolvedJob, resolve, unknown_target
 from tfjob.spec.job import ComputeSpec, DatasetSpec, JobSpec
 from tfjob.targets.target import Gpu, Node, Target
 
 GPUS = (Gpu(0, "GPU-a"), Gpu(1, "GPU-b"))
+IMAGE = ResolvedEnvironment(image="a/b:1")
+DOCKERFILE = ResolvedEnvironment(dockerfile=DockerfileSource(Path("/x/Dockerfile"), Path("/x"), (), "FROM scratch\n"))
+PACKAGES = ResolvedEnvironment(definition=Definition(python="==3.11.*"), base="a/b:1")
 ONE_NODE = Target("local", "local", (Node("here", "127.0.0.1", GPUS),))
 
 
 def resolved(
-    compute: ComputeSpec, target: Target = ONE_NODE, dataset: DatasetSpec | None = None, files: int = 0
+    compute: ComputeSpec,
+    target: Target = ONE_NODE,
+    dataset: DatasetSpec | None = None,
+    files: int = 0,
+    environment: ResolvedEnvironment | None = None,
 ) -> ResolvedJob:
     spec = JobSpec("job", "experiment", script="train.py", compute=compute, dataset=(("x", dataset or DatasetSpec()),))
     found = DatasetFiles(tuple((f"/{number}", str(number), 1) for number in range(files)), "digest")
-    return resolve(spec, code=None, datasets=(("x", found),), environment=None, target=target)
+    return resolve(spec, code=None, datasets=(("x", found),), environment=environment, target=target)
 
 
 @pytest.mark.parametrize("gpus", [0, 1, 2])
@@ -55,9 +68,39 @@ def test_more_nodes_than_there_are_are_refused() -> None:
         resolved(ComputeSpec(node_count=2))
 
 
-def test_a_runtime_that_is_not_there_is_refused() -> None:
-    with pytest.raises(UsageError, match="docker"):
-        resolved(ComputeSpec(runtime="docker"))
+@pytest.mark.parametrize(
+    ("runtime", "environment", "expected"),
+    [
+        ("auto", None, "process"),
+        ("auto", PACKAGES, "process"),
+        ("auto", IMAGE, "docker"),
+        ("auto", DOCKERFILE, "docker"),
+        ("process", None, "process"),
+        ("process", PACKAGES, "process"),
+        ("docker", None, "docker"),
+        ("docker", PACKAGES, "docker"),
+        ("docker", IMAGE, "docker"),
+    ],
+)
+def test_the_runtime_is_decided(
+    runtime: Literal["auto", "process", "docker"], environment: ResolvedEnvironment | None, expected: str
+) -> None:
+    assert resolved(ComputeSpec(runtime=runtime), environment=environment).runtime == expected
+
+
+@pytest.mark.parametrize(
+    ("environment", "what"),
+    [
+        (IMAGE, "environment is an image"),
+        (DOCKERFILE, "environment is a Dockerfile"),
+        (replace(IMAGE, name="tf@3"), "environment tf@3 is an image"),
+    ],
+)
+def test_a_process_cannot_have_what_only_a_container_has(environment: ResolvedEnvironment, what: str) -> None:
+    with pytest.raises(UsageError) as caught:
+        resolved(ComputeSpec(runtime="process"), environment=environment)
+    assert caught.value.message == f"compute.runtime is process, and the {what}"
+    assert caught.value.hint == "Set `compute.runtime: docker`, or leave it out."
 
 
 @pytest.mark.parametrize("files", [0, 2])

@@ -8,10 +8,10 @@ from typing import cast
 import pytest
 
 from tfjob import submission
-from tfjob.errors import UsageError
+from tfjob.errors import NotFound, UsageError
 from tfjob.rundir import RunDirectory
 from tfjob.runs.starting import StartingSupervisor
-from tfjob.workspace import make_workspace
+from tfjob.workspace import GPU_IMAGE, make_workspace
 
 JOB = """\
 name: small
@@ -50,6 +50,70 @@ def test_a_run_is_its_owners_alone(job: Path) -> None:
     (run,) = supervisor.given
     assert stat.S_IMODE(run.path.stat().st_mode) == 0o700
     assert (run.path.parent, run.plan.is_file()) == (workspace.runs, True)
+
+
+def test_a_lock_beside_the_conda_file_goes_with_the_run_and_with_its_reruns(job: Path) -> None:
+    workspace, _ = make_workspace(job.parent)
+    supervisor = NoSupervisor()
+    job.write_text(JOB + "environment: {conda_file: packages.yml}\n")
+    (job.parent / "packages.yml").write_text("dependencies: [python]\nvariables: {A: 0.10}\n")
+    (job.parent / "packages.lock").write_text("the lock\n")
+    ready = submission.prepare(job, workspace=workspace)
+    assert ready.plan.environment is not None
+    assert ready.plan.environment.has_lock
+    assert dict(ready.plan.tasks[0].env)["A"] == "0.10"
+    submission.begin(ready, workspace, cast("StartingSupervisor", supervisor))
+    (run,) = supervisor.given
+    assert run.lock_file.read_text() == "the lock\n"
+    (job.parent / "packages.lock").unlink()
+    assert submission.prepare_rerun(workspace, run).lock == "the lock\n"
+    assert submission.prepare(job, workspace=workspace).lock is None
+
+
+@pytest.mark.parametrize(
+    ("lines", "base", "image"),
+    [
+        ("", None, "mine/cpu:1"),
+        ("environment: {conda: {dependencies: [python]}}", "mine/cpu:1", None),
+        ("environment: {conda: {dependencies: [python]}, base: gpu}", GPU_IMAGE, None),
+        ("environment: {conda: {dependencies: [python]}, base: 'a/b:1'}", "a/b:1", None),
+        ("environment: {conda: {dependencies: [python]}, image: 'a/b:1'}", "a/b:1", None),
+        ("environment: {image: 'a/b:1'}", None, "a/b:1"),
+    ],
+)
+def test_the_workspace_says_which_images_are_meant(job: Path, lines: str, base: str | None, image: str | None) -> None:
+    workspace, _ = make_workspace(job.parent)
+    (workspace.root / "config.yml").write_text("images: {cpu: 'mine/cpu:1'}\n")
+    job.write_text(f"{JOB}compute: {{runtime: docker}}\n{lines}\n")
+    plan = submission.prepare(job, workspace=workspace).plan
+    assert plan.runtime == "docker"
+    assert plan.environment is not None
+    assert (plan.environment.base, plan.environment.image) == (base, image)
+
+
+def test_a_dockerfile_copies_from_its_own_directory_unless_another_is_named(job: Path) -> None:
+    workspace, _ = make_workspace(job.parent)
+    (job.parent / "docker").mkdir()
+    (job.parent / "docker" / "Dockerfile").write_text("FROM scratch\n")
+    found = []
+    for more in ("", ", build_context: .", ", build_arguments: {A: 0.10}"):
+        job.write_text(f"{JOB}environment: {{dockerfile: docker/Dockerfile{more}}}\n")
+        plan = submission.prepare(job, workspace=workspace).plan
+        assert plan.runtime == "docker"
+        assert plan.environment is not None
+        assert plan.environment.dockerfile is not None
+        found.append(plan.environment.dockerfile)
+    folder = str(job.parent / "docker")
+    assert [one.context for one in found] == [folder, str(job.parent), folder]
+    assert [one.arguments for one in found] == [(), (), (("A", "0.10"),)]
+    assert len({one.digest for one in found}) == 3
+
+
+def test_an_environment_of_no_such_name_is_told(job: Path) -> None:
+    workspace, _ = make_workspace(job.parent)
+    job.write_text(f"{JOB}environment: nobody-has-this@3\n")
+    with pytest.raises(NotFound, match="nobody-has-this"):
+        submission.prepare(job, workspace=workspace)
 
 
 def test_a_rerun_needs_its_secrets_in_the_shell_that_asks_for_it(job: Path, monkeypatch: pytest.MonkeyPatch) -> None:

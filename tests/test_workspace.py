@@ -23,6 +23,7 @@ def test_a_workspace_is_made_once(tmp_path: Path) -> None:
     assert is_new
     assert made == Workspace(tmp_path / ".tfjob")
     assert made.runs.is_dir()
+    assert made.environments == made.root / "environments"  # made by whoever registers one
     assert (made.root / ".gitignore").read_text() == "*\n"
     (made.root / "config.yml").write_text("# mine\n")
     assert make_workspace(tmp_path) == (made, False)

@@ -3,13 +3,13 @@
 from __future__ import annotations
 
 from dataclasses import dataclass
-from typing import TYPE_CHECKING
+from typing import TYPE_CHECKING, Literal
 
 from tfjob.errors import NotFound, TargetError, UsageError
 
 if TYPE_CHECKING:
     from tfjob.datasets.files import DatasetFiles
-    from tfjob.environments.definition import Definition
+    from tfjob.environments.resolved import ResolvedEnvironment
     from tfjob.snapshot import Snapshot
     from tfjob.spec.job import JobSpec
     from tfjob.targets.target import Target
@@ -19,13 +19,17 @@ __all__ = ["ResolvedJob", "resolve"]
 
 @dataclass(frozen=True)
 class ResolvedJob:
-    """A job whose names have been looked up: code and datasets by digest, environment by definition, target by its nodes."""
+    """A job whose names have been looked up: code and datasets by digest, environment by what it is made of, target by its nodes.
+
+    `runtime` is decided: ``process`` or ``docker``.
+    """
 
     spec: JobSpec
     code: Snapshot | None
     datasets: tuple[tuple[str, DatasetFiles], ...]
-    environment: Definition | None
+    environment: ResolvedEnvironment | None
     target: Target
+    runtime: Literal["process", "docker"] = "process"
 
 
 def resolve(
@@ -33,20 +37,23 @@ def resolve(
     *,
     code: Snapshot | None,
     datasets: tuple[tuple[str, DatasetFiles], ...],
-    environment: Definition | None,
+    environment: ResolvedEnvironment | None,
     target: Target,
 ) -> ResolvedJob:
     """Put the job and what its names stand for together, refusing what the target can never run.
 
-    Raises TargetError when the job asks for more nodes or GPUs than the target has at all, and UsageError for a
-    runtime the target does not have and for a dataset that is to be one file and is not.
+    Raises TargetError when the job asks for more nodes or GPUs than the target has at all, and UsageError for an
+    environment that its runtime does not have and for a dataset that is to be one file and is not.
     """
     compute = spec.compute
-    if compute.runtime == "docker":
+    in_container = environment is not None and environment.needs_container
+    if compute.runtime == "process" and environment is not None and in_container:
+        what = "an image" if environment.image else "a Dockerfile"
         raise UsageError(
-            "compute.runtime is docker, and this version of tfjob runs jobs as processes only",
-            "Set `compute.runtime: process`, or leave it out.",
+            f"compute.runtime is process, and the environment {environment.name or ''} is {what}".replace("  ", " "),
+            "Set `compute.runtime: docker`, or leave it out.",
         )
+    runtime: Literal["process", "docker"] = "docker" if compute.runtime == "docker" or in_container else "process"
     if compute.node_count > len(target.nodes):
         raise TargetError(
             f"the job asks for {_count(compute.node_count, 'node')}; target {target.name} has {len(target.nodes)}",
@@ -65,7 +72,7 @@ def resolve(
                 f"dataset {name} is of the type file, and its paths name {_count(len(dataset.files), 'file')}",
                 "Name one file, or leave the type out: the expression then stands for the directory that holds them.",
             )
-    return ResolvedJob(spec, code, datasets, environment, target)
+    return ResolvedJob(spec, code, datasets, environment, target, runtime)
 
 
 def unknown_target(name: str, known: tuple[str, ...]) -> NotFound:

@@ -8,7 +8,7 @@
       plan.json            the Plan
       record.json          state, phases, tasks, first failure (replaced atomically)
       events.jsonl         everything that happened, a line each (only ever appended to)
-      environment.txt      the environment's lock: every package with its version and hashes
+      environment.lock     the environment's lock: every package with its version and hashes
       logs/TASK.log        each task's output; what the script writes to ./logs is in logs/user/
       logs/environment.log how the environment was built
       outputs/             what the script wrote to ./outputs
@@ -70,7 +70,7 @@ class RunDirectory:
     @property
     def lock_file(self) -> Path:
         """The environment's lock."""
-        return self.path / "environment.txt"
+        return self.path / "environment.lock"
 
     @property
     def logs(self) -> Path:

@@ -9,12 +9,13 @@ import tempfile
 import time
 from collections.abc import Sequence
 from dataclasses import dataclass
+from functools import partial
 from pathlib import Path
 
 import tfjob
 from tfjob.datasets.files import DatasetFiles, find_files
 from tfjob.durable import replace_json, replace_text, try_lock
-from tfjob.environments.definition import definition_of
+from tfjob.environments.resolved import ResolvedEnvironment, resolve_environment
 from tfjob.errors import NotFound, UsageError
 from tfjob.planning.make import make_plan
 from tfjob.planning.plan import Plan
@@ -54,6 +55,7 @@ class Ready:
     source: str
     overrides: tuple[str, ...]
     rerun_of: str | None = None
+    lock: str | None = None
 
 
 def submit(
@@ -80,8 +82,9 @@ def prepare(
 ) -> Ready:
     """The first half of `submit`: everything that can be refused or interrupted, and starts nothing."""
     spec = _loaded(job, overrides)
-    resolved = _look_up(spec, workspace.config if workspace else default_config())
-    return Ready(make_plan(resolved), resolved.code, spec.source, spec.overrides)
+    resolved = _look_up(spec, workspace, workspace.config if workspace else default_config())
+    lock = resolved.environment.lock if resolved.environment else None
+    return Ready(make_plan(resolved), resolved.code, spec.source, spec.overrides, lock=lock)
 
 
 def begin(ready: Ready, workspace: Workspace, supervisor: StartingSupervisor | None = None) -> Run:
@@ -108,7 +111,8 @@ def prepare_rerun(workspace: Workspace, run: RunDirectory) -> Ready:
     if made.code and not (workspace.snapshots / made.code.digest).is_dir():
         raise NotFound(f"the code of run {run.id} (snapshot {made.code.digest[:12]}) is no longer in the workspace")
     source = run.job_file.read_text(encoding="utf-8")
-    return Ready(made, None, source, read_record(run).overrides, rerun_of=run.id)
+    lock = run.lock_file.read_text(encoding="utf-8") if run.lock_file.exists() else None
+    return Ready(made, None, source, read_record(run).overrides, rerun_of=run.id, lock=lock)
 
 
 def _loaded(job: JobSpec | Path | str, overrides: Sequence[str]) -> JobSpec:
@@ -121,7 +125,7 @@ def _loaded(job: JobSpec | Path | str, overrides: Sequence[str]) -> JobSpec:
     return load(job, overrides=overrides)
 
 
-def _look_up(spec: JobSpec, config: Config) -> ResolvedJob:
+def _look_up(spec: JobSpec, workspace: Workspace | None, config: Config) -> ResolvedJob:
     """The edge of the pure part: read what the job's names stand for, from the disk and the target, now."""
     if spec.compute.target != LOCAL:
         raise unknown_target(spec.compute.target, (LOCAL,))
@@ -132,9 +136,23 @@ def _look_up(spec: JobSpec, config: Config) -> ResolvedJob:
         spec,
         code=scan(spec.code, config.snapshot_limit_mib) if spec.code else None,
         datasets=tuple((name, _dataset_files(name, dataset)) for name, dataset in spec.dataset),
-        environment=definition_of(spec.environment),
+        environment=_environment(spec, workspace, config),
         target=target,
     )
+
+
+def _environment(spec: JobSpec, workspace: Workspace | None, config: Config) -> ResolvedEnvironment | None:
+    resolve_from = partial(resolve_environment, base_dir=spec.base_dir, image_of=config.image)
+    if spec.environment.name is None:
+        found = resolve_from(spec.environment)
+    else:
+        from tfjob.environments.registered import find  # noqa: PLC0415  # only for jobs that name one
+
+        named = find(spec.environment.name, workspace.environments if workspace else None)
+        found = resolve_from(named.spec, name=named.full_name, variables=named.variables, lock=named.lock)
+    if found is None and spec.compute.runtime == "docker":
+        return ResolvedEnvironment(image=config.cpu_image)
+    return found
 
 
 def _dataset_files(name: str, dataset: object) -> DatasetFiles:
@@ -160,6 +178,8 @@ def _begin(ready: Ready, workspace: Workspace, supervisor: StartingSupervisor) -
         fresh.reserve.write_bytes(bytes(_RESERVE_BYTES))
         replace_text(fresh.job_file, ready.source, force=False)
         replace_json(fresh.plan, encode(ready.plan), force=False)
+        if ready.lock is not None:
+            replace_text(fresh.lock_file, ready.lock, force=False)
         run = _named(fresh, ready, workspace)
     except BaseException:
         supervisor.close()

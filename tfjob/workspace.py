@@ -6,6 +6,7 @@
       config.yml           a few settings, all optional
       runs/RUN/            one directory a run (see tfjob/rundir.py)
       snapshots/DIGEST/    source directories by content
+      environments/        registered environments, by name and version
       .gitignore           keeps all of it out of version control
 
 Environments are large and the same for all workspaces: they are kept once per user, in `store`.
@@ -29,6 +30,8 @@ __all__ = ["DIRECTORY", "Config", "Workspace", "default_config", "find_workspace
 
 DIRECTORY = ".tfjob"
 SNAPSHOT_LIMIT_MIB = 500
+CPU_IMAGE = "python:3.11-slim-bookworm"
+GPU_IMAGE = "nvidia/cuda:12.5.1-cudnn-runtime-ubuntu22.04"
 _CONFIG = """\
 # Settings of this workspace; all optional.
 
@@ -38,6 +41,10 @@ _CONFIG = """\
 # This machine as a compute target.
 # local:
 #   gpus: 2                  # declare its GPUs instead of asking the driver
+
+# The images that `base: cpu` and `base: gpu` stand for.
+# images:
+#   cpu: my-site/base:12
 
 # Refuse source directories larger than this.
 # snapshot_limit_mib: 500
@@ -51,6 +58,12 @@ class Config:
     store: Path
     local_gpus: int | None = None
     snapshot_limit_mib: int = SNAPSHOT_LIMIT_MIB
+    cpu_image: str = CPU_IMAGE
+    gpu_image: str = GPU_IMAGE
+
+    def image(self, base: str) -> str:
+        """The image that an environment's `base` names: one of the two names of this workspace, or an image itself."""
+        return {"cpu": self.cpu_image, "gpu": self.gpu_image}.get(base, base)
 
 
 @dataclass(frozen=True)
@@ -63,6 +76,11 @@ class Workspace:
     def runs(self) -> Path:
         """The directory of all runs."""
         return self.root / "runs"
+
+    @property
+    def environments(self) -> Path:
+        """The directory of registered environments."""
+        return self.root / "environments"
 
     @property
     def snapshots(self) -> Path:
@@ -163,6 +181,8 @@ def _read_config(path: Path) -> Config:
         store=store,
         local_gpus=settings.get("local", {}).get("gpus"),
         snapshot_limit_mib=settings.get("snapshot_limit_mib", SNAPSHOT_LIMIT_MIB),
+        cpu_image=settings.get("images", {}).get("cpu", CPU_IMAGE),
+        gpu_image=settings.get("images", {}).get("gpu", GPU_IMAGE),
     )
 
 

@@ -4,12 +4,15 @@ from __future__ import annotations
 
 import json
 from collections.abc import Callable
+from pathlib import Path
 from textwrap import dedent
 
 import pytest
 
 from tfjob.environments import Definition
-from tfjob.planning.plan import Plan, bind
+from tfjob.environments.resolved import DockerfileSource, ResolvedEnvironment
+from tfjob.planning.plan import ContainerPlan, DockerfilePlan, EnvironmentPlan, Plan, bind
+from tfjob.spec.job import ContainerSpec
 from tfjob.values import decode, encode
 
 Planned = Callable[..., Plan]
@@ -147,10 +150,28 @@ def test_mpi_takes_a_process_for_each_gpu(
     ],
 )
 def test_ranks_that_have_mpi4py_run_through_it(planned: Planned, requirement: str, through: tuple[str, ...]) -> None:
-    environment = {"environment": Definition(requirements=("numpy", requirement))}
+    environment = {"environment": ResolvedEnvironment(definition=Definition(requirements=("numpy", requirement)))}
     assert planned(type="mpi", found=environment).tasks[0].argv == ("python3", *through, "train.py")
     assert planned(found=environment).tasks[0].argv == ("python3", "train.py")
     assert planned(type="mpi", command="./train", found=environment).tasks[0].argv == ("bash", "-e", "-c", "./train")
+
+
+@pytest.mark.parametrize(
+    ("package", "through"),
+    [("mpi4py=4.*", ("-m", "mpi4py")), ("conda-forge::mpi4py", ("-m", "mpi4py")), ("mpi4py-fft", ()), ("openmpi", ())],
+)
+def test_mpi4py_may_come_from_a_channel(planned: Planned, package: str, through: tuple[str, ...]) -> None:
+    definition = Definition(packages=("numpy", package), channels=("conda-forge",))
+    environment = {"environment": ResolvedEnvironment(definition=definition)}
+    assert planned(type="mpi", found=environment).tasks[0].argv == ("python3", *through, "train.py")
+
+
+@pytest.mark.parametrize("environment", [None, ResolvedEnvironment(image="a/b:1")])
+def test_nothing_is_known_of_the_packages_of_a_machine_or_image(
+    planned: Planned, environment: ResolvedEnvironment | None
+) -> None:
+    found = {"environment": environment, "runtime": "docker" if environment else "process"}
+    assert planned(type="mpi", found=found).tasks[0].argv == ("python3", "train.py")
 
 
 def test_tf_config_is_as_azure_ml_writes_it(planned: Planned) -> None:
@@ -283,13 +304,52 @@ def test_the_name_of_a_script_is_no_template(planned: Planned) -> None:
 
 def test_an_environment_shows_in_the_tasks_variables(planned: Planned) -> None:
     definition = Definition(python="==3.11.*", requirements=("numpy",))
-    plan = planned(found={"environment": definition})
+    plan = planned(found={"environment": ResolvedEnvironment("tf@3", definition, "a/b:1", lock="text")})
     env = dict(plan.tasks[0].env)
     assert env["VIRTUAL_ENV"] == "${{ environment.prefix }}"
     assert env["PYTHONNOUSERSITE"] == "1"
-    assert plan.environment is not None
-    assert plan.environment.digest == definition.digest()
+    assert plan.environment == EnvironmentPlan(definition.digest(), "tf@3", definition, has_lock=True)
+    assert (plan.runtime, plan.container) == ("process", None)  # the base and the container settings mean nothing
     assert "VIRTUAL_ENV" not in dict(planned().tasks[0].env)
+
+
+def test_packages_in_containers_have_a_base(planned: Planned) -> None:
+    definition = Definition(python="==3.11.*")
+    found = {"environment": ResolvedEnvironment(definition=definition, base="a/b:1"), "runtime": "docker"}
+    plan = planned(found=found, container=ContainerSpec("8g", ("--cpus", "2"), "baked"))
+    assert plan.runtime == "docker"
+    assert plan.environment == EnvironmentPlan(definition.digest(), definition=definition, base="a/b:1")
+    assert plan.container == ContainerPlan("8g", ("--cpus", "2"), "baked")
+    assert dict(plan.tasks[0].env)["VIRTUAL_ENV"] == "${{ environment.prefix }}"
+    assert decode(Plan, json.loads(json.dumps(encode(plan)))) == plan
+
+
+def test_an_image_or_a_dockerfile_is_used_as_it_is(planned: Planned) -> None:
+    plan = planned(found={"environment": ResolvedEnvironment(image="a/b:1"), "runtime": "docker"})
+    assert plan.environment is not None
+    assert (plan.environment.image, plan.environment.definition) == ("a/b:1", None)
+    assert "VIRTUAL_ENV" not in dict(plan.tasks[0].env)
+    source = DockerfileSource(Path("/x/Dockerfile"), Path("/y"), (("A", "1"),), "FROM scratch\n")
+    built = planned(found={"environment": ResolvedEnvironment(dockerfile=source), "runtime": "docker"})
+    assert built.environment is not None
+    assert built.environment.dockerfile == DockerfilePlan("/x/Dockerfile", "/y", (("A", "1"),), source.digest())
+    assert "VIRTUAL_ENV" not in dict(built.tasks[0].env)
+    for one in (plan, built):
+        assert decode(Plan, json.loads(json.dumps(encode(one)))) == one
+
+
+def test_variables_of_the_environment_are_set_and_those_of_the_job_win(planned: Planned) -> None:
+    variables = (
+        ("TF_USE_LEGACY_KERAS", "1"),
+        ("PYTHONUNBUFFERED", "0"),
+        ("ODD", "${{ run.id }} $${{ a"),
+        ("BOTH", "a"),
+    )
+    environment = ResolvedEnvironment(definition=Definition(), variables=variables)
+    plan = planned(found={"environment": environment}, environment_variables=(("BOTH", "b"),))
+    names = ("run.id", "run.dir", "outputs.dir", "logs.dir", "environment.path", "environment.prefix")
+    env = dict(bind(plan.tasks[0], dict.fromkeys(names, "x")).env)
+    assert {name: env[name] for name, _ in variables} == {**dict(variables), "BOTH": "b"}
 
 
 def test_the_same_job_gives_the_same_plan(planned: Planned) -> None:

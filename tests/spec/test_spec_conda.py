@@ -11,6 +11,11 @@ from tfjob.spec.job import JobSpec
 
 Problems = Callable[..., list[str]]
 JOB = "command: x\nenvironment: {conda_file: environment.yml}"
+WITHOUT = (
+    "only python and pip with plain versions are allowed without. Add channels: [conda-forge], or where else it is; "
+    "or move it to the pip list, if PyPI has it."
+)
+OWN = "which tfjob sets itself; names other than TF_CONFIG, CUDA_VISIBLE_DEVICES and TFJOB_* are allowed."
 
 
 def test_it_is_plain_data(folder: Path) -> None:
@@ -19,6 +24,12 @@ def test_it_is_plain_data(folder: Path) -> None:
         "channels": ["conda-forge"],
         "dependencies": ["python=3.11", {"pip": ["tensorflow==2.16.2"]}],
     }
+
+
+def test_the_values_of_variables_are_as_written(folder: Path) -> None:
+    text = "dependencies: [python]\nvariables: {A: 0.10, B: true, C: 'no', D: 1e3}"
+    (folder / "environment.yml").write_text(text)
+    assert load(folder / "environment.yml")["variables"] == {"A": "0.10", "B": "true", "C": "no", "D": "1e3"}
 
 
 def test_the_prefix_is_ignored(folder: Path) -> None:
@@ -70,30 +81,46 @@ def test_the_prefix_is_ignored(folder: Path) -> None:
             ],
         ),
         (
-            "dependencies:\n  - numpy=1.26\n  - python=3.11=h0\n  - {pip: [six, -e .]}",
+            "dependencies:\n  - numpy=1.26\n  - numpy[x]\n  - python=3.11\n  - {pip: [six, -e .]}",
             [
+                f'environment.yml:2:5: dependencies[0]: found the conda package "numpy=1.26" without channels; {WITHOUT}',
                 (
-                    'environment.yml:2:5: dependencies[0]: found the conda package "numpy=1.26", which is not supported by '
-                    "this version of tfjob. Move it to the pip list, if PyPI has it; other libraries must be on the machine."
+                    'environment.yml:3:5: dependencies[1]: found "numpy[x]", which is no conda package; a name, with a '
+                    "version if need be, is allowed. Write it as python=3.11 or numpy>=1.26,<2; a line of a requirements "
+                    "file belongs into the pip list."
                 ),
                 (
-                    'environment.yml:3:5: dependencies[1]: found "python=3.11=h0", whose version is written in a way that is '
-                    "not supported by this version of tfjob. Write python=3.11, python==3.11 or python>=3.11."
-                ),
-                (
-                    'environment.yml:4:17: dependencies[2].pip[1]: found "-e .", an editable install, which is not supported '
+                    'environment.yml:5:17: dependencies[3].pip[1]: found "-e .", an editable install, which is not supported '
                     "by this version of tfjob. Put the source into the code directory, or make a wheel of it and name its "
                     "folder with --find-links FOLDER."
                 ),
             ],
         ),
         (
-            "dependencies: [python]\nvariables: {A: no, 'b c': x}",
+            "channels: []\ndependencies:\n  - python=3.11=h0\n  - conda-forge::numpy\n  - pip\n  - openmpi\n  - cuda>=12",
             [
                 (
-                    "environment.yml:2:1: variables: found variables of the environment, which are not supported by this "
-                    "version of tfjob. Put them under environment_variables of the job."
+                    'environment.yml:3:5: dependencies[0]: found the conda package "python=3.11=h0" and 2 more without '
+                    f"channels; {WITHOUT}"
                 ),
+            ],
+        ),
+        (
+            "channels: [./none, a b, conda-forge]\ndependencies: [numpy]",
+            [
+                (
+                    'environment.yml:1:12: channels[0]: found "./none", which is no directory; a channel\'s directory, name '
+                    "or address is allowed. It is looked for as {folder}/none"
+                ),
+                (
+                    'environment.yml:1:20: channels[1]: found text "a b"; a channel (a name, address or directory) without '
+                    "spaces is allowed."
+                ),
+            ],
+        ),
+        (
+            "dependencies: [python]\nvariables: {A: no, 'b c': x, TF_CONFIG: '', TFJOB_X: 1}",
+            [
                 (
                     "environment.yml:2:16: variables.A: found no without quotes, which YAML 1.1 reads as false; "
                     'quoted text, true or false is allowed. Write "no" for the text, or false.'
@@ -102,13 +129,38 @@ def test_the_prefix_is_ignored(folder: Path) -> None:
                     'environment.yml:2:20: variables."b c": found the key "b c"; a name of letters, digits and _, '
                     "starting with a letter or _ is allowed."
                 ),
+                f"environment.yml:2:30: variables.TF_CONFIG: found TF_CONFIG, {OWN} See distribution.",
+                f"environment.yml:2:45: variables.TFJOB_X: found TFJOB_X, {OWN} Choose another name.",
             ],
         ),
     ],
 )
 def test_problems_have_its_own_places(problems_of: Problems, folder: Path, text: str, expected: list[str]) -> None:
     (folder / "environment.yml").write_text(text)
-    assert problems_of(JOB) == expected
+    assert problems_of(JOB) == [line.replace("{folder}", str(folder)) for line in expected]
+
+
+@pytest.mark.parametrize(
+    "text",
+    [
+        "channels: [conda-forge]\ndependencies: [python=3.11=h0*, numpy, 'cuda-version>=12,<13', 'libblas=*=*mkl']",
+        "channels: [./src, ~/, 'file:///nowhere', 'https://host/channel']\ndependencies: [numpy]",
+        "dependencies: [python=3.11, pip>=24, conda-forge::openmpi]",
+        "dependencies: [python]\nvariables: {TF_USE_LEGACY_KERAS: 1, PATH: /mine}",
+    ],
+)
+def test_what_is_taken_with_channels_and_variables(problems_of: Problems, folder: Path, text: str) -> None:
+    (folder / "environment.yml").write_text(text)
+    assert problems_of(JOB) == []
+
+
+def test_channels_in_folders_are_beside_the_file_that_names_them(problems_of: Problems, folder: Path) -> None:
+    (folder / "src" / "environment.yml").write_text("channels: [./deep]\ndependencies: [numpy]")
+    assert problems_of("command: x\nenvironment: {conda_file: src/environment.yml}") == []
+    inline = "command: x\nenvironment: {conda: {channels: [./deep], dependencies: [numpy]}}"
+    assert [line.partition(";")[0] for line in problems_of(inline)] == [
+        'job.yml:2:34: environment.conda.channels[0]: found "./deep", which is no directory'
+    ]
 
 
 def test_requirements_files_that_are_not_there(problems_of: Problems, folder: Path) -> None:
@@ -175,13 +227,13 @@ def test_the_same_inline(problems_of: Problems, load_job: Callable[..., JobSpec]
     job = load_job("command: x\nenvironment: {conda: {dependencies: [python=3.11, {pip: [a]}], channels: [b]}}")
     assert job.environment.conda == {"dependencies": ["python=3.11", {"pip": ["a"]}], "channels": ["b"]}
     found = problems_of(
-        "command: x\nenvironment: {conda: {dependencies: [{pip: [a]}, {pip: [./b]}, cudnn], variables: {A: 1}}}"
+        "command: x\nenvironment: {conda: {dependencies: [{pip: [a]}, {pip: [./b]}, cudnn], variables: {TFJOB_A: 1}}}"
     )
     assert [line.partition(";")[0].partition(", which")[0] for line in found] == [
         "job.yml:2:50: environment.conda.dependencies[1]: found a second list of pip packages",
         'job.yml:2:57: environment.conda.dependencies[1].pip[0]: found "./b", a path of this machine',
-        'job.yml:2:64: environment.conda.dependencies[2]: found the conda package "cudnn"',
-        "job.yml:2:72: environment.conda.variables: found variables of the environment",
+        'job.yml:2:64: environment.conda.dependencies[2]: found the conda package "cudnn" without channels',
+        "job.yml:2:84: environment.conda.variables.TFJOB_A: found TFJOB_A",
     ]
 
 

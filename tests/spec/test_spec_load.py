@@ -1,6 +1,8 @@
 from __future__ import annotations
 
 import json
+import subprocess
+import sys
 from collections.abc import Callable, Sequence
 from pathlib import Path
 from typing import Any
@@ -84,6 +86,20 @@ def test_the_digits_job(folder: Path) -> None:
     )
 
 
+def test_what_is_heavy_is_imported_where_it_is_used(folder: Path) -> None:
+    (folder / "job.yml").write_text("command: x\nenvironment: {conda_file: environment.yml}\n")
+    heavy = {"yaml", "jsonschema", "difflib", "glob", "rattler", "docker", "uv", "typer", "rich", "tfjob.environments"}
+    show = "print(*sys.modules, sep='\\n')"
+
+    def modules(program: str) -> set[str]:
+        command = [sys.executable, "-c", f"import sys, tfjob.spec.load\n{program}\n{show}"]
+        done = subprocess.run(command, cwd=folder, capture_output=True, text=True, check=True)
+        return set(done.stdout.split()) & {*heavy, "tfjob.spec.docker_arguments"}
+
+    assert modules("") == set()
+    assert modules("tfjob.spec.load.load('job.yml')") <= {"yaml", "jsonschema", "difflib", "glob"}
+
+
 def test_what_is_not_given_has_its_default(load_job: Load, folder: Path) -> None:
     assert load_job("command: echo") == JobSpec(
         name="job", experiment="job", display_name="job", command="echo", base_dir=folder, source="command: echo"
@@ -109,7 +125,8 @@ def test_everything_given(load_job: Load, folder: Path) -> None:
           node_type: a100
           priority: low
           shm_size: 8g
-          docker_args: --ulimit 'a b'
+          docker_args: --volume '/a b:/c'
+          container_packages: baked
           properties: {partition: gpu}
         distribution: {type: tensorflow, worker_count: 3, parameter_server_count: 2, evaluator: true}
         secrets: [TOKEN, TOKEN]
@@ -133,7 +150,7 @@ def test_everything_given(load_job: Load, folder: Path) -> None:
         gpus_per_node=4,
         node_type="a100",
         priority="low",
-        container=ContainerSpec("8g", ("--ulimit", "a b")),
+        container=ContainerSpec("8g", ("--volume", "/a b:/c"), "baked"),
         properties=(("partition", "gpu"),),
     )
     assert job.distribution == DistributionSpec("tensorflow", None, 3, 2, evaluator=True)
@@ -159,11 +176,25 @@ def test_everything_given(load_job: Load, folder: Path) -> None:
         ("dataset: {a: {name: digits, type: file}}", DatasetSpec(name="digits", type="file")),
     ],
 )
-def test_what_a_later_version_runs_has_its_place(text: str, expected: object) -> None:
+def test_what_other_definitions_say_has_its_place(text: str, expected: object) -> None:
     root, _ = read(text, "job.yml")
     assert root is not None
     job = build(root, stem="job", base_dir=Path("/x"), conda_data=None)
     assert expected in {"environment": job.environment, **dict(job.dataset)}.values()
+
+
+@pytest.mark.parametrize("packages", ["conda: {dependencies: [python]}", "conda_file: environment.yml"])
+def test_an_image_with_packages_is_what_they_are_put_on(load_job: Load, packages: str) -> None:
+    found = load_job(f"command: x\nenvironment: {{{packages}, image: a/b:1}}").environment
+    assert found == load_job(f"command: x\nenvironment: {{{packages}, base: a/b:1}}").environment
+    assert (found.base, found.image) == ("a/b:1", None)
+    assert found.conda is not None
+
+
+def test_variables_of_an_environment_are_as_written(load_job: Load) -> None:
+    inline = "{dependencies: [python], variables: {A: 0.10, B: true, C: '${{ parameters.c }}', D: '$${{'}}"
+    job = load_job(f"command: x\nparameters: {{c: 1e3}}\nenvironment: {{conda: {inline}}}")
+    assert (job.environment.conda or {})["variables"] == {"A": "0.10", "B": "true", "C": "1e3", "D": "${{"}
 
 
 def test_overrides_are_made_and_kept(load_job: Load) -> None:
@@ -186,8 +217,8 @@ def test_problems_of_overrides_point_at_them(problems_of: Problems) -> None:
         ),
         (
             '--set compute.node_cuont=2:1:9: compute.node_cuont: found the unknown key "node_cuont"; target, runtime, '
-            "node_count, max_node_count, gpus_per_node, node_type, priority, shm_size, docker_args or properties is allowed. "
-            "Did you mean node_count?"
+            "node_count, max_node_count, gpus_per_node, node_type, priority, shm_size, docker_args, container_packages "
+            "or properties is allowed. Did you mean node_count?"
         ),
         (
             '--set name=a b:1:6: name: found text "a b"; a name of at most 63 letters, digits, _, . and -, starting with a '

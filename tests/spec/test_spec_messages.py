@@ -31,14 +31,16 @@ def lines(text: str) -> list[str]:
             "compute: {node_cuont: 2}",
             (
                 'f:1:11: compute.node_cuont: found the unknown key "node_cuont"; target, runtime, node_count, max_node_count, '
-                "gpus_per_node, node_type, priority, shm_size, docker_args or properties is allowed. Did you mean node_count?"
+                "gpus_per_node, node_type, priority, shm_size, docker_args, container_packages or properties is allowed. "
+                "Did you mean node_count?"
             ),
         ),
         (
             "compute: {Node_Count: 2}",
             (
                 'f:1:11: compute.Node_Count: found the unknown key "Node_Count"; target, runtime, node_count, max_node_count, '
-                "gpus_per_node, node_type, priority, shm_size, docker_args or properties is allowed. Did you mean node_count?"
+                "gpus_per_node, node_type, priority, shm_size, docker_args, container_packages or properties is allowed. "
+                "Did you mean node_count?"
             ),
         ),
         (
@@ -186,6 +188,17 @@ def lines(text: str) -> list[str]:
             "environment: a b",
             'f:1:14: environment: found text "a b"; a mapping (keys with values) or a registered name, or name@version is allowed.',
         ),
+        (
+            "environment: envs/cpu.yaml",
+            (
+                'f:1:14: environment: found text "envs/cpu.yaml"; a mapping (keys with values) or a registered name, or '
+                "name@version is allowed. Did you mean environment: {conda_file: envs/cpu.yaml}?"
+            ),
+        ),
+        (
+            "compute: {container_packages: bake}",
+            'f:1:31: compute.container_packages: found text "bake"; mounted or baked is allowed. Did you mean baked?',
+        ),
         # required
         (
             "sweep:\n  search_space: {}\n  objective: {goal: maximize}\n  limits: {max_total_trials: 2}",
@@ -321,6 +334,7 @@ def test_each_schema_has_hints_of_its_own() -> None:
         (schema(), "gpus", "Did you mean compute.gpus_per_node?"),
         (environment_schema(), "gpus", ""),
         (config_schema(), "gpus", "It belongs under local."),
+        (config_schema(), "cpu", "It belongs under images."),
         (environment_schema(), "pip", "It belongs under dependencies."),
         (config_schema(), "pip", ""),
         (

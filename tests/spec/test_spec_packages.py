@@ -7,61 +7,45 @@ from collections.abc import Callable
 import pytest
 from hypothesis import assume, example, given
 from hypothesis import strategies as st
+from rattler import MatchSpec
 
 from tfjob.environments import definition_of
 from tfjob.errors import PreparationError
 from tfjob.spec.job import EnvironmentSpec
-from tfjob.spec.packages import Objection, conda_package, pip_line
+from tfjob.spec.packages import Objection, conda_package, needs_channel, pip_line
 
-OTHER_HINT = "Move it to the pip list, if PyPI has it; other libraries must be on the machine."
+HINT = "Write it as python=3.11 or numpy>=1.26,<2; a line of a requirements file belongs into the pip list."
+
+
+@pytest.mark.parametrize(
+    "text",
+    [
+        *("-r requirements.txt", "./a.conda", "https://host/a.conda", "numpy @ https://host/a.whl", ""),
+        *("tensorflow[and-cuda]==2.16.2", "numpy; python_version < '3.12'", "python@3.11", "numpy::"),
+        *("python =>3.11", "python>3.11.", "numpy=", "numpy 1.26 py 3"),
+    ],
+)
+def test_what_is_no_conda_package(text: str) -> None:
+    message = f'found "{text}", which is no conda package; a name, with a version if need be, is allowed'
+    assert conda_package(text) == Objection(message, HINT)
+
+
+def test_what_is_too_long_is_no_conda_package() -> None:
+    assert conda_package("numpy " + "1," * 500_000) is not None
 
 
 @pytest.mark.parametrize(
     ("text", "expected"),
     [
-        (
-            "cudatoolkit=11.8",
-            (
-                'found the conda package "cudatoolkit=11.8", which is not supported by this version of tfjob',
-                OTHER_HINT,
-            ),
-        ),
-        (
-            "nvidia::cudnn",
-            ('found the conda package "nvidia::cudnn", which is not supported by this version of tfjob', OTHER_HINT),
-        ),
-        (
-            "-r requirements.txt",
-            (
-                'found "-r requirements.txt", which is no conda package; python and pip, each with a version, are allowed',
-                "Put a line of a requirements file into the pip list.",
-            ),
-        ),
-        (
-            "python=3.11.7=h955ad1f_0",
-            (
-                (
-                    'found "python=3.11.7=h955ad1f_0", whose version is written in a way that is not supported by this '
-                    "version of tfjob"
-                ),
-                "Write python=3.11, python==3.11 or python>=3.11.",
-            ),
-        ),
-        (
-            "pip x",
-            (
-                'found "pip x", whose version is written in a way that is not supported by this version of tfjob',
-                "Write pip=24.0, pip==24.0 or pip>=24.0.",
-            ),
-        ),
-        *(
-            (text, None)
-            for text in ("python", "pip", " Python = 3.11 ", "conda-forge::python>=3.10, <3.12", "pip=23.2")
-        ),
+        *((text, False) for text in ("python", "pip", "PIP", " Python = 3.11 ", "python>=3.10, <3.12", "pip=23.2")),
+        *((text, False) for text in ("python 3.11.*", "python=*", "nvidia::cudnn", "conda-forge::python=3.11=h0*")),
+        *((text, True) for text in ("numpy", "cudatoolkit=11.8", "python=3.11.7=h955ad1f_0", "pip x", "python>=3|<2")),
+        *((text, True) for text in ("python[build=h0]", "libblas=*=*mkl", "numpy[version='>=1.26,<2', build=py311*]")),
     ],
 )
-def test_conda_packages(text: str, expected: Objection | None) -> None:
-    assert conda_package(text) == expected
+def test_conda_packages_that_need_a_channel(text: str, expected: bool) -> None:
+    assert conda_package(text) is None
+    assert needs_channel(text) == expected
 
 
 @pytest.mark.parametrize(
@@ -108,9 +92,9 @@ def test_pip_lines(text: str, expected: Objection | None) -> None:
     assert pip_line(text) == expected
 
 
-def _is_refused(dependency: object) -> bool:
+def _is_refused(dependency: object, *channels: str) -> bool:
     try:
-        definition_of(EnvironmentSpec(conda={"dependencies": [dependency]}))
+        definition_of(EnvironmentSpec(conda={"dependencies": [dependency], "channels": list(channels)}))
     except PreparationError:
         return True
     return False
@@ -132,11 +116,39 @@ def _examples(*lines: str) -> Callable[[Callable[[str], None]], Callable[[str], 
 @_examples("python", "python 3.11*", "pip ~= 24.0, !=24.1.*", "python[version=3]", "python>=3|<2", "x::python", "", "3")
 @given(
     _pieces(
-        "python", "pip", "Python", "numpy", "conda-forge::", "=", "==", ">=", "~=", "!=", ",", " ", "3.11", "*", "."
+        *("python", "pip", "Python", "numpy", "conda-forge::", "=", "==", ">=", "~=", "!=", ",", "|", " "),
+        *("3.11", "*", ".", "h0_1", "[build=h0]", "-", "!", "(", ")"),
     )
 )
-def test_conda_packages_are_those_of_which_environments_are_made(text: str) -> None:
-    assert (conda_package(text) is not None) == _is_refused(text)
+def test_environments_are_made_of_conda_packages_that_pass(text: str) -> None:
+    if conda_package(text) is None:
+        assert not _is_refused(text, "a")
+        assert _is_refused(text) == needs_channel(text)
+
+
+versions = st.tuples(
+    st.sampled_from(["=", "==", ">=", "<", "!="]), st.from_regex(r"[0-9]{1,3}(\.[0-9]{1,3}){0,2}", fullmatch=True)
+)
+builds = st.sampled_from(["", "=py311*", " py311h1_0", "[build=*_cpu]", "[subdir=noarch]"])
+
+
+@given(
+    st.sampled_from(["python", "numpy", "conda-forge::openmpi", "cuda-version", "_libgcc_mutex", "zlib.x"]),
+    st.sampled_from(["", " "]),
+    st.lists(versions.map("".join), max_size=3),
+    st.sampled_from([",", " , ", "|"]),
+    builds,
+)
+def test_conda_packages_as_conda_reads_them_pass(
+    name: str, space: str, asked: list[str], separator: str, build: str
+) -> None:
+    text = name
+    if asked:
+        text += space + separator.join(asked)
+    if len(asked) == 1 or build.startswith("["):
+        text += build
+    MatchSpec(text, strict=False)
+    assert conda_package(text) is None
 
 
 @_examples(

@@ -79,6 +79,82 @@ SHELL = {"TOKEN": "x"}
                 "it is allowed with dockerfile. Add dockerfile, or remove it."
             ),
         ),
+        (
+            "command: x\nenvironment: environment.yml",
+            (
+                'job.yml:2:14: environment: found the registered environment "environment.yml", which looks like a file; '
+                "a registered name, or name@version, is allowed. Did you mean environment: {conda_file: environment.yml}?"
+            ),
+        ),
+        (
+            "command: x\nenvironment: Dockerfile.gpu",
+            (
+                'job.yml:2:14: environment: found the registered environment "Dockerfile.gpu", which looks like a file; '
+                "a registered name, or name@version, is allowed. Did you mean environment: {dockerfile: Dockerfile.gpu}?"
+            ),
+        ),
+        *(
+            (
+                f"command: x\nenvironment: {{conda: {{dependencies: [python]}}, {key}: '{image}'}}",
+                (
+                    f'job.yml:2:{column}: environment.{key}: found "{image}", which is no name of an image; NAME:TAG or '
+                    f"REGISTRY/NAME:TAG is allowed.{hint}"
+                ),
+            )
+            for key, column, image, hint in [
+                ("image", 55, "docker://a/b:1", " Did you mean a/b:1?"),
+                ("image", 55, "TensorFlow/tensorflow", " Did you mean tensorflow/tensorflow?"),
+                ("base", 54, "a/b:", ""),
+                ("base", 54, "GPU", " Did you mean gpu?"),
+            ]
+        ),
+        (
+            "command: x\nenvironment: {conda_file: environment.yml, base: gpu, image: a/b:1}",
+            (
+                "job.yml:2:55: environment.image: found both base and image with conda_file; one image to put the packages "
+                "on is allowed. Remove base or image."
+            ),
+        ),
+        (
+            "command: x\nenvironment: {image: a/b:1, conda: {dependencies: [python]}, base: a/b:1}",
+            (
+                "job.yml:2:15: environment.image: found both base and image with conda; one image to put the packages "
+                "on is allowed. Remove base or image."
+            ),
+        ),
+        (
+            "command: x\nenvironment: {image: a/b:1, base: gpu}",
+            (
+                "job.yml:2:29: environment.base: found base with image; it is allowed with conda_file or conda. Remove it."
+            ),
+        ),
+        (
+            "command: x\nenvironment: {name: tf, base: gpu}",
+            "job.yml:2:25: environment.base: found base with name; it is allowed with conda_file or conda. Remove it.",
+        ),
+        *(
+            (
+                f"command: x\nenvironment: {{image: a, {other}}}",
+                (
+                    f"job.yml:2:{column}: environment.{later}: found both {first} and {later}; one of conda_file, conda, "
+                    f"dockerfile, image, name is allowed. Remove {first} or {later}."
+                ),
+            )
+            for other, first, later, column in [
+                ("name: tf", "image", "name", 25),
+                ("dockerfile: Dockerfile", "dockerfile", "image", 15),
+            ]
+        ),
+        *(
+            (
+                f"command: x\nenvironment: {{{key}: {value}}}\ncompute: {{runtime: process}}",
+                (
+                    f"job.yml:3:20: compute.runtime: found process with environment.{key}, which needs a container; "
+                    "docker or auto is allowed. Set it to docker, or leave it out."
+                ),
+            )
+            for key, value in [("image", "a/b:1"), ("dockerfile", "Dockerfile")]
+        ),
         # datasets
         (
             "command: x\ndataset: {a: {mode: mount}}",
@@ -182,6 +258,33 @@ SHELL = {"TOKEN": "x"}
                 "Close the quote, or write a list: [ ]."
             ),
         ),
+        (
+            "command: x\ncompute: {docker_args: --ulimit memlock=-1 --name mine}",
+            (
+                "job.yml:2:24: compute.docker_args: found --name, which tfjob does not pass on: tfjob names containers by "
+                "run and task. Remove --name."
+            ),
+        ),
+        (
+            "command: x\ncompute:\n  docker_args:\n    - --ulimit\n    - memlock=-1\n    - --cpus=many",
+            (
+                "job.yml:6:7: compute.docker_args[2]: found --cpus many; a number of processors, such as 1.5, is allowed."
+            ),
+        ),
+        (
+            "command: x\ncompute: {docker_args: [--privileged, --ulimit memlock=-1]}",
+            (
+                'job.yml:2:39: compute.docker_args[1]: found "--ulimit memlock=-1", two arguments in one item; one argument '
+                "is allowed. Write --ulimit=memlock=-1, or make it two items."
+            ),
+        ),
+        (
+            'command: x\ncompute: {docker_args: ["--privileged", "--env", "A\\e[2J\\n"]}',
+            (
+                r"job.yml:2:41: compute.docker_args[1]: found --env A\x1b[2J\n; NAME=VALUE is allowed; a value of your shell's "
+                "is passed on by `secrets`."
+            ),
+        ),
         # outputs
         *(
             (
@@ -250,29 +353,71 @@ def test_one_problem(problems_of: Problems, text: str, expected: str) -> None:
         "command: x\ncompute: {target: box, runtime: process, node_count: 7}",
         "code: src\nscript: ./deep/../train.py",
         "command: x\nenvironment: {conda: {dependencies: [python]}, base: gpu}",
+        "command: x\nenvironment: {conda: {dependencies: [python]}, image: a/b:1}\ncompute: {runtime: process}",
+        "command: x\nenvironment: {conda_file: environment.yml, image: a/b:1}",
+        "command: x\nenvironment: {image: a/b:1}\ncompute: {runtime: docker, container_packages: baked}",
+        "command: x\nenvironment: {dockerfile: Dockerfile}",
+        "command: x\nenvironment: yml",
+        "command: x\nenvironment: {name: odd.yml}",
+        "command: x\ncompute: {docker_args: [--cpus, 1.5, -v, '/a b:/c', --privileged]}",
+        "command: x\ncompute: {docker_args: --ulimit memlock=-1 -v '/a b:/c'}",
+        "command: x\ncompute: {docker_args: ''}",
     ],
 )
 def test_no_problem(problems_of: Problems, text: str) -> None:
     assert problems_of(text, **SHELL) == []
 
 
+@pytest.mark.parametrize(
+    "image",
+    [
+        *("debian", "debian:12", "a/b_c/d-e__f:v1.2_x", "localhost/a", "localhost:5000/a:1", "host:5000/a"),
+        *("registry.example.org/team/a:1", "127.0.0.1:5000/a", "[::1]:5000/a", f"a@sha256:{'0' * 64}"),
+        *(f"sha256:{'0' * 64}", f"a/b:1@sha256:{'0' * 64}", "0123456789ab", "cpu", "gpu"),
+    ],
+)
+def test_names_of_images(problems_of: Problems, image: str) -> None:
+    assert problems_of(f"command: x\nenvironment: {{image: '{image}'}}") == []
+    assert problems_of(f"command: x\nenvironment: {{conda_file: environment.yml, base: '{image}'}}") == []
+
+
+def test_what_is_too_long_is_no_name_of_an_image(problems_of: Problems) -> None:
+    (found,) = problems_of(f"command: x\nenvironment: {{image: {'a.' * 300_000}}}")
+    assert found.endswith('…", which is no name of an image; NAME:TAG or REGISTRY/NAME:TAG is allowed.')
+
+
 def test_what_is_unsupported_and_contradicts_the_rest_is_told_both(problems_of: Problems) -> None:
     supported = " which is not supported by this version of tfjob"
-    found = problems_of("command: x\nenvironment: {conda_file: environment.yml, image: z, base: gpu}")
-    assert [line.partition(supported)[0].removeprefix("job.yml:2:") for line in found] == [
-        (
-            "44: environment.image: found both conda_file and image; one of conda_file, conda, dockerfile, image, name is "
-            "allowed. Remove conda_file or image."
-        ),
-        "44: environment.image: found an image,",
-        "54: environment.base: found base with image; it is allowed with conda_file or conda. Remove it.",
-    ]
     assert [
         line.partition(supported)[0] for line in problems_of("command: x\ndataset: {a: {name: b, paths: data}}")
     ] == [
         "job.yml:2:11: dataset.a: found both name and paths; one of the two is required. Give paths: [PATH].",
         'job.yml:2:15: dataset.a.name: found the registered dataset "b",',
     ]
+
+
+def test_every_argument_of_docker_is_told(problems_of: Problems) -> None:
+    found = problems_of("command: x\ncompute:\n  docker_args: [--rm, --cpus, '2', --cpu, 3, -p, '80:80']")
+    assert [line.partition(",")[0] for line in found] == [
+        "job.yml:3:17: compute.docker_args[0]: found --rm",
+        "job.yml:3:36: compute.docker_args[3]: found --cpu",
+        "job.yml:3:43: compute.docker_args[4]: found 3",
+        "job.yml:3:46: compute.docker_args[5]: found -p",
+    ]
+    in_one_line = problems_of("command: x\ncompute: {docker_args: --rm --cpus 2 --net host}")
+    assert [line.partition(",")[0] for line in in_one_line] == [
+        "job.yml:2:24: compute.docker_args: found --rm",
+        "job.yml:2:24: compute.docker_args: found --net",
+    ]
+    overridden = problems_of("command: x", "compute.docker_args=[--cpus]")
+    assert overridden == [
+        (
+            "--set compute.docker_args=[--cpus]:1:22: compute.docker_args[0]: found --cpus without a value. "
+            "Write --cpus=VALUE."
+        )
+    ]
+    bad = problems_of("command: x\ncompute: {docker_args: [--cpus, true, --name]}")
+    assert [line.split(": ")[1] for line in bad] == ["compute.docker_args[1]"]  # first things first
 
 
 def test_nothing_is_built_on_what_has_a_problem(problems_of: Problems) -> None:

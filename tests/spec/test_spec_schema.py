@@ -1,6 +1,7 @@
 from __future__ import annotations
 
 import dataclasses
+import json
 import re
 from collections.abc import Iterator
 from typing import Any
@@ -27,7 +28,7 @@ SECTIONS: dict[str, Any] = {
 # Keys without a field: nothing of them is left once a job is loaded, or this version cannot do them.
 WITHOUT_FIELD = {
     "": {"$schema", "parameters", "retries", "services", "sweep"},
-    "compute": {"shm_size", "docker_args"},
+    "compute": {"shm_size", "docker_args", "container_packages"},
     "outputs.named.*": {"mode", "path", "register"},
 }
 # Fields without a key.
@@ -80,6 +81,7 @@ def test_every_key_is_explained(where: str, said: Said) -> None:
             "pattern",
             "x-says",
             "x-also",
+            "x-file",
             "patternErrorMessage",
             "doNotSuggest",
         ),
@@ -114,6 +116,23 @@ def test_defaults_agree_with_those_of_the_fields(section: str) -> None:
     container = job.ContainerSpec()
     assert container.shm_size == default("compute", "shm_size")
     assert list(container.docker_args) == default("compute", "docker_args")
+    assert container.packages == default("compute", "container_packages")
+
+
+def test_a_text_that_may_be_a_file_leads_to_a_key_for_files() -> None:
+    found = {where: said for where, said in EVERY if "x-file" in said}
+    assert set(found) == {"environment"}
+    for said in found.values():
+        assert said["properties"][said["x-file"]]["x-says"] == "a path"
+
+
+def test_what_is_no_longer_so_is_not_said() -> None:
+    stale = [
+        where
+        for where, said in EVERY
+        if "this version" in json.dumps([said["description"], said.get("enumDescriptions")])
+    ]
+    assert stale == []
 
 
 def test_lookup() -> None:
@@ -140,6 +159,10 @@ def test_defaults() -> None:
         (("environment", "base"), "no effect without containers"),
         (("compute", "shm_size"), "no effect without containers"),
         (("compute", "docker_args"), "no effect without containers"),
+        (("compute", "container_packages"), "no effect without containers"),
+        (("environment", "image"), "the same as base"),
+        (("environment", "conda_file"), "`tfjob env lock`"),
+        (("environment", "conda", "variables"), "the job's value holds"),
         (("compute", "node_type"), "no effect on the target local"),
         (("compute", "priority"), "no effect on the target local"),
         (("compute", "properties"), "no effect on the target local"),
@@ -152,7 +175,8 @@ def test_what_is_said_of_keys_is_so(where: tuple[str, ...], text: str) -> None:
 @pytest.mark.parametrize(
     ("where", "choice", "text"),
     [
-        (("compute", "runtime"), "auto", "process, in this version"),
+        (("compute", "runtime"), "auto", "containers if the environment is an image or a Dockerfile"),
+        (("compute", "container_packages"), "mounted", "mounted at /opt/env"),
         (("dataset", "x", "mode"), "mount", "links to the files"),
         (("dataset", "x", "mode"), "download", "every task has a private copy"),
     ],

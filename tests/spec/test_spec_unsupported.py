@@ -8,11 +8,6 @@ import pytest
 
 Problems = Callable[..., list[str]]
 
-ENVIRONMENT = (
-    "Use conda_file or conda, with python and a list of pip packages, "
-    "or leave environment out to run with the Python of the machine."
-)
-
 
 @pytest.mark.parametrize(
     ("line", "place", "what", "hint"),
@@ -81,22 +76,6 @@ ENVIRONMENT = (
             'the registered dataset "digits"',
             "Name its files with paths: [PATH].",
         ),
-        ("environment: tf@3", "1: environment", 'the registered environment "tf@3"', ENVIRONMENT),
-        (
-            "environment: environment.yml",
-            "1: environment",
-            'the registered environment "environment.yml"',
-            "Did you mean environment: {conda_file: environment.yml}?",
-        ),
-        ("environment: {name: tf}", "15: environment.name", "a registered environment", ENVIRONMENT),
-        ("environment: {image: a/b:1}", "15: environment.image", "an image", ENVIRONMENT),
-        (
-            "environment: {dockerfile: Dockerfile, build_context: src, build_arguments: {A: 1}}",
-            "15: environment.dockerfile",
-            "a Dockerfile",
-            ENVIRONMENT,
-        ),
-        ("compute: {runtime: docker}", "11: compute.runtime", "the runtime docker", "Use process, or leave it out."),
     ],
 )
 def test_one_problem(problems_of: Problems, line: str, place: str, what: str, hint: str) -> None:
@@ -115,9 +94,15 @@ def test_what_has_a_problem_already_is_passed_over(problems_of: Problems, line: 
     [
         "retries: {max: 0}\nservices: {}",
         "compute: {runtime: auto}",
+        "compute: {runtime: docker, container_packages: baked}",
         "compute: {target: box, node_count: 3, gpus_per_node: 99}",  # for the workspace to say
         "environment: {}",
         "environment: {conda_file: environment.yml}",
+        "environment: tf@3",
+        "environment: {name: tf}",
+        "environment: {image: a/b:1}",
+        "environment: {dockerfile: Dockerfile, build_context: src, build_arguments: {A: 1}}",
+        "environment: {conda: {channels: [a], dependencies: [numpy], variables: {A: 1}}}",
     ],
 )
 def test_no_problem(problems_of: Problems, line: str) -> None:

@@ -9,7 +9,16 @@ from typing import TYPE_CHECKING
 
 from tfjob.environments.prefix import variables
 from tfjob.planning.mpi import mpi_tasks
-from tfjob.planning.plan import CodePlan, DatasetPlan, EnvironmentPlan, LimitsPlan, Plan, TaskPlan
+from tfjob.planning.plan import (
+    CodePlan,
+    ContainerPlan,
+    DatasetPlan,
+    DockerfilePlan,
+    EnvironmentPlan,
+    LimitsPlan,
+    Plan,
+    TaskPlan,
+)
 from tfjob.planning.single import single_tasks
 from tfjob.planning.tensorflow import tensorflow_tasks
 from tfjob.spec.expressions import escape, substitute
@@ -17,7 +26,6 @@ from tfjob.spec.shell import fill, variable
 
 if TYPE_CHECKING:
     from tfjob.resolve import ResolvedJob
-    from tfjob.spec.job import JobSpec
 
 __all__ = ["make_plan"]
 
@@ -36,9 +44,8 @@ def make_plan(job: ResolvedJob) -> Plan:
         tasks = tensorflow_tasks(command, spec.compute, spec.distribution)
     else:
         tasks = single_tasks(command, spec.compute)
-    world = tuple(
-        _complete(task, spec, has_environment=job.environment is not None, world_size=len(tasks)) for task in tasks
-    )
+    world = tuple(_complete(task, job, world_size=len(tasks)) for task in tasks)
+    container = spec.compute.container
     return Plan(
         name=spec.name,
         experiment=spec.experiment,
@@ -46,7 +53,7 @@ def make_plan(job: ResolvedJob) -> Plan:
         tags=spec.tags,
         properties=spec.properties,
         target=job.target.name,
-        runtime="process",
+        runtime=job.runtime,
         node_count=spec.compute.node_count,
         gpus_per_node=spec.compute.gpus_per_node,
         code=_code(job),
@@ -63,6 +70,9 @@ def make_plan(job: ResolvedJob) -> Plan:
             allocation_timeout_s=spec.limits.allocation_timeout_s,
             grace_period_s=spec.limits.grace_period_s,
         ),
+        container=ContainerPlan(container.shm_size, container.docker_args, container.packages)
+        if job.runtime == "docker"
+        else None,
     )
 
 
@@ -78,7 +88,10 @@ def _command(job: ResolvedJob) -> tuple[str, ...]:
     spec = job.spec
     if spec.command is not None:
         return ("bash", "-e", "-c", fill(spec.command, _late_variable, variable, final=False))
-    has_mpi4py = job.environment is not None and any(map(_MPI4PY.match, job.environment.requirements))
+    definition = job.environment.definition if job.environment is not None else None
+    has_mpi4py = definition is not None and any(
+        map(_MPI4PY.match, (*definition.requirements, *(one.rpartition("::")[2] for one in definition.packages)))
+    )
     through = ("-m", "mpi4py") if spec.distribution.type == "mpi" and has_mpi4py else ()
     return ("python3", *through, escape(spec.script or ""), *spec.arguments)  # a script's name is no template
 
@@ -89,8 +102,10 @@ def _late_variable(name: str) -> str:
     return f"TFJOB_{_SECTION_VARIABLES.get(name, f'{section}_{rest}').upper()}"
 
 
-def _complete(task: TaskPlan, spec: JobSpec, *, has_environment: bool, world_size: int) -> TaskPlan:
+def _complete(task: TaskPlan, job: ResolvedJob, *, world_size: int) -> TaskPlan:
     """Add what every task is given, and replace what is known of a task before it starts. The user's variables win."""
+    spec, environment = job.spec, job.environment
+    has_prefix = environment is not None and environment.definition is not None
     known = {
         "task.name": task.name,
         "task.type": task.type,
@@ -100,7 +115,7 @@ def _complete(task: TaskPlan, spec: JobSpec, *, has_environment: bool, world_siz
     env = {
         "PATH": "${{ environment.path }}",
         "PYTHONUNBUFFERED": "1",  # a log that can be followed
-        **(variables(Path("${{ environment.prefix }}")) if has_environment else {}),
+        **(variables(Path("${{ environment.prefix }}")) if has_prefix else {}),
         "CUDA_DEVICE_ORDER": "PCI_BUS_ID",  # so that GPU numbers mean what NVML says
         "CUDA_VISIBLE_DEVICES": f"${{{{ gpus.{task.name} }}}}" if task.gpus else "",
         "TFJOB_RUN_ID": "${{ run.id }}",
@@ -116,6 +131,7 @@ def _complete(task: TaskPlan, spec: JobSpec, *, has_environment: bool, world_siz
         **{_late_variable(f"dataset.{name}"): f"${{{{ dataset.{name} }}}}" for name, _ in spec.dataset},
         **{_late_variable(f"outputs.{name}"): f"${{{{ outputs.{name} }}}}" for name, _ in spec.outputs.named},
         **dict(task.env),
+        **{name: escape(value) for name, value in (environment.variables if environment is not None else ())},
         **{name: substitute(value, known, final=False) for name, value in spec.environment_variables},
     }
     argv = tuple(substitute(argument, known, final=False) for argument in task.argv)
@@ -130,10 +146,21 @@ def _code(job: ResolvedJob) -> CodePlan | None:
 
 
 def _environment(job: ResolvedJob) -> EnvironmentPlan | None:
-    definition = job.environment
-    if definition is None:
+    asked = job.environment
+    if asked is None:
         return None
-    return EnvironmentPlan(definition.digest(), definition.python, definition.requirements, definition.has_pip)
+    source = asked.dockerfile
+    return EnvironmentPlan(
+        digest=asked.digest(),
+        name=asked.name,
+        definition=asked.definition,
+        base=asked.base if job.runtime == "docker" else None,
+        dockerfile=DockerfilePlan(str(source.path), str(source.context), source.arguments, source.digest())
+        if source is not None
+        else None,
+        image=asked.image,
+        has_lock=asked.lock is not None,
+    )
 
 
 def _datasets(job: ResolvedJob) -> tuple[DatasetPlan, ...]:

@@ -23,13 +23,25 @@ from __future__ import annotations
 
 from collections.abc import Mapping
 from dataclasses import dataclass, replace
+from typing import Literal
 
+from tfjob.environments.definition import Definition
 from tfjob.spec.expressions import substitute
 from tfjob.values import Pairs
 
-__all__ = ["CodePlan", "DatasetPlan", "EnvironmentPlan", "LimitsPlan", "Plan", "TaskPlan", "bind"]
+__all__ = [
+    "CodePlan",
+    "ContainerPlan",
+    "DatasetPlan",
+    "DockerfilePlan",
+    "EnvironmentPlan",
+    "LimitsPlan",
+    "Plan",
+    "TaskPlan",
+    "bind",
+]
 
-PLAN_VERSION = 1
+PLAN_VERSION = 2
 
 
 @dataclass(frozen=True)
@@ -78,13 +90,39 @@ class DatasetPlan:
 
 
 @dataclass(frozen=True)
+class DockerfilePlan:
+    """A user's Dockerfile: what is built, from which files, with which arguments. `digest` is of all of it (SHA-256, hex)."""
+
+    path: str
+    context: str
+    arguments: Pairs
+    digest: str
+
+
+@dataclass(frozen=True)
 class EnvironmentPlan:
-    """The environment as asked: the Python it needs and its pip requirements. `digest` names the definition."""
+    """The environment as asked: packages on a base, a Dockerfile, or a finished image. `digest` names what is asked for.
+
+    `name` is the registered one it came from, with its version. `base` is the image that the packages are put on in
+    containers. `has_lock`: a lock came with it, and stands in the run directory.
+    """
 
     digest: str
-    python: str | None
-    requirements: tuple[str, ...]
-    has_pip: bool = False
+    name: str | None = None
+    definition: Definition | None = None
+    base: str | None = None
+    dockerfile: DockerfilePlan | None = None
+    image: str | None = None
+    has_lock: bool = False
+
+
+@dataclass(frozen=True)
+class ContainerPlan:
+    """How the job's containers are started. `packages`: mounted from this machine's store, or baked into the image."""
+
+    shm_size: str = "2g"
+    docker_args: tuple[str, ...] = ()
+    packages: Literal["mounted", "baked"] = "mounted"
 
 
 @dataclass(frozen=True)
@@ -119,6 +157,7 @@ class Plan:
     named_outputs: tuple[str, ...]
     secrets: tuple[str, ...]
     limits: LimitsPlan
+    container: ContainerPlan | None = None
     version: int = PLAN_VERSION
 
     @property

@@ -9,6 +9,7 @@ import json
 import os
 import time
 from collections.abc import Collection, Iterator
+from itertools import chain
 from pathlib import Path
 from typing import Any, NamedTuple
 
@@ -17,7 +18,10 @@ from tfjob.runs.events import EventReader
 from tfjob.runs.find import try_recover
 from tfjob.runs.record import TERMINAL, Record, read_record
 
-__all__ = ["Chunk", "Item", "follow", "read_output", "tail_offsets", "task_names", "wait_for_end"]
+__all__ = ["BUILD", "Chunk", "Item", "follow", "read_output", "tail_offsets", "task_names", "wait_for_end"]
+
+BUILD = "environment"
+"""Stands for a task where the output is that of the environment's build."""
 
 _CHUNK_BYTES = 1 << 20
 _QUICK_S, _SLOW_S, _QUIET_S = 0.01, 0.1, 1.0
@@ -41,10 +45,12 @@ def follow(
     *,
     offsets: dict[str, int] | None = None,
     timeout_s: float | None = None,
+    build: bool = False,
 ) -> Iterator[Item | None]:
     """Yield the run's events and its tasks' output until it is over; None now and then, when there is nothing.
 
-    The last item is the `state` event. `tasks` limits the output; `offsets` says where to begin in a task's.
+    The last item is the `state` event. `tasks` limits the output; `offsets` says where to begin in a task's. `build`:
+    with the output of the environment's build, line by line, as that of the task `BUILD`.
     A run whose supervisor has died is given another. Raises TimeoutError after `timeout_s`.
     """
     events, offsets = EventReader(run.events), {} if offsets is None else offsets
@@ -56,7 +62,7 @@ def follow(
         end = next((number for number, event in enumerate(new) if _ends_output(event)), len(new))
         yield from new[:end]
         grew = False
-        for chunk in read_output(run, offsets, tasks):
+        for chunk in chain(_read_build(run, offsets) if build else (), read_output(run, offsets, tasks)):
             grew = True
             yield chunk
         yield from new[end:]
@@ -94,13 +100,27 @@ def read_output(run: RunDirectory, offsets: dict[str, int], tasks: Collection[st
         return
     for log in logs:
         task = log.stem
-        if log == run.environment_log or (tasks is not None and task not in tasks):
+        if task not in tasks if tasks is not None else task == BUILD:
             continue
         with log.open("rb") as file:
             file.seek(offsets.get(task, 0))
             while data := file.read(_CHUNK_BYTES):
                 offsets[task] = offsets.get(task, 0) + len(data)
                 yield Chunk(task, data)
+
+
+def _read_build(run: RunDirectory, offsets: dict[str, int]) -> Iterator[Chunk]:
+    """The whole lines that the build's log has grown by."""
+    try:
+        with run.environment_log.open("rb") as file:
+            file.seek(offsets.get(BUILD, 0))
+            data = file.read(_CHUNK_BYTES)
+    except OSError:
+        return
+    end = data.rfind(b"\n") + 1
+    if end:
+        offsets[BUILD] = offsets.get(BUILD, 0) + end
+        yield Chunk(BUILD, data[:end])
 
 
 def task_names(run: RunDirectory) -> list[str]:

@@ -1,44 +1,126 @@
-"""Preparing: the environment of a run is found or built, and turned into the values its tasks are bound with."""
+"""Preparing: the environment of a run is found or built, and turned into what an engine starts tasks with."""
 
 from __future__ import annotations
 
 import shutil
 from collections.abc import Callable, Mapping
+from contextlib import ExitStack, contextmanager
 from pathlib import Path
+from typing import TYPE_CHECKING, NamedTuple, TextIO
 
-from tfjob.engines.base import Prepared
+from tfjob.engines.base import Mount, Prepared
 from tfjob.engines.inherited import base_path
-from tfjob.planning.plan import Plan
+from tfjob.planning.plan import EnvironmentPlan, Plan
 from tfjob.rundir import RunDirectory
+
+if TYPE_CHECKING:
+    from collections.abc import Iterator
+
+    from tfjob.environments.container import ContainerEnvironment
+    from tfjob.environments.definition import Definition
+    from tfjob.environments.prefix import Prefix
 
 __all__ = ["prepare_environment"]
 
+Say = Callable[[str], None]
+
+
+class _Told(NamedTuple):
+    """What goes into making an environment beside what is asked for: a lock to follow, and who is told what happens."""
+
+    lock: str | None
+    log: Say
+    progress: Say
+
 
 def prepare_environment(
-    plan: Plan, run: RunDirectory, store: Path, environ: Mapping[str, str], progress: Callable[[str], None]
+    plan: Plan, run: RunDirectory, store: Path, environ: Mapping[str, str], progress: Say
 ) -> Prepared:
     """Find or build the plan's environment. The build's log and the lock go to the run directory.
 
-    Raises PreparationError when it can't be made.
+    Raises PreparationError when it can't be made, TargetError when a Docker Engine is needed and none answers.
     """
+    asked = plan.environment
+    if plan.runtime == "docker" and asked is not None:
+        with _build_log(run) as log:
+            found = _container(plan, asked, store, _Told(_lock(run), log, progress))
+        return _for_containers(found, run, progress)
     path = base_path(environ)
-    if plan.environment is None:
+    if asked is None or asked.definition is None:
         python = shutil.which("python3", path=path)
         progress(f"this machine's own Python, {python}" if python else "no environment, and no python3 on PATH")
         return Prepared(None, {"environment.path": path})
-    from tfjob.environments.definition import Definition  # noqa: PLC0415  # only jobs with an environment pay for it
+    prefix = _on_machine(asked.definition, run, store, progress)
+    _tell(prefix, run, progress)
+    values = {"environment.path": f"{prefix.final}/bin:{path}", "environment.prefix": str(prefix.final)}
+    return Prepared(prefix.key, values)
+
+
+def _on_machine(definition: Definition, run: RunDirectory, store: Path, progress: Say) -> Prefix:
+    from tfjob.environments.place import Machine  # noqa: PLC0415  # only jobs with an environment pay for it
     from tfjob.environments.store import Store  # noqa: PLC0415
 
-    asked = plan.environment
-    definition = Definition(asked.python, asked.requirements, asked.has_pip)
-    keeper = Store(store)
-    prefix = keeper.find(definition)
+    keeper, place, lock = Store(store), Machine(), _lock(run)
+    prefix = keeper.find(definition, place, lock)
     if prefix is None:
-        with run.environment_log.open("a", encoding="utf-8", buffering=1) as log:
-            prefix = keeper.prepare(definition, log=lambda line: print(line, file=log), progress=progress)
-    shutil.copyfile(prefix.lock, run.lock_file)
-    progress(
-        f"environment {prefix.key[:12]}: Python {prefix.python_version}, {prefix.packages} package{'s' if prefix.packages != 1 else ''}"
+        with _build_log(run) as log:
+            prefix = keeper.prepare(definition, place, lock=lock, log=log, progress=progress)
+    return prefix
+
+
+def _for_containers(found: ContainerEnvironment, run: RunDirectory, progress: Say) -> Prepared:
+    values = {"environment.path": found.path}
+    mounts: tuple[Mount, ...] = ()
+    if found.prefix is not None:
+        _tell(found.prefix, run, progress)
+        values["environment.prefix"] = str(found.prefix.final)
+        if found.mount:
+            mounts = (Mount(str(found.prefix.path), str(found.prefix.final)),)
+    else:
+        progress(f"image {found.image.removeprefix('sha256:')[:12]}")
+    return Prepared(
+        found.prefix.key if found.prefix else None, values, image=found.image, python=found.python, mounts=mounts
     )
-    values = {"environment.path": f"{prefix.path}/bin:{path}", "environment.prefix": str(prefix.path)}
-    return Prepared(prefix.key, values)
+
+
+def _container(plan: Plan, asked: EnvironmentPlan, store: Path, told: _Told) -> ContainerEnvironment:
+    from tfjob.environments import container  # noqa: PLC0415  # only jobs in containers pay for it
+
+    log, progress = told.log, told.progress
+    if asked.definition is not None and asked.base is not None:
+        packages = plan.container.packages if plan.container else "mounted"
+        return container.packages_on_base(
+            asked.definition, asked.base, store=store, lock=told.lock, packages=packages, log=log, progress=progress
+        )
+    if asked.dockerfile is not None:
+        source = asked.dockerfile
+        return container.build_dockerfile(
+            Path(source.path), Path(source.context), dict(source.arguments), store=store, log=log, progress=progress
+        )
+    return container.use_image(asked.image or "", store=store, log=log, progress=progress)
+
+
+def _lock(run: RunDirectory) -> str | None:
+    """The lock that came with the job, or with the run that is run again; one this run made itself is as good."""
+    return run.lock_file.read_text(encoding="utf-8") if run.lock_file.exists() else None
+
+
+def _tell(prefix: Prefix, run: RunDirectory, progress: Say) -> None:
+    if not run.lock_file.exists():
+        shutil.copyfile(prefix.lock, run.lock_file)
+    count = f"{prefix.packages} package{'s' if prefix.packages != 1 else ''}"
+    progress(f"environment {prefix.key[:12]}: Python {prefix.python_version}, {count}")
+
+
+@contextmanager
+def _build_log(run: RunDirectory) -> Iterator[Say]:
+    """Writes lines to the run's build log, which is made when there is a line to write."""
+    with ExitStack() as stack:
+        opened: list[TextIO] = []
+
+        def write(line: str) -> None:
+            if not opened:
+                opened.append(stack.enter_context(run.environment_log.open("a", encoding="utf-8", buffering=1)))
+            print(line, file=opened[0])
+
+        yield write

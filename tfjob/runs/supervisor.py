@@ -15,14 +15,14 @@ import signal
 import socket
 import time
 import traceback
-from collections.abc import Callable
+from collections.abc import Callable, Mapping
 from dataclasses import replace
 from functools import partial
 from pathlib import Path
 
 from tfjob import entrypoint
 from tfjob.durable import replace_json
-from tfjob.engines.base import Prepared
+from tfjob.engines.base import Engine, Prepared
 from tfjob.engines.inherited import inherited_environment
 from tfjob.engines.process import ProcessEngine, sweep
 from tfjob.errors import ExitCode, PreparationError, TfjobError
@@ -33,10 +33,16 @@ from tfjob.runs.record import Failure, iso, read_record, write_record
 from tfjob.runs.run import request_cancel
 from tfjob.runs.supervision import Supervision
 from tfjob.targets.local import local_target
+from tfjob.targets.target import Node
 from tfjob.values import decode
 from tfjob.workspace import Workspace
 
 _PATH_BYTES = 8192
+_FOR_THE_SUPERVISOR = (
+    "CUDA_VISIBLE_DEVICES",
+    *("DOCKER_HOST", "DOCKER_CONFIG", "DOCKER_CERT_PATH", "DOCKER_TLS_VERIFY", "DOCKER_CONTEXT"),
+)
+"""Variables of the submitting shell that say what the run may use; tasks do not inherit them."""
 
 
 def main() -> None:
@@ -77,10 +83,18 @@ def _supervision(run: RunDirectory) -> Supervision:
     return Supervision(
         run,
         plan,
-        engine=ProcessEngine(target.nodes[0], environ=environ),
+        engine=_engine(plan, target.nodes[0], environ),
         prepare=prepare,
         snapshots=workspace.snapshots,
     )
+
+
+def _engine(plan: Plan, node: Node, environ: Mapping[str, str]) -> Engine:
+    if plan.runtime == "docker":
+        from tfjob.engines.docker import DockerEngine  # noqa: PLC0415  # 100 ms that only containers need
+
+        return DockerEngine(node, environ=environ)
+    return ProcessEngine(node, environ=environ)
 
 
 def _inherited(run: RunDirectory, secrets: tuple[str, ...]) -> dict[str, str]:
@@ -91,9 +105,14 @@ def _inherited(run: RunDirectory, secrets: tuple[str, ...]) -> dict[str, str]:
     try:
         kept: dict[str, str] = json.loads(run.inherited.read_bytes())
     except FileNotFoundError:
-        seen = os.environ.get("CUDA_VISIBLE_DEVICES")
-        kept = {**inherited_environment(os.environ, ()), **({} if seen is None else {"CUDA_VISIBLE_DEVICES": seen})}
+        own = {name: os.environ[name] for name in _FOR_THE_SUPERVISOR if name in os.environ}
+        kept = {**inherited_environment(os.environ, ()), **own}
         replace_json(run.inherited, kept, force=False)
+    for name in _FOR_THE_SUPERVISOR:  # what images are built and pulled by looks here
+        if name in kept:
+            os.environ[name] = kept[name]
+        else:
+            os.environ.pop(name, None)
     return {**kept, **{name: os.environ[name] for name in secrets if name in os.environ}}
 
 

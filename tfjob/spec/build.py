@@ -105,14 +105,16 @@ def _environment(view: View, base_dir: Path, conda_data: dict[str, Any] | None) 
         return None if text is None else absolute(base_dir, text)
 
     inline = view.node("environment", "conda")
+    image = view.text("environment", "image")
+    has_packages = isinstance(inline, MapNode) or view.has("environment", "conda_file")
     return EnvironmentSpec(
         conda=conda.content(inline) if isinstance(inline, MapNode) else conda_data,
         conda_file=path("conda_file"),
-        base=_given(view.text("environment", "base")),
+        base=image if image and has_packages else _given(view.text("environment", "base")),
         dockerfile=path("dockerfile"),
         build_context=path("build_context"),
         build_arguments=view.pairs("environment", "build_arguments"),
-        image=view.text("environment", "image"),
+        image=None if has_packages else image,
         name=view.text("environment", "name"),
     )
 
@@ -133,7 +135,11 @@ def _compute(view: View) -> ComputeSpec:
         gpus_per_node=_given(view.count("compute", "gpus_per_node")),
         node_type=view.text("compute", "node_type"),
         priority=_given(view.text("compute", "priority")),
-        container=ContainerSpec(shm_size=_given(view.text("compute", "shm_size")), docker_args=docker_args),
+        container=ContainerSpec(
+            shm_size=_given(view.text("compute", "shm_size")),
+            docker_args=docker_args,
+            packages=_given(view.text("compute", "container_packages")),
+        ),
         properties=view.pairs("compute", "properties"),
     )
 

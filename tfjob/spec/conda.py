@@ -10,9 +10,9 @@ from tfjob.spec import schema as schemas
 from tfjob.spec import text as texts
 from tfjob.spec.messages import check
 from tfjob.spec.mistaken import mistaken_for_conda
-from tfjob.spec.packages import conda_package, pip_line
-from tfjob.spec.tree import ListNode, MapNode, Node, Place, ScalarNode, Where, find, key_place, plain
-from tfjob.spec.unsupported import UNSUPPORTED
+from tfjob.spec.packages import conda_package, needs_channel, pip_line
+from tfjob.spec.rules import reserved
+from tfjob.spec.tree import ListNode, MapNode, Node, Place, ScalarNode, Where, find, key_place, plain, quoted
 
 if TYPE_CHECKING:
     from collections.abc import Callable, Iterator
@@ -59,11 +59,16 @@ def read(path: Path, *, shown: str) -> tuple[dict[str, Any], list[Problem]]:
 
 
 def rules(root: Node, where: Where, folder: Path, shown_dir: str) -> list[Problem]:
-    """Return what the schema does not say of the specification at `where`: pip stands in it once, and what works.
+    """Return what the schema does not say of the specification at `where`: what it lacks, contradicts, and cannot have.
 
     The files it names are relative to `folder`, which problems call `shown_dir`.
     """
-    return [*_packages(root, (*where, "dependencies"), folder, shown_dir), *_variables(root, (*where, "variables"))]
+    dependencies = (*where, "dependencies")
+    return [
+        *_packages(root, dependencies, folder, shown_dir),
+        *_channels(root, (*where, "channels"), dependencies, folder),
+        *_variables(root, (*where, "variables")),
+    ]
 
 
 def _packages(root: Node, where: Where, folder: Path, shown_dir: str) -> Iterator[Problem]:
@@ -91,14 +96,49 @@ def _objection(node: Node, where: Where, judge: Callable[[str], Objection | None
         yield node.place.problem(where, *objection)
 
 
+def _channels(root: Node, where: Where, dependencies: Where, folder: Path) -> Iterator[Problem]:
+    """Find folders that are no channels, and packages without any channel to take them from."""
+    channels, packages = find(root, where), find(root, dependencies)
+    for index, item in enumerate(channels.items if isinstance(channels, ListNode) else ()):
+        text = item.value if isinstance(item, ScalarNode) and isinstance(item.value, str) else ""
+        if text.startswith((".", "/", "~")) and not os.path.isdir(path := folder / os.path.expanduser(text)):
+            message = f"found {quoted(text)}, which is no directory; a channel's directory, name or address is allowed"
+            shown = str(path)
+            hint = f"It is looked for as {shown if shown.isprintable() else quoted(shown)}"
+            yield item.place.problem((*where, index), message, hint)
+    if channels is not None and not (isinstance(channels, ListNode) and not channels.items):
+        return
+    items = enumerate(packages.items if isinstance(packages, ListNode) else ())
+    homeless = [(index, item) for index, item in items if _is_homeless(item)]
+    if homeless:
+        index, item = homeless[0]
+        more = f" and {len(homeless) - 1} more" if len(homeless) > 1 else ""
+        message = (
+            f"found the conda package {quoted(getattr(item, 'text', ''))}{more} without channels; "
+            "only python and pip with plain versions are allowed without"
+        )
+        hint = "Add channels: [conda-forge], or where else it is; or move it to the pip list, if PyPI has it."
+        yield item.place.problem((*dependencies, index), message, hint)
+
+
+def _is_homeless(item: Node) -> bool:
+    """Whether `item` is a conda package that only a channel of the file could have."""
+    text = item.value if isinstance(item, ScalarNode) and isinstance(item.value, str) else ""
+    return conda_package(text) is None and needs_channel(text)
+
+
 def _variables(root: Node, where: Where) -> Iterator[Problem]:
-    if find(root, where) is not None:
-        message = f"found variables of the environment, which are {UNSUPPORTED}"
-        yield key_place(root, where).problem(where, message, "Put them under environment_variables of the job.")
+    node = find(root, where)
+    for name in node.entries if isinstance(node, MapNode) else ():
+        if objection := reserved(name):
+            yield key_place(root, (*where, name)).problem((*where, name), *objection)
 
 
 def content(node: Node) -> dict[str, Any]:
-    """Return a specification without problems as plain data."""
+    """Return a specification without problems as plain data; the values of variables are texts, as written."""
     data: dict[str, Any] = plain(node)
     data.pop("prefix", None)
+    variables = find(node, ("variables",))
+    if isinstance(variables, MapNode):
+        data["variables"] = {name: getattr(value, "text", "") for name, value in variables.entries.items()}
     return data

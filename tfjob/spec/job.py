@@ -58,6 +58,7 @@ class ContainerSpec:
 
     shm_size: str = "2g"
     docker_args: tuple[str, ...] = ()
+    packages: Literal["mounted", "baked"] = "mounted"
 
 
 @dataclass(frozen=True)

@@ -25,6 +25,7 @@ from tfjob.spec.tree import (
     plain,
     quoted,
     rebuilt,
+    show,
     spoiled,
     walk,
 )
@@ -40,6 +41,7 @@ Homes = Mapping[str, tuple[tuple[str, str], ...]]
 
 _MANY_KEYS = 12  # more are listed only where no hint can be given
 
+_YAML_FILE = re.compile(r"[\w./~-]+\.ya?ml", re.IGNORECASE)
 _UNITS = {"d": 86400, "h": 3600, "m": 60, "s": 1}
 _DURATION_PART = re.compile(
     r"(\d{1,9}(?:\.\d{1,9})?)\s*(?:(d)(?:ays?)?|(h)(?:(?:ou)?rs?)?|(m)(?:in(?:ute)?s?)?|(s)(?:ec(?:ond)?s?)?)\s*"
@@ -111,7 +113,7 @@ def _explain(error: Any, node: Node, where: Where) -> tuple[str, str]:
         return f"found {found}; {_allowed(said)} is allowed", _type_hint(said, node, where)
     if error.validator == "maximum":
         return f"found {found}; {_allowed(said)} and at most {said['maximum']} is allowed", ""
-    return f"found {found}; {_allowed(said)} is allowed", ""
+    return f"found {found}; {_allowed(said)} is allowed", _file_hint(said, node, where)
 
 
 def _allowed(said: dict[str, Any]) -> str:
@@ -145,6 +147,14 @@ def _type_hint(said: dict[str, Any], node: Node, where: Where) -> str:
     if isinstance(node, MapNode) and "string" in schemas.types(said):
         return 'If it is one text that holds ": ", put it in quotes.'
     return ""
+
+
+def _file_hint(said: dict[str, Any], node: Node, where: Where) -> str:
+    """Say how to name a file where a text is a name of something else, as `x-file` has it, and `node` is like a path."""
+    text = plain(node)
+    if "x-file" not in said or not isinstance(text, str) or not _YAML_FILE.fullmatch(text):
+        return ""
+    return f"Did you mean {show(where)}: {{{said['x-file']}: {text}}}?"
 
 
 def _scalar_hint(said: dict[str, Any], node: ScalarNode, where: Where) -> str:

@@ -1,7 +1,8 @@
-"""The lines of a conda specification that this version can make an environment of, as far as a line alone tells it.
+"""The lines of a conda specification that an environment can be made of, as far as a line alone tells it.
 
-`tfjob.environments` makes environments of the same lines and refuses the same ones, wherever they come from; a test
-keeps the two in step.
+`tfjob.environments` makes environments of the lines that pass here, and refuses the same lines of a pip list, wherever
+they come from; a test keeps the two in step. Of a conda package it takes more: whether there is such a version, and
+what odd versions mean, is for the channel to say.
 """
 
 from __future__ import annotations
@@ -12,10 +13,15 @@ from typing import NamedTuple
 from tfjob.spec.tree import quoted
 from tfjob.spec.unsupported import UNSUPPORTED
 
-__all__ = ["Objection", "conda_package", "file_of", "pip_line"]
+__all__ = ["Objection", "conda_package", "file_of", "needs_channel", "pip_line"]
 
 _PACKAGE = re.compile(r"(?:[^\s:=<>!~]+::)?(?P<name>[A-Za-z0-9_][A-Za-z0-9._-]*)\s*(?P<version>.*)", re.DOTALL)
 _CLAUSE = re.compile(r"(?:==|>=|<=|!=|~=|=|<|>)?\d[A-Za-z0-9.!+]*?(?:\.?\*)?")
+# A match specification after its name, as conda reads it: versions, a build string, and more in brackets.
+_ONE_VERSION = r"(?:==|>=|<=|!=|~=|=|<|>)?\s*[\w*]+(?:[.+!-][\w*]+)*"
+_VERSIONS = rf"\(?{_ONE_VERSION}(?:\s*[,|]\s*{_ONE_VERSION})*\)?"
+_REST = re.compile(rf"(?:{_VERSIONS})?(?:(?:\s*=|\s+)[\w.*+-]+)?\s*(?:\[\s*\w+\s*=[^\[\]]*\])?")
+_MAX_LENGTH = 1000  # longer texts are no packages, and comparing them takes long
 _ANY_VERSION = {"", "*", "=*", "==*"}
 
 _COMMENT = re.compile(r"(^|\s)#.*$")
@@ -38,21 +44,26 @@ class Objection(NamedTuple):
 
 
 def conda_package(text: str) -> Objection | None:
-    """Return what this version has against the conda package `text`: it takes python and pip, each with a version."""
+    """Return what is wrong with the conda package `text`: it is a name, then versions and a build string if need be."""
     match = _PACKAGE.fullmatch(text.strip())
-    if match is None:
-        message = f"found {quoted(text)}, which is no conda package; python and pip, each with a version, are allowed"
-        return Objection(message, "Put a line of a requirements file into the pip list.")
-    name = match["name"].lower()
-    if name not in {"python", "pip"}:
-        hint = "Move it to the pip list, if PyPI has it; other libraries must be on the machine."
-        return Objection(f"found the conda package {quoted(text)}, which is {UNSUPPORTED}", hint)
+    if match is None or len(text) > _MAX_LENGTH or not _REST.fullmatch(match["version"]):
+        message = f"found {quoted(text)}, which is no conda package; a name, with a version if need be, is allowed"
+        hint = "Write it as python=3.11 or numpy>=1.26,<2; a line of a requirements file belongs into the pip list."
+        return Objection(message, hint)
+    return None
+
+
+def needs_channel(text: str) -> bool:
+    """Whether the conda package `text` can only come from a channel that the file lists.
+
+    python and pip with a plain version need none, and what names its own channel (``conda-forge::numpy``) does not either.
+    """
+    match = _PACKAGE.fullmatch(text.strip())
+    if match is None or "::" in text:
+        return False
     version = re.sub(r"\s*([,=<>!~]+)\s*", r"\1", match["version"].strip())
-    if version in _ANY_VERSION or all(map(_CLAUSE.fullmatch, version.split(","))):
-        return None
-    example = "3.11" if name == "python" else "24.0"
-    hint = f"Write {name}={example}, {name}=={example} or {name}>={example}."
-    return Objection(f"found {quoted(text)}, whose version is written in a way that is {UNSUPPORTED}", hint)
+    is_plain = version in _ANY_VERSION or all(map(_CLAUSE.fullmatch, version.split(",")))
+    return match["name"].lower() not in {"python", "pip"} or not is_plain
 
 
 def pip_line(text: str) -> Objection | None:

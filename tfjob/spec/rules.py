@@ -2,24 +2,36 @@
 
 from __future__ import annotations
 
+import re
 from pathlib import PurePosixPath
 from typing import TYPE_CHECKING
 
 from tfjob.spec import schema as schemas
 from tfjob.spec import unsupported
 from tfjob.spec.nearest import nearest
-from tfjob.spec.tree import MapNode, ScalarNode, Where, quoted
+from tfjob.spec.tree import ListNode, MapNode, ScalarNode, Where, quoted
 from tfjob.spec.view import View
 
 if TYPE_CHECKING:
     from collections.abc import Iterator, Mapping
 
     from tfjob.errors import Problem
-    from tfjob.spec.tree import Node
+    from tfjob.spec.tree import Node, Place
 
-__all__ = ["check", "leaves"]
+__all__ = ["check", "image_objection", "leaves", "reserved"]
 
 _SOURCES = ("conda_file", "conda", "dockerfile", "image", "name")
+_FILES = {
+    "conda_file": re.compile(r".+\.ya?ml", re.IGNORECASE),
+    "dockerfile": re.compile(r"(?:.+\.)?Dockerfile(?:\..+)?", re.IGNORECASE),
+}
+_REGISTRY = r"(?:localhost|[\w-]+(?:\.[\w-]+)+|[\w.-]+(?=:\d)|\[[0-9a-fA-F:]+\])(?::\d+)?"
+_IMAGE = re.compile(
+    rf"(?:{_REGISTRY}/)?[a-z0-9]+(?:[._/-]+[a-z0-9]+)*(?::\w[\w.-]{{0,127}})?(?:@[a-z0-9]+:[0-9a-f]{{32,}})?", re.ASCII
+)
+_MAX_IMAGE = 500  # a name is at most 255 characters, before tag and digest
+_SCHEME = re.compile(r"[a-z][a-z0-9+.-]*://", re.IGNORECASE)
+_WORDS_IN_ONE = re.compile(r"(--?[A-Za-z][\w-]*)\s+(\S.*)", re.DOTALL)
 _OWN_VARIABLES = {"TF_CONFIG": "distribution", "CUDA_VISIBLE_DEVICES": "compute.gpus_per_node"}
 _ONLY_WITH = {
     "process_count_per_node": "mpi",
@@ -34,7 +46,8 @@ def check(root: Node, environ: Mapping[str, str]) -> list[Problem]:
     view = View(root)
     if not isinstance(root, MapNode):
         return []
-    parts = (_work, _environment, _datasets, _docker, _distribution, _gpus, _outputs, _names, unsupported.check)
+    environment = (_registered, _environment, _images)
+    parts = (_work, *environment, _datasets, _docker, _distribution, _gpus, _outputs, _names, unsupported.check)
     return [problem for part in parts for problem in part(view)] + list(_variables(view, environ))
 
 
@@ -70,8 +83,25 @@ def leaves(path: str) -> str:
     return ""
 
 
+def _registered(view: View) -> Iterator[Problem]:
+    """An environment's name that is a file's."""
+    named = view.node("environment")
+    for key, looks in _FILES.items():
+        if isinstance(named, ScalarNode) and not named.bad and looks.fullmatch(named.text):
+            message = f"found the registered environment {quoted(named.text)}, which looks like a file"
+            hint = f"Did you mean environment: {{{key}: {named.text}}}?"
+            allowed = "a registered name, or name@version, is allowed"
+            yield named.place.problem(("environment",), f"{message}; {allowed}", hint)
+
+
 def _environment(view: View) -> Iterator[Problem]:
+    """What an environment is made of: one thing, and what goes with it."""
     given = [source for source in _SOURCES if view.has("environment", source)]
+    if "image" in given and given[0].startswith("conda"):
+        given.remove("image")  # packages on an image, as Azure ML writes it
+        if view.has("environment", "base"):
+            message = f"found both base and image with {given[0]}; one image to put the packages on is allowed"
+            yield view.problem_at_key(("environment", "image"), message, "Remove base or image.")
     for source in given[1:]:
         message = f"found both {given[0]} and {source}; one of {', '.join(_SOURCES)} is allowed"
         yield view.problem_at_key(("environment", source), message, f"Remove {given[0]} or {source}.")
@@ -83,6 +113,25 @@ def _environment(view: View) -> Iterator[Problem]:
     if view.has("environment", "base") and others:
         message = f"found base with {others[0]}; it is allowed with conda_file or conda"
         yield view.problem_at_key(("environment", "base"), message, "Remove it.")
+    if view.text("compute", "runtime") == "process" and others and others[0] in {"dockerfile", "image"}:
+        message = f"found process with environment.{others[0]}, which needs a container; docker or auto is allowed"
+        yield view.problem_at_value(("compute", "runtime"), message, "Set it to docker, or leave it out.")
+
+
+def _images(view: View) -> Iterator[Problem]:
+    for key in ("base", "image"):
+        if objection := image_objection(view.text("environment", key) or ""):
+            yield view.problem_at_value(("environment", key), *objection)
+
+
+def image_objection(text: str) -> tuple[str, str] | None:
+    """Return message and hint for `text` that is no name of an image, as a registry and a Docker Engine have them."""
+    if not text or (len(text) <= _MAX_IMAGE and _IMAGE.fullmatch(text)):
+        return None
+    meant = (_SCHEME.sub("", text), text.lower()) if len(text) <= _MAX_IMAGE else ()
+    guess = next((one for one in meant if _IMAGE.fullmatch(one)), None)
+    message = f"found {quoted(text)}, which is no name of an image; NAME:TAG or REGISTRY/NAME:TAG is allowed"
+    return message, f"Did you mean {guess}?" if guess else ""
 
 
 def _datasets(view: View) -> Iterator[Problem]:
@@ -95,15 +144,46 @@ def _datasets(view: View) -> Iterator[Problem]:
 
 
 def _docker(view: View) -> Iterator[Problem]:
-    import shlex  # noqa: PLC0415  # 5 ms, rarely needed
-
-    where = ("compute", "docker_args")
+    """Arguments of `docker run` that cannot be passed on."""
+    where: Where = ("compute", "docker_args")
     node = view.node(*where)
-    try:
-        shlex.split(node.text if isinstance(node, ScalarNode) else "")
-    except ValueError:
-        message = "found a quote that is not closed; a line for the shell is allowed"
-        yield view.problem_at_value(where, message, "Close the quote, or write a list: [ ].")
+    if node is None or node.bad:
+        return
+    from tfjob.spec import docker_arguments  # noqa: PLC0415  # rarely needed
+
+    if isinstance(node, ListNode):
+        items = [item for item in node.items if isinstance(item, ScalarNode) and not item.bad]
+        if len(items) < len(node.items):
+            return  # one that has a problem already may belong to its neighbours
+        arguments: list[str] = []
+        standing: list[tuple[Place, Where]] = []
+        for index, item in enumerate(items):
+            words = [item.text]
+            if match := _WORDS_IN_ONE.fullmatch(item.text):
+                message = f"found {quoted(item.text)}, two arguments in one item; one argument is allowed"
+                hint = f"Write {match[1]}={match[2]}, or make it two items."
+                yield item.place.problem((*where, index), message, _on_one_line(hint))
+                words = [match[1], match[2]]
+            arguments += words
+            standing += [(item.place, (*where, index))] * len(words)
+    else:
+        import shlex  # noqa: PLC0415  # 5 ms, rarely needed
+
+        try:
+            arguments = shlex.split(node.text if isinstance(node, ScalarNode) else "")
+        except ValueError:
+            message = "found a quote that is not closed; a line for the shell is allowed"
+            yield node.place.problem(where, message, "Close the quote, or write a list: [ ].")
+            return
+        standing = [(node.place, where)] * len(arguments)
+    for index, message, hint in docker_arguments.problems(tuple(arguments)):
+        place, at = standing[index]
+        yield place.problem(at, _on_one_line(message), _on_one_line(hint))
+
+
+def _on_one_line(text: str) -> str:
+    """Return `text`, which quotes the file, with what no terminal should see as escapes."""
+    return "".join(char if char.isprintable() else repr(char)[1:-1] for char in text)
 
 
 def _distribution(view: View) -> Iterator[Problem]:
@@ -208,9 +288,14 @@ def _variables(view: View, environ: Mapping[str, str]) -> Iterator[Problem]:
 
 
 def _reserved(view: View, where: Where, name: str, *, at_key: bool) -> Iterator[Problem]:
+    if objection := reserved(name):
+        yield view.problem_at_key(where, *objection) if at_key else view.problem_at_value(where, *objection)
+
+
+def reserved(name: str) -> tuple[str, str] | None:
+    """Return message and hint for the variable `name` if tfjob sets it itself, else None."""
     if name not in _OWN_VARIABLES and not name.startswith("TFJOB_"):
-        return
+        return None
     allowed = "names other than TF_CONFIG, CUDA_VISIBLE_DEVICES and TFJOB_* are allowed"
-    message = f"found {name}, which tfjob sets itself; {allowed}"
     hint = f"See {_OWN_VARIABLES[name]}." if name in _OWN_VARIABLES else "Choose another name."
-    yield view.problem_at_key(where, message, hint) if at_key else view.problem_at_value(where, message, hint)
+    return f"found {name}, which tfjob sets itself; {allowed}", hint

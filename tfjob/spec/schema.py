@@ -1,7 +1,8 @@
 """The schemas of the files people write: the one source of their keys, types, defaults and explanations.
 
-Two JSON files beside this one, for editors as for tfjob. Beyond JSON Schema they use ``enumDescriptions`` (editors show
-them), ``x-says`` (a pattern in words) and ``x-also`` (what other tools call the same thing).
+JSON files beside this one, for editors as for tfjob. Beyond JSON Schema they use ``enumDescriptions`` (editors show
+them), ``x-says`` (a pattern in words), ``x-also`` (what other tools call the same thing) and ``x-file`` (the key for a
+file, where a text is the name of something registered).
 """
 
 from __future__ import annotations

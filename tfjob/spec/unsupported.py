@@ -21,12 +21,6 @@ __all__ = ["ADDRESS", "UNSUPPORTED", "check"]
 ADDRESS = re.compile(r"[A-Za-z][A-Za-z0-9+.-]+://|git\+|git@")
 UNSUPPORTED = "not supported by this version of tfjob"
 
-_ENVIRONMENTS = {"dockerfile": "a Dockerfile", "image": "an image", "name": "a registered environment"}
-_ENVIRONMENT_HINT = (
-    "Use conda_file or conda, with python and a list of pip packages, "
-    "or leave environment out to run with the Python of the machine."
-)
-
 
 class _Row(NamedTuple):
     """Something that may be asked for: whether it is, where, in words, and what works instead."""
@@ -39,7 +33,7 @@ class _Row(NamedTuple):
 
 def check(view: View) -> Iterator[Problem]:
     """Yield a problem for everything that the file asks for and this version cannot do."""
-    for part in (_job, _datasets, _environment, _compute, _outputs):
+    for part in (_job, _datasets, _compute, _outputs):
         for row in part(view):
             if row.is_there:
                 yield view.problem_at_key(row.where, f"found {row.what}, which is {UNSUPPORTED}", row.hint)
@@ -73,19 +67,7 @@ def _datasets(view: View) -> Iterator[_Row]:
             yield _Row(is_address, path_where, "data from an address", "Fetch it first and give its path.")
 
 
-def _environment(view: View) -> Iterator[_Row]:
-    node = view.node("environment")
-    if isinstance(node, ScalarNode):
-        is_file = node.text.endswith((".yml", ".yaml"))
-        hint = f"Did you mean environment: {{conda_file: {node.text}}}?" if is_file else _ENVIRONMENT_HINT
-        yield _Row(not node.bad, ("environment",), f"the registered environment {quoted(node.text)}", hint)
-    for key, what in _ENVIRONMENTS.items():
-        yield _Row(view.has("environment", key), ("environment", key), what, _ENVIRONMENT_HINT)
-
-
 def _compute(view: View) -> Iterator[_Row]:
-    runtime = view.text("compute", "runtime")
-    yield _Row(runtime == "docker", ("compute", "runtime"), "the runtime docker", "Use process, or leave it out.")
     nodes, most = view.count("compute", "node_count"), view.count("compute", "max_node_count")
     grows = nodes is not None and most is not None and most > nodes
     yield _Row(grows, ("compute", "max_node_count"), "a job that grows", "Use node_count.")
