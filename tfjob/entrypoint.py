@@ -3,12 +3,14 @@
     python -I -S entrypoint.py TASKS_DIRECTORY TASK      run that task
     python -I -S entrypoint.py TASKS_DIRECTORY rank      under mpirun: run task rank-N, N as the MPI library says
 
-It reads TASKS_DIRECTORY/TASK/task.json (argv, env, cwd, log, port, grace_period_s), runs the command in a session of its
+It reads TASKS_DIRECTORY/TASK/task.json (argv, env, cwd, log, port, grace_period_s, and umask if it is not to be the
+inherited one), runs the command in a session of its
 own with both outputs in the log, and leaves beside task.json:
 
     started.json     pid, the process's start time (clock ticks since boot), time
     listening        made when the task's own port is being listened on: it has come to the rendezvous
-    exit.json        exit_code or signal, time, stopped (true when tfjob asked for the end)
+    exit.json        exit_code or signal, time, stopped (true when tfjob asked for the end), out_of_memory (true when
+                     the kernel killed something of the task's control group for that)
 
 SIGTERM is passed on to the command's whole process group; after the grace period everything left is killed. When the
 command has ended, whatever it started and left behind is killed too: nothing outlives a task. The result file's space
@@ -42,6 +44,7 @@ def main(tasks_directory: str, name: str) -> int:
     directory = os.path.join(tasks_directory, name)
     with open(os.path.join(directory, "task.json"), encoding="utf-8") as file:
         task = json.load(file)
+    os.umask(task.get("umask", os.umask(0o022)))
     log = os.open(task["log"], os.O_WRONLY | os.O_APPEND | os.O_CREAT, 0o644)
     nothing = os.open(os.devnull, os.O_RDONLY)
     os.dup2(nothing, 0)
@@ -52,16 +55,47 @@ def main(tasks_directory: str, name: str) -> int:
     reserved = reserve(directory)
     signal.pthread_sigmask(signal.SIG_BLOCK, SIGNALS)
     prctl(PR_SET_CHILD_SUBREAPER, 1)
+    kills = out_of_memory_kills()
     child = spawn(task)
     write(directory, "started.json", {"pid": os.getpid(), "start_ticks": start_ticks(os.getpid()), "time": time.time()})
     status, stopped = watch(child, task, directory)
     kill_leftovers()
     code = os.WEXITSTATUS(status) if os.WIFEXITED(status) else None
     number = os.WTERMSIG(status) if os.WIFSIGNALED(status) else None
-    finish(reserved, directory, {"exit_code": code, "signal": number, "time": time.time(), "stopped": stopped})
+    killed = signal.SIGKILL in (number, (code or 0) - 128) and not stopped
+    result = {"exit_code": code, "signal": number, "time": time.time(), "stopped": stopped}
+    finish(reserved, directory, dict(result, out_of_memory=killed and out_of_memory_kills() > kills))
     if task.get("launched") and (stopped or code != 0):
         linger(tasks_directory, task["grace_period_s"])
     return code if code is not None else 128 + (number or 0)
+
+
+def out_of_memory_kills() -> int:
+    """How often the kernel has killed in this process's control group for want of memory; 0 where it does not tell.
+
+    Source: the kernel's cgroup-v2.rst (memory.events) and cgroup-v1/memory.rst (memory.oom_control). A container sees
+    its own group at the root, and its path as the machine knows it.
+    """
+    try:
+        with open("/proc/self/cgroup") as file:
+            groups = [line.rstrip("\n").split(":", 2) for line in file]
+        for number, controllers, path in groups:
+            if "memory" in controllers.split(","):
+                places = ("/sys/fs/cgroup/memory" + path, "/sys/fs/cgroup/memory"), "memory.oom_control"
+            elif number == "0":
+                places = ("/sys/fs/cgroup" + path, "/sys/fs/cgroup"), "memory.events"
+            else:
+                continue
+            for directory in places[0]:
+                try:
+                    with open(os.path.join(directory, places[1])) as file:
+                        counts = dict(line.split() for line in file)
+                        return int(counts["oom_kill"])
+                except (OSError, KeyError):
+                    continue
+    except (OSError, ValueError):
+        pass
+    return 0
 
 
 def linger(tasks_directory: str, grace_period_s: float) -> None:

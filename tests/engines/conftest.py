@@ -7,10 +7,15 @@ from typing import Any
 from uuid import uuid4
 
 import pytest
-from engines.engine_bench import ENGINES, Bench, plan
+from docker_parts import docker_daemon, docker_engine, test_base
+from engines.engine_bench import ENGINES, PREPARED, Bench, plan
 from support import processes_of
 
+from tfjob.engines.base import Prepared
 from tfjob.planning.plan import TaskPlan
+from tfjob.rundir import RunDirectory
+
+__all__ = ["docker_daemon", "docker_engine", "test_base"]
 
 MakeBench = Callable[..., Bench]
 
@@ -29,13 +34,18 @@ def leases(tmp_path: Path) -> Path:
 
 
 @pytest.fixture
-def bench(engine_name: str, tmp_path: Path, leases: Path) -> Iterator[MakeBench]:
+def bench(engine_name: str, tmp_path: Path, leases: Path, request: pytest.FixtureRequest) -> Iterator[MakeBench]:
     """A run of tasks: `bench(task("echo hello"), gpus=1)`. What it leaves running is ended after the test."""
+    if engine_name == "docker":
+        request.getfixturevalue("test_base")  # DOCKER_HOST names an engine that has the image
     made: list[Bench] = []
 
-    def bench(*tasks: TaskPlan, environ: Mapping[str, str] = os.environ, **keys: Any) -> Bench:
+    def bench(
+        *tasks: TaskPlan, environ: Mapping[str, str] = os.environ, prepared: Prepared | None = None, **keys: Any
+    ) -> Bench:
         engine = ENGINES[engine_name](leases, environ)
-        made.append(Bench.make(engine, tmp_path, plan(*tasks, **keys), f"bench-{uuid4().hex[:10]}"))
+        run = RunDirectory(tmp_path / f"bench-{uuid4().hex[:10]}")
+        made.append(Bench.make(engine, run, plan(*tasks, **keys), prepared or PREPARED[engine_name]))
         return made[-1]
 
     yield bench

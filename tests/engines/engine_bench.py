@@ -15,20 +15,27 @@ from pathlib import Path
 from typing import Any
 
 from tfjob.durable import replace_json
-from tfjob.engines.base import Allocation, Engine, Handle, TaskStatus
+from tfjob.engines.base import Allocation, Engine, Handle, Prepared, TaskStatus
+from tfjob.engines.docker import DockerEngine
 from tfjob.engines.process import ProcessEngine
-from tfjob.planning.plan import LimitsPlan, Plan, TaskPlan
+from tfjob.entrypoint import stat_fields
+from tfjob.planning.plan import ContainerPlan, LimitsPlan, Plan, TaskPlan
 from tfjob.rundir import RunDirectory
 from tfjob.targets.target import Gpu, Node
 from tfjob.values import decode, encode
 
 GPUS = tuple(Gpu(index, f"GPU-{index}") for index in (3, 5))
-VALUES = {"environment.path": os.environ["PATH"]}
+NODE = Node("here", "127.0.0.1", GPUS)
+IMAGE = "tfjob-test/base:bookworm"
+IMAGE_PATH = "/usr/local/sbin:/usr/local/bin:/usr/sbin:/usr/bin:/sbin:/bin"
 
 ENGINES: Mapping[str, Callable[[Path, Mapping[str, str]], Engine]] = {
-    "process": lambda leases, environ: ProcessEngine(
-        Node("here", "127.0.0.1", GPUS), environ=environ, lease_directory=leases
-    )
+    "process": lambda leases, environ: ProcessEngine(NODE, environ=environ, lease_directory=leases),
+    "docker": lambda leases, environ: DockerEngine(NODE, environ=environ, lease_directory=leases),
+}
+PREPARED: Mapping[str, Prepared] = {
+    "process": Prepared(None, {"environment.path": os.environ["PATH"]}),
+    "docker": Prepared(None, {"environment.path": IMAGE_PATH}, image=IMAGE, python="/usr/bin/python3"),
 }
 
 
@@ -48,11 +55,12 @@ def plan(*tasks: TaskPlan, gpus: int = 0, grace_s: float = 10, **keys: Any) -> P
         tags=(),
         properties=(),
         target="local",
-        runtime="process",
+        runtime="process",  # the bench names the engine
         node_count=1,
         gpus_per_node=gpus,
         code=None,
         environment=None,
+        container=ContainerPlan(),
         datasets=(),
         tasks=tasks,
         launcher=None,
@@ -71,16 +79,16 @@ class Bench:
     engine: Engine
     run: RunDirectory
     plan: Plan
+    prepared: Prepared
     allocation: Allocation = field(default_factory=lambda: Allocation(()))
     handle: Handle = None
 
     @classmethod
-    def make(cls, engine: Engine, parent: Path, made: Plan, run_id: str) -> Bench:
-        run = RunDirectory(parent / run_id)
+    def make(cls, engine: Engine, run: RunDirectory, made: Plan, prepared: Prepared) -> Bench:
         for directory in (run.logs, run.user_logs, run.outputs, run.tasks, *(run.work(t.name) for t in made.all_tasks)):
             directory.mkdir(parents=True)
         replace_json(run.plan, encode(made))
-        return cls(engine, run, made)
+        return cls(engine, run, made, prepared)
 
     def acquire(self, deadline_s: float = 60, waiting: Callable[[str], None] = lambda _: None) -> Allocation:
         self.allocation = self.engine.acquire(self.plan, self.run, deadline_s, waiting)
@@ -88,7 +96,7 @@ class Bench:
 
     def start(self) -> None:
         self.acquire()
-        self.handle = self.engine.start(self.plan, self.run, self.allocation, VALUES)
+        self.handle = self.engine.start(self.plan, self.run, self.allocation, self.prepared)
 
     def release(self) -> None:
         for lease in self.allocation.leases:
@@ -101,14 +109,39 @@ class Bench:
     def stop(self, grace_s: float | None = None) -> None:
         self.engine.stop(self.handle, self.plan.limits.grace_period_s if grace_s is None else grace_s)
 
+    def lives(self, pid: int) -> bool:
+        """Whether a process lives that a task knows by this pid."""
+        if isinstance(self.engine, ProcessEngine):
+            return _lives(stat_fields(pid))
+        return any(
+            container.first.lives and _lives(_stat(container.first.pid, pid))
+            for container in self.handle.containers.values()
+        )
+
+    def gpus(self, *indices: int) -> str:
+        """These GPUs as a task sees them that was given all of them: in a container they are numbered from 0."""
+        seen = indices if isinstance(self.engine, ProcessEngine) else range(len(indices))
+        return ",".join(map(str, seen))
+
     def log(self, name: str = "main") -> str:
         return self.run.log(name).read_text()
+
+
+def _stat(first: int, pid: int) -> list[bytes]:
+    try:
+        return Path(f"/proc/{first}/root/proc/{pid}/stat").read_bytes().rpartition(b")")[2].split()
+    except OSError:
+        return []
+
+
+def _lives(fields: list[bytes]) -> bool:
+    return bool(fields) and fields[0] != b"Z"
 
 
 def main(engine: str, directory: str, leases: str) -> None:
     run = RunDirectory(Path(directory))
     made = decode(Plan, json.loads(run.plan.read_bytes()))
-    bench = Bench(ENGINES[engine](Path(leases), os.environ), run, made)
+    bench = Bench(ENGINES[engine](Path(leases), os.environ), run, made, PREPARED[engine])
     bench.start()
     sys.stdout.write("started\n")
     sys.stdout.flush()

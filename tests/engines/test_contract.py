@@ -19,7 +19,6 @@ from engines.engine_bench import Bench, task
 from support import eventually, processes_of
 
 from tfjob.engines.base import TaskStatus
-from tfjob.entrypoint import stat_fields
 from tfjob.errors import TargetError
 
 MakeBench = Callable[..., Bench]
@@ -39,11 +38,6 @@ def ended(bench: Bench) -> dict[str, TaskStatus]:
 
 def started(bench: Bench) -> None:
     eventually(lambda: all(status.state == "running" for status in bench.poll().values()), "the start of all tasks")
-
-
-def lives(pid: int) -> bool:
-    fields = stat_fields(pid)
-    return bool(fields) and fields[0] != b"Z"
 
 
 def wrote(bench: Bench, name: str) -> str:
@@ -107,7 +101,7 @@ class TestHowATaskEnds:
 
     def test_with_its_log_whole_even_when_it_dies_at_once(self, bench: MakeBench) -> None:
         says = "import os, sys; sys.stdout.write('x' * 999_999 + '\\n'); sys.stdout.flush(); os.kill(os.getpid(), 9)"
-        runs = [bench(task(sys.executable, "-S", "-c", says)) for _ in range(3)]
+        runs = [bench(task("python3", "-S", "-c", says)) for _ in range(3)]
         for run in runs:
             run.start()
         for run in runs:
@@ -144,7 +138,7 @@ class TestRunning:
             "import signal, socket, sys; server = socket.create_server(('127.0.0.1', int(sys.argv[1]))); signal.pause()"
         )
         run = bench(
-            task(sys.executable, "-S", "-c", listens, "${{ port.a }}", name="a", port="a"),
+            task("python3", "-S", "-c", listens, "${{ port.a }}", name="a", port="a"),
             task(FOREVER, name="b", port="b"),
         )
         run.start()
@@ -187,9 +181,9 @@ class TestStopping:
         )
         run.start()
         pids = [int(wrote(run, name)) for name in ("stubborn", "away", "bare", "grandchild")]
-        assert all(map(lives, pids))
+        assert all(map(run.lives, pids))
         run.stop()
-        assert not any(map(lives, pids))
+        assert not any(map(run.lives, pids))
         assert processes_of(run.run.id) == []
         assert {status.state for status in run.poll().values()} == {"ended"}
 
@@ -223,7 +217,7 @@ class TestStopping:
         run = bench(task(f"setsid -f bash -c 'echo $$ >away; {FOREVER}'; until [ -e away ]; do sleep 0.02; done"))
         run.start()
         assert ended(run)["main"].exit_code == 0
-        assert not lives(int(wrote(run, "away")))
+        assert not run.lives(int(wrote(run, "away")))
 
 
 class TestRoom:
@@ -231,7 +225,7 @@ class TestRoom:
         run = bench(*(task("echo $CUDA_VISIBLE_DEVICES", name=name, gpus=1) for name in "ab"), gpus=2)
         run.start()
         ended(run)
-        assert (run.log("a"), run.log("b")) == ("3\n", "5\n")
+        assert (run.log("a"), run.log("b")) == (run.gpus(3) + "\n", run.gpus(5) + "\n")
         assert run.allocation.gpus == {"a": (3,), "b": (5,)}
 
     def test_two_runs_never_share_a_gpu(self, bench: MakeBench) -> None:
@@ -372,7 +366,7 @@ class TestAdopting:
         run.handle = run.engine.adopt(run.plan, run.run)
         run.stop()
         assert run.poll()["main"].stopped
-        assert not lives(pid)
+        assert not run.lives(pid)
 
     def test_a_task_that_was_killed_with_its_watcher_has_ended(
         self, bench: MakeBench, starter: Callable[[Bench], subprocess.Popen[str]]
@@ -408,7 +402,7 @@ class TestSecrets:
     def test_what_the_job_did_not_ask_for_stays_with_the_shell(self, bench: MakeBench) -> None:
         environ = {**os.environ, "PYTHONPATH": "/mine", "VIRTUAL_ENV": "/venv", "AWS_SECRET_KEY": "x", "LANG": "C"}
         run = bench(
-            task(sys.executable, "-S", "-c", "import os, json; print(json.dumps(dict(os.environ)))"), environ=environ
+            task("python3", "-S", "-c", "import os, json; print(json.dumps(dict(os.environ)))"), environ=environ
         )
         run.start()
         ended(run)

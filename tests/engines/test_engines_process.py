@@ -17,7 +17,7 @@ from engines.engine_bench import Bench, task
 from support import eventually, processes_of
 
 from tfjob.datasets.files import find_files, place
-from tfjob.engines import process
+from tfjob.engines import process, room
 from tfjob.engines.inherited import base_path, inherited_environment
 from tfjob.errors import TargetError
 from tfjob.planning.make import make_plan
@@ -148,7 +148,7 @@ def test_a_stop_that_is_in_a_hurry_does_not_wait_for_the_plans_grace(bench: Make
 def test_a_port_that_somebody_listens_on_is_not_taken(bench: MakeBench, monkeypatch: pytest.MonkeyPatch) -> None:
     with socket.create_server(("127.0.0.1", 0)) as server:
         port = server.getsockname()[1]
-        monkeypatch.setattr(process, "PORTS", range(port, port + 1))
+        monkeypatch.setattr(room, "PORTS", range(port, port + 1))
         run = bench(task("true", port="main"))
         with pytest.raises(TargetError, match=f"no free port between {port} and {port} on here"):
             run.acquire()
@@ -156,7 +156,7 @@ def test_a_port_that_somebody_listens_on_is_not_taken(bench: MakeBench, monkeypa
 
 
 def test_a_port_that_was_leased_but_not_used_is_not_taken(bench: MakeBench, monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr(process, "PORTS", range(29990, 29992))
+    monkeypatch.setattr(room, "PORTS", range(29990, 29992))
     taken = [bench(task("true", port="main")).acquire().ports["main"] for _ in range(2)]
     assert sorted(taken) == [29990, 29991]
     with pytest.raises(TargetError, match="no free port"):

@@ -1,0 +1,185 @@
+"""What an engine and the entrypoints tell each other by files: task.json to the one, the reports of how a task is to the other.
+
+The same for tasks that are processes and tasks in containers: both see the run directory at the same path.
+"""
+
+from __future__ import annotations
+
+import time
+from collections.abc import Callable, Mapping
+from dataclasses import dataclass, field
+from typing import Any, Final, NamedTuple
+
+from tfjob.durable import replace_json
+from tfjob.engines.base import Allocation, TaskStatus
+from tfjob.planning.plan import Plan, TaskPlan, bind
+from tfjob.rundir import RunDirectory
+
+__all__ = [
+    "KILLED",
+    "NEVER_STARTED",
+    "NOT_STARTED",
+    "OUT_OF_MEMORY",
+    "End",
+    "Entrypoint",
+    "Watch",
+    "status",
+    "write_tasks",
+]
+
+KILLED: Final = "it ended without saying how: it was killed together with the process that watched it"
+NOT_STARTED: Final = "it could not be started"
+NEVER_STARTED: Final = "it was never started: the supervisor died before"
+OUT_OF_MEMORY: Final = "the kernel killed it: out of memory"
+
+
+class Entrypoint(NamedTuple):
+    """How a task's entrypoint is started where the task runs: the Python and the file there."""
+
+    python: str
+    file: str
+
+    def argv(self, run: RunDirectory, task: str) -> list[str]:
+        """The command that runs the entrypoint of `task`."""
+        return [self.python, "-I", "-S", "-X", "utf8", self.file, str(run.tasks), task]
+
+
+class End(NamedTuple):
+    """What is known of a task that ended without a report. `note` says it in words; no word when tfjob ended it."""
+
+    note: str
+    exit_code: int | None = None
+    signal: int | None = None
+
+
+@dataclass
+class Watch:
+    """What an engine knows of a run it watches.
+
+    `adopted` is when it was taken over from another process (monotonic clock), None for one that was started here.
+    """
+
+    plan: Plan
+    run: RunDirectory
+    adopted: float | None = None
+    stopping: bool = False
+    lost: dict[str, tuple[End, float, bool]] = field(default_factory=dict)
+    """Tasks that ended without a report: how, when that was first seen, and whether they had been told to end."""
+
+
+def write_tasks(
+    plan: Plan,
+    run: RunDirectory,
+    allocation: Allocation,
+    values: Mapping[str, str],
+    *,
+    entrypoint: Entrypoint,
+    more: Mapping[str, Any] | None = None,
+) -> None:
+    """Write task.json of every task, bound to what the run was given. `more` goes into each as it is."""
+    for task in plan.all_tasks:
+        bound = bind(task, {**_places(plan, run, allocation, entrypoint), **values, **_dataset_places(task, plan, run)})
+        run.task(task.name).mkdir(parents=True, exist_ok=True)
+        replace_json(
+            run.task(task.name) / "task.json",
+            {
+                "argv": bound.argv,
+                "env": dict(bound.env),
+                "cwd": str(run.work(task.name)),
+                "log": str(run.log(task.name)),
+                "port": allocation.ports.get(task.port) if task.port else None,
+                "grace_period_s": plan.limits.grace_period_s,
+                "launched": task.launched,
+                **(more or {}),
+            },
+        )
+
+
+def status(
+    watch: Watch,
+    task: TaskPlan,
+    *,
+    gone: bool,
+    lives: Callable[[dict[str, Any]], bool],
+    explain: Callable[[End], End] = lambda end: end,
+    patience_s: float = 5.0,
+) -> TaskStatus:
+    """How one task is, by its reports and by what the engine sees.
+
+    `gone`: what the engine started for it has ended. `lives` is asked, with what started.json says, whether the task's
+    entrypoint runs; `explain` may say more of one that ended without a word. An adopted task that has said nothing
+    within `patience_s` never will.
+    """
+    report = watch.run.read_task_file(task.name, "started.json")
+    alive = not gone and report is not None and lives(report)
+    # Read after the look at the process: it may just have ended.
+    result = watch.run.read_task_file(task.name, "exit.json")
+    started = report["time"] if report else None
+    listening = (watch.run.task(task.name) / "listening").exists()
+    if result:
+        return TaskStatus(
+            task.name,
+            "ended",
+            exit_code=result["exit_code"],
+            signal=result["signal"],
+            time=result["time"],
+            started=started,
+            listening=listening,
+            stopped=result["stopped"],
+            note=OUT_OF_MEMORY if result.get("out_of_memory") else "",
+        )
+    if alive:
+        return TaskStatus(task.name, "running", started=started, listening=listening)
+    if report:
+        return _lost(watch, task, started, lambda: explain(End(KILLED)))
+    if gone:
+        return _lost(watch, task, started, lambda: explain(End(NOT_STARTED)))
+    if watch.adopted is not None and not task.launched and time.monotonic() - watch.adopted > patience_s:
+        return _lost(watch, task, started, lambda: End(NEVER_STARTED))
+    return TaskStatus(task.name, "pending")
+
+
+def _lost(watch: Watch, task: TaskPlan, started: float | None, end: Callable[[], End]) -> TaskStatus:
+    """How a task is that ended without a report: what was found out when that was first seen."""
+    if task.name not in watch.lost:
+        watch.lost[task.name] = (end(), time.time(), watch.stopping)
+    found, seen, stopped = watch.lost[task.name]
+    return TaskStatus(
+        task.name,
+        "ended",
+        exit_code=found.exit_code,
+        signal=found.signal,
+        time=seen,
+        started=started,
+        stopped=stopped,
+        note="" if stopped else found.note,
+    )
+
+
+def _places(plan: Plan, run: RunDirectory, allocation: Allocation, entrypoint: Entrypoint) -> dict[str, str]:
+    """The values of the plan's expressions that are the same for every task."""
+    return {
+        "run.id": run.id,
+        "run.dir": str(run.path),
+        "outputs.dir": str(run.outputs),
+        "logs.dir": str(run.user_logs),
+        **{f"outputs.{name}": str(run.outputs / name) for name in plan.named_outputs},
+        **{f"node.{index}.address": node.address for index, node in enumerate(allocation.nodes)},
+        **{f"node.{index}.name": node.name for index, node in enumerate(allocation.nodes)},
+        **{f"port.{name}": str(port) for name, port in allocation.ports.items()},
+        **{f"gpus.{name}": ",".join(map(str, indices)) for name, indices in allocation.gpus.items()},
+        "entrypoint.python": entrypoint.python,
+        "entrypoint.file": entrypoint.file,
+    }
+
+
+def _dataset_places(task: TaskPlan, plan: Plan, run: RunDirectory) -> dict[str, str]:
+    """Where each dataset is for this task: a directory, or the one file in it if the job asks for a file."""
+    places = {}
+    for dataset in plan.datasets:
+        directory = (
+            run.datasets / task.name / dataset.name if dataset.mode == "download" else run.datasets / dataset.name
+        )
+        is_file = dataset.type == "file"
+        places[f"dataset.{dataset.name}"] = str(directory / dataset.files[0][1] if is_file else directory)
+    return places
