@@ -14,11 +14,13 @@ from typing import TYPE_CHECKING
 import pytest
 
 from tfjob.environments import Definition, Prefix, Store
+from tfjob.environments.place import Machine
 
 if TYPE_CHECKING:
     from collections.abc import Callable, Iterator, Mapping
     from pathlib import Path
 
+MACHINE = Machine()
 BACKEND = """
 import os, time, zipfile
 def build_wheel(wheel_directory, config_settings=None, metadata_directory=None):
@@ -90,7 +92,7 @@ class Made:
         self.steps.clear()
         self.log.clear()
         wanted = Definition(requirements=requirements)
-        return self.store.prepare(wanted, log=self.log.append, progress=self.steps.append)
+        return self.store.prepare(wanted, MACHINE, log=self.log.append, progress=self.steps.append)
 
     def names(self, folder: str) -> list[str]:
         path = self.store.root / folder

@@ -47,7 +47,6 @@ def test_no_environment_is_the_machines_own_python() -> None:
         ("python~=3.10", "~=3.10"),
         ("python>=3.10.*", ">=3.10"),
         ("Python=3", "==3.*"),
-        ("conda-forge::python=3.12", "==3.12.*"),
         ("python *", None),
     ],
 )
@@ -56,10 +55,26 @@ def test_python_in_condas_forms(written: str, meant: str | None) -> None:
 
 
 @pytest.mark.parametrize(
-    "written", ["python=3.11.7=h955ad1f_0", "python[version='3.11']", "python>=3.10|<3.9", "python x"]
+    "written",
+    ["python=3.11.7=h955ad1f_0", "python[version='3.11']", "python>=3.10|<3.9", "conda-forge::python=3.12", "numpy"],
 )
-def test_a_python_that_cannot_be_read_is_refused(written: str) -> None:
-    assert f"`{written}`: its version cannot be read" in problems(written)
+def test_what_only_a_channel_can_answer_is_kept_as_written(written: str) -> None:
+    definition = read(written, channels=["conda-forge"])
+    assert definition == Definition(packages=(written,), channels=("conda-forge",))
+    assert definition.needs_channel
+    assert not read("python=3.11", "pip", channels=["conda-forge"]).needs_channel
+
+
+def test_channels_are_names_addresses_and_folders(tmp_path: Path) -> None:
+    (tmp_path / "channel").mkdir()
+    channels = ["conda-forge", "https://host/some/channel/", "./channel", f"{tmp_path}/channel"]
+    folder = (tmp_path / "channel").as_uri()
+    assert read("numpy", channels=channels, folder=tmp_path).channels == (
+        "conda-forge",
+        "https://host/some/channel",
+        folder,
+        folder,
+    )
 
 
 def test_pip_itself_may_be_asked_for() -> None:
@@ -68,29 +83,26 @@ def test_pip_itself_may_be_asked_for() -> None:
     assert read("python") == Definition()
 
 
-def test_all_other_conda_packages_are_named_at_once() -> None:
+def test_packages_without_a_channel_are_named_at_once() -> None:
     message = problems("python=3.11", "cudatoolkit=11.8", "pip", "nvidia::cudnn", {"pip": ["six"]}, "-x")
-    assert "`cudatoolkit=11.8`, `nvidia::cudnn`" in message
+    assert "`cudatoolkit=11.8`, `nvidia::cudnn`: no channel" in message
     assert "`-x` under `dependencies:` is not a package" in message
+    assert read("nvidia::cudnn").packages == ("nvidia::cudnn",)
 
 
 @pytest.mark.parametrize(
-    ("spec", "what"),
-    [
-        (EnvironmentSpec(dockerfile=Path("Dockerfile")), "environment.dockerfile"),
-        (EnvironmentSpec(image="some/image"), "environment.image"),
-        (EnvironmentSpec(name="tfjob-tf-2.15"), "environment.name"),
-    ],
+    "spec",
+    [EnvironmentSpec(dockerfile=Path("Dockerfile")), EnvironmentSpec(image="some/image"), EnvironmentSpec(name="mine")],
 )
-def test_what_the_next_version_brings_is_refused_by_name(spec: EnvironmentSpec, what: str) -> None:
-    with pytest.raises(PreparationError, match=what):
-        definition_of(spec)
+def test_an_image_of_somebody_elses_has_no_definition(spec: EnvironmentSpec) -> None:
+    assert definition_of(spec) is None
 
 
-def test_variables_and_unknown_keys_are_named() -> None:
-    message = problems("python", variables={"A": "1"}, depends=[])
-    assert "environment_variables" in message
-    assert "`depends:` means nothing" in message
+def test_variables_are_kept_and_change_no_package() -> None:
+    with_variables = read("python", variables={"A": "1", "B": 2})
+    assert with_variables.variables == (("A", "1"), ("B", "2"))
+    assert with_variables.digest() == read("python").digest()
+    assert "`depends:` means nothing" in problems("python", depends=[])
 
 
 @pytest.mark.parametrize(

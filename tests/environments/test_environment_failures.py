@@ -9,6 +9,7 @@ from typing import TYPE_CHECKING
 import pytest
 
 from tfjob.environments import Definition
+from tfjob.environments.place import Machine
 from tfjob.errors import PreparationError
 
 if TYPE_CHECKING:
@@ -88,7 +89,7 @@ def test_a_file_that_is_not_the_locked_one(packages: Packages, made: Made) -> No
 def test_a_python_this_machine_has_not(packages: Packages, made: Made) -> None:
     packages.wheel("alpha")
     with pytest.raises(PreparationError, match=r"asks for python=3\.99; this machine has 3\.\d+"):
-        made.store.prepare(Definition(python="==3.99.*"), log=made.log.append, progress=made.steps.append)
+        made.store.prepare(Definition(python="==3.99.*"), Machine(), log=made.log.append, progress=made.steps.append)
     assert made.names("prefixes") == []
 
 

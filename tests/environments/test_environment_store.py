@@ -15,6 +15,7 @@ from typing import TYPE_CHECKING
 import pytest
 
 from tfjob.environments import Definition, Store, variables
+from tfjob.environments.place import Machine
 
 if TYPE_CHECKING:
     from collections.abc import Callable
@@ -36,7 +37,7 @@ def progress(step):
         time.sleep(60)
 try:
     definition = Definition(requirements=tuple(sys.argv[2:]))
-    print("made", Store(Path(sys.argv[1])).prepare(definition, log=lambda line: None, progress=progress).key)
+    print("made", Store(Path(sys.argv[1])).prepare(definition, Machine(), log=lambda line: None, progress=progress).key)
 except TfjobError as error:
     print(type(error).__name__, error.message)
     sys.exit(error.exit_code)
@@ -109,9 +110,9 @@ def test_a_hit_starts_no_program_and_takes_milliseconds(
     assert made("alpha") == prefix
     assert time.perf_counter() - start < 0.05
     assert made.steps == []
-    assert made.store.find(Definition(requirements=("alpha",))) == prefix
-    assert made.store.find(Definition(requirements=("alpha", "alpha"))) is None
-    assert Store(made.store.root / "elsewhere").find(Definition()) is None
+    assert made.store.find(Definition(requirements=("alpha",)), Machine()) == prefix
+    assert made.store.find(Definition(requirements=("alpha", "alpha")), Machine()) is None
+    assert Store(made.store.root / "elsewhere").find(Definition(), Machine()) is None
 
 
 def test_one_package_more_shares_all_the_rest(packages: Packages, made: Made) -> None:
@@ -146,7 +147,7 @@ def test_prefixes_and_uvs_cache_do_not_change_each_other(packages: Packages, mad
     assert writable == ["tfjob-prefix.json"]
     site = next(prefix.path.glob("lib/python*/site-packages"))
     (site / "intruder.py").write_text("")
-    assert made.store.find(Definition(requirements=("alpha",))) is None
+    assert made.store.find(Definition(requirements=("alpha",)), Machine()) is None
     again = made("alpha")
     assert "solving" not in made.steps
     assert again == prefix
@@ -161,7 +162,7 @@ def test_a_python_that_was_replaced_is_asked_again(packages: Packages, made: Mad
     record = json.loads(known.read_text())
     record["interpreter"]["modified_ns"] += 1
     known.write_text(json.dumps(record))
-    assert made.store.find(Definition(requirements=("alpha",))) is None
+    assert made.store.find(Definition(requirements=("alpha",)), Machine()) is None
     assert made("alpha") == prefix
     assert made.steps == []
     known.write_text("{")
@@ -218,7 +219,7 @@ def test_limits_and_pip_itself_come_from_the_definition(packages: Packages, made
     packages.wheel("pip", "99.0")
     assert "alpha==1.0" in made("alpha", "--constraint alpha<2").lock.read_text()
     definition = Definition(requirements=("alpha",), has_pip=True)
-    prefix = made.store.prepare(definition, log=made.log.append, progress=made.steps.append)
+    prefix = made.store.prepare(definition, Machine(), log=made.log.append, progress=made.steps.append)
     assert "pip==99.0" in prefix.lock.read_text()
 
 
@@ -244,7 +245,7 @@ def test_a_killed_build_leaves_nothing_that_looks_finished(packages: Packages, m
     process.wait()
     assert made.names("prefixes") == []
     assert made.names("building")
-    assert made.store.find(Definition(requirements=("alpha",))) is None
+    assert made.store.find(Definition(requirements=("alpha",)), Machine()) is None
     assert made("alpha").packages == 1
     assert made.names("building") == []
 

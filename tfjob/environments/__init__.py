@@ -1,4 +1,4 @@
-"""The packages a job runs with: definition → lock → prefix.
+"""The packages a job runs with: definition → lock → prefix → image.
 
 A *definition* is what the job asks for, a *lock* is what was solved for one Python on one kind of machine (every
 version and hash), a *prefix* is the directory the packages are in: built once for a lock, never changed, and shared

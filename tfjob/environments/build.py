@@ -1,7 +1,9 @@
 """Building a prefix from a lock, in a directory of its own, until nothing is left but to rename it into place.
 
-Every file is a hard link to uv's cache, so a new prefix costs what is new in it. A write into such a file would change
-every prefix that has it: files are made read-only. Directories stay writable, so that the person who owns a store
+A prefix is a virtual environment of a Python of its place, or has a Python of its own from a conda channel. Every file
+is a hard link to uv's cache or that of the conda packages, so a new prefix costs what is new in it (a file that says
+where it is, is a copy). A write into a shared file would change every prefix that has it: files are made read-only.
+Directories stay writable, so that the person who owns a store
 can delete it; a prefix that something was installed into is noticed by its directories (`prefix.modified_ns`) and made
 anew.
 """
@@ -16,10 +18,10 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 from tfjob.durable import replace_json
-from tfjob.environments import bytecode
-from tfjob.environments.lock import options_file
-from tfjob.environments.prefix import MARKER, modified_ns, platform_name
-from tfjob.environments.processes import run
+from tfjob.environments import bytecode, conda, relocation, wheels
+from tfjob.environments.credentials import credentials_of, with_credentials
+from tfjob.environments.prefix import MARKER, modified_ns
+from tfjob.environments.solving import options_file
 from tfjob.errors import PreparationError
 
 if TYPE_CHECKING:
@@ -28,26 +30,77 @@ if TYPE_CHECKING:
     from tfjob.environments.definition import Definition
     from tfjob.environments.interpreters import Interpreter
     from tfjob.environments.lock import Lock
+    from tfjob.environments.place import Place
     from tfjob.environments.uv import Uv
 
 __all__ = ["BUILDER", "Recipe", "build"]
 
 # Part of every prefix's key: raise it when the way prefixes are built changes what is in them.
-BUILDER = 1
+BUILDER = 2
 _EARLIER_MAX = 8
 _FEW_FILES = 64
 
 
 @dataclass(frozen=True)
 class Recipe:
-    """All a prefix is made from: `final` is where it will stand, `earlier` the metadata of prefixes to link from."""
+    """All a prefix is made from.
+
+    `interpreter` is the Python of the place it is made for, None when it has its own from conda. `kept` is the lock's
+    file, for hints, `final` where tasks will see the prefix, `earlier` the metadata of prefixes to link from, `root`
+    the store's directory.
+    """
 
     key: str
     definition: Definition
     lock: Lock
-    interpreter: Interpreter
+    kept: Path
+    place: Place
+    interpreter: Interpreter | None
     final: Path
+    root: Path
     earlier: Mapping[Path, Mapping[str, Any]]
+
+    @property
+    def cache_tag(self) -> str:
+        """The tag of the bytecode that the prefix's Python reads (PEP 3147)."""
+        if self.interpreter is not None:
+            return self.interpreter.cache_tag
+        return "cpython-" + "".join(self.lock.python_version.split(".")[:2])
+
+    @property
+    def site_packages(self) -> str:
+        """Where packages are, relative to the prefix."""
+        return f"lib/python{'.'.join(self.lock.python_version.split('.')[:2])}/site-packages"
+
+
+@dataclass(frozen=True)
+class _Work:
+    """A prefix being built: what it is made from, where (`stage` in the folder `work`), by what, and who is told."""
+
+    recipe: Recipe
+    work: Path
+    stage: Path
+    uv: Uv
+    log: Callable[[str], None]
+    progress: Callable[[str], None]
+    holds: int
+
+    @property
+    def variables(self) -> dict[str, str]:
+        """What the stage's Python needs to start where it is now."""
+        return conda.variables(self.stage) if self.recipe.interpreter is None else {}
+
+    def call(self, *arguments: str | Path) -> None:
+        """Run uv in the place."""
+        self.uv(
+            arguments,
+            cwd=self.work,
+            log=self.log,
+            holds=self.holds,
+            done="installed",
+            lock=self.recipe.kept,
+            variables=self.variables,
+        )
 
 
 def build(
@@ -63,75 +116,107 @@ def build(
 
     Raises PreparationError when a package cannot be had or is not the locked one, OSError when the disk is full.
     """
-    stage, interpreter, packages = work / "prefix", recipe.interpreter, recipe.lock.packages
-
-    def call(*arguments: str | Path) -> None:
-        uv(arguments, cwd=work, log=log, holds=holds, done="installed", lock=recipe.lock.path)
-
-    # Relocatable: scripts find the Python beside them, so the prefix works where it is built and where it ends up.
-    call("venv", "--quiet", "--relocatable", "--python", interpreter.path, stage)
-    if packages:
-        progress(f"downloading and installing {len(packages)} package{'s' * (len(packages) != 1)}")
-        options = [*options_file(recipe.definition, work), recipe.lock.path]
-        hashes = ["--require-hashes"] if recipe.lock.has_all_hashes else []
-        place: list[str | Path] = ["--python", stage / "bin" / "python", "--link-mode", "hardlink"]
-        call("pip", "sync", *place, *hashes, *uv.settings.arguments, *options)
-    _compile(recipe, stage, uv, log=log, progress=progress, holds=holds)
+    stage, lock = work / "prefix", recipe.lock
+    doing = _Work(recipe, work, stage, uv, log, progress, holds)
+    count = len(lock.packages)
+    if count:
+        progress(f"downloading and installing {count} package{'s' * (count != 1)}")
+    if recipe.interpreter is None:
+        conda.install(lock, recipe.definition, stage, recipe.final, cache=recipe.root / "conda")
+        (stage / recipe.site_packages).mkdir(exist_ok=True)
+        if left := conda.scripts_not_run(stage):
+            progress(f"scripts of packages that tfjob does not run: {', '.join(left)}")
+    else:
+        # Relocatable: scripts find the Python beside them, so the prefix works where it is built and where it ends up.
+        doing.call("venv", "--quiet", "--relocatable", "--python", recipe.interpreter.path, stage)
+    if lock.pip_packages:
+        _install_pip(doing)
+    if recipe.interpreter is None:
+        relocation.rewrite(stage, recipe.final)
+    _compile(doing)
     size_bytes = _make_read_only(stage)
     marker = {
         "key": recipe.key,
-        "python": interpreter.version_text,
-        "interpreter": str(interpreter.path),
-        "bytecode": interpreter.cache_tag,
-        "platform": platform_name(),
-        "packages": packages,
+        "python": lock.python_version,
+        "interpreter": str(recipe.interpreter.path) if recipe.interpreter else None,
+        "bytecode": recipe.cache_tag,
+        "platform": lock.platform,
+        "place": recipe.place.identity,
+        "final": str(recipe.final),
+        "packages": lock.packages,
         "created": datetime.now(UTC).isoformat(timespec="seconds"),
         "size_bytes": size_bytes,
         "builder": BUILDER,
-        "modified_ns": modified_ns(stage, interpreter.version_text),
+        "modified_ns": modified_ns(stage, lock.python_version),
     }
     replace_json(stage / MARKER, marker)
     return stage
 
 
-def _compile(
-    recipe: Recipe,
-    stage: Path,
-    uv: Uv,
-    *,
-    log: Callable[[str], None],
-    progress: Callable[[str], None],
-    holds: int,
-) -> None:
-    """Give every source its bytecode: from the earlier prefixes that share most packages, the rest compiled."""
-    interpreter = recipe.interpreter
-    left = list(bytecode.sources(stage, "lib"))
-    count = len(left)
+def _install_pip(doing: _Work) -> None:
+    """Install the pip part into the stage, beside what conda put there."""
+    recipe = doing.recipe
+    listed = doing.work / "requirements.txt"
+    options = options_file(recipe.definition, doing.work)
+    built = wheels.prepare(
+        recipe.lock,
+        recipe.place,
+        recipe.interpreter.path if recipe.interpreter else doing.stage / "bin" / "python",
+        store_root=recipe.root,
+        uv=doing.uv,
+        work=doing.work,
+        log=doing.log,
+        progress=doing.progress,
+        holds=doing.holds,
+        options=options,
+        variables=doing.variables,
+    )
+    text = wheels.replace(recipe.lock.pip_text, built) if built else recipe.lock.pip_text
+    listed.write_text(with_credentials(text, credentials_of(recipe.definition.requirements)), encoding="utf-8")
+    settings: list[str | Path] = ["--python", doing.stage / "bin" / "python", "--link-mode", "hardlink"]
+    settings += ["--require-hashes"] if recipe.lock.has_all_hashes else []
+    settings += doing.uv.settings.arguments
+    files = [*options, listed]
+    if recipe.interpreter is None:  # `sync` would remove what conda installed
+        both = (part for file in files for part in ("-r", file))
+        doing.call("pip", "install", "--no-deps", "--break-system-packages", *settings, *both)
+    else:
+        doing.call("pip", "sync", *settings, *files)
+
+
+def _compile(doing: _Work) -> None:
+    """Give every source its bytecode: the package's own, from the earlier prefixes that share most packages, or compiled."""
+    recipe, stage = doing.recipe, doing.stage
+    found = list(bytecode.sources(stage, "lib"))
+    count = len(found)
+    left = [source for source in found if recipe.interpreter or not bytecode.is_fresh(stage, source, recipe.cache_tag)]
     wanted = recipe.lock.packages.items()
     shared = {
         path: len(wanted & dict(marker["packages"]).items())
         for path, marker in recipe.earlier.items()
-        if marker["bytecode"] == interpreter.cache_tag and marker["builder"] == BUILDER
+        if marker["bytecode"] == recipe.cache_tag and marker["builder"] == BUILDER
     }
     for path in sorted(shared, key=lambda one: shared[one], reverse=True)[:_EARLIER_MAX]:
         if left and shared[path]:
-            left = bytecode.link(stage, left, path, interpreter.cache_tag)
+            left = bytecode.link(stage, left, path, recipe.cache_tag)
     if not left:
         return
-    progress(f"compiling {len(left)} of {count} file{'s' * (count != 1)}")
+    doing.progress(f"compiling {len(left)} of {count} file{'s' * (count != 1)}")
     left.sort(key=lambda source: source.size_bytes, reverse=True)
     processes = 1 if len(left) < _FEW_FILES else len(os.sched_getaffinity(0))
     lines: list[str] = []
 
     def take(line: str) -> None:
         lines.append(line)
-        log(line)
+        doing.log(line)
 
     script = Path(__file__).with_name("compiler.py")
-    command = [str(part) for part in (interpreter.path, "-I", "-S", script, processes, stage, recipe.final)]
+    python = recipe.interpreter.path if recipe.interpreter else stage / "bin" / "python"
+    command = [str(part) for part in (python, "-I", "-S", script, processes, stage, recipe.final)]
     listed = "".join(f"{source.relative}\n" for source in left)
-    environment = uv.settings.environment
-    if run(command, environment=environment, cwd=stage, on_line=take, holds=holds, stdin=listed):
+    environment = {**doing.uv.settings.environment, **doing.variables}
+    place = recipe.place
+    if place.run(command, environment=environment, cwd=stage, on_line=take, holds=doing.holds, stdin=listed):
         raise PreparationError(
             f"the environment's packages could not be compiled: {lines[-1] if lines else 'the compiler was ended'}",
             "Free space on that disk and submit again; nothing half-made was left behind.",

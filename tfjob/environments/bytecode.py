@@ -7,6 +7,7 @@ hard links from uv's cache, so a source that is the same inode is the same file,
 from __future__ import annotations
 
 import os
+import struct
 from dataclasses import dataclass
 from typing import TYPE_CHECKING
 
@@ -14,17 +15,18 @@ if TYPE_CHECKING:
     from collections.abc import Iterable, Iterator
     from pathlib import Path
 
-__all__ = ["Source", "link", "sources"]
+__all__ = ["Source", "is_fresh", "link", "sources"]
 
 
 @dataclass(frozen=True)
 class Source:
-    """A Python file of a prefix: its folder and name (without ``.py``) relative to the prefix, its inode and size."""
+    """A Python file of a prefix: its folder and name (without ``.py``) relative to the prefix, its inode, size and time."""
 
     folder: str
     stem: str
     inode: int
     size_bytes: int
+    modified_s: int
 
     @property
     def relative(self) -> str:
@@ -45,7 +47,17 @@ def sources(prefix: Path, folder: str) -> Iterator[Source]:
                     yield from sources(prefix, f"{folder}/{entry.name}")
             elif entry.name.endswith(".py") and entry.is_file(follow_symlinks=False):
                 status = entry.stat(follow_symlinks=False)
-                yield Source(folder, entry.name[:-3], status.st_ino, status.st_size)
+                yield Source(folder, entry.name[:-3], status.st_ino, status.st_size, int(status.st_mtime))
+
+
+def is_fresh(prefix: Path, source: Source, cache_tag: str) -> bool:
+    """Whether a package came with bytecode for this source that Python would use (PEP 552: by time and size)."""
+    try:
+        with (prefix / source.bytecode(cache_tag)).open("rb") as file:
+            flags, modified_s, size_bytes = struct.unpack("<4xIII", file.read(16))
+    except (OSError, struct.error):
+        return False
+    return bool(flags == 0 and modified_s == source.modified_s & 0xFFFFFFFF and size_bytes == source.size_bytes)
 
 
 def link(prefix: Path, wanted: Iterable[Source], earlier: Path, cache_tag: str) -> list[Source]:

@@ -20,7 +20,7 @@ from tfjob.errors import PreparationError
 if TYPE_CHECKING:
     from collections.abc import Iterable, Iterator, Mapping
 
-__all__ = ["Interpreter", "choose", "installed", "matches"]
+__all__ = ["Interpreter", "choose", "fitting", "installed", "matches"]
 
 _NAME = re.compile(r"python3(\.\d+)?")
 _CLAUSE = re.compile(r"(==|!=|>=|<=|~=|<|>)(\d+(?:\.\d+)*)(\.\*)?")
@@ -60,29 +60,40 @@ def installed(environ: Mapping[str, str]) -> tuple[Interpreter, ...]:
     return tuple(sorted(found, key=lambda interpreter: interpreter.version, reverse=True))
 
 
-def choose(specifier: str | None, interpreters: Iterable[Interpreter]) -> Interpreter:
-    """Return the newest Python that fits; when any will do, the newest of the minor version tfjob itself runs with.
+def fitting(specifier: str | None, interpreters: Iterable[Interpreter]) -> Interpreter | None:
+    """Return the newest Python that fits; when any will do, the newest of the minor version tfjob itself runs with."""
+    newest_first = sorted(interpreters, key=lambda interpreter: interpreter.version, reverse=True)
+    found = [one for one in newest_first if specifier is None or matches(one.version, specifier)]
+    if specifier is None:
+        found.sort(key=lambda one: one.version[:2] != sys.version_info[:2])
+    return found[0] if found else None
 
-    Raises PreparationError, naming the ones there are, when none fits.
+
+def choose(
+    specifier: str | None, interpreters: Iterable[Interpreter], *, place: str = "this machine", can_install: bool = True
+) -> Interpreter:
+    """Return the Python of `place` (its name, for the message) that `fitting` finds.
+
+    Raises PreparationError, naming the ones there are, when none fits; `can_install` when uv may install one there.
     """
     newest_first = sorted(interpreters, key=lambda interpreter: interpreter.version, reverse=True)
-    fitting = [one for one in newest_first if specifier is None or matches(one.version, specifier)]
-    if specifier is None:
-        fitting.sort(key=lambda one: one.version[:2] != sys.version_info[:2])
-    if fitting:
-        return fitting[0]
+    if (found := fitting(specifier, newest_first)) is not None:
+        return found
     asked = specifier or ""
     numbers = 3 if re.search(r"\d\.\d+\.\d", asked) else 2  # a patch version matters only to who asks for one
     there = sorted({one.version[:numbers] for one in newest_first})
     has = ", ".join(".".join(map(str, version)) for version in there) or "no Python that tfjob can use"
     wanted = re.search(r"\d+\.\d+", asked)
     minor = wanted[0] if wanted else "3.11"
-    hint = f"Ask for one of these, or install it: `uv python install {minor}`."
+    other = (
+        f"install it: `uv python install {minor}`" if can_install else "list a channel that has it under `channels:`"
+    )
+    hint = f"Ask for one of these, or {other}."
     if not there:
-        hint = f"Install it: `uv python install {minor}`."
+        hint = f"{other[0].upper()}{other[1:]}."
     elif any(f"{one.version[0]}.{one.version[1]}" == minor for one in newest_first):
         hint = f"Write `python={minor}`, with one `=`, to take any {minor} there is."
-    raise PreparationError(f"the environment asks for python{_as_conda(asked)}; this machine has {has}", hint)
+    raise PreparationError(f"the environment asks for python{_as_conda(asked)}; {place} has {has}", hint)
 
 
 def _as_conda(specifier: str) -> str:

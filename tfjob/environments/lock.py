@@ -1,121 +1,241 @@
-"""A lock: every package of an environment with its version and the hashes of its files, solved once and kept.
+"""A lock: every package of an environment with its version and hashes, solved once and kept in one readable file.
 
-The file is what ``uv pip compile --generate-hashes`` writes, a requirements file of pip's format: a person can read it,
-and ``pip install --require-hashes -r`` makes the same environment from it.
+The file is YAML. Its ``pip`` part is a requirements file with hashes, which pip itself can install; its ``conda`` part
+is the lock file of rattler (the one pixi writes), which names each package's file and its SHA-256.
 """
 
 from __future__ import annotations
 
 import re
-from dataclasses import dataclass
-from typing import TYPE_CHECKING
+from collections.abc import Mapping
+from dataclasses import dataclass, field
+from functools import cached_property
+from pathlib import PurePosixPath
+from typing import TYPE_CHECKING, Any
 
-from tfjob.durable import digest_of, replace_text
-from tfjob.environments.prefix import platform_name
-from tfjob.environments.requirements import CONSTRAINT, is_option
+from tfjob.durable import digest_of
+from tfjob.environments.credentials import without_credentials
+from tfjob.errors import UsageError
 
 if TYPE_CHECKING:
-    from collections.abc import Callable
     from pathlib import Path
 
-    from tfjob.environments.definition import Definition
-    from tfjob.environments.interpreters import Interpreter
-    from tfjob.environments.uv import Uv
+__all__ = ["CondaRecord", "Lock", "conda_records", "dump", "load_yaml_12"]
 
-__all__ = ["Lock", "options_file", "solve"]
-
+_VERSION = 1
 _PIN = re.compile(
     r"^(?P<name>[A-Za-z0-9][A-Za-z0-9._-]*)(?:\[[^]]*\])?\s*(?:==\s*(?P<version>[^\s;\\]+)|@\s*(?P<url>\S+))"
 )
+_HEADER = """\
+A lock of tfjob: every package of one environment, with its version and the hash of its file.
+Solved for Python {python} on {platform}{base}, from:
+{asked}
+Keep it beside the job: with it, the same files are installed again, whatever is released meanwhile.
+`conda:` is a lock file of rattler (of pixi); `pip:` is a requirements file, for `pip install --require-hashes -r`.
+It fits this definition and this platform only. Do not edit it: make a new one with `tfjob env lock`."""
+_NO_PIP = 'pip: ""\n'
+_HINT = "Make a new one with `tfjob env lock`."
+
+
+@dataclass(frozen=True)
+class CondaRecord:
+    """One conda package of a lock. `url` is where its file is; `sha256` (hex) is empty when the channel names none."""
+
+    name: str
+    version: str
+    build: str
+    url: str
+    sha256: str
 
 
 @dataclass(frozen=True)
 class Lock:
-    """A lock's text and what is in it."""
+    """What was solved: for which definition (its digest), Python, platform and base (a base image, None on a machine).
 
-    path: Path
+    `pip_text` is the pip part, a requirements file; `conda` rattler's lock file as a mapping, None where no channel was
+    asked. `text` is the whole file.
+    """
+
     text: str
+    definition: str
+    python_version: str
+    platform: str
+    base: str | None
+    pip_text: str
+    conda: Mapping[str, Any] | None = field(hash=False)
+
+    @classmethod
+    def make(
+        cls,
+        *,
+        definition: str,
+        asked: list[str],
+        python_version: str,
+        platform: str,
+        base: str | None,
+        pip_text: str,
+        conda: Mapping[str, Any] | None,
+    ) -> Lock:
+        """Write a lock. `asked` are the lines its header names as what was asked for; credentials are left out everywhere."""
+        where = f" in {base}" if base else ""
+        lines = "\n".join(f"  {line}" for line in asked or ["(no packages)"])
+        header = _HEADER.format(python=python_version, platform=platform, base=where, asked=lines)
+        fields = {"version": _VERSION, "definition": definition, "python": python_version, "platform": platform}
+        fields |= {"base": base} if base else {}
+        text = "".join(f"# {line}".rstrip() + "\n" for line in header.splitlines()) + dump(fields)
+        if conda is not None:
+            text += dump({"conda": conda})
+        return cls.parse(without_credentials(text) + _NO_PIP).with_pip(pip_text)
+
+    def with_pip(self, pip_text: str) -> Lock:
+        """Return this lock, which has no pip part, with one."""
+        if not pip_text.strip():
+            return self
+        body = "".join(f"  {line}".rstrip() + "\n" for line in pip_text.strip("\n").splitlines())
+        return self.parse(without_credentials(f"{self.text.removesuffix(_NO_PIP)}pip: |2\n{body}"))
+
+    @classmethod
+    def parse(cls, text: str) -> Lock:
+        """Read a lock. Raises UsageError that says what is wrong with one that cannot be read."""
+        import yaml  # noqa: PLC0415  # 30 ms, and an environment that is there needs no lock
+
+        try:
+            value = yaml.safe_load(text)
+        except yaml.YAMLError as error:
+            mark = getattr(error, "problem_mark", None)
+            place = f" in line {mark.line + 1}" if mark else ""
+            problem = getattr(error, "problem", None) or "it is no YAML"
+            raise UsageError(f"the lock cannot be read{place}: {problem}", _HINT) from error
+        if not isinstance(value, dict):
+            raise UsageError("the lock cannot be read: it is not a mapping with `version`, `python` and so on", _HINT)
+        if value.get("version") != _VERSION:
+            found = value.get("version", "none")
+            raise UsageError(f"the lock has version {found}; this tfjob reads version {_VERSION}", _HINT)
+        lock = cls(
+            text=text,
+            definition=_text(value, "definition"),
+            python_version=_text(value, "python"),
+            platform=_text(value, "platform"),
+            base=_text(value, "base") if value.get("base") is not None else None,
+            pip_text=_text(value, "pip"),
+            conda=_conda(value.get("conda")),
+        )
+        _check(lock)
+        return lock
 
     @classmethod
     def read(cls, path: Path) -> Lock | None:
-        """Return the lock kept at `path`, None when there is none."""
+        """Return the lock kept at `path`, None when there is none that can be read."""
         try:
-            return cls(path, path.read_text(encoding="utf-8"))
-        except FileNotFoundError:
+            return cls.parse(path.read_text(encoding="utf-8"))
+        except (FileNotFoundError, UnicodeDecodeError, UsageError):
             return None
 
     @property
     def pins(self) -> tuple[str, ...]:
-        """Each package on one line with its hashes, sorted; nothing that does not decide what is installed."""
-        lines = (line.strip() for line in self.text.replace("\\\n", " ").splitlines())
-        return tuple(sorted(" ".join(line.split()) for line in lines if line and not line.startswith(("#", "-"))))
+        """Each pip package on one line with its hashes, sorted; nothing that does not decide what is installed."""
+        lines = (line.strip() for line in self.pip_text.replace("\\\n", " ").splitlines())
+        kept = (line.partition(" #")[0] for line in lines if line and not line.startswith(("#", "-")))
+        return tuple(sorted(" ".join(line.split()) for line in kept))
 
     @property
-    def packages(self) -> dict[str, str]:
-        """The version of each package by its name; the URL of one that came from a URL."""
+    def pip_packages(self) -> dict[str, str]:
+        """The version of each pip package by its name; the URL of one that came from a URL."""
         found = (match for pin in self.pins if (match := _PIN.match(pin)))
         return {match["name"]: match["version"] or match["url"] for match in found}
 
     @property
+    def packages(self) -> dict[str, str]:
+        """The version of every package by its name, of both parts."""
+        return {record.name: record.version for record in self.conda_records} | self.pip_packages
+
+    @cached_property
+    def conda_records(self) -> tuple[CondaRecord, ...]:
+        """The conda packages, by name."""
+        return conda_records(self.conda) if self.conda is not None else ()
+
+    @property
     def has_all_hashes(self) -> bool:
-        """Whether every package has a hash; those from version control have a commit instead."""
+        """Whether every pip package has a hash; those from version control have a commit instead."""
         return all("--hash=" in pin for pin in self.pins)
 
-    def key(self, interpreter: Interpreter, builder: int) -> str:
-        """Return the name of the prefix made from this lock: 32 hex digits.
+    def digest(self) -> str:
+        """Return the SHA-256 (hex) of what is installed: the files, the Python, the platform and the base.
 
-        It depends on all that decides what is in the prefix: the files, the Python and where it is (a prefix points to
-        it), the kind of machine, and the version of the code that builds.
+        Where a conda package comes from, and when the lock was made, is not in it.
         """
-        parts = [self.pins, interpreter.version_text, interpreter.cache_tag, str(interpreter.path), platform_name()]
-        return digest_of([*parts, builder])[:32]
+        conda = [[record.name, record.version, record.build, record.sha256] for record in self.conda_records]
+        return digest_of([conda, self.pins, self.python_version, self.platform, self.base or ""])
 
 
-def solve(
-    definition: Definition,
-    interpreter: Interpreter,
-    *,
-    into: Path,
-    work: Path,
-    uv: Uv,
-    log: Callable[[str], None],
-    holds: int,
-) -> Lock:
-    """Solve a definition for a Python on this machine and keep the lock as the file `into`; `work` is an empty folder.
-
-    Raises PreparationError when there is no solution, a package is missing or the index does not answer.
-    """
-    text = ""
-    requirements = [line for line in definition.requirements if not is_option(line)]
-    requirements += ["pip"] if definition.has_pip else []
-    limits = [line.removeprefix(CONSTRAINT) for line in definition.requirements if line.startswith(CONSTRAINT)]
-    if requirements:
-        source, solved, constraints = work / "requirements.in", work / "lock.txt", work / "constraints.in"
-        source.write_text("\n".join([*_uv_options(definition), *requirements]) + "\n", encoding="utf-8")
-        constraints.write_text("\n".join(limits) + "\n", encoding="utf-8")
-        command: list[str | Path] = ["pip", "compile", source.name, "-o", solved.name, "--python", interpreter.path]
-        command += ["--generate-hashes", "--no-header", *uv.settings.arguments]
-        command += ["--constraints", constraints.name] if limits else []
-        command += ["--prerelease=allow"] if "--pre" in definition.requirements else []
-        uv(command, cwd=work, log=log, holds=holds, done="chosen", lock=into)
-        text = solved.read_text(encoding="utf-8")
-    header = [f"Locked by tfjob for Python {interpreter.version_text} on {platform_name()}, from:"]
-    header += [f"  {line}" for line in requirements or ["(no packages)"]]
-    replace_text(into, "".join(f"# {line}\n" for line in header) + text)
-    return Lock(into, "".join(f"# {line}\n" for line in header) + text)
+def conda_records(conda: Mapping[str, Any]) -> tuple[CondaRecord, ...]:
+    """Return the packages of rattler's lock file, by name. Raises UsageError for what is no conda package."""
+    return tuple(sorted((_record(package) for package in conda["packages"]), key=lambda record: record.name))
 
 
-def options_file(definition: Definition, work: Path) -> list[Path]:
-    """Write the definition's own options on where to look for packages as a file for uv; without any, no file."""
-    options = _uv_options(definition)
-    if not options:
-        return []
-    path = work / "options.in"
-    path.write_text("\n".join(options) + "\n", encoding="utf-8")
-    return [path]
+def load_yaml_12(text: str) -> dict[str, Any]:
+    """Read YAML 1.2, where ``1_0``, ``010`` and ``no`` are text: rattler's lock files are that."""
+    import yaml  # noqa: PLC0415  # 30 ms, only for those who solve
+
+    class Loader(yaml.SafeLoader):
+        """Knows fewer types than YAML 1.1 has."""
+
+    Loader.yaml_implicit_resolvers = {}
+    Loader.add_implicit_resolver("tag:yaml.org,2002:null", re.compile(r"(null|~|)$"), ["n", "~", ""])
+    Loader.add_implicit_resolver("tag:yaml.org,2002:bool", re.compile(r"(true|false)$"), list("tf"))
+    Loader.add_implicit_resolver("tag:yaml.org,2002:int", re.compile(r"(0|[1-9][0-9]*)$"), list("0123456789"))
+    found: dict[str, Any] = yaml.load(text, Loader=Loader)  # noqa: S506 (a safe loader with fewer types)
+    return found
 
 
-def _uv_options(definition: Definition) -> list[str]:
-    """Return the option lines uv reads in a requirements file; ``--pre`` and limits it takes as arguments only."""
-    options = [line for line in definition.requirements if is_option(line)]
-    return [line for line in options if line != "--pre" and not line.startswith(CONSTRAINT)]
+def dump(value: Mapping[str, Any]) -> str:
+    """Return YAML that readers of YAML 1.1 and of 1.2 understand alike."""
+    import yaml  # noqa: PLC0415  # 30 ms, only for those who solve
+
+    class Dumper(yaml.SafeDumper):
+        """Quotes also what only YAML 1.2 takes for a number, such as the hash ``1234e567``."""
+
+    number = re.compile(r"([-+]?(\.[0-9]+|[0-9]+(\.[0-9]*)?)([eE][-+]?[0-9]+)?|0o[0-7]+|0x[0-9a-fA-F]+)$")
+    Dumper.add_implicit_resolver("tag:yaml.org,2002:float", number, list("-+.0123456789"))
+    return yaml.dump(dict(value), Dumper=Dumper, sort_keys=False, width=1 << 20, allow_unicode=True)
+
+
+def _text(value: Mapping[str, Any], key: str) -> str:
+    """Return a value that must be text. Raises UsageError when it is missing or something else."""
+    found = value.get(key)
+    if not isinstance(found, str):
+        what = "is missing" if found is None else f"is {found!r}, not text"
+        raise UsageError(f"the lock cannot be read: `{key}` {what}", _HINT)
+    return found
+
+
+def _conda(value: Any) -> Mapping[str, Any] | None:
+    if value is None:
+        return None
+    packages = value.get("packages") if isinstance(value, dict) else None
+    if not isinstance(packages, list) or not all(isinstance(one, dict) for one in packages):
+        raise UsageError("the lock cannot be read: `conda` is no lock file of rattler", _HINT)
+    found: Mapping[str, Any] = value
+    return found
+
+
+def _record(package: Mapping[str, Any]) -> CondaRecord:
+    """Return a package of rattler's lock; its name, version and build are those of its file. Raises UsageError."""
+    url = package.get("conda")
+    file = PurePosixPath(str(url).partition("#")[0]).name
+    stem = re.sub(r"\.(conda|tar\.bz2)$", "", file)
+    parts = stem.rsplit("-", 2)
+    if not isinstance(url, str) or stem == file or len(parts) != 3:
+        raise UsageError(f"the lock cannot be read: {url!r} under `conda` is no conda package", _HINT)
+    return CondaRecord(parts[0], parts[1], parts[2], url, str(package.get("sha256") or ""))
+
+
+def _check(lock: Lock) -> None:
+    """Raise UsageError when a part of the lock cannot be what tfjob wrote."""
+    for pin in lock.pins:
+        if not _PIN.match(pin):
+            raise UsageError(f"the lock cannot be read: `{pin[:80]}` under `pip` is no pinned package", _HINT)
+    if not re.fullmatch(r"\d+\.\d+\.\d+\S*", lock.python_version):
+        raise UsageError(f"the lock cannot be read: `python` is {lock.python_version!r}, not a full version", _HINT)
+    if lock.conda is not None and "python" not in {record.name for record in lock.conda_records}:
+        raise UsageError("the lock cannot be read: there is no `python` among its conda packages", _HINT)

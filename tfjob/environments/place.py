@@ -47,7 +47,10 @@ class Place(Protocol):
 
     @property
     def virtual_packages(self) -> Mapping[str, str]:
-        """What conda packages may ask of a system, by name: ``{"__glibc": "2.36", "__cuda": "12.4"}`` (conda's virtual packages)."""
+        """What conda packages may ask of a system, by name (conda's virtual packages).
+
+        ``{"__glibc": "2.36", "__cuda": "12.4", "__archspec": "1=x86_64_v3"}``: a version, and a build after ``=``.
+        """
         ...
 
     def final(self, prefix: Path) -> Path:
@@ -106,7 +109,7 @@ class Machine:
         from rattler import VirtualPackage  # noqa: PLC0415  # 50 ms, only for those who solve
 
         found = (one.into_generic() for one in VirtualPackage.detect())
-        return {one.name.normalized: str(one.version) for one in found}
+        return {one.name.normalized: f"{one.version}={one.build_string}" for one in found}
 
     def final(self, prefix: Path) -> Path:
         """Where the store keeps it."""

@@ -8,11 +8,11 @@ from __future__ import annotations
 import json
 import os
 from dataclasses import dataclass
+from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 if TYPE_CHECKING:
     from collections.abc import Mapping
-    from pathlib import Path
 
 __all__ = ["MARKER", "Prefix", "modified_ns", "platform_name", "read_json", "read_prefix", "variables"]
 
@@ -22,13 +22,18 @@ MARKER = "tfjob-prefix.json"
 
 @dataclass(frozen=True)
 class Prefix:
-    """A finished environment: its directory (``bin/python`` in it), and the lock it was made from."""
+    """A finished environment: its directory (``bin/python`` in it), and the lock it was made from.
+
+    `path` is where the store keeps it, `final` where the tasks that use it see it (the same, but for containers).
+    `packages` counts those of both parts of the lock.
+    """
 
     path: Path
     key: str
     python_version: str
     packages: int
     lock: Path
+    final: Path
 
 
 def variables(prefix: Path) -> dict[str, str]:
@@ -41,15 +46,18 @@ def variables(prefix: Path) -> dict[str, str]:
 
 
 def read_prefix(path: Path, lock: Path) -> Prefix | None:
-    """Return the prefix at `path` if it is whole, nothing was installed into it since, and its Python is there."""
+    """Return the prefix at `path` if it is whole and nothing was installed into it since.
+
+    Its Python may be one of another place, so the link to it is all that is looked at.
+    """
     marker = read_json(path / MARKER)
     try:
         if marker is None or modified_ns(path, marker["python"]) != marker["modified_ns"]:
             return None
-        (path / "bin" / "python").stat()
-    except (OSError, KeyError):
+        (path / "bin" / "python").lstat()
+        return Prefix(path, path.name, marker["python"], len(marker["packages"]), lock, Path(marker["final"]))
+    except (OSError, KeyError, TypeError):
         return None
-    return Prefix(path, path.name, marker["python"], len(marker["packages"]), lock)
 
 
 def modified_ns(prefix: Path, python_version: str) -> dict[str, int]:

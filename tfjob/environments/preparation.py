@@ -9,41 +9,69 @@ from __future__ import annotations
 import contextlib
 import errno
 import os
-import shutil
-import tempfile
-import time
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
-from tfjob.durable import is_locked, replace_json, try_lock
+from tfjob.durable import digest_of, replace_json, replace_text
+from tfjob.environments import fetched
 from tfjob.environments.build import BUILDER, Recipe, build
-from tfjob.environments.interpreters import choose, installed
-from tfjob.environments.lock import Lock, solve
+from tfjob.environments.building import Building
+from tfjob.environments.interpreters import choose, fitting
+from tfjob.environments.lock import Lock
 from tfjob.environments.pip_settings import configuration_files, uv_settings
 from tfjob.environments.prefix import MARKER, Prefix, read_json, read_prefix
 from tfjob.environments.processes import interruptible
-from tfjob.environments.store import Store, identity
+from tfjob.environments.solving import Solving
+from tfjob.environments.solving import solve as solve_definition
 from tfjob.environments.uv import Uv, find_uv
-from tfjob.errors import PreparationError
+from tfjob.errors import PreparationError, UsageError
 
 if TYPE_CHECKING:
     from collections.abc import Callable, Iterator, Mapping
 
     from tfjob.environments.definition import Definition
+    from tfjob.environments.interpreters import Interpreter
+    from tfjob.environments.place import Place
+    from tfjob.environments.store import Store
 
-__all__ = ["prepare"]
+__all__ = ["prepare", "solve"]
 
-_POLL_S = 0.05
-_FOLDERS = ("known", "locks", "prefixes", "uv", "building")
+_FOLDERS = ("known", "locks", "prefixes", "used", "uv", "conda", "building")
 
 
 def prepare(
-    store: Store, definition: Definition, *, log: Callable[[str], None], progress: Callable[[str], None]
+    store: Store,
+    definition: Definition,
+    place: Place,
+    *,
+    lock: str | None,
+    log: Callable[[str], None],
+    progress: Callable[[str], None],
 ) -> Prefix:
     """Make what is missing of a definition's prefix and return it; see `Store.prepare`."""
+    with _explained(store):
+        return _Preparation(store, definition, place, log, progress).prefix(lock)
+
+
+def solve(
+    store: Store,
+    definition: Definition,
+    place: Place,
+    *,
+    log: Callable[[str], None],
+    progress: Callable[[str], None],
+) -> Lock:
+    """Solve a definition; see `Store.solve`."""
+    with _explained(store):
+        return _Preparation(store, definition, place, log, progress).solved()
+
+
+@contextlib.contextmanager
+def _explained(store: Store) -> Iterator[None]:
+    """End on signals as on errors, and say what a disk that is full or cannot be written means."""
     try:
         with interruptible():
-            return _Preparation(store, definition, log, progress).prefix()
+            yield
     except OSError as error:
         full = error.errno in {errno.ENOSPC, errno.EDQUOT}
         raise PreparationError(
@@ -55,43 +83,146 @@ def prepare(
 
 
 class _Preparation:
-    """One definition on its way to a prefix."""
+    """One definition on its way to a prefix for a place."""
 
     def __init__(
-        self, store: Store, definition: Definition, log: Callable[[str], None], progress: Callable[[str], None]
+        self,
+        store: Store,
+        definition: Definition,
+        place: Place,
+        log: Callable[[str], None],
+        progress: Callable[[str], None],
     ) -> None:
         self.store = store
         self.definition = definition
+        self.place = place
         self.log = log
         self.progress = progress
-        self.building = store.root / "building"
-
-    def prefix(self) -> Prefix:
+        self.building = Building(store.root / "building")
         for folder in _FOLDERS:
-            (self.store.root / folder).mkdir(parents=True, exist_ok=True)
-        self._sweep()
-        interpreter = choose(self.definition.python, installed(os.environ))
+            (store.root / folder).mkdir(parents=True, exist_ok=True)
+        self.building.sweep()
         settings = uv_settings(os.environ, configuration_files(os.environ))
-        uv = Uv(find_uv(), self.store.root / "uv", settings)
-        into = self.store.lock(self.definition, interpreter.version_text)
-        with self._holding(self.definition.digest()[:32]) as (work, holds):
+        self.notes = settings.notes
+        self.uv = Uv(find_uv(), store.root / "uv", settings, place)
+
+    def prefix(self, given: str | None) -> Prefix:
+        """Return the prefix, from the text of a lock or from the one that is kept or solved now."""
+        if given is not None:
+            lock, interpreter = self._given(given)
+        else:
+            interpreter = self._python()
+            lock = None
+        into = self._into(interpreter, given)
+        lock = self._kept(lock, into, interpreter)
+        key = self._key(lock, interpreter)
+        path = self.store.prefix(key)
+        if (prefix := read_prefix(path, into)) is None:
+            with self.building.holding(key, self.progress) as (work, holds):
+                if (prefix := read_prefix(path, into)) is None:
+                    recipe = Recipe(
+                        key=key,
+                        definition=self.definition,
+                        lock=lock,
+                        kept=into,
+                        place=self.place,
+                        interpreter=interpreter,
+                        final=self.place.final(path),
+                        root=self.store.root,
+                        earlier=self._earlier(key),
+                    )
+                    stage = build(recipe, work, uv=self.uv, log=self.log, progress=self.progress, holds=holds)
+                    prefix = _place(stage, path, into)
+        python = self.place.identity_of(interpreter) if interpreter is not None else None
+        known = {"interpreter": python, "lock": into.name, "key": key}
+        replace_json(self.store.known(self.definition, self.place, given), known)
+        self.store.mark_used(key)
+        return prefix
+
+    def solved(self) -> Lock:
+        """Return a new lock."""
+        interpreter = self._python()
+        into = self._into(interpreter, None)
+        with self.building.holding(digest_of(["solve", into.name])[:32], self.progress) as (work, holds):
+            return self._solve(interpreter, into, work, holds)
+
+    def _into(self, interpreter: Interpreter | None, given: str | None) -> Path:
+        version = interpreter.version_text if interpreter is not None else None
+        return self.store.kept_lock(self.definition, self.place, version, given)
+
+    def _kept(self, given: Lock | None, into: Path, interpreter: Interpreter | None) -> Lock:
+        """Return the lock to use: the one given, kept now; the one that is kept; or a new one."""
+        if given is not None:
+            if Lock.read(into) is None:
+                replace_text(into, given.text)
+            return given
+        with self.building.holding(digest_of(["solve", into.name])[:32], self.progress) as (work, holds):
             lock = Lock.read(into)
             if lock is None:
-                for note in settings.notes:
-                    self.log(note)
-                self.progress("solving")
-                lock = solve(self.definition, interpreter, into=into, work=work, uv=uv, log=self.log, holds=holds)
-        key = lock.key(interpreter, BUILDER)
-        final = self.store.prefix(key)
-        if (prefix := read_prefix(final, lock.path)) is None:
-            with self._holding(key) as (work, holds):
-                if (prefix := read_prefix(final, lock.path)) is None:
-                    recipe = Recipe(key, self.definition, lock, interpreter, final, self._earlier(key))
-                    stage = build(recipe, work, uv=uv, log=self.log, progress=self.progress, holds=holds)
-                    prefix = _place(stage, final, lock.path)
-        known = {"interpreter": identity(interpreter.path), "lock": lock.path.name, "key": key}
-        replace_json(self.store.known(self.definition), known)
-        return prefix
+                lock = self._solve(interpreter, into, work, holds)
+                replace_text(into, lock.text)
+            return lock
+
+    def _solve(self, interpreter: Interpreter | None, into: Path, work: Path, holds: int) -> Lock:
+        for note in self.notes:
+            self.log(note)
+        self.progress("solving")
+        solving = Solving(self.place, self.store.root, work, into, self.uv, self.log, holds)
+        return solve_definition(self.definition, interpreter, solving)
+
+    def _python(self) -> Interpreter | None:
+        """Return the Python of the place to use; None when it shall come from the definition's channels.
+
+        Raises PreparationError when there is no such Python.
+        """
+        definition, place = self.definition, self.place
+        if definition.needs_channel:
+            return None
+        there = (*place.interpreters, *fetched.interpreters(self.store.root, place))
+        found = fitting(definition.python, there)
+        if found is None and definition.channels:
+            return None
+        if found is None and fetched.is_possible(place):
+            with self.building.holding(digest_of(["python", definition.python])[:32], self.progress) as (work, holds):
+                self.progress(f"fetching Python {definition.python or ''}".rstrip())
+                fetched.fetch(self.store.root, definition.python, self.uv, work=work, log=self.log, holds=holds)
+            there = (*place.interpreters, *fetched.interpreters(self.store.root, place))
+        return found or choose(definition.python, there, place=place.name, can_install=not place.identity)
+
+    def _given(self, text: str) -> tuple[Lock, Interpreter | None]:
+        """Return the lock that `text` is, and the Python of the place it was solved for.
+
+        Raises UsageError for one of another definition or platform, PreparationError when that Python is not there.
+        """
+        lock, place = Lock.parse(text), self.place
+        again = "Make a lock of this definition, for this platform: `tfjob env lock`."
+        if lock.definition != self.definition.digest():
+            raise UsageError(
+                "the lock is of another definition; this one changed since it was locked, or never was", again
+            )
+        if lock.platform != place.platform:
+            raise UsageError(f"the lock is for {lock.platform}; {place.name} is {place.platform}", again)
+        if lock.conda is not None:
+            return lock, None
+        there = (*place.interpreters, *fetched.interpreters(self.store.root, place))
+        for interpreter in there:
+            if interpreter.version_text == lock.python_version:
+                return lock, interpreter
+        return lock, choose(f"=={lock.python_version}", (), place=place.name, can_install=not place.identity)
+
+    def _key(self, lock: Lock, interpreter: Interpreter | None) -> str:
+        """Return the name of the prefix made from a lock: 32 hex digits.
+
+        It depends on all that decides what is in the prefix: the files, the Python (one of the place and where it is,
+        or conda's), the place, where the prefix is seen if it has its own Python, and the code that builds.
+        """
+        place = self.place
+        parts: list[Any] = [lock.digest(), place.identity, place.platform, BUILDER]
+        if interpreter is not None:
+            parts += [interpreter.version_text, interpreter.cache_tag, str(interpreter.path)]
+        else:
+            parts += ["conda", str(place.final(self.store.prefix("key")))]
+        return digest_of(parts)[:32]
 
     def _earlier(self, key: str) -> dict[Path, Mapping[str, Any]]:
         """Return the metadata of the other finished prefixes, the newest first."""
@@ -101,50 +232,6 @@ class _Preparation:
             if marker is not None:
                 found[path] = marker
         return dict(sorted(found.items(), key=lambda one: str(one[1].get("created")), reverse=True))
-
-    @contextlib.contextmanager
-    def _holding(self, name: str) -> Iterator[tuple[Path, int]]:
-        """Hold the lock `name` of `building` and give an empty folder to work in, removed at the end.
-
-        Waits for whoever has the lock, and says so. The folder's name starts with the lock's, by which `_sweep` knows
-        a folder nobody works in. The lock's file is removed while it is held; so a lock counts only if its file is
-        still the one under its name.
-        """
-        path = self.building / f"{name}.lock"
-        waits = False
-        while True:
-            holds = try_lock(path)
-            if holds is not None:
-                if _is_same_file(path, holds):
-                    break
-                os.close(holds)
-                continue
-            if not waits:
-                self.progress("waiting for another tfjob that builds this environment")
-                waits = True
-            time.sleep(_POLL_S)
-        try:
-            for left in path.parent.glob(f"{name}-*"):
-                shutil.rmtree(left, ignore_errors=True)
-            work = Path(tempfile.mkdtemp(prefix=f"{name}-", dir=path.parent))
-            try:
-                yield work, holds
-            finally:
-                shutil.rmtree(work, ignore_errors=True)
-        finally:
-            path.unlink(missing_ok=True)
-            os.close(holds)
-
-    def _sweep(self) -> None:
-        """Remove what killed preparations left in `building`."""
-        for path in self.building.iterdir():
-            lock = path if path.suffix == ".lock" else path.with_name(f"{path.name.partition('-')[0]}.lock")
-            if path != lock and not is_locked(lock):
-                shutil.rmtree(path, ignore_errors=True)
-            elif path == lock and (holds := try_lock(lock)) is not None:
-                if _is_same_file(lock, holds):
-                    lock.unlink(missing_ok=True)
-                os.close(holds)
 
 
 def _place(stage: Path, final: Path, lock: Path) -> Prefix:
@@ -158,10 +245,3 @@ def _place(stage: Path, final: Path, lock: Path) -> Prefix:
     if prefix is None:
         raise PreparationError(f"the environment {final} was changed while it was being made", "Submit again.")
     return prefix
-
-
-def _is_same_file(path: Path, descriptor: int) -> bool:
-    try:
-        return os.path.samestat(path.stat(), os.fstat(descriptor))
-    except FileNotFoundError:
-        return False

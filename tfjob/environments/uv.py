@@ -11,14 +11,14 @@ import re
 from dataclasses import dataclass
 from typing import TYPE_CHECKING
 
-from tfjob.environments.processes import run
 from tfjob.errors import PreparationError
 
 if TYPE_CHECKING:
-    from collections.abc import Callable, Sequence
+    from collections.abc import Callable, Mapping, Sequence
     from pathlib import Path
 
     from tfjob.environments.pip_settings import UvSettings
+    from tfjob.environments.place import Place
 
 __all__ = ["Uv", "explanation", "find_uv"]
 
@@ -51,11 +51,15 @@ _HINTS = {
 
 @dataclass(frozen=True)
 class Uv:
-    """The uv executable with where it looks for packages; `cache` must be on the file system the prefixes are on."""
+    """The uv executable with where it looks for packages; `cache` must be on the file system the prefixes are on.
+
+    It runs in `place`, with that place's Pythons and C library.
+    """
 
     executable: str
     cache: Path
     settings: UvSettings
+    place: Place
 
     def __call__(
         self,
@@ -66,10 +70,12 @@ class Uv:
         holds: int,
         done: str,
         lock: Path,
+        variables: Mapping[str, str] | None = None,
     ) -> None:
         """Run uv; its output goes to `log` as it comes.
 
-        `done` completes "the environment's packages could not be …"; `lock` is the file a hint may name; `holds` a lock's descriptor.
+        `done` completes "the environment's packages could not be …"; `lock` is the file a hint may name; `holds` a lock's descriptor;
+        `variables` are added to its environment.
         Raises PreparationError with uv's own explanation when it fails.
         """
         lines: list[str] = []
@@ -79,8 +85,8 @@ class Uv:
             log(line)
 
         command = [self.executable, *map(str, arguments)]
-        environment = {**self.settings.environment, "UV_CACHE_DIR": str(self.cache)}
-        code = run(command, environment=environment, cwd=cwd, on_line=take, holds=holds)
+        environment = {**self.settings.environment, "UV_CACHE_DIR": str(self.cache), **(variables or {})}
+        code = self.place.run(command, environment=environment, cwd=cwd, on_line=take, holds=holds)
         if code:
             message, hint = explanation(lines)
             ended = (

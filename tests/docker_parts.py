@@ -1,0 +1,400 @@
+"""A Docker Engine of the tests' own, and base images for it: real ones, without a registry.
+
+As a program, ``python tests/docker_parts.py up`` starts the engine and leaves it running, ``env`` prints what a shell
+needs to use it (``eval "$(python tests/docker_parts.py env)"``), ``down`` ends it.
+
+Everything is kept in ``.cache/docker``: the engine's data between sessions, the base images as tarballs, and locks.
+Processes that use the engine hold ``users.lock``; whoever is the last to let go of it ends the engine. An engine that a
+killed session left running is found by its pid and start time and used again.
+"""
+
+from __future__ import annotations
+
+import contextlib
+import fcntl
+import json
+import os
+import shutil
+import signal
+import socket
+import subprocess
+import sys
+import tempfile
+import time
+from dataclasses import dataclass, field
+from pathlib import Path
+from typing import TYPE_CHECKING
+
+import pytest
+from support import REPOSITORY
+
+from tfjob.environments import debian
+from tfjob.errors import PreparationError
+
+if TYPE_CHECKING:
+    from collections.abc import Callable, Iterator, Sequence
+
+CACHE = REPOSITORY / ".cache" / "docker"
+BASE = "tfjob-test/base:bookworm"
+BARE = "tfjob-test/bare:bookworm"
+# The engine has no bridge: its containers use the machine's own network, and nothing of the machine's is changed.
+OPTIONS = ("--bridge=none", "--iptables=false", "--ip6tables=false", "--log-level=warn")
+HOOK = "nvidia-container-runtime-hook"
+START_S = 60
+STOP_S = 40
+IMAGES = {BASE: debian.BASE_PACKAGES, BARE: ("ca-certificates",)}
+
+
+class CannotRunError(Exception):
+    """There can be no Docker Engine here; the reason in words."""
+
+
+@dataclass
+class Daemon:
+    """One dockerd: `data` is its data root, `folder` a short one for its socket and what it needs while it runs."""
+
+    data: Path
+    folder: Path
+    pid: int = 0
+    started: str = ""
+    options: Sequence[str] = field(default=OPTIONS)
+
+    @property
+    def host(self) -> str:
+        return f"unix://{self.folder}/docker.sock"
+
+    @property
+    def log(self) -> Path:
+        return self.folder / "dockerd.log"
+
+    @property
+    def runs(self) -> bool:
+        return self.pid > 0 and start_time(self.pid) == self.started
+
+    @property
+    def answers(self) -> bool:
+        with socket.socket(socket.AF_UNIX) as connection:
+            connection.settimeout(5)
+            try:
+                connection.connect(f"{self.folder}/docker.sock")
+                connection.sendall(b"GET /_ping HTTP/1.0\r\n\r\n")
+                return b" 200 " in connection.recv(64)
+            except OSError:
+                return False
+
+    def start(self) -> None:
+        """Start it and wait until it answers. Raises CannotRunError with what it said when it ends instead."""
+        program = find_dockerd()
+        # Docker takes requests for GPUs where a program of this name is; one that does nothing lets tests ask for GPUs.
+        programs = self.folder / "bin"
+        programs.mkdir(parents=True, exist_ok=True)
+        self.data.mkdir(parents=True, exist_ok=True)
+        hook = programs / HOOK
+        hook.write_text("#!/bin/sh\nexit 0\n", encoding="utf-8")
+        hook.chmod(0o755)
+        environ = {**os.environ, "PATH": f"{programs}:/usr/local/sbin:/usr/sbin:/sbin:{os.environ.get('PATH', '')}"}
+        places = [f"--data-root={self.data}", f"--exec-root={self.folder}/exec", f"--pidfile={self.folder}/docker.pid"]
+        with self.log.open("ab") as log:
+            process = subprocess.Popen(
+                [program, *places, f"--host={self.host}", *self.options],
+                env=environ,
+                cwd=self.folder,
+                stdin=subprocess.DEVNULL,
+                stdout=log,
+                stderr=log,
+                start_new_session=True,
+            )
+        self.pid, self.started = process.pid, start_time(process.pid)
+        deadline = time.monotonic() + START_S
+        while not self.answers:
+            if process.poll() is not None or time.monotonic() > deadline:
+                self.kill()
+                last = self.log.read_text(encoding="utf-8", errors="replace").splitlines()[-1:]
+                raise CannotRunError(f"dockerd does not start here: {' '.join(last)[:300]}")
+            time.sleep(0.05)
+
+    def stop(self) -> None:
+        """End it as its init system would; containers that still run are ended first, so that nothing is left."""
+        if self.runs:
+            signalled(self.pid, signal.SIGTERM)
+            wait_for(lambda: not self.runs, STOP_S)
+        self.kill()
+
+    def kill(self) -> None:
+        """End it by SIGKILL, with its containerd and every container: a power loss."""
+        for pid in [self.pid, *self._parts()]:
+            if pid:
+                signalled(pid, signal.SIGKILL)
+        wait_for(lambda: not self.runs, STOP_S)
+        for mount in sorted(mounts_under(self.folder, self.data), reverse=True):
+            subprocess.run(["umount", "--lazy", mount], check=False, capture_output=True)
+
+    def kill_only_engine(self) -> None:
+        """SIGKILL to dockerd alone; what it started goes on, until `kill`."""
+        signalled(self.pid, signal.SIGKILL)
+        wait_for(lambda: not self.runs, STOP_S)
+
+    def _parts(self) -> list[int]:
+        """Processes this dockerd started: its containerd, the shims (they name its own folder), and their children."""
+        marker = f"{self.folder}/exec/".encode()
+        shims = [pid for pid in pids() if pid != self.pid and marker in command_line(pid)]
+        return [*(child for shim in shims for child in children(shim)), *shims]
+
+
+def pids() -> list[int]:
+    return [int(name) for name in os.listdir("/proc") if name.isdecimal()]
+
+
+def command_line(pid: int) -> bytes:
+    try:
+        return Path(f"/proc/{pid}/cmdline").read_bytes()
+    except OSError:
+        return b""
+
+
+def children(pid: int) -> list[int]:
+    with contextlib.suppress(OSError, ValueError):
+        return [int(one) for one in Path(f"/proc/{pid}/task/{pid}/children").read_text().split()]
+    return []
+
+
+def start_time(pid: int) -> str:
+    """When a process started, in ticks; empty for one that is gone or a zombie."""
+    try:
+        fields = Path(f"/proc/{pid}/stat").read_text(encoding="utf-8").rpartition(")")[2].split()
+    except OSError:
+        return ""
+    return "" if fields[0] in "ZX" else fields[19]
+
+
+def signalled(pid: int, number: int) -> None:
+    with contextlib.suppress(ProcessLookupError):
+        os.kill(pid, number)
+    with contextlib.suppress(ChildProcessError):
+        os.waitpid(pid, os.WNOHANG)
+
+
+def wait_for(condition: Callable[[], bool], seconds: float) -> bool:
+    deadline = time.monotonic() + seconds
+    while not condition():
+        if time.monotonic() > deadline:
+            return False
+        time.sleep(0.02)
+    return True
+
+
+def mounts_under(*folders: Path) -> list[str]:
+    lines = Path("/proc/self/mounts").read_text(encoding="utf-8").splitlines()
+    mounted = [line.split()[1] for line in lines]
+    # The data root itself may be a mount (a small tmpfs of a test); only what lies in it is the engine's.
+    return [place for place in mounted if any(place.startswith(f"{folder}/") for folder in folders)]
+
+
+def find_dockerd() -> str:
+    """Return the path of dockerd, installed from Debian's packages if that can be. Raises CannotRunError if it cannot."""
+    if os.geteuid() != 0:
+        raise CannotRunError("a Docker Engine of the tests' own needs root")
+    path = f"{os.environ.get('PATH', os.defpath)}:/usr/sbin:/sbin"
+    if shutil.which("dockerd", path=path) is None:
+        install("docker.io")
+    found = shutil.which("dockerd", path=path)
+    if found is None:
+        raise CannotRunError("dockerd is not installed, and apt-get could not install docker.io")
+    return found
+
+
+def install(*packages: str) -> None:
+    """Install Debian packages. Raises CannotRunError when apt is not there or cannot."""
+    if os.geteuid() != 0:
+        raise CannotRunError(f"{', '.join(packages)}: not installed, and installing needs root")
+    if shutil.which("apt-get") is None:
+        raise CannotRunError(f"{', '.join(packages)}: not installed, and there is no apt-get")
+    environ = {**os.environ, "DEBIAN_FRONTEND": "noninteractive"}
+    command = ["apt-get", "install", "-y", "--no-install-recommends", "-o", "DPkg::Lock::Timeout=300", *packages]
+    with locked(CACHE / "apt.lock", fcntl.LOCK_EX):
+        for before in ([], ["apt-get", "update"]):
+            if before:
+                subprocess.run(before, env=environ, check=False, capture_output=True)
+            done = subprocess.run(command, env=environ, check=False, capture_output=True, text=True)
+            if done.returncode == 0:
+                return
+    raise CannotRunError(f"apt-get could not install {', '.join(packages)}: {done.stderr.strip()[-300:]}")
+
+
+@contextlib.contextmanager
+def locked(path: Path, how: int) -> Iterator[int]:
+    path.parent.mkdir(parents=True, exist_ok=True)
+    descriptor = os.open(path, os.O_RDWR | os.O_CREAT | os.O_CLOEXEC, 0o644)
+    try:
+        fcntl.flock(descriptor, how)
+        yield descriptor
+    finally:
+        os.close(descriptor)
+
+
+def running() -> Daemon | None:
+    """Return the shared engine if it runs."""
+    try:
+        state = json.loads((CACHE / "engine.json").read_text(encoding="utf-8"))
+        daemon = Daemon(CACHE / "data", Path(state["folder"]), state["pid"], state["started"])
+    except (OSError, ValueError, KeyError):
+        return None
+    return daemon if daemon.runs else None
+
+
+def up(*, stays: bool = False) -> Daemon:
+    """Return the shared engine, started if it is not running. With `stays` it runs until `down`."""
+    with locked(CACHE / "engine.lock", fcntl.LOCK_EX):
+        daemon = running()
+        if daemon is None or not daemon.answers:
+            if daemon is not None:
+                daemon.kill()
+            daemon = Daemon(CACHE / "data", Path(tempfile.mkdtemp(prefix="tfjob-docker-")))
+            try:
+                daemon.start()
+            except CannotRunError:
+                shutil.rmtree(daemon.folder, ignore_errors=True)
+                raise
+            state = {"pid": daemon.pid, "started": daemon.started, "folder": str(daemon.folder)}
+            (CACHE / "engine.json").write_text(json.dumps(state), encoding="utf-8")
+        if stays:
+            (CACHE / "stays").touch()
+        return daemon
+
+
+def down(*, if_unused: bool = False) -> None:
+    """End the shared engine; with `if_unused`, only where nobody holds it and nobody asked for it to stay."""
+    with locked(CACHE / "engine.lock", fcntl.LOCK_EX):
+        if if_unused and ((CACHE / "stays").exists() or not is_free(CACHE / "users.lock")):
+            return
+        (CACHE / "stays").unlink(missing_ok=True)
+        daemon = running()
+        if daemon is not None:
+            daemon.stop()
+            shutil.rmtree(daemon.folder, ignore_errors=True)
+        (CACHE / "engine.json").unlink(missing_ok=True)
+
+
+def is_free(path: Path) -> bool:
+    descriptor = os.open(path, os.O_RDWR | os.O_CREAT | os.O_CLOEXEC, 0o644)
+    try:
+        fcntl.flock(descriptor, fcntl.LOCK_EX | fcntl.LOCK_NB)
+    except OSError:
+        return False
+    else:
+        return True
+    finally:
+        os.close(descriptor)
+
+
+@contextlib.contextmanager
+def engine() -> Iterator[Daemon]:
+    """Use the shared engine; the last user ends it. Raises CannotRunError when there can be none."""
+    try:
+        with locked(CACHE / "users.lock", fcntl.LOCK_SH):
+            yield up()
+    finally:
+        down(if_unused=True)
+
+
+@contextlib.contextmanager
+def own_engine(data: Path, *, options: Sequence[str] = OPTIONS) -> Iterator[Daemon]:
+    """Start an engine for one test that may be killed, filled up or cut off, with its data in `data`."""
+    folder = Path(tempfile.mkdtemp(prefix="tfjob-docker-"))
+    daemon = Daemon(data, folder, options=options)
+    try:
+        daemon.start()
+        yield daemon
+    finally:
+        daemon.stop()
+        shutil.rmtree(folder, ignore_errors=True)
+
+
+def tarball(image: str) -> Path:
+    """Return the root file system of a base image as a tarball, made if it is not there (half a minute)."""
+    path = CACHE / (image.replace("/", "-").replace(":", "-") + ".tar")
+    with locked(CACHE / "tarball.lock", fcntl.LOCK_EX):
+        if not path.exists():
+            if shutil.which("mmdebstrap") is None and shutil.which("debootstrap") is None:
+                install("debootstrap")
+            try:
+                debian.bootstrap(path, suite=None, packages=IMAGES[image], log=lambda _line: None)
+            except PreparationError as error:
+                raise CannotRunError(str(error)) from error
+    return path
+
+
+def base_image(daemon: Daemon, image: str = BASE) -> str:
+    """Put a base image into an engine if it is not there, and return its name."""
+    import docker  # noqa: PLC0415  # 100 ms that only the tests that use it should pay
+
+    with contextlib.closing(docker.DockerClient(base_url=daemon.host, timeout=300)) as client:
+        if not client.images.list(name=image):
+            repository, _, tag = image.partition(":")
+            client.api.import_image_from_file(str(tarball(image)), repository=repository, tag=tag)
+    return image
+
+
+@pytest.fixture(scope="session")
+def docker_daemon() -> Iterator[Daemon]:
+    """The shared engine; skips, with the reason, where there can be none."""
+    try:
+        with engine() as daemon:
+            yield daemon
+    except CannotRunError as reason:
+        pytest.skip(str(reason))
+
+
+@pytest.fixture
+def docker_engine(docker_daemon: Daemon, monkeypatch: pytest.MonkeyPatch) -> Daemon:
+    """The shared engine as the one that DOCKER_HOST names."""
+    monkeypatch.setenv("DOCKER_HOST", docker_daemon.host)
+    for name in ("DOCKER_TLS_VERIFY", "DOCKER_CERT_PATH", "DOCKER_CONTEXT"):
+        monkeypatch.delenv(name, raising=False)
+    return docker_daemon
+
+
+@pytest.fixture
+def test_base(docker_engine: Daemon) -> str:
+    """A base image with Python and SSH in the engine that DOCKER_HOST names."""
+    return needed(lambda: base_image(docker_engine, BASE))
+
+
+@pytest.fixture
+def bare_base(docker_engine: Daemon) -> str:
+    """A base image without Python and SSH in the engine that DOCKER_HOST names."""
+    return needed(lambda: base_image(docker_engine, BARE))
+
+
+def needed(make: Callable[[], str]) -> str:
+    try:
+        return make()
+    except CannotRunError as reason:
+        pytest.skip(str(reason))
+
+
+def main() -> int:
+    """Do what the command line says: ``up``, ``env`` or ``down``."""
+    verb = sys.argv[1] if len(sys.argv) == 2 else ""
+    try:
+        if verb == "down":
+            down()
+        elif verb in {"up", "env"}:
+            daemon = up(stays=True) if verb == "up" else running()
+            if daemon is None:
+                sys.stderr.write("the engine is not running: python tests/docker_parts.py up\n")
+                return 1
+            for image in IMAGES if verb == "up" else ():
+                base_image(daemon, image)
+            sys.stdout.write(f"export DOCKER_HOST={daemon.host}\n")
+        else:
+            sys.stderr.write("usage: python tests/docker_parts.py up|env|down\n")
+            return 2
+    except CannotRunError as reason:
+        sys.stderr.write(f"{reason}\n")
+        return 1
+    return 0
+
+
+if __name__ == "__main__":
+    sys.exit(main())

@@ -1,0 +1,89 @@
+"""The folder of a store for work in progress: each piece of work under a lock and in a folder of its own.
+
+So several preparations at once share the work, and a killed one leaves nothing that looks finished.
+"""
+
+from __future__ import annotations
+
+import contextlib
+import os
+import shutil
+import tempfile
+import time
+from pathlib import Path
+from typing import TYPE_CHECKING
+
+from tfjob.durable import is_locked, try_lock
+
+if TYPE_CHECKING:
+    from collections.abc import Callable, Iterator
+
+__all__ = ["Building"]
+
+_POLL_S = 0.05
+
+
+class Building:
+    """The folder ``building`` of a store: NAME.lock is held by whoever works in NAME-RANDOM. A name has no hyphen."""
+
+    def __init__(self, folder: Path) -> None:
+        """Use a folder that is there."""
+        self.folder = folder
+
+    @contextlib.contextmanager
+    def holding(self, name: str, progress: Callable[[str], None]) -> Iterator[tuple[Path, int]]:
+        """Hold the lock `name` and give an empty folder to work in, removed at the end, and the lock's descriptor.
+
+        Waits for whoever has the lock, and says so.
+        """
+        waits = False
+        while (holds := self.try_hold(name)) is None:
+            if not waits:
+                progress("waiting for another tfjob that builds this environment")
+                waits = True
+            time.sleep(_POLL_S)
+        try:
+            for left in self.folder.glob(f"{name}-*"):
+                shutil.rmtree(left, ignore_errors=True)
+            work = Path(tempfile.mkdtemp(prefix=f"{name}-", dir=self.folder))
+            try:
+                yield work, holds
+            finally:
+                shutil.rmtree(work, ignore_errors=True)
+        finally:
+            self.let_go(name, holds)
+
+    def try_hold(self, name: str) -> int | None:
+        """Take the lock `name` if nobody holds it: a descriptor for `let_go`, or None.
+
+        The lock's file is removed while it is held; so a lock counts only if its file is still the one under its name.
+        """
+        path = self.folder / f"{name}.lock"
+        while (holds := try_lock(path)) is not None:
+            if _is_same_file(path, holds):
+                return holds
+            os.close(holds)
+        return None
+
+    def let_go(self, name: str, holds: int) -> None:
+        """Give up the lock `name`."""
+        (self.folder / f"{name}.lock").unlink(missing_ok=True)
+        os.close(holds)
+
+    def sweep(self) -> None:
+        """Remove what killed work left: folders nobody works in, locks nobody holds."""
+        for path in self.folder.iterdir():
+            lock = path if path.suffix == ".lock" else path.with_name(f"{path.name.partition('-')[0]}.lock")
+            if path != lock and not is_locked(lock):
+                shutil.rmtree(path, ignore_errors=True)
+            elif path == lock and (holds := try_lock(lock)) is not None:
+                if _is_same_file(lock, holds):
+                    lock.unlink(missing_ok=True)
+                os.close(holds)
+
+
+def _is_same_file(path: Path, descriptor: int) -> bool:
+    try:
+        return os.path.samestat(path.stat(), os.fstat(descriptor))
+    except FileNotFoundError:
+        return False

@@ -1,0 +1,106 @@
+"""An environment as containers use it: the image they start from, and what is mounted into it.
+
+Three kinds: packages on a base image (mounted from this machine's store, or baked into an image), a user's Dockerfile,
+and a finished image, which is used as it is.
+"""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+from pathlib import Path
+from typing import TYPE_CHECKING, Literal
+
+from tfjob.environments.store import Store
+from tfjob.errors import PreparationError
+
+if TYPE_CHECKING:
+    from collections.abc import Callable, Mapping
+
+    from tfjob.environments.definition import Definition
+    from tfjob.environments.docker_base import BaseImage
+    from tfjob.environments.prefix import Prefix
+
+__all__ = ["ContainerEnvironment", "build_dockerfile", "packages_on_base", "use_image"]
+
+_DEFAULT_PATH = "/usr/local/sbin:/usr/local/bin:/usr/sbin:/usr/bin:/sbin:/bin"
+
+
+@dataclass(frozen=True)
+class ContainerEnvironment:
+    """What a container needs: an image (its id), the PATH in it, a Python for tfjob's entrypoint, and a prefix to mount.
+
+    `prefix` is None where the image has all there is. `mount` says whether it is mounted; a baked image has it inside.
+    """
+
+    image: str
+    path: str
+    python: str
+    prefix: Prefix | None = None
+    mount: bool = False
+
+
+def packages_on_base(
+    definition: Definition,
+    base: str,
+    *,
+    store: Path,
+    lock: str | None,
+    packages: Literal["mounted", "baked"],
+    log: Callable[[str], None],
+    progress: Callable[[str], None],
+) -> ContainerEnvironment:
+    """Make the packages of a definition for the image `base`, and, baked, an image of both.
+
+    Raises PreparationError when something cannot be made, TargetError when no Docker Engine answers.
+    """
+    from tfjob.environments.docker_base import base_image  # noqa: PLC0415  # docker only for those who use containers
+
+    place = base_image(base, store_root=store, log=log, progress=progress)
+    keeper = Store(store)
+    prefix = keeper.find(definition, place, lock) or keeper.prepare(
+        definition, place, lock=lock, log=log, progress=progress
+    )
+    path = f"{prefix.final}/bin:{place.search_path or _DEFAULT_PATH}"
+    python = f"{prefix.final}/bin/python"
+    if packages == "mounted":
+        return ContainerEnvironment(place.image, path, python, prefix, mount=True)
+    from tfjob.environments.docker_image import bake  # noqa: PLC0415
+
+    image = bake(prefix, place, store_root=store, log=log, progress=progress)
+    return ContainerEnvironment(image, path, python, prefix)
+
+
+def build_dockerfile(
+    dockerfile: Path,
+    context: Path,
+    arguments: Mapping[str, str],
+    *,
+    store: Path,
+    log: Callable[[str], None],
+    progress: Callable[[str], None],
+) -> ContainerEnvironment:
+    """Build a user's Dockerfile, or find the image it was built to before."""
+    from tfjob.environments.docker_base import base_image  # noqa: PLC0415
+    from tfjob.environments.docker_image import build  # noqa: PLC0415
+
+    image = build(dockerfile, context, arguments, store_root=store, log=log, progress=progress)
+    return _finished(base_image(image, store_root=store, log=log, progress=progress), f"the image of {dockerfile}")
+
+
+def use_image(
+    reference: str, *, store: Path, log: Callable[[str], None], progress: Callable[[str], None]
+) -> ContainerEnvironment:
+    """Use a finished image as it is: its own PATH, its own packages."""
+    from tfjob.environments.docker_base import base_image  # noqa: PLC0415
+
+    return _finished(base_image(reference, store_root=store, log=log, progress=progress), f"the image {reference}")
+
+
+def _finished(image: BaseImage, what: str) -> ContainerEnvironment:
+    python = image.interpreters[0].path if image.interpreters else None
+    if python is None:
+        raise PreparationError(
+            f"{what} has no Python from 3.8, which starts and watches the command in it",
+            "Install one in the image (`apt-get install python3`), or give the packages by `conda:` and the image as `base:`.",
+        )
+    return ContainerEnvironment(image.image, image.search_path or _DEFAULT_PATH, str(python))

@@ -1,0 +1,238 @@
+"""A base image as a place for packages: what it has, and programs run in it to build there.
+
+An image is looked into once, in a container of it; what was found is kept in the store under the image's id, which is
+the digest of its configuration and so of all its content. From then on, knowing an image is one request to the engine.
+"""
+
+from __future__ import annotations
+
+import contextlib
+import json
+import os
+import re
+import tempfile
+from dataclasses import dataclass
+from pathlib import Path
+from typing import TYPE_CHECKING, Any
+
+from tfjob.durable import replace_json
+from tfjob.environments.docker_container import Mount, needs_local, run_in_container
+from tfjob.environments.docker_engine import find_image, find_or_pull
+from tfjob.environments.docker_mounts import mounts_for, passed_on
+from tfjob.environments.interpreters import Interpreter
+from tfjob.environments.prefix import read_json
+from tfjob.errors import PreparationError
+
+if TYPE_CHECKING:
+    from collections.abc import Callable, Mapping, Sequence
+
+__all__ = ["DEFAULT_PATH", "BaseImage", "base_image"]
+
+# PATH in a container whose image sets none: Docker's own.
+DEFAULT_PATH = "/usr/local/sbin:/usr/local/bin:/usr/sbin:/usr/bin:/sbin:/bin"
+_FINAL = Path("/opt/env")
+# Raise it when the inspection finds more than it did.
+_INSPECTION = 1
+_SHARED_LIBC = re.compile(r"(\d+\.\d+)\s*$|version (\d+\.\d+)")
+_QUESTION = (
+    "import json, sys; one = sys.implementation; print(json.dumps([one.name, list(sys.version_info), one.cache_tag, "
+    "getattr(sys, 'abiflags', '')], separators=(',', ':')))"
+)
+
+
+@dataclass(frozen=True)
+class BaseImage:
+    """An image that packages are made for, and what is in it.
+
+    `image` is its id, `reference` how it was asked for, `pinned` the name that gets the same from a registry (empty for
+    an image that came from none). `search_path` is its PATH, empty when it sets none. `tools` are the programs of
+    interest it has: sshd, ssh, bash, tar, apt-get, and so on. `cuda` is the version of CUDA it says it holds.
+    """
+
+    reference: str
+    image: str
+    pinned: str
+    system: str
+    platform: str
+    search_path: str
+    user: str
+    interpreters: tuple[Interpreter, ...]
+    tools: frozenset[str]
+    cuda: str
+    store_root: Path
+
+    @property
+    def name(self) -> str:
+        """The image in words."""
+        return f"the base image {self.reference}"
+
+    @property
+    def identity(self) -> str:
+        """The image's id."""
+        return self.image
+
+    @property
+    def virtual_packages(self) -> Mapping[str, str]:
+        """What conda packages may ask of a container of this image.
+
+        The kernel is this machine's, as in every container. The processor is the plainest of its kind, because the image
+        may run on any node.
+        """
+        machine, glibc = self.platform.split("-")[1], self.platform.rpartition("glibc")[2]
+        kernel = re.match(r"\d+(\.\d+)*", os.uname().release)
+        found = {"__unix": "0", "__linux": kernel[0] if kernel else "0", "__glibc": glibc, "__archspec": "1"}
+        assert machine  # noqa: S101  # the platform always names it
+        return {**found, "__cuda": self.cuda} if self.cuda else found
+
+    def final(self, prefix: Path) -> Path:  # noqa: ARG002  # the same for every prefix
+        """``/opt/env``, in every container."""
+        return _FINAL
+
+    def has(self, interpreter: Mapping[str, object]) -> bool:
+        """Whether it is a Python of this very image."""
+        return any(dict(interpreter) == self.identity_of(one) for one in self.interpreters)
+
+    def identity_of(self, interpreter: Interpreter) -> Mapping[str, object]:
+        """Its path, its version and the image's id: an image never changes."""
+        return {"path": str(interpreter.path), "version": interpreter.version_text, "image": self.image}
+
+    def run(
+        self,
+        command: Sequence[str],
+        *,
+        environment: Mapping[str, str],
+        cwd: Path,
+        on_line: Callable[[str], None],
+        holds: int,  # noqa: ARG002  # a container cannot inherit it; it ends with this process instead
+        stdin: str = "",
+    ) -> int:
+        """Run a program in a throw-away container of the image; see `docker_container`.
+
+        The store is mounted at its own path, with what uv needs of this machine read-only. Of `environment`, what the
+        caller set and what concerns packages and certificates is passed on, nothing else of this process's own.
+        """
+        needs_local("build")
+        listed: Path | None = None
+        try:
+            if stdin:
+                descriptor, name = tempfile.mkstemp(prefix=".stdin-", dir=cwd)
+                listed = Path(name)
+                with os.fdopen(descriptor, "w", encoding="utf-8") as file:
+                    file.write(stdin)
+            return run_in_container(
+                self.image,
+                [str(part) for part in command],
+                doing=f"run {Path(command[0]).name} in {self.reference}",
+                environment=passed_on(environment, self.search_path or DEFAULT_PATH, self.store_root),
+                on_line=on_line,
+                mounts=[Mount(self.store_root, writable=True), *mounts_for(environment, command, cwd, self.store_root)],
+                cwd=cwd,
+                stdin=listed,
+            )
+        finally:
+            if listed is not None:
+                with contextlib.suppress(OSError):
+                    listed.unlink()
+
+
+def base_image(
+    reference: str, *, store_root: Path, log: Callable[[str], None], progress: Callable[[str], None]
+) -> BaseImage:
+    """Return an image as a place, pulled when the engine does not have it, looked into when it is new.
+
+    Raises PreparationError when it cannot be had or is not one that packages can be made for (musl, no shell),
+    TargetError when no engine answers.
+    """
+    found = find_image(reference)
+    if found is None:
+        found = find_image(find_or_pull(reference, log=log, progress=progress))
+    if found is None:
+        raise PreparationError(f"the image {reference} was removed while it was looked at", "Submit again.")
+    image = str(found["Id"])
+    store_root = store_root.absolute()
+    file = store_root / "bases" / f"{image.rpartition(':')[2]}.json"
+    facts = read_json(file)
+    if facts is None or facts.get("inspection") != _INSPECTION:
+        progress(f"looking into {reference}")
+        facts = {"inspection": _INSPECTION, **_inspect(image, reference, log)}
+        file.parent.mkdir(parents=True, exist_ok=True)
+        replace_json(file, facts)
+    return _described(reference, found, facts, store_root)
+
+
+def _inspect(image: str, reference: str, log: Callable[[str], None]) -> dict[str, Any]:
+    """Look into an image by a container of it. Raises PreparationError when it is none for packages."""
+    script = Path(__file__).with_name("docker_inspect.sh").read_text(encoding="utf-8")
+    lines: list[str] = []
+    try:
+        code = run_in_container(
+            image,
+            ["/bin/sh", "-c", script, "sh", _QUESTION],
+            doing=f"look into {reference}",
+            environment={},
+            on_line=log,
+            on_output=lines.append,
+        )
+    except PreparationError as error:
+        if "/bin/sh" in error.message and ("no such file" in error.message or "not found" in error.message):
+            raise PreparationError(
+                f"the image {reference} has no shell (/bin/sh), so nothing can be built in it",
+                "Choose a base image with a shell, such as one of Debian, Ubuntu or Red Hat.",
+            ) from error
+        raise
+    pairs = [line.partition(" ")[::2] for line in lines]
+    first = dict(reversed(pairs))
+    glibc = _SHARED_LIBC.search(first.get("libc", ""))
+    if "musl" in first or glibc is None or code:
+        has = "musl as its C library" if "musl" in first else "no GNU C library that tells its version"
+        raise PreparationError(
+            f"the image {reference} has {has}; packages for it are not made",
+            "Choose a base image with glibc, such as one of Debian, Ubuntu or Red Hat (Alpine has musl).",
+        )
+    return {
+        "machine": first.get("machine", os.uname().machine),
+        "glibc": glibc[1] or glibc[2],
+        "system": first.get("system", ""),
+        "tools": sorted({value for key, value in pairs if key == "tool"}),
+        "pythons": [python for key, value in pairs if key == "python" if (python := _python(value)) is not None],
+    }
+
+
+def _python(answer: str) -> dict[str, Any] | None:
+    """Return what a Python of the image said about itself; None when it is not one to build on."""
+    said, _, path = answer.partition(" /")
+    try:
+        implementation, version, cache_tag, flags = json.loads(said)
+    except ValueError:
+        return None
+    if implementation != "cpython" or version[:2] < [3, 8] or version[3] != "final" or flags:
+        return None
+    return {"path": f"/{path}", "version": version[:3], "cache_tag": cache_tag}
+
+
+def _described(reference: str, found: Mapping[str, Any], facts: Mapping[str, Any], store_root: Path) -> BaseImage:
+    """Put together what the engine says of an image and what was found in it."""
+    config = found.get("Config") or {}
+    variables = dict(one.partition("=")[::2] for one in config.get("Env") or [])
+    labels = config.get("Labels") or {}
+    cuda = (
+        variables.get("CUDA_VERSION") or labels.get("com.nvidia.cudnn.cuda.version") or labels.get("cuda.version", "")
+    )
+    pythons = [
+        Interpreter(Path(one["path"]), (one["version"][0], one["version"][1], one["version"][2]), one["cache_tag"])
+        for one in facts["pythons"]
+    ]
+    version = re.match(r"\d+\.\d+", str(cuda))
+    return BaseImage(
+        reference=reference,
+        image=str(found["Id"]),
+        pinned=next(iter(found.get("RepoDigests") or []), ""),
+        system=facts["system"],
+        platform=f"linux-{facts['machine']}-glibc{facts['glibc']}",
+        search_path=variables.get("PATH", ""),
+        user=str(config.get("User") or ""),
+        interpreters=tuple(sorted(pythons, key=lambda one: one.version, reverse=True)),
+        tools=frozenset(facts["tools"]),
+        cuda=version[0] if version else "",
+        store_root=store_root,
+    )

@@ -1,0 +1,235 @@
+"""Images made from prefixes: a base image, a layer for each big package, and nothing that the engine has already.
+
+The archive that the engine loads leaves out every layer that one of its images has in the same place, so an environment
+in which one package changed costs little more than that package.
+"""
+
+from __future__ import annotations
+
+import hashlib
+import itertools
+import json
+import shutil
+import tarfile
+from dataclasses import dataclass
+from pathlib import Path
+from typing import TYPE_CHECKING, Any
+
+import tfjob
+from tfjob.environments.docker_base import DEFAULT_PATH, base_image
+from tfjob.environments.docker_build import build
+from tfjob.environments.docker_engine import connected, find_image, find_or_pull, messages
+from tfjob.environments.docker_layers import Layer, LayerDigest, archive, digest, layers_of
+from tfjob.environments.docker_push import push
+from tfjob.environments.docker_ssh import with_ssh
+from tfjob.environments.prefix import MARKER, read_json
+from tfjob.errors import PreparationError
+
+if TYPE_CHECKING:
+    from collections.abc import Callable, Iterator, Mapping, Sequence
+
+    from docker import DockerClient
+
+    from tfjob.environments.docker_base import BaseImage
+    from tfjob.environments.prefix import Prefix
+
+__all__ = ["LOCK_NAME", "Baked", "bake", "bake_image", "build", "find_or_pull", "push"]
+
+# The lock of an environment, in its folder in the image.
+LOCK_NAME = "environment.lock"
+_REPOSITORY = "tfjob/env"
+# Docker's limit is 127; some are left for those who build on such an image.
+_LAYERS_MAX = 110
+_IMAGES_LOOKED_AT = 40
+_KEPT = ("User", "ExposedPorts", "Env", "Entrypoint", "Cmd", "Volumes", "WorkingDir", "Labels", "StopSignal", "Shell")
+# Less than this on the engine's disk is none.
+_FEW_BYTES = 64 << 20
+_NO_TIME = "1970-01-01T00:00:00Z"
+
+
+@dataclass(frozen=True)
+class Baked:
+    """A baked image: its id and tag, how many bytes and layers it has, and how many of them were sent to the engine."""
+
+    image: str
+    tag: str
+    size_bytes: int = 0
+    sent_bytes: int = 0
+    layers: int = 0
+    sent_layers: int = 0
+
+
+def bake(
+    prefix: Prefix,
+    base: BaseImage,
+    *,
+    store_root: Path,
+    log: Callable[[str], None],
+    progress: Callable[[str], None],
+    ssh: bool = True,
+) -> str:
+    """Return the id of the image with the prefix at ``/opt/env``; see `bake_image`."""
+    return bake_image(prefix, base, store_root=store_root, log=log, progress=progress, ssh=ssh).image
+
+
+def bake_image(
+    prefix: Prefix,
+    base: BaseImage,
+    *,
+    store_root: Path,
+    log: Callable[[str], None],
+    progress: Callable[[str], None],
+    ssh: bool = True,
+) -> Baked:
+    """Make the image ``tfjob/env:KEY`` of a prefix and its base image; one that is there is found in milliseconds.
+
+    `ssh` says whether it must have an SSH server and client (for jobs of several nodes): they are added to a base that
+    has none. Raises PreparationError when it cannot be made, TargetError when no engine answers.
+    """
+    tag = f"{_REPOSITORY}:{prefix.key}"
+    lock = prefix.lock.read_bytes()
+    about = {
+        "tfjob.key": prefix.key,
+        "tfjob.lock": hashlib.sha256(lock).hexdigest(),
+        "tfjob.version": tfjob.__version__,
+        "tfjob.base": base.image,
+    }
+    found = find_image(tag)
+    if found is not None:
+        labels = (found.get("Config") or {}).get("Labels") or {}
+        same = all(labels.get(name) == about[name] for name in ("tfjob.key", "tfjob.lock", "tfjob.base"))
+        if same and (not ssh or labels.get("tfjob.ssh") == "yes"):
+            return Baked(str(found["Id"]), tag)
+    if ssh:
+        image = with_ssh(base, log=log, progress=progress)
+        base = base if image == base.image else base_image(image, store_root=store_root, log=log, progress=progress)
+        about["tfjob.ssh"] = "yes"
+    parent = find_image(base.image)
+    if parent is None:
+        raise PreparationError(f"{base.name} was removed from the Docker Engine meanwhile", "Submit again.")
+    below: list[str] = list(parent["RootFS"]["Layers"])
+    progress("cutting the environment into layers")
+    layers = layers_of(prefix.path, prefix.final, {LOCK_NAME: lock}, at_most=_LAYERS_MAX - len(below))
+    digests = [digest(layer, store_root / "layers") for layer in layers]
+    chain = [*below, *(one.diff_id for one in digests)]
+    config = _config(parent, prefix, base, about, list(zip(layers, digests, strict=True)))
+    doing = f"take the image {tag}"
+    with connected(doing, patient=True) as client:
+        has = max(_shared(client, chain), len(below))
+        new = list(zip(layers, digests, strict=True))[has - len(below) :]
+        sent = sum(one.size_bytes for _, one in new)
+        log(f"{len(new)} of {len(layers)} layers are new to the engine, {sent / 1e6:.1f} MB")
+        _load(client, _image_archive(config, tag, chain, new, progress), doing, log=log, progress=progress)
+    made = find_image(tag)
+    if made is None:
+        raise PreparationError(f"the image {tag} was removed while it was made", "Submit again.")
+    total = int(parent.get("Size", 0)) + sum(one.size_bytes for one in digests)
+    return Baked(str(made["Id"]), tag, total, sent, len(layers), len(new))
+
+
+def _config(
+    parent: Mapping[str, Any],
+    prefix: Prefix,
+    base: BaseImage,
+    about: Mapping[str, str],
+    layers: Sequence[tuple[Layer, LayerDigest]],
+) -> bytes:
+    """Return the image's configuration: the base's with PATH and labels, and its list of layers."""
+    inherited = parent.get("Config") or {}
+    settings = {name: inherited[name] for name in _KEPT if inherited.get(name)}
+    others = [one for one in settings.get("Env", []) if not one.startswith("PATH=")]
+    settings["Env"] = [f"PATH={prefix.final}/bin:{base.search_path or DEFAULT_PATH}", *others]
+    settings["Labels"] = {**(settings.get("Labels") or {}), **about}
+    created = (read_json(prefix.path / MARKER) or {}).get("created") or _NO_TIME
+    below = list(parent["RootFS"]["Layers"])
+    history = [{"created": created, "created_by": f"layer of {base.image}"} for _ in below]
+    history += [{"created": created, "created_by": f"tfjob: {layer.name}"} for layer, _ in layers]
+    config = {
+        "architecture": parent["Architecture"],
+        "os": parent["Os"],
+        "created": created,
+        "config": settings,
+        "rootfs": {"type": "layers", "diff_ids": [*below, *(one.diff_id for _, one in layers)]},
+        "history": history,
+    }
+    return json.dumps(config, sort_keys=True).encode()
+
+
+def _shared(client: DockerClient, chain: Sequence[str]) -> int:
+    """Return how many layers of the chain, from the bottom, some image of the engine has in the same order."""
+    listed = client.api.images(filters={"label": "tfjob.key"})
+    newest = sorted(listed, key=lambda one: int(one.get("Created", 0)), reverse=True)[:_IMAGES_LOOKED_AT]
+    most = 0
+    for one in newest:
+        found = find_image(one["Id"])
+        theirs = found["RootFS"]["Layers"] if found is not None else []
+        same = itertools.takewhile(lambda pair: pair[0] == pair[1], zip(theirs, chain, strict=False))
+        most = max(most, sum(1 for _ in same))
+    return most
+
+
+def _image_archive(
+    config: bytes,
+    tag: str,
+    chain: Sequence[str],
+    new: Sequence[tuple[Layer, LayerDigest]],
+    progress: Callable[[str], None],
+) -> Iterator[bytes]:
+    """Give the archive that ``docker load`` takes, with the `new` layers only."""
+    name = f"{hashlib.sha256(config).hexdigest()}.json"
+    files = [f"{one.rpartition(':')[2]}/layer.tar" for one in chain]
+    manifest = json.dumps([{"Config": name, "RepoTags": [tag], "Layers": files}]).encode()
+    for path, content in ((name, config), ("manifest.json", manifest)):
+        yield _member(path, len(content)) + content + bytes(-len(content) % 512)
+    total = sum(one.size_bytes for _, one in new)
+    sent = 0
+    for number, (layer, its) in enumerate(new, 1):
+        progress(f"sending layer {number} of {len(new)}: {layer.name}, {its.size_bytes / 1e6:.0f} MB")
+        yield _member(f"{its.diff_id.rpartition(':')[2]}/layer.tar", its.size_bytes)
+        size_bytes = 0
+        for chunk in archive(layer):
+            size_bytes += len(chunk)
+            yield chunk
+        if size_bytes != its.size_bytes:
+            raise PreparationError(
+                f"the files of {layer.name} changed while they were sent to the Docker Engine", "Submit again."
+            )
+        yield bytes(-size_bytes % 512)
+        sent += size_bytes
+        progress(f"sent {sent / 1e6:.0f} of {total / 1e6:.0f} MB")
+    yield bytes(1024)
+
+
+def _member(path: str, size_bytes: int) -> bytes:
+    info = tarfile.TarInfo(path)
+    info.size = size_bytes
+    return info.tobuf(tarfile.PAX_FORMAT)
+
+
+def _load(
+    client: DockerClient,
+    data: Iterator[bytes],
+    doing: str,
+    *,
+    log: Callable[[str], None],
+    progress: Callable[[str], None],
+) -> None:
+    """Have the engine load an image archive. Raises PreparationError when it does not."""
+    from requests.exceptions import ConnectionError as BrokenOff  # noqa: PLC0415
+
+    try:
+        answers = client.api.load_image(data, quiet=False)  # type: ignore[no-untyped-call]
+        for message in messages(answers, doing):
+            if text := str(message.get("stream", "")).strip():
+                log(text)
+            elif message.get("status"):
+                progress(f"the engine loads: {message['so far']}")
+    except BrokenOff as error:
+        # An engine that has no room closes the connection in the middle of the archive; why is lost with it.
+        folder = str(client.info().get("DockerRootDir", ""))
+        if Path(folder).is_dir() and shutil.disk_usage(folder).free < _FEW_BYTES:
+            raise PreparationError(
+                f"the Docker Engine could not {doing}: no space left on device ({folder})",
+                "Free space there (`docker system df`, `docker image prune`) and submit again.",
+            ) from error
+        raise

