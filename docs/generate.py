@@ -24,7 +24,7 @@ from typing import Any
 import typer.main
 
 from tfjob import entrypoint, errors, rundir, submission, workspace
-from tfjob.cli.main import COMMANDS, help_text
+from tfjob.cli.main import COMMANDS, GROUPS, help_text
 from tfjob.cli.parser import app
 from tfjob.engines.inherited import _NAMES, _PREFIXES
 from tfjob.runs import record
@@ -39,13 +39,7 @@ NOT_YET = {
     "dataset.NAME.name": "dataset: {digits: digits@2}",
     "dataset.NAME.type": "dataset: {digits: {paths: data, type: mltable}}",
     "dataset.NAME.mode": "dataset: {digits: {paths: data, mode: direct}}",
-    "environment.name": "environment: tf-cpu@3",
-    "environment.dockerfile": "environment: {dockerfile: Dockerfile}",
-    "environment.build_context": "environment: {dockerfile: Dockerfile, build_context: .}",
-    "environment.build_arguments": "environment: {dockerfile: Dockerfile, build_arguments: {A: b}}",
-    "environment.image": "environment: {image: tensorflow/tensorflow}",
     "compute.target": "compute: {target: cluster}",
-    "compute.runtime": "compute: {runtime: docker}",
     "compute.node_count": "compute: {node_count: 2}",
     "compute.max_node_count": "compute: {node_count: 1, max_node_count: 2}",
     "outputs.named.NAME.type": "outputs: {named: {model: {type: mltable}}}",
@@ -65,7 +59,6 @@ _LIMITED = {
     "dataset.NAME.type": "Only `directory` and `file` in this version.",
     "dataset.NAME.mode": "`direct` comes later.",
     "compute.target": "Only `local` in this version.",
-    "compute.runtime": "`docker` comes later.",
     "compute.node_count": "Only 1 in this version.",
     "compute.max_node_count": "Not above `node_count` in this version.",
     "outputs.named.NAME.type": "Only `directory` and `file` in this version.",
@@ -75,8 +68,8 @@ _LIMITED = {
 """Of the keys in NOT_YET, those that can be used within limits. The others are refused in this version."""
 
 NO_EFFECT = (
-    *("display_name", "environment.base"),
-    *("compute.node_type", "compute.priority", "compute.shm_size", "compute.docker_args", "compute.properties"),
+    "display_name",
+    *("compute.node_type", "compute.priority", "compute.properties"),
 )
 """Keys that this version accepts and does nothing with."""
 
@@ -177,7 +170,7 @@ _EVENTS = {
 }
 
 _TASK_VARIABLES = {
-    "PATH": "The environment's programs first, then the PATH of the submitting shell.",
+    "PATH": "The environment's programs first, then the PATH of the submitting shell, or of the image in a container.",
     "PYTHONUNBUFFERED": "1, so that a log can be followed.",
     "VIRTUAL_ENV": "The environment's directory, where the job has one.",
     "PYTHONNOUSERSITE": "1, where the job has an environment: packages of `pip install --user` are not seen.",
@@ -278,8 +271,8 @@ def environment_file() -> str:
             "`environment.conda`."
         ),
         (
-            "In this version an environment is `python` (with a version), `pip`, and a list of packages under `pip:`. Other "
-            "conda packages and `variables` are problems of the file; `channels` are read and not used. See "
+            "`python` and `pip` with plain versions need no channel: the Python is that of the machine, or of the base image "
+            "in containers, where it has one that fits. Any other conda package needs `channels`. See "
             "[Environments](../how-to/environments.md)."
         ),
         _table(said, ""),
@@ -334,17 +327,27 @@ def command_line() -> str:
             "print goes to stdout, what tfjob has to say goes to stderr; with `-o json`, stdout is one JSON document."
         ),
     ]
-    for name in COMMANDS:
-        command: Any = group.get_command(context, name)
+    for name, command in _commands(group, context):
         arguments = [param for param in command.params if not param.opts[0].startswith("-")]
         options = [param for param in command.params if param.opts[0].startswith("-")]
         usage = " ".join([f"tfjob {name}", *map(_argument, arguments), *(["[OPTIONS]"] if options else [])])
-        parts += [f"## tfjob {name}", f"`{usage}`", command.help.strip()]
+        if name in GROUPS:
+            usage = f"tfjob {name} COMMAND [ARGS]"
+        parts += [f"## tfjob {name}", f"`{usage}`", COMMANDS[name][2] if name in GROUPS else command.help.strip()]
         shown = [(f"`{_argument(one)}`", one.help + _default(one)) for one in arguments]
         shown += [(_option(one), one.help + _default(one)) for one in options]
         if shown:
             parts.append(_rows(("", ""), shown))
     return _page(parts)
+
+
+def _commands(group: Any, context: Any) -> Iterator[tuple[str, Any]]:
+    """Every command by what is typed, those of a group after it."""
+    for name in COMMANDS:
+        command = group.get_command(context, name)
+        yield name, command
+        for inner in GROUPS.get(name, ()):
+            yield f"{name} {inner}", command.get_command(context, inner)
 
 
 def exit_codes() -> str:

@@ -145,5 +145,5 @@ def _program(name: str, program: str, advice: str) -> Finding:
 def _docker() -> Finding:
     probe = probe_docker()
     if probe.version is None:
-        return Finding("Docker", "missing", probe.note, "Not needed yet: this version runs jobs as processes.")
-    return Finding("Docker", "ok", f"Docker Engine {probe.version} (not used yet: this version runs jobs as processes)")
+        return Finding("Docker", "missing", probe.note, "Only needed for `runtime: docker`, images and Dockerfiles.")
+    return Finding("Docker", "ok", f"Docker Engine {probe.version}")

@@ -103,7 +103,7 @@ def _stay(run: RunDirectory, live: LiveRun, interrupts: list[int], *, cancels: b
     asked = False
     error = _try(live.open)
     try:
-        for item in follow(run):
+        for item in follow(run, build=True):
             error = error or _try(partial(live.show, item))
             if error:
                 return _Stay(has_left=True, has_asked=asked, error=error)

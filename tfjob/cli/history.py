@@ -115,13 +115,14 @@ def _follow(directory: RunDirectory, names: list[str], offsets: dict[str, int], 
 
 def _task_names(directory: RunDirectory, wanted: list[str] | None) -> list[str]:
     """The run's tasks, or those wanted. Raises NotFound naming the tasks there are."""
-    from tfjob.runs.follow import task_names  # noqa: PLC0415  # only for logs
+    from tfjob.runs.follow import BUILD, task_names  # noqa: PLC0415  # only for logs
 
     with reading_plan(directory):
         names = task_names(directory)
-    unknown = [name for name in wanted or () if name not in names]
+    known = [*names, *([BUILD] if directory.environment_log.exists() else [])]
+    unknown = [name for name in wanted or () if name not in known]
     if unknown:
-        raise NotFound(f"run {directory.id} has no task {unknown[0]!r}", f"Its tasks: {', '.join(names)}.")
+        raise NotFound(f"run {directory.id} has no task {unknown[0]!r}", f"Its tasks: {', '.join(known)}.")
     return list(dict.fromkeys(wanted)) if wanted else names
 
 

@@ -16,7 +16,7 @@ from tfjob.cli.output import colored, duration, uses_color
 from tfjob.cli.task_output import TaskOutput
 from tfjob.errors import NotFound
 from tfjob.rundir import RunDirectory
-from tfjob.runs.follow import Chunk, Item
+from tfjob.runs.follow import BUILD, Chunk, Item
 from tfjob.runs.record import Record, seconds
 
 if TYPE_CHECKING:
@@ -49,6 +49,10 @@ class Spinner:
     def update(self, detail: str) -> None:
         """Say what the phase is at."""
         self._progress.update(self._task, description=f"{self._phase}  {detail}")
+
+    def print(self, line: str) -> None:
+        """Write a line above it."""
+        self._progress.console.print(line, style="dim", markup=False, highlight=False)
 
     def stop(self) -> None:
         """Take the line away."""
@@ -106,7 +110,9 @@ class LiveRun:
 
     def show(self, item: Item | None) -> None:
         """Show one thing that happened; None when nothing did."""
-        if isinstance(item, Chunk):
+        if isinstance(item, Chunk) and item.task == BUILD:
+            self._build(item.data)
+        elif isinstance(item, Chunk):
             self._stop_spinner()
             self._output.write(item)
         elif item is None:
@@ -154,6 +160,14 @@ class LiveRun:
         if self._is_terminal:
             taken = duration(moment - began)
             self._say(f"  {phase.ljust(10)} {taken.rjust(9)}  {self._detail}".rstrip(), "dim")
+
+    def _build(self, data: bytes) -> None:
+        """What the environment's build says, as a gloss: it is kept in the run's logs."""
+        for line in data.decode("utf-8", "replace").splitlines():
+            if self._spinner:
+                self._spinner.print(f"  {line}")
+            else:
+                self._say(f"  {line}", "dim")
 
     def _stop_spinner(self) -> None:
         if self._spinner:

@@ -13,7 +13,7 @@ from typing import NoReturn
 
 from tfjob.errors import ExitCode, Interrupted, InvalidFile, TfjobError
 
-__all__ = ["COMMANDS", "help_text", "main"]
+__all__ = ["COMMANDS", "GROUPS", "group_help", "help_text", "main"]
 
 COMMANDS = {
     "init": ("setup", "init", "Make a workspace in a directory"),
@@ -27,10 +27,28 @@ COMMANDS = {
     "cancel": ("control", "cancel", "End a run, in whatever phase it is"),
     "download": ("transfer", "download", "Copy a run's outputs or logs to a directory"),
     "rerun": ("control", "rerun", "Run an earlier run's plan once more"),
+    "env": ("", "", "Environments: create, build, lock, show, prune …"),
     "schema": ("jobs", "schema", "Print the JSON Schema of job files"),
     "doctor": ("setup", "doctor", "Say what works on this machine, and what to do"),
 }
 """Command → (module of this package, function, its line in the help). A module is imported when its command is used."""
+
+GROUPS = {
+    "env": {
+        "list": ("environments", "list_environments", "List registered and curated environments"),
+        "show": ("environments", "show", "Show one: packages, lock, images, sizes"),
+        "create": ("environments", "create", "Register one from a file, by name and version"),
+        "clone": ("environments", "clone", "Register a copy under another name"),
+        "remove": ("environments", "remove", "Take one out of the list"),
+        "lock": ("environment_builds", "lock", "Solve; write every version and hash to a file"),
+        "build": ("environment_builds", "build", "Build ahead of a submit: prefix or image; push"),
+        "dockerfile": ("environment_files", "dockerfile", "Print a Dockerfile that makes the same by hand"),
+        "save": ("environment_files", "save", "Write all that rebuilds it to a directory"),
+        "prune": ("environment_stores", "prune", "Free what no run of the last days has used"),
+        "base": ("environment_stores", "base", "Make a base image from Debian's packages or a tarball"),
+    }
+}
+"""Group → its commands, each as in COMMANDS."""
 
 _HELP = """\
 Usage: tfjob [OPTIONS] COMMAND [ARGS]...
@@ -59,6 +77,15 @@ def help_text() -> str:
     """What `tfjob --help` prints."""
     width = max(map(len, COMMANDS))
     return _HELP.format(commands="\n".join(f"  {name.ljust(width)}  {line}" for name, (_, _, line) in COMMANDS.items()))
+
+
+def group_help(group: str) -> str:
+    """What `tfjob GROUP --help` prints."""
+    commands = GROUPS[group]
+    width = max(map(len, commands))
+    listed = "\n".join(f"  {name.ljust(width)}  {line}" for name, (_, _, line) in commands.items())
+    head = f"Usage: tfjob {group} COMMAND [ARGS]...\n\n  {COMMANDS[group][2]}\n\nCommands:\n"
+    return f"{head}{listed}\n\n  Try `tfjob {group} COMMAND --help`.\n"
 
 
 def main() -> NoReturn:
@@ -134,6 +161,8 @@ def _dispatch(arguments: list[str]) -> int:
         _parse()
     elif arguments in ([], ["--help"], ["-h"], ["help"]):
         print(help_text(), end="")
+    elif len(arguments) <= 2 and arguments[0] in GROUPS and arguments[1:] in ([], ["--help"], ["-h"]):
+        print(group_help(arguments[0]), end="")
     elif arguments == ["--version"]:
         import tfjob  # noqa: PLC0415  # only for this
 

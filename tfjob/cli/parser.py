@@ -8,7 +8,7 @@ from typing import Any
 import typer
 from typer.core import TyperGroup
 
-from tfjob.cli.main import COMMANDS, help_text
+from tfjob.cli.main import COMMANDS, GROUPS, group_help, help_text
 from tfjob.errors import ExitCode, UsageError
 
 __all__ = ["app"]
@@ -19,26 +19,32 @@ _CONTEXT = {"help_option_names": ["-h", "--help"], "max_content_width": 100}
 class _Commands(TyperGroup):
     """The commands by their table: the module of a command is imported when it is used."""
 
+    table = COMMANDS
+    group = ""
+
     # ruff: noqa: ARG002  # the signatures are click's
 
     def list_commands(self, ctx: Any) -> list[str]:
-        return list(COMMANDS)
+        return list(self.table)
 
     def get_command(self, ctx: Any, cmd_name: str) -> Any:
-        if cmd_name not in COMMANDS:
+        if cmd_name not in self.table:
             return None
-        module, function, _ = COMMANDS[cmd_name]
+        if cmd_name in GROUPS and not self.group:
+            return typer.main.get_command(_group(cmd_name))
+        module, function, _ = self.table[cmd_name]
         one = typer.Typer(add_completion=False, rich_markup_mode=None, context_settings=_CONTEXT)
         one.command(name=cmd_name)(getattr(import_module(f"tfjob.cli.{module}"), function))
         return typer.main.get_command(one)
 
     def resolve_command(self, ctx: Any, args: list[str]) -> Any:
-        if args and args[0] not in COMMANDS and not args[0].startswith("-"):
+        if args and args[0] not in self.table and not args[0].startswith("-"):
             from difflib import get_close_matches  # noqa: PLC0415  # only for the hint
 
-            near = get_close_matches(args[0], COMMANDS, n=1)
-            hint = f"Did you mean {near[0]}?" if near else "See what there is: tfjob --help"
-            raise UsageError(f"there is no command {args[0]!r}", hint)
+            near = get_close_matches(args[0], self.table, n=1)
+            start = f"{self.group} " if self.group else ""
+            hint = f"Did you mean {start}{near[0]}?" if near else f"See what there is: tfjob {start}--help"
+            raise UsageError(f"there is no command {start + args[0]!r}", hint)
         return super().resolve_command(ctx, args)
 
     def invoke(self, ctx: Any) -> Any:
@@ -48,7 +54,26 @@ class _Commands(TyperGroup):
             raise typer.Exit(ExitCode.DONE) from None
 
     def format_help(self, ctx: Any, formatter: Any) -> None:
-        formatter.write(help_text())
+        formatter.write(group_help(self.group) if self.group else help_text())
+
+
+def _group(name: str) -> typer.Typer:
+    """The commands below `tfjob NAME`."""
+    kind = type("_Group", (_Commands,), {"table": GROUPS[name], "group": name})
+    one = typer.Typer(
+        name=name,
+        cls=kind,
+        no_args_is_help=True,
+        rich_markup_mode=None,
+        add_completion=False,
+        context_settings=_CONTEXT,
+    )
+
+    @one.callback()
+    def nothing() -> None:
+        """What stands before the command: nothing."""
+
+    return one
 
 
 app = typer.Typer(
