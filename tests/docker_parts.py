@@ -58,6 +58,7 @@ class Daemon:
     pid: int = 0
     started: str = ""
     options: Sequence[str] = field(default=OPTIONS)
+    mounted: int = 0  # how often its data root was mounted before; it mounts it once more on itself
 
     @property
     def host(self) -> str:
@@ -85,6 +86,7 @@ class Daemon:
     def start(self) -> None:
         """Start it and wait until it answers. Raises CannotRunError with what it said when it ends instead."""
         program = find_dockerd()
+        self.mounted = mounts().count(str(self.data))
         # Docker takes requests for GPUs where a program of this name is; one that does nothing lets tests ask for GPUs.
         programs = self.folder / "bin"
         programs.mkdir(parents=True, exist_ok=True)
@@ -126,8 +128,10 @@ class Daemon:
             if pid:
                 signalled(pid, signal.SIGKILL)
         wait_for(lambda: not self.runs, STOP_S)
-        for mount in sorted(mounts_under(self.folder, self.data), reverse=True):
-            subprocess.run(["umount", "--lazy", mount], check=False, capture_output=True)
+        under = [place for place in mounts() if place.startswith((f"{self.folder}/", f"{self.data}/"))]
+        own = [str(self.data)] * (mounts().count(str(self.data)) - self.mounted)
+        for place in [*sorted(under, reverse=True), *own]:
+            subprocess.run(["umount", "--lazy", place], check=False, capture_output=True)
 
     def kill_only_engine(self) -> None:
         """SIGKILL to dockerd alone; what it started goes on, until `kill`."""
@@ -183,11 +187,8 @@ def wait_for(condition: Callable[[], bool], seconds: float) -> bool:
     return True
 
 
-def mounts_under(*folders: Path) -> list[str]:
-    lines = Path("/proc/self/mounts").read_text(encoding="utf-8").splitlines()
-    mounted = [line.split()[1] for line in lines]
-    # The data root itself may be a mount (a small tmpfs of a test); only what lies in it is the engine's.
-    return [place for place in mounted if any(place.startswith(f"{folder}/") for folder in folders)]
+def mounts() -> list[str]:
+    return [line.split()[1] for line in Path("/proc/self/mounts").read_text(encoding="utf-8").splitlines()]
 
 
 def find_dockerd() -> str:

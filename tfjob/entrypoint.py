@@ -9,8 +9,8 @@ own with both outputs in the log, and leaves beside task.json:
 
     started.json     pid, the process's start time (clock ticks since boot), time
     listening        made when the task's own port is being listened on: it has come to the rendezvous
-    exit.json        exit_code or signal, time, stopped (true when tfjob asked for the end), out_of_memory (true when
-                     the kernel killed something of the task's control group for that)
+    exit.json        exit_code or signal, time, stopped (true when tfjob asked for the end), and out_of_memory if the
+                     kernel killed something of the task's control group for that
 
 SIGTERM is passed on to the command's whole process group; after the grace period everything left is killed. When the
 command has ended, whatever it started and left behind is killed too: nothing outlives a task. The result file's space
@@ -64,7 +64,9 @@ def main(tasks_directory: str, name: str) -> int:
     number = os.WTERMSIG(status) if os.WIFSIGNALED(status) else None
     killed = signal.SIGKILL in (number, (code or 0) - 128) and not stopped
     result = {"exit_code": code, "signal": number, "time": time.time(), "stopped": stopped}
-    finish(reserved, directory, dict(result, out_of_memory=killed and out_of_memory_kills() > kills))
+    if killed and out_of_memory_kills() > kills:
+        result["out_of_memory"] = True
+    finish(reserved, directory, result)
     if task.get("launched") and (stopped or code != 0):
         linger(tasks_directory, task["grace_period_s"])
     return code if code is not None else 128 + (number or 0)

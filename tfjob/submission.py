@@ -151,7 +151,7 @@ def _environment(spec: JobSpec, workspace: Workspace | None, config: Config) -> 
         named = find(spec.environment.name, workspace.environments if workspace else None)
         found = resolve_from(named.spec, name=named.full_name, variables=named.variables, lock=named.lock)
     if found is None and spec.compute.runtime == "docker":
-        return ResolvedEnvironment(image=config.cpu_image)
+        return ResolvedEnvironment(image=config.image(spec.environment.base))
     return found
 
 

@@ -48,9 +48,9 @@ class Row:
 
 def main() -> int:
     """Measure everything and print the tables."""
-    with tempfile.TemporaryDirectory(dir=docker_parts.CACHE.parent) as directory, docker_parts.used_engine() as engine:
+    with tempfile.TemporaryDirectory(dir=docker_parts.CACHE.parent) as directory, docker_parts.engine() as engine:
         os.environ["DOCKER_HOST"] = engine.host
-        docker_parts.image(engine, BASE)
+        docker_parts.base_image(engine, BASE)
         _other_base()
         folder = Path(directory)
         rows = [_classic(folder / "classic"), _buildkit(folder / "buildkit"), _tfjob(folder / "tfjob")]

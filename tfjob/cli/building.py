@@ -11,7 +11,7 @@ import time
 from contextlib import contextmanager
 from typing import TYPE_CHECKING
 
-from tfjob.cli.output import colored, duration, uses_color
+from tfjob.cli.output import colored, duration, step_of, uses_color
 
 if TYPE_CHECKING:
     from collections.abc import Iterator
@@ -35,9 +35,9 @@ class BuildScreen:
         """Say what the build is at."""
         if self._spinner:
             self._spinner.update(message)
-        elif message != self._last and not self._quiet:
+        elif step_of(message) != self._last and not self._quiet:
             print(f"tfjob: {message}", file=sys.stderr, flush=True)
-        self._last = message
+        self._last = step_of(message)
 
     def log(self, line: str) -> None:
         """Show a line of the build's own output."""

@@ -163,6 +163,9 @@ def _image(asked: ResolvedEnvironment, store: Path, screen: BuildScreen, baked: 
         found |= {"key": made.prefix.key, "python": made.prefix.python_version, "packages": made.prefix.packages}
         if made.mount:
             found["prefix"] = str(made.prefix.path)
+        if made.baked is not None:
+            found |= {"tag": made.baked.tag, "layers": made.baked.layers, "layers_sent": made.baked.sent_layers}
+            found |= {"size_bytes": made.baked.size_bytes, "bytes_sent": made.baked.sent_bytes}
     return found
 
 

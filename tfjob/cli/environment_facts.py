@@ -22,10 +22,11 @@ __all__ = ["Facts", "describe"]
 
 @dataclass(frozen=True)
 class Facts:
-    """An environment for people (a title, and rows of a name and a text) and for programs (a document)."""
+    """An environment for people (a title, rows of a name and a text, packages with versions) and for programs (a document)."""
 
     title: str
     rows: tuple[tuple[str, str], ...]
+    packages: tuple[tuple[str, str], ...]
     document: dict[str, Any]
 
 
@@ -33,14 +34,17 @@ def describe(what: str) -> Facts:
     """Look up the environment that `what` names and all that is known of it here. Builds, pulls and solves nothing."""
     asked, store = asked_for(what)
     document: dict[str, Any] = {"name": asked.name or what, "digest": asked.digest(), **_asked(asked)}
-    rows = [(name, _shown(value)) for name, value in document.items() if name not in {"name", "digest", "lock"} and value]
+    rows = [
+        (name, _shown(value)) for name, value in document.items() if name not in {"name", "digest", "lock"} and value
+    ]
+    packages: dict[str, str] = {}
     if asked.definition is not None:
         document["built"] = [*_built(asked, asked.definition, store)]
-        rows += [("built", _line(one)) for one in document["built"]] or [("built", "nowhere yet: tfjob env build")]
+        rows += [("built", _line(one, asked)) for one in document["built"]] or [
+            ("built", "nowhere yet: tfjob env build")
+        ]
         packages = next((one["versions"] for one in document["built"]), _locked(asked))
-        if packages:
-            rows.append(("locked", ", ".join(f"{name} {version}" for name, version in sorted(packages.items()))))
-    return Facts(document["name"], tuple(rows), document)
+    return Facts(document["name"], tuple(rows), tuple(sorted(packages.items())), document)
 
 
 def _asked(asked: ResolvedEnvironment) -> dict[str, Any]:
@@ -114,8 +118,8 @@ def _locked(asked: ResolvedEnvironment) -> dict[str, str]:
     return dict(Lock.parse(asked.lock).packages) if asked.lock else {}
 
 
-def _line(built: dict[str, Any]) -> str:
-    where = "for processes" if built["runtime"] == "process" else f"for containers on {built['base']}"
+def _line(built: dict[str, Any], asked: ResolvedEnvironment) -> str:
+    where = "for processes" if built["runtime"] == "process" else f"for containers on {asked.base}"
     count = plural(len(built["versions"]), "package")
     image = built["image"]
     baked = f"; image {image['tag']}, {size(image['size_bytes'])}" if image else ""

@@ -63,6 +63,9 @@ def show(
     print(colored(facts.title, "bold", sys.stdout))
     for name, text in facts.rows:
         print(f"  {name.ljust(10)} {text}")
+    if facts.packages:
+        print()
+        print_table(("PACKAGE", "VERSION"), facts.packages)
 
 
 def create(

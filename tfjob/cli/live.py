@@ -12,7 +12,7 @@ from collections.abc import Iterable, Iterator
 from contextlib import contextmanager
 from typing import TYPE_CHECKING, Any, TextIO
 
-from tfjob.cli.output import colored, duration, uses_color
+from tfjob.cli.output import colored, duration, step_of, uses_color
 from tfjob.cli.task_output import TaskOutput
 from tfjob.errors import NotFound
 from tfjob.rundir import RunDirectory
@@ -131,10 +131,11 @@ class LiveRun:
             self._end_phase(seconds(event["time"]))
             self._begin_phase(event["phase"], seconds(event["time"]))
         elif kind == "progress":
+            is_new = step_of(event["message"]) != step_of(self._detail)
             self._detail = event["message"]
             if self._spinner:
                 self._spinner.update(self._detail)
-            elif not self._is_terminal:
+            elif not self._is_terminal and is_new:
                 self._say(f"{event['phase']}: {event['message']}")
         elif kind == "note":
             self._stop_spinner()

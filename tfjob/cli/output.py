@@ -19,6 +19,7 @@ __all__ = [
     "print_table",
     "shown_path",
     "size",
+    "step_of",
     "uses_color",
 ]
 
@@ -43,6 +44,11 @@ def uses_color(stream: TextIO) -> bool:
 def colored(text: str, style: str, stream: TextIO) -> str:
     """The text in a color, if the stream takes colors."""
     return f"\x1b[{_CODES[style]}m{text}\x1b[0m" if style in _CODES and uses_color(stream) else text
+
+
+def step_of(message: str) -> str:
+    """A progress message without its counts: two of the same step differ in nothing else."""
+    return "".join(letter for letter in message if not letter.isdigit())
 
 
 def print_document(value: Any, kind: str) -> None:

@@ -75,6 +75,11 @@ class _Handle(Watch):
     asked: float = 0.0
     silent: bool = False
 
+    @property
+    def patience_s(self) -> float:
+        """How long after the adoption a container may still be found."""
+        return _SILENT_S if self.silent else _START_S
+
     def container_of(self, task: TaskPlan) -> _Container | None:
         """The container a task is in: its own, or that of the launcher which started it."""
         launcher = self.plan.launcher
@@ -161,6 +166,7 @@ class DockerEngine:
 
         A launcher is told last: it would end its tasks at once, and they shall have their grace.
         """
+        handle.asked = 0.0
         self.poll(handle)  # what is lost by now was not told to end
         handle.stopping = True
         deadline = time.monotonic() + grace_s + _STOP_MARGIN_S
@@ -236,10 +242,19 @@ def _status(handle: _Handle, task: TaskPlan) -> TaskStatus:
         handle,
         task,
         gone=not task.launched and container is not None and not container.lives,
-        lives=lambda report: _entrypoint(handle, task, report) is not None,
+        lives=lambda report: _lives(handle, task, report),
         explain=lambda end: _explain(handle, task, end),
-        patience_s=_SILENT_S if handle.silent else _START_S,
+        patience_s=handle.patience_s,
     )
+
+
+def _lives(handle: _Handle, task: TaskPlan, report: Mapping[str, Any]) -> bool:
+    """Whether a task that has started still runs."""
+    container = handle.container_of(task)
+    if container is None:  # adopted, and not found yet
+        return handle.adopted is not None and time.monotonic() - handle.adopted < handle.patience_s
+    # The first process of a container ends with the entrypoint it started, and is the one whose end says how.
+    return _entrypoint(handle, task, report) is not None if task.launched else container.lives
 
 
 def _entrypoint(handle: _Handle, task: TaskPlan, report: Mapping[str, Any]) -> HostProcess | None:

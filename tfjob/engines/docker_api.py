@@ -46,9 +46,6 @@ class DockerApi:
 
     def check(self, timeout_s: float = 10.0) -> frozenset[str]:
         """Whether the engine answers, and its security options, such as ``rootless`` and ``userns``."""
-        _, headers = self._exchange("GET", "/_ping", None, timeout_s)
-        newest = tuple(map(int, headers.get("Api-Version", "1.41").split(".")))
-        self._version = "/v{}.{}".format(*min(newest, _NEWEST))
         options = self.get("/info", timeout_s=timeout_s).get("SecurityOptions") or []
         return frozenset(option.removeprefix("name=").partition(",")[0] for option in options)
 
@@ -102,6 +99,10 @@ class DockerApi:
     def _send(
         self, method: str, path: str, body: Mapping[str, Any] | None = None, *, timeout_s: float = _TIMEOUT_S
     ) -> bytes:
+        if not self._version:
+            _, headers = self._exchange("GET", "/_ping", None, timeout_s)
+            newest = tuple(map(int, headers.get("Api-Version", "1.41").split(".")))
+            self._version = "/v{}.{}".format(*min(newest, _NEWEST))
         return self._exchange(method, f"{self._version}{path}", body, timeout_s)[0]
 
     def _exchange(

@@ -52,11 +52,6 @@ def _explain(error: RefusalError, api: DockerApi, plan: Plan, prepared: Prepared
             f"the image {prepared.image} is not in the Docker Engine at {api.address} any more",
             "Submit the job again.",
         )
-    if prepared.python and f'exec: "{prepared.python}"' in message:
-        return PreparationError(
-            f"the image {prepared.image} has no {prepared.python} that can be run: {message}",
-            "tfjob needs a Python in the container to watch the command.",
-        )
     for words, told, hint in _REASONS:
         if words in message:
             return TargetError(told.format(address=api.address, message=message), hint)

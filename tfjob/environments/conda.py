@@ -17,7 +17,7 @@ from typing import TYPE_CHECKING, Any, TypeVar
 
 from tfjob.environments.channels import ConfiguredChannels
 from tfjob.environments.conda_errors import explained
-from tfjob.environments.credentials import credentials_of, with_credentials
+from tfjob.environments.credentials import credentials_of, with_credentials, without_credentials
 from tfjob.environments.lock import Lock, dump
 from tfjob.errors import PreparationError
 
@@ -119,6 +119,10 @@ def install(
     with explained("installed", "", channels.urls), _in_use(cache):
         _finished(run())
     written.unlink()
+    for record in stage.glob("conda-meta/*.json"):  # what is installed is told there with where it came from
+        text = record.read_text(encoding="utf-8")
+        if (bare := without_credentials(text)) != text:
+            record.write_text(bare, encoding="utf-8")
 
 
 def stage_python(lock: Lock, definition: Definition, cache: Path, stage: Path) -> Path:

@@ -18,6 +18,7 @@ if TYPE_CHECKING:
 
     from tfjob.environments.definition import Definition
     from tfjob.environments.docker_base import BaseImage
+    from tfjob.environments.docker_image import Baked
     from tfjob.environments.prefix import Prefix
 
 __all__ = ["ContainerEnvironment", "build_dockerfile", "packages_on_base", "use_image"]
@@ -29,7 +30,8 @@ _DEFAULT_PATH = "/usr/local/sbin:/usr/local/bin:/usr/sbin:/usr/bin:/sbin:/bin"
 class ContainerEnvironment:
     """What a container needs: an image (its id), the PATH in it, a Python for tfjob's entrypoint, and a prefix to mount.
 
-    `prefix` is None where the image has all there is. `mount` says whether it is mounted; a baked image has it inside.
+    `prefix` is None where the image has all there is. `mount` says whether it is mounted; a baked image has it inside,
+    and `baked` says how it was made.
     """
 
     image: str
@@ -37,6 +39,7 @@ class ContainerEnvironment:
     python: str
     prefix: Prefix | None = None
     mount: bool = False
+    baked: Baked | None = None
 
 
 def packages_on_base(
@@ -64,10 +67,10 @@ def packages_on_base(
     python = f"{prefix.final}/bin/python"
     if packages == "mounted":
         return ContainerEnvironment(place.image, path, python, prefix, mount=True)
-    from tfjob.environments.docker_image import bake  # noqa: PLC0415
+    from tfjob.environments.docker_image import bake_image  # noqa: PLC0415
 
-    image = bake(prefix, place, store_root=store, log=log, progress=progress)
-    return ContainerEnvironment(image, path, python, prefix)
+    baked = bake_image(prefix, place, store_root=store, log=log, progress=progress)
+    return ContainerEnvironment(baked.image, path, python, prefix, baked=baked)
 
 
 def build_dockerfile(

@@ -78,10 +78,9 @@ class BaseImage:
         The kernel is this machine's, as in every container. The processor is the plainest of its kind, because the image
         may run on any node.
         """
-        machine, glibc = self.platform.split("-")[1], self.platform.rpartition("glibc")[2]
+        glibc = self.platform.rpartition("glibc")[2]
         kernel = re.match(r"\d+(\.\d+)*", os.uname().release)
         found = {"__unix": "0", "__linux": kernel[0] if kernel else "0", "__glibc": glibc, "__archspec": "1"}
-        assert machine  # noqa: S101  # the platform always names it
         return {**found, "__cuda": self.cuda} if self.cuda else found
 
     def final(self, prefix: Path) -> Path:  # noqa: ARG002  # the same for every prefix
@@ -164,17 +163,24 @@ def _inspect(image: str, reference: str, log: Callable[[str], None]) -> dict[str
     """Look into an image by a container of it. Raises PreparationError when it is none for packages."""
     script = Path(__file__).with_name("docker_inspect.sh").read_text(encoding="utf-8")
     lines: list[str] = []
+    errors: list[str] = []
+
+    def take(line: str) -> None:
+        errors.append(line)
+        log(line)
+
     try:
         code = run_in_container(
             image,
             ["/bin/sh", "-c", script, "sh", _QUESTION],
             doing=f"look into {reference}",
             environment={},
-            on_line=log,
+            on_line=take,
             on_output=lines.append,
         )
     except PreparationError as error:
-        if "/bin/sh" in error.message and ("no such file" in error.message or "not found" in error.message):
+        # The engine's own words, or those of the init process it puts first.
+        if any("/bin/sh" in said and "no such file" in said.lower() for said in [error.message, *errors]):
             raise PreparationError(
                 f"the image {reference} has no shell (/bin/sh), so nothing can be built in it",
                 "Choose a base image with a shell, such as one of Debian, Ubuntu or Red Hat.",

@@ -6,6 +6,7 @@ in which one package changed costs little more than that package.
 
 from __future__ import annotations
 
+import contextlib
 import hashlib
 import itertools
 import json
@@ -109,12 +110,13 @@ def bake_image(
         raise PreparationError(f"{base.name} was removed from the Docker Engine meanwhile", "Submit again.")
     below: list[str] = list(parent["RootFS"]["Layers"])
     progress("cutting the environment into layers")
-    layers = layers_of(prefix.path, prefix.final, {LOCK_NAME: lock}, at_most=_LAYERS_MAX - len(below))
-    digests = [digest(layer, store_root / "layers") for layer in layers]
+    with _files_explained(tag):
+        layers = layers_of(prefix.path, prefix.final, {LOCK_NAME: lock}, at_most=_LAYERS_MAX - len(below))
+        digests = [digest(layer, store_root / "layers") for layer in layers]
     chain = [*below, *(one.diff_id for one in digests)]
     config = _config(parent, prefix, base, about, list(zip(layers, digests, strict=True)))
     doing = f"take the image {tag}"
-    with connected(doing, patient=True) as client:
+    with _files_explained(tag), connected(doing, patient=True) as client:
         has = max(_shared(client, chain), len(below))
         new = list(zip(layers, digests, strict=True))[has - len(below) :]
         sent = sum(one.size_bytes for _, one in new)
@@ -125,6 +127,20 @@ def bake_image(
         raise PreparationError(f"the image {tag} was removed while it was made", "Submit again.")
     total = int(parent.get("Size", 0)) + sum(one.size_bytes for one in digests)
     return Baked(str(made["Id"]), tag, total, sent, len(layers), len(new))
+
+
+@contextlib.contextmanager
+def _files_explained(tag: str) -> Iterator[None]:
+    """Turn the errors of this machine's files into PreparationError; those of the engine's connection are others'."""
+    try:
+        yield
+    except OSError as error:
+        if error.filename is None:
+            raise
+        raise PreparationError(
+            f"the image {tag} could not be made: {error.strerror}: {error.filename}",
+            "Free space on that disk, or, if the environment was changed, submit again: it is made anew.",
+        ) from error
 
 
 def _config(

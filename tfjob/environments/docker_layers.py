@@ -21,6 +21,7 @@ from typing import TYPE_CHECKING
 
 from tfjob.durable import digest_of, replace_json
 from tfjob.environments.prefix import read_json
+from tfjob.errors import PreparationError
 
 if TYPE_CHECKING:
     from collections.abc import Iterator, Mapping, Sequence
@@ -133,7 +134,7 @@ def digest(layer: Layer, kept: Path) -> LayerDigest:
 def archive(layer: Layer) -> Iterator[bytes]:
     """Give a layer's tar archive in pieces, the same for the same files on any machine.
 
-    Raises OSError when a file cannot be read.
+    Raises OSError when a file cannot be read, PreparationError when one changes meanwhile.
     """
     buffer = bytearray()
     folders: set[str] = set()
@@ -156,7 +157,7 @@ def archive(layer: Layer) -> Iterator[bytes]:
                 while left:
                     data = file.read(min(_CHUNK_BYTES, left))
                     if not data:
-                        raise OSError(f"{entry.source} became shorter while it was read")
+                        raise PreparationError(f"{entry.source} became shorter while it was read", "Submit again.")
                     left -= len(data)
                     buffer += data
                     if len(buffer) >= _CHUNK_BYTES:

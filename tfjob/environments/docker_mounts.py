@@ -29,11 +29,14 @@ _PASSED = re.compile(
 # What only means something on this machine.
 _OWN = frozenset({"HOME", "TMPDIR", "TEMP", "TMP", "PWD", "OLDPWD", "SHELL", "USER", "LOGNAME", "XDG_RUNTIME_DIR"})
 _FILES = ("SSL_CERT_FILE", "SSL_CLIENT_CERT", "REQUESTS_CA_BUNDLE", "CURL_CA_BUNDLE", "NETRC")
-_INDEXES = ("UV_INDEX_URL", "UV_EXTRA_INDEX_URL", "UV_DEFAULT_INDEX", "UV_INDEX", "UV_FIND_LINKS")
-_OPTION = re.compile(r"(?:--find-links|--index-url|--extra-index-url|-f|-i)(?:\s+|=)(\S+)")
+_INDEXES = ("UV_INDEX_URL", "UV_EXTRA_INDEX_URL", "UV_DEFAULT_INDEX", "UV_INDEX")
+_INDEX = re.compile(r"(?:--default-index|--index|--index-url|--extra-index-url|-i)(?:\s+|=)(\S+)")
+_FOLDER = re.compile(r"(?:--find-links|-f)(?:\s+|=)(\S+)")
 _FILE_URL = re.compile(r"file:[^\s\"',;]+")
 _REQUIREMENTS = (".in", ".txt")
 _TEXT_MAX_BYTES = 4 << 20
+# A path of so many parts may hold a whole system: ``/usr/lib``.
+_SYSTEM_PARTS = 3
 
 
 def passed_on(environment: Mapping[str, str], search_path: str, store: Path) -> dict[str, str]:
@@ -65,16 +68,20 @@ def mounts_for(environment: Mapping[str, str], command: Sequence[str | Path], cw
         wanted.append(Path.home() / ".netrc")
     for name in _INDEXES:
         for value in re.split(r"[\s,]+", environment.get(name, "")):
-            wanted += _named(value.partition("=")[2] if re.match(r"[\w-]+=", value) else value)
+            wanted += _index(value.partition("=")[2] if re.match(r"[\w-]+=", value) else value)
+    for value in environment.get("UV_FIND_LINKS", "").split(","):
+        wanted += _named(value.strip())
     texts = [" ".join(map(str, command)), *_texts(cwd, command)]
     for text in texts:
-        for value in [*_OPTION.findall(text), *_FILE_URL.findall(text)]:
+        for value in [*_FOLDER.findall(text), *_FILE_URL.findall(text)]:
             wanted += _named(value)
+        for value in _INDEX.findall(text):
+            wanted += _index(value)
     return [Mount(path) for path in _outermost(wanted, store)]
 
 
 def _named(value: str) -> list[Path]:
-    """Return what must be seen of an index, folder or file: of an index, the folder its links lead to as well."""
+    """Return the path that a URL or a path names, and what it leads to when it is a link; nothing for one elsewhere."""
     value = value.strip("\"'")
     if value.startswith("file:"):
         path = Path(unquote(urlsplit(value).path))
@@ -82,10 +89,13 @@ def _named(value: str) -> list[Path]:
         path = Path(value).expanduser()
     else:
         return []
-    found = [path]
-    if path.is_dir() and not any(path.glob("*.whl")) and len(path.parts) > 3:
-        found.append(path.parent)
-    return found + [path.resolve() for path in found if path.is_symlink()]
+    return [path, path.resolve()] if path.is_symlink() else [path]
+
+
+def _index(value: str) -> list[Path]:
+    """Return the folders of an index: its own, and the one beside which it mostly keeps its files."""
+    found = _named(value)
+    return [*found, *(path.parent for path in found if path.is_dir() and len(path.parts) > _SYSTEM_PARTS)]
 
 
 def _texts(cwd: Path, command: Sequence[str | Path]) -> Iterator[str]:

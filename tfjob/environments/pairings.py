@@ -101,6 +101,7 @@ class _Known:
             "packages": self._packages,
             "any_package": self._any_package,
             "newest": self._newest,
+            "locked": lambda wanted: _certain(self._is_locked is wanted),
             "lacks": self._lacks,
             "other_minor": self._other_minor,
             "keras": lambda _: self._keras_3(),

@@ -32,15 +32,15 @@ class Range:
     @property
     def minor(self) -> str | None:
         """The ``major.minor`` that all of it has, or None where it has several."""
-        if self.upper is None or len(self.lower) < 2:
+        if self.upper is None or not self.lower:
             return None
-        major, minor = self.lower[:2]
+        major, minor = (*self.lower, 0)[:2]
         return f"{major}.{minor}" if self.upper <= (major, minor + 1) else None
 
     def is_within(self, other: Range) -> bool:
         """Return whether every version of it is one of `other`."""
-        ends = other.upper is None or (self.upper is not None and self.upper <= other.upper)
-        return self.lower >= other.lower and ends
+        ends = other.upper is None or (self.upper is not None and _short(self.upper) <= _short(other.upper))
+        return _short(self.lower) >= _short(other.lower) and ends
 
     def narrowed(self, other: Range) -> Range:
         """Return the versions that are in both."""
@@ -50,9 +50,9 @@ class Range:
 
 
 def exact(version: str) -> Range:
-    """Return the range of one version (``2.15.1``); of a shorter one too no more than itself."""
-    release = _release(version)
-    return Range(release, (*release, 0, 1) if release else None, version)
+    """Return the range that is one version, such as ``2.15.1``."""
+    release = _short(_release(version))
+    return Range(release, (*release, 0, 0, 1) if release else None, version)
 
 
 def parse(specifiers: str) -> Range:
@@ -112,6 +112,13 @@ def _clause(operator: str, version: str, *, has_star: bool) -> Range:
 def _release(version: str) -> tuple[int, ...]:
     match = _RELEASE.match(version)
     return tuple(int(number) for number in match[0].split(".")) if match else ()
+
+
+def _short(release: tuple[int, ...]) -> tuple[int, ...]:
+    """Return the release without zeros at its end: 2.16 and 2.16.0 are one version."""
+    while release and not release[-1]:
+        release = release[:-1]
+    return release
 
 
 def _next(release: tuple[int, ...]) -> tuple[int, ...] | None:

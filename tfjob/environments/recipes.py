@@ -30,7 +30,7 @@ class Program:
 
 @dataclass(frozen=True)
 class Recipe:
-    """How one package is built. The fields are those of `recipes.yml`; `gpu_packages` and `gpu_variables` are its `gpu`."""
+    """How one package is built. The fields are those of `recipes.yml`; those that start with `gpu_` are its `gpu`."""
 
     package: str
     versions: tuple[str, ...]
@@ -41,6 +41,7 @@ class Recipe:
     against: Mapping[str, tuple[str, ...]]
     mpi: Mapping[str, str]
     gpu_packages: tuple[str, ...]
+    gpu_headers: tuple[str, ...]
     gpu_variables: Mapping[str, str]
     tools: tuple[str, ...]
     programs: tuple[Program, ...]
@@ -60,7 +61,7 @@ def load(file: Path = _FILE) -> tuple[Recipe, ...]:
 
 def _recipe(package: str, entry: Mapping[str, Any]) -> Recipe:
     gpu = entry.get("gpu", {})
-    builds = [entry.get(key) for key in ("number", "against", "mpi", "gpu", "tools", "variables")]
+    builds = [entry.get(key) for key in ("number", "tools", "variables")]
     return Recipe(
         package=package,
         versions=tuple(entry["versions"]),
@@ -71,6 +72,7 @@ def _recipe(package: str, entry: Mapping[str, Any]) -> Recipe:
         against={title: tuple(names) for title, names in entry.get("against", {}).items()},
         mpi=dict(entry.get("mpi", {})),
         gpu_packages=tuple(gpu.get("packages", ())),
+        gpu_headers=tuple(gpu.get("headers", ())),
         gpu_variables=dict(gpu.get("variables", {})),
         tools=tuple(entry["tools"]),
         programs=tuple(

@@ -81,10 +81,7 @@ def resolve_environment(
     if spec.image is not None:
         return ResolvedEnvironment(name=name, image=spec.image, variables=variables)
     if spec.dockerfile is not None:
-        try:
-            text = spec.dockerfile.read_text(encoding="utf-8")
-        except (OSError, UnicodeDecodeError) as error:
-            raise PreparationError(f"the Dockerfile {spec.dockerfile} cannot be read: {error}") from error
+        text = _read(spec.dockerfile, "the Dockerfile")
         context = spec.build_context or spec.dockerfile.parent
         source = DockerfileSource(spec.dockerfile, context, spec.build_arguments, text)
         return ResolvedEnvironment(name=name, dockerfile=source, variables=variables)
@@ -93,7 +90,7 @@ def resolve_environment(
         return None
     beside = lock_beside(spec.conda_file)
     if lock is None and beside is not None and beside.is_file():
-        lock = beside.read_text(encoding="utf-8")
+        lock = _read(beside, "the lock")
     return ResolvedEnvironment(
         name=name,
         definition=definition,
@@ -102,6 +99,13 @@ def resolve_environment(
         lock=lock,
         lock_path=beside,
     )
+
+
+def _read(file: Path, what: str) -> str:
+    try:
+        return file.read_text(encoding="utf-8")
+    except (OSError, UnicodeDecodeError) as error:
+        raise PreparationError(f"{what} {file} cannot be read: {error}", "Make it readable, or remove it.") from error
 
 
 def lock_beside(conda_file: Path | None) -> Path | None:

@@ -28,6 +28,7 @@ _SCRIPT = Path(__file__).with_name("wheel_relocation.py")
 # "$1" goes before PATH as the place has it; the program's output goes where its errors go, which is what is read.
 _SHELL = 'PATH="$1$PATH"; export PATH; shift; exec "$@" >&2'
 _WHICH = 'for one in "$@"; do if command -v "$one" > /dev/null; then echo "has: $one"; fi; done'
+_ANY = 'for one in "$@"; do if [ -e "$one" ]; then exit 0; fi; done; exit 1'
 _JOBS_MAX = 8
 _STEP_PERCENT = 10
 # What changes a build and is not in a wheel's key, unless a recipe passes it.
@@ -111,6 +112,10 @@ class Workshop:
         _, lines = self.ask(["/bin/sh", "-c", _WHICH, "sh", *names], first=first)
         return {line.removeprefix("has: ") for line in lines if line.startswith("has: ")}
 
+    def has_file(self, paths: Sequence[str]) -> bool:
+        """Whether the place has one of these files."""
+        return self.ask(["/bin/sh", "-c", _ANY, "sh", *paths])[0] == 0
+
 
 @dataclass(frozen=True)
 class Build:
@@ -191,9 +196,10 @@ def _require_programs(job: Build, workshop: Workshop) -> None:
     if missing:
         titles = " and ".join(f"{one.title} ({', '.join(one.names)})" for one in missing)
         packages = " ".join(one.debian for one in missing)
+        way = "Choose a base image that has it" if workshop.place.identity else "Install it"
         raise PreparationError(
             f"{job.name} comes as source only, and {workshop.place.name} lacks what builds it: {titles}",
-            f"Install it there (Debian and Ubuntu: `apt-get install {packages}`). It is built once, for {job.fits}.",
+            f"{way} (Debian and Ubuntu: `apt-get install {packages}`). It is built once, for {job.fits}.",
         )
 
 

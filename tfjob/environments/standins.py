@@ -19,6 +19,9 @@ __all__ = ["conflict", "make"]
 
 _WHEEL = "Wheel-Version: 1.0\nGenerator: tfjob\nRoot-Is-Purelib: true\nTag: py3-none-any\n"
 
+# Who asks for what follows, in uv's sentences: a package, or (empty) the requirements it was given.
+_ASKS = re.compile(r"([\w.-]+)(?:[=<>!~]\S*)? depends? on|you require")
+
 
 def make(prefix: Path, folder: Path) -> dict[str, str]:
     """Write the stand-ins for a prefix's Python packages into a new `folder`; return their versions by normalized name."""
@@ -42,21 +45,18 @@ def make(prefix: Path, folder: Path) -> dict[str, str]:
 def conflict(said: str, taken: Mapping[str, str]) -> tuple[str, str] | None:
     """Return what uv's failure (`said`, one line) has to do with conda's packages `taken`, and what to do; None when nothing."""
     for name, version in taken.items():
-        asks = re.search(
-            rf"(?P<who>[\w.-]+)(?:[=<>!~]=?[\w.]+)? depends on (?P<what>{_pattern(name)}[=<>!~][^\s,]*)", said
-        )
-        yours = re.search(rf"you require (?P<what>{_pattern(name)}[=<>!~](?!={re.escape(version)}[\s,])[^\s,]*)", said)
-        if asks:
-            text = f"{name} {version} comes from conda, {asks['who']} asks for {asks['what']}."
-        elif yours:
-            text = f"{name} {version} comes from conda, the pip section asks for {yours['what']}."
-        else:
-            continue
-        wanted = (asks or yours or {"what": name})["what"]
-        return (
-            text,
-            f"Ask conda for one that fits both (`{wanted}` under `dependencies:`), or move {name} to the pip section.",
-        )
+        for asked in re.finditer(rf"(?<![\w.-]){_pattern(name)}[=<>!~][\w.,<>=!~*]*", said):
+            what = asked[0].rstrip(",.")
+            if re.sub(r"^.*?==", "", what) == version:  # that is what uv was told of conda's
+                continue
+            askers = _ASKS.findall(said, 0, asked.start())
+            if not askers:
+                continue
+            who = askers[-1] or "the pip section"
+            return (
+                f"{name} {version} comes from conda, {who} asks for {what}.",
+                f"Ask conda for one that fits both (`{what}` under `dependencies:`), or move {name} to the pip section.",
+            )
     return None
 
 

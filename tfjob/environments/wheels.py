@@ -38,6 +38,14 @@ __all__ = ["metadata_options", "prepare", "replace"]
 # Part of every wheel's key: raise it when what this code makes of the same recipe changes.
 _BUILDER = 1
 _POLL_S = 0.05
+# Where the packages of Linux distributions, of NVIDIA and of conda put headers.
+_HEADERS = (
+    "/usr/include",
+    f"/usr/include/{os.uname().machine}-linux-gnu",
+    "/usr/local/include",
+    "/usr/local/cuda/include",
+    "/usr/local/nccl/include",
+)
 _ENTRY = re.compile(
     r"(?P<name>[A-Za-z0-9][\w.-]*)(?P<extras>\[[^]]*\])?\s*(?:==|@)\s*[^\s;\\]+(?P<marker>\s*;[^\\\n#]*)?"
 )
@@ -137,9 +145,7 @@ class _Wheel:
         name, version = self.recipe.package, self.packages[self.recipe.package]
         entries = _entries(self.lock.pip_text)
         locked = "".join(text for one, text in entries if one == name)
-        passed = self._passed()
-        facts, words = self._facts(passed, locked)
-        variables = passed | (dict(self.recipe.gpu_variables) if facts["cuda"] else {})
+        facts, words = self._facts(locked)
         key = digest_of(facts)[:32]
         final = self.root / "wheels" / key
         if (path := _read(final)) is not None:
@@ -152,7 +158,7 @@ class _Wheel:
             if self._is_offered(locked):
                 return None
             others = "".join(text for one, text in entries if one not in self.sources)
-            job = Build(self.recipe, version, locked, others, words, variables, self._first(), self._roots())
+            job = Build(self.recipe, version, locked, others, words, facts["variables"], self._first(), self._roots())
             wheel = build(job, self.workshop, progress)
             wheel.chmod(0o444)
             replace_json(wheel.with_name("wheel.json"), {**facts, "wheel": wheel.name, "sha256": file_digest(wheel)})
@@ -163,7 +169,7 @@ class _Wheel:
             progress(f"built {name} {version}; it is kept for every environment with {words}")
             return final / wheel.name
 
-    def _facts(self, passed: Mapping[str, str], locked: str) -> tuple[dict[str, Any], str]:
+    def _facts(self, locked: str) -> tuple[dict[str, Any], str]:
         """Return all that decides what the wheel is, and the part of it that a person wants to read.
 
         Raises PreparationError when something that the recipe builds against is not there.
@@ -177,11 +183,14 @@ class _Wheel:
                     f"{recipe.package} is built against {title}, which the environment does not have",
                     f"Add `{names[0]}` to the environment's pip list.",
                 )
-            against[title] = [there[0], self.packages[there[0]]]
+            against[title] = [there[0], self._exactly(there[0])]
         python = ".".join(self.lock.python_version.split(".")[:2])
         mpi, mpi_words = self._mpi() if recipe.mpi else ("", "")
+        environment = self.workshop.uv.settings.environment
+        passed = {name: environment[name] for name in recipe.passed if environment.get(name)}
         cuda, cuda_words = self._cuda(passed)
-        words = [f"{title} {version}" for title, (_, version) in against.items()]
+        passed = (dict(recipe.gpu_variables) if cuda else {}) | passed
+        words = [f"{title} {self.packages[name]}" for title, (name, _) in against.items()]
         words += filter(None, [f"Python {python}", mpi_words, cuda_words])
         facts = {
             "package": recipe.package,
@@ -199,11 +208,18 @@ class _Wheel:
         }
         return facts, ", ".join(words)
 
+    def _exactly(self, name: str) -> str:
+        """Return a package's version; of one from a conda channel the build too, as it has other libraries."""
+        builds = [
+            one.build for one in self.lock.conda_records if one.name == name and name not in self.lock.pip_packages
+        ]
+        return f"{self.packages[name]} (conda build {builds[0]})" if builds else self.packages[name]
+
     def _mpi(self) -> tuple[str, str]:
         """Return which MPI the wheel is for, exactly and in words: the lock's, else the place's own."""
         for name, title in self.recipe.mpi.items():
             if name in self.packages:
-                return f"{name} {self.packages[name]}", f"{title} {self.packages[name]}"
+                return f"{name} {self._exactly(name)}", f"{title} {self.packages[name]}"
         workshop = self.workshop
         if "mpicc" not in workshop.which(["mpicc"]):
             raise PreparationError(
@@ -216,20 +232,26 @@ class _Wheel:
         return text, next(found, f"the MPI of {workshop.place.name}")
 
     def _cuda(self, passed: Mapping[str, str]) -> tuple[str, str]:
-        """Return which CUDA the wheel is for, exactly and in words; nothing where it is not built for GPUs."""
-        if not any(name in self.packages for name in self.recipe.gpu_packages):
+        """Return which CUDA the wheel is for, exactly and in words; nothing exact where it is not built for GPUs."""
+        recipe, workshop = self.recipe, self.workshop
+        if not any(name in self.packages for name in recipe.gpu_packages):
             return "", ""
-        home = passed.get("HOROVOD_CUDA_HOME")
-        nvcc = f"{home}/bin/nvcc" if home else "nvcc"
-        if nvcc not in self.workshop.which([nvcc]):
-            return "", ""
-        text = "\n".join(self.workshop.ask([nvcc, "--version"])[1])
+        homes = [passed[name] for name in recipe.passed if name.endswith("_HOME") and name in passed]
+        cuda_home = next((passed[name] for name in passed if name.endswith("CUDA_HOME")), "")
+        nvcc = f"{cuda_home}/bin/nvcc" if cuda_home else "nvcc"
+        if nvcc not in workshop.which([nvcc]):
+            return "", "CPUs (there is no nvcc)"
+        folders = [
+            *(f"{home}/include" for home in homes),
+            *(passed[name] for name in passed if name.endswith("_INCLUDE")),
+        ]
+        for header in recipe.gpu_headers:
+            wanted = [f"{folder}/{header}" for folder in [*folders, *_HEADERS]]
+            if not workshop.has_file(wanted):
+                return "", f"CPUs (there is nvcc, but no {header})"
+        text = "\n".join(workshop.ask([nvcc, "--version"])[1])
         match = re.search(r"release ([\d.]+)", text)
         return text, f"CUDA {match[1]}" if match else "CUDA"
-
-    def _passed(self) -> dict[str, str]:
-        environment = self.workshop.uv.settings.environment
-        return {name: environment[name] for name in self.recipe.passed if environment.get(name)}
 
     def _roots(self) -> tuple[Path, ...]:
         """Return the prefix that the interpreter stands in, if it is in the store: packages from conda are beside it."""

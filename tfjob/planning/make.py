@@ -26,6 +26,7 @@ from tfjob.spec.shell import fill, variable
 
 if TYPE_CHECKING:
     from tfjob.resolve import ResolvedJob
+    from tfjob.values import Pairs
 
 __all__ = ["make_plan"]
 
@@ -131,11 +132,18 @@ def _complete(task: TaskPlan, job: ResolvedJob, *, world_size: int) -> TaskPlan:
         **{_late_variable(f"dataset.{name}"): f"${{{{ dataset.{name} }}}}" for name, _ in spec.dataset},
         **{_late_variable(f"outputs.{name}"): f"${{{{ outputs.{name} }}}}" for name, _ in spec.outputs.named},
         **dict(task.env),
-        **{name: escape(value) for name, value in (environment.variables if environment is not None else ())},
+        **{name: escape(value) for name, value in _variables(job)},
         **{name: substitute(value, known, final=False) for name, value in spec.environment_variables},
     }
     argv = tuple(substitute(argument, known, final=False) for argument in task.argv)
     return replace(task, argv=argv, env=tuple(env.items()))
+
+
+def _variables(job: ResolvedJob) -> Pairs:
+    """The variables of the environment that the job does not say otherwise, not even as a secret."""
+    if job.environment is None:
+        return ()
+    return tuple(pair for pair in job.environment.variables if pair[0] not in job.spec.secrets)
 
 
 def _code(job: ResolvedJob) -> CodePlan | None:

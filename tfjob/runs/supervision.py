@@ -40,6 +40,7 @@ from tfjob.runs.working import changed_datasets, clear_work, list_outputs, make_
 __all__ = ["CancelRequested", "Supervision"]
 
 _POLL_S = 0.1
+_PROGRESS_S = 0.2
 _QUICK_POLL_S = 0.01
 _FULL = (errno.ENOSPC, errno.EDQUOT)
 _FULL_BYTES = 128 * 1024
@@ -80,6 +81,7 @@ class Supervision:
         self._handle: Handle | None = None
         self._disk_was_full = False
         self._last_wait = ""
+        self._last_progress = (0.0, "")
 
     def go(self) -> None:
         """Take the run to its end, whatever happens on the way. Does nothing for a run that is over."""
@@ -280,7 +282,9 @@ class Supervision:
         own = ":".join(f"{mount.source}/bin" for mount in prepared.mounts)
         if shutil.which(launcher.argv[0], path=own if prepared.image else prepared.values["environment.path"]):
             return
-        lacks = "the environment does not have it" if prepared.image else "neither the environment nor this machine has it"
+        lacks = (
+            "the environment does not have it" if prepared.image else "neither the environment nor this machine has it"
+        )
         otherwise = "" if prepared.image else ", or install Open MPI on the machine"
         raise PreparationError(
             f"distribution mpi needs {launcher.argv[0]}, and {lacks}",
@@ -288,6 +292,11 @@ class Supervision:
         )
 
     def _progress(self, message: str) -> None:
+        """Note what the phase is at; of messages that come faster than anybody reads, some."""
+        now = time.monotonic()
+        if message[:8] == self._last_progress[1] and now - self._last_progress[0] < _PROGRESS_S:
+            return
+        self._last_progress = (now, message[:8])
         self._event("progress", phase=self._record.state, message=message)
 
     def _note(self, message: str) -> None:

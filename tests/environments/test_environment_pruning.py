@@ -1,0 +1,143 @@
+"""What a store holds and what pruning frees, with the real uv and a real channel; bytes are compared with the disk's."""
+
+from __future__ import annotations
+
+import os
+import time
+from pathlib import Path
+from typing import TYPE_CHECKING
+
+import conda_channel
+import pytest
+
+from tfjob.durable import try_lock
+from tfjob.environments import Definition, Prefix
+from tfjob.environments.place import Machine
+from tfjob.environments.pruning import prune, total_bytes, usage
+
+if TYPE_CHECKING:
+    from environment_parts import Made, Packages
+
+pytestmark = pytest.mark.real
+pytest_plugins = ("environment_parts",)
+
+BIG = "x = 1\n" * 100_000
+
+
+def unused(made: Made, prefix: Prefix, days: float) -> None:
+    """Make it as if the prefix was last asked for some days ago, and all of the caches is that old."""
+    then = time.time() - days * 86_400
+    os.utime(made.store.root / "used" / prefix.key, (then, then))
+    for pattern in ("uv/archive-v0/*", "conda/packages/*", "locks/*"):
+        for path in made.store.root.glob(pattern):
+            os.utime(path, (then, then))
+
+
+def disk_bytes(root: Path) -> int:
+    """What the disk has given to the files of a store, each counted once."""
+    seen = {}
+    for folder, _, names in os.walk(root):
+        for name in names:
+            status = (Path(folder) / name).lstat()
+            seen[status.st_ino] = status.st_blocks * 512
+    return sum(seen.values())
+
+
+@pytest.fixture
+def two(packages: Packages, made: Made) -> tuple[Prefix, Prefix]:
+    """Two prefixes that share `big`; only the second has `more`."""
+    packages.wheel("big", files={"big.py": BIG})
+    packages.wheel("more", files={"more.py": BIG + "y = 2\n"})
+    return made("big"), made("big", "more")
+
+
+def test_shared_bytes_are_counted_once(made: Made, two: tuple[Prefix, Prefix]) -> None:
+    by_key = {one.key: one for one in usage(made.store)}
+    first, second = by_key[two[0].key], by_key[two[1].key]
+    assert first.path == two[0].path
+    assert first.size_bytes > len(BIG)
+    assert second.size_bytes > 2 * len(BIG)
+    assert first.own_bytes < len(BIG) / 4
+    assert len(BIG) < second.own_bytes < second.size_bytes - len(BIG)
+    assert total_bytes(made.store) == disk_bytes(made.store.root)
+    assert total_bytes(made.store) < first.size_bytes + second.size_bytes
+    assert [one.key for one in usage(made.store)] == [two[1].key, two[0].key]
+
+
+def test_what_is_told_as_freed_is_what_the_disk_has_back(made: Made, two: tuple[Prefix, Prefix]) -> None:
+    unused(made, two[1], days=10)
+    before = disk_bytes(made.store.root)
+    would = prune(made.store, unused_days=7, dry_run=True)
+    assert disk_bytes(made.store.root) == before
+    assert made.names("building") == []
+    pruned = prune(made.store, unused_days=7)
+    assert pruned == would
+    assert pruned.prefixes == (two[1].key,)
+    assert pruned.cached_packages == 1
+    folders_bytes = pruned.freed_bytes - (before - disk_bytes(made.store.root))
+    assert 0 <= folders_bytes < 400_000
+    assert pruned.freed_bytes > len(BIG)
+    assert made.names("prefixes") == [two[0].key]
+    assert made.names("used") == [two[0].key]
+    assert len(made.names("known")) == len(made.names("locks")) == 1
+    assert made("big") == two[0]
+    assert made.steps == []
+    assert made("big", "more").key == two[1].key
+    assert prune(made.store, unused_days=7).freed_bytes == 0
+
+
+def test_what_is_used_or_kept_or_being_built_stays(made: Made, two: tuple[Prefix, Prefix]) -> None:
+    for prefix in two:
+        unused(made, prefix, days=10)
+    assert made("big") == two[0]
+    kept = prune(made.store, unused_days=7, keep=frozenset({two[1].key}))
+    assert (kept.prefixes, kept.kept) == ((), (two[1].key,))
+    holds = try_lock(made.store.root / "building" / f"{two[1].key}.lock")
+    assert holds is not None
+    assert prune(made.store, unused_days=7).kept == (two[1].key,)
+    os.close(holds)
+    assert made.store.find(Definition(requirements=("big", "more")), Machine()) == two[1]
+    assert prune(made.store, unused_days=7).prefixes == ()
+    assert prune(made.store, unused_days=0, keep=frozenset({two[0].key})).prefixes == (two[1].key,)
+
+
+def test_all_of_it_goes_and_comes_back(made: Made, two: tuple[Prefix, Prefix]) -> None:
+    for prefix in two:
+        unused(made, prefix, days=1)
+    pruned = prune(made.store, unused_days=0.5)
+    assert set(pruned.prefixes) == {prefix.key for prefix in two}
+    for folder in ("prefixes", "known", "locks", "used", "building", "uv/archive-v0"):
+        assert made.names(folder) == []
+    assert made("big", "more").key == two[1].key
+
+
+def test_conda_packages_in_no_prefix_go_too(made: Made) -> None:
+    channels = (conda_channel.channel().as_uri(),)
+
+    def prepare(*names: str) -> Prefix:
+        asked = Definition(packages=names, channels=channels)
+        return made.store.prepare(asked, Machine(), log=made.log.append, progress=made.steps.append)
+
+    first, second = prepare("greet-data"), prepare("greet-data", "where")
+    unused(made, second, days=10)
+    pruned = prune(made.store, unused_days=7)
+    assert pruned.prefixes == (second.key,)
+    cached = {name.partition("-")[0] for name in made.names("conda/packages") if not name.endswith("lock")}
+    assert cached == {"python", "greet"}
+    assert prepare("greet-data") == first
+    assert prepare("greet-data", "where") == second
+
+
+def test_a_pruning_that_was_killed_is_finished_by_the_next(made: Made, two: tuple[Prefix, Prefix]) -> None:
+    two[1].path.rename(made.store.root / "building" / f"{two[1].key}-pruned")
+    assert [one.key for one in usage(made.store)] == [two[0].key]
+    prune(made.store, unused_days=7)
+    assert made.names("building") == []
+    assert made("big", "more").key == two[1].key
+
+
+def test_a_store_that_is_not_there_holds_nothing(made: Made) -> None:
+    assert usage(made.store) == ()
+    assert total_bytes(made.store) == 0
+    assert prune(made.store, unused_days=0).freed_bytes == 0
+    assert not made.store.root.exists()

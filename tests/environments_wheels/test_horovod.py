@@ -1,0 +1,85 @@
+"""Real Horovod: compiled once on this machine, kept in the store of the tests, and trained with on two ranks."""
+
+from __future__ import annotations
+
+import json
+import re
+import shutil
+import tempfile
+from pathlib import Path
+
+import pytest
+from support import REPOSITORY, Tfjob, processes_of
+
+from tfjob.environments.place import Machine
+
+pytestmark = [pytest.mark.real, pytest.mark.xdist_group("horovod"), pytest.mark.timeout(900)]
+
+LOOK = """
+command: python -c "import horovod.tensorflow as hvd; hvd.init(); print('rank', hvd.rank(), hvd.mpi_built())"
+environment: {conda_file: environment-horovod.yml}
+distribution: {type: mpi, process_count_per_node: 2}
+"""
+WHEEL = {
+    "package": "horovod",
+    "version": "0.28.1",
+    "against": {"TensorFlow": ["tensorflow-cpu", "2.15.1"]},
+    "python": "3.11",
+    "mpi": "openmpi 5.0.11",
+    "cuda": "",
+    "platform": Machine().platform,
+    "place": "",
+}
+RANKS = ["rank 0 True", "rank 1 True"]
+
+
+@pytest.fixture
+def specs(tfjob: Tfjob) -> Tfjob:
+    shutil.copytree(REPOSITORY / "specs", tfjob.directory / "specs")
+    return Tfjob(tfjob.directory / "specs", tfjob.environ)
+
+
+def test_two_ranks_train_and_end_with_identical_weights(specs: Tfjob) -> None:
+    done = specs("submit", "digits-horovod.yml", timeout_s=800)
+    assert re.search(r"weights [0-9a-f]{12} identical on 2 ranks", done.stdout)
+    record = specs.show()
+    outputs = {one["path"] for one in record["outputs"]}
+    assert {"model/saved_model.pb", "weights-rank-0.txt", "weights-rank-1.txt"} <= outputs
+    folder = specs.run_directory(record["id"]) / "outputs"
+    first, second = ((folder / f"weights-rank-{rank}.txt").read_text() for rank in (0, 1))
+    assert first == second
+    assert re.fullmatch(r"[0-9a-f]{64}\n", first)
+    assert processes_of(record["id"]) == []
+
+
+def test_it_is_compiled_once_and_every_environment_that_fits_has_the_same_wheel(specs: Tfjob) -> None:
+    kept = Path(specs.environ["TFJOB_STORE"])
+    for folder in ("uv", "wheels"):
+        (kept / folder).mkdir(parents=True, exist_ok=True)
+    store = Path(tempfile.mkdtemp(prefix="store-", dir=kept.parent))  # without prefixes, so that they are made here
+    try:
+        for folder in ("uv", "wheels"):
+            (store / folder).symlink_to(kept / folder)
+        tfjob = Tfjob(specs.directory, {**specs.environ, "TFJOB_STORE": str(store)})
+        tfjob.write("look.yml", LOOK)
+        said = tfjob("submit", "look.yml", timeout_s=800)
+        assert sorted(re.findall(r"rank \d \S+", said.stdout)) == RANKS
+        listed = [json.loads(path.read_text()) for path in kept.glob("wheels/*/wheel.json")]
+        assert any(all(one[name] == value for name, value in WHEEL.items()) for one in listed)
+
+        environment = tfjob.directory / "environment-horovod.yml"
+        environment.write_text(environment.read_text().replace("- openmpi", "- colorama==0.4.6\n      - openmpi"))
+        said = tfjob("submit", "look.yml", timeout_s=300)
+        assert sorted(re.findall(r"rank \d \S+", said.stdout)) == RANKS
+        assert "building horovod" not in said.stdout + said.stderr
+    finally:
+        shutil.rmtree(store)
+
+
+def test_ranks_that_do_not_average_their_gradients_fail(specs: Tfjob) -> None:
+    script = specs.directory / "digits" / "train_horovod.py"
+    text = script.read_text()
+    script.write_text(text.replace("hvd.DistributedOptimizer(network.optimizer)", "network.optimizer"))
+    assert script.read_text() != text
+    done = specs("submit", "digits-horovod.yml", exit_code=1, timeout_s=800)
+    assert "error: the weights differ between ranks: " in done.stdout + done.stderr

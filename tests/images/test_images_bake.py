@@ -1,0 +1,235 @@
+from __future__ import annotations
+
+import hashlib
+import io
+import itertools
+import json
+import os
+import shutil
+import tarfile
+from collections.abc import Callable
+from dataclasses import replace
+from pathlib import Path
+from typing import TYPE_CHECKING
+
+import pytest
+from image_parts import Client, output_of
+
+from tfjob.environments.docker_base import BaseImage, base_image
+from tfjob.environments.docker_image import bake, bake_image
+from tfjob.environments.docker_layers import archive, digest, layers_of
+from tfjob.environments.prefix import Prefix
+from tfjob.errors import PreparationError
+
+if TYPE_CHECKING:
+    from environment_parts import Packages
+
+pytestmark = [pytest.mark.real, pytest.mark.root]
+
+MIB = 1 << 20
+
+
+def text_of(size_bytes: int, seed: str) -> str:
+    """Text that is nobody else's."""
+    count = itertools.count()
+    block = "".join(hashlib.sha256(f"{seed}{next(count)}".encode()).hexdigest() for _ in range(64))
+    return (block * (size_bytes // len(block) + 1))[:size_bytes]
+
+
+def package(packages: Packages, name: str, version: str = "1.0", size_bytes: int = 100) -> None:
+    files = {f"{name}/__init__.py": f"VERSION = '{version}'\n", f"{name}/data.txt": text_of(size_bytes, name + version)}
+    files[f"{name}-{version}.data/scripts/{name}-tool"] = f"#!python\nimport {name}; print({name}.VERSION)\n"
+    packages.wheel(name, version, files)
+
+
+@pytest.fixture
+def realistic(packages: Packages) -> Packages:
+    """A big package, some of middle size, many small ones: an environment as TensorFlow's is, at a tenth of its size."""
+    package(packages, "giant", size_bytes=60 * MIB)
+    for number in range(4):
+        package(packages, f"middle{number}", size_bytes=(4 + number) * MIB)
+    for number in range(12):
+        package(packages, f"small{number}", size_bytes=20_000)
+    package(packages, "small0", "2.0", size_bytes=20_000)
+    return packages
+
+
+def names() -> list[str]:
+    return ["giant", *(f"middle{number}" for number in range(4)), *(f"small{number}" for number in range(12))]
+
+
+@pytest.mark.usefixtures("realistic")
+def test_a_changed_package_ships_little(
+    prefix_of: Callable[..., Prefix], base: BaseImage, store_root: Path, client: Client
+):
+    one = prefix_of(*names(), key="1" * 32)
+    first = bake_image(one, base, store_root=store_root, log=print, progress=print)
+    assert first.sent_layers in {0, 2, first.layers}  # another session may have left the big layers in the engine
+    found = json.loads(output_of(client, first.image, "giant-tool") and json.dumps(client.images.get(first.tag).attrs))
+    assert found["Config"]["Env"][0].startswith("PATH=/opt/env/bin:/usr/local/sbin:")
+    assert found["Config"]["Labels"]["tfjob.key"] == "1" * 32
+    assert (
+        output_of(client, first.image, "cat", "/opt/env/environment.lock")
+        == one.lock.read_text(encoding="utf-8").strip()
+    )
+
+    again = bake_image(one, base, store_root=store_root, log=print, progress=lambda _: pytest.fail("worked again"))
+    assert (again.image, again.sent_bytes) == (first.image, 0)
+
+    changed = prefix_of(*names()[:5], "small0==2.0", *names()[6:], key="2" * 32)
+    second = bake_image(changed, base, store_root=store_root, log=print, progress=print)
+    assert second.image != first.image
+    assert 0 < second.sent_bytes <= 0.02 * second.size_bytes, second
+    assert output_of(client, second.image, "small0-tool") == "2.0"
+    assert output_of(client, first.image, "small0-tool") == "1.0"
+    client.images.remove(first.tag)
+    client.images.remove(second.tag)
+
+
+def test_the_image_is_like_the_prefix(
+    prefix_of: Callable[..., Prefix], base: BaseImage, store_root: Path, packages: Packages, client: Client
+):
+    package(packages, "one", size_bytes=3 * MIB)
+    prefix = prefix_of("one")
+    (prefix.path / "lib" / "link").symlink_to("../bin/python")
+    (prefix.path / "empty" / "folder").mkdir(parents=True)
+    long = prefix.path / "lib" / ("a" * 90) / ("b" * 90) / "naïve file"
+    long.parent.mkdir(parents=True)
+    long.write_text("long", encoding="utf-8")
+    long.chmod(0o400)
+    image = bake(prefix, base, store_root=store_root, log=print, progress=print)
+    listing = "import os; print(sorted(os.path.relpath(os.path.join(f, n), '/opt/env') "
+    listing += "for f, ds, fs in os.walk('/opt/env') for n in ds + fs))"
+    inside = set(eval(output_of(client, image, "python", "-c", listing)))  # noqa: S307  # a list of names
+    outside = {str(path.relative_to(prefix.path)) for path in prefix.path.rglob("*")}
+    assert inside - outside == {"environment.lock"}
+    assert outside <= inside
+    printed = output_of(
+        client, image, "sh", "-c",
+        f"cd /opt/env; readlink lib/link bin/python; stat -c '%a %u:%g' bin/one-tool '{long.relative_to(prefix.path)}' bin; "
+        "python -c 'import sys; print(sys.prefix, sys.version_info[:2])'; for one in python one-tool sshd; do command -v $one; done",
+    )  # fmt: skip
+    assert printed.splitlines() == [
+        "../bin/python",
+        str(base.interpreters[0].path),
+        "755 0:0",
+        "644 0:0",
+        "755 0:0",
+        "/opt/env (3, 11)",
+        "/opt/env/bin/python",
+        "/opt/env/bin/one-tool",
+        "/usr/sbin/sshd",
+    ]
+    as_nobody = client.containers.run(image, ["one-tool"], remove=True, network_mode="host", user="65534:65534")
+    assert as_nobody.decode().strip() == "1.0"
+    client.images.remove(f"tfjob/env:{prefix.key}")
+
+
+def test_nothing_of_this_shell_is_in_an_image(
+    prefix_of: Callable[..., Prefix],
+    base: BaseImage,
+    packages: Packages,
+    client: Client,
+    monkeypatch: pytest.MonkeyPatch,
+):
+    secret = "s3cret-" + os.urandom(8).hex()
+    for name in ("PIP_EXTRA_INDEX_URL", "UV_EXTRA_INDEX_URL", "AWS_SECRET_ACCESS_KEY", "TFJOB_TOKEN"):
+        monkeypatch.setenv(name, f"file:///{secret}" if "URL" in name else secret)
+    package(packages, "one")
+    prefix = prefix_of("one")
+    bake(prefix, base, store_root=base.store_root, log=print, progress=print)
+    saved = b"".join(client.images.get(f"tfjob/env:{prefix.key}").save())
+    assert secret.encode() not in saved
+    assert not _keys(saved)
+    client.images.remove(f"tfjob/env:{prefix.key}")
+
+
+def _keys(saved: bytes) -> list[str]:
+    found = []
+    with tarfile.open(fileobj=io.BytesIO(saved)) as image:
+        for layer in image:
+            data = image.extractfile(layer) if layer.name.endswith("layer.tar") else None
+            if data is not None:
+                with tarfile.open(fileobj=data) as files:
+                    found += [one.name for one in files if "ssh_host_" in one.name]
+    return found
+
+
+def test_a_base_without_ssh_gets_it(bare_base: str, store_root: Path, client: Client, tmp_path: Path):
+    bare = base_image(bare_base, store_root=store_root, log=print, progress=print)
+    path, lock = tmp_path / "prefix", tmp_path / "lock"
+    path.mkdir()
+    (path / "file").write_text("x", encoding="utf-8")
+    lock.write_text("version: 1\n", encoding="utf-8")
+    prefix = Prefix(path, "3" * 32, "3.11.2", 0, lock, Path("/opt/env"))
+    without = bake(prefix, bare, store_root=store_root, log=print, progress=print, ssh=False)
+    assert output_of(client, without, "sh", "-c", "command -v sshd || echo none") == "none"
+    image = bake(prefix, bare, store_root=store_root, log=print, progress=print)
+    assert (
+        output_of(client, image, "sh", "-c", "command -v sshd; ls /etc/ssh | grep -c host_ || true")
+        == "/usr/sbin/sshd\n0"
+    )
+    assert bake(prefix, bare, store_root=store_root, log=print, progress=print) == image
+    client.images.remove(f"tfjob/env:{prefix.key}")
+
+
+def test_layers_depend_on_content_only(tmp_path: Path):
+    def tree(name: str, *, mode: int, time_s: int) -> Path:
+        root = tmp_path / name
+        site = root / "lib" / "python3.11" / "site-packages"
+        info = site / "big-1.0.dist-info"
+        info.mkdir(parents=True)
+        (site / "big.py").write_text("x" * (3 * MIB), encoding="utf-8")
+        (site / "__pycache__").mkdir()
+        (site / "__pycache__" / "big.cpython-311.pyc").write_text("bytecode", encoding="utf-8")
+        (site / "own.py").write_text("y", encoding="utf-8")
+        (info / "RECORD").write_text("big.py,,\nbig-1.0.dist-info/RECORD,,\n", encoding="utf-8")
+        (root / "conda-meta").mkdir()
+        (root / "etc").mkdir()
+        (root / "etc" / "of-conda").write_text("z", encoding="utf-8")
+        meta = {"name": "tiny", "files": ["etc/of-conda"]}
+        (root / "conda-meta" / "tiny-1-0.json").write_text(json.dumps(meta), encoding="utf-8")
+        for path in root.rglob("*"):
+            if path.is_file():
+                path.chmod(mode)
+            os.utime(path, (time_s, time_s))
+        return root
+
+    one, two = tree("one", mode=0o444, time_s=1_000_000_000), tree("two", mode=0o600, time_s=1_500_000_000)
+    cut = [layers_of(root, Path("/opt/env"), {"environment.lock": b"lock"}, at_most=100) for root in (one, two)]
+    assert [layer.name for layer in cut[0]] == ["big", "small packages", "the environment's own files"]
+    paths = [[entry.path.rpartition("/")[2] for entry in layer.entries] for layer in cut[0]]
+    assert [sorted(names) for names in paths] == [
+        ["RECORD", "big.cpython-311.pyc", "big.py"],
+        ["of-conda", "tiny-1-0.json"],
+        ["environment.lock", "own.py"],
+    ]
+    assert [b"".join(archive(layer)) for layer in cut[0]] == [b"".join(archive(layer)) for layer in cut[1]]
+    kept = tmp_path / "layers"
+    digests = [digest(layer, kept) for layer in cut[0]]
+    assert digests[0].diff_id == "sha256:" + hashlib.sha256(b"".join(archive(cut[0][0]))).hexdigest()
+    assert digests[0].size_bytes == len(b"".join(archive(cut[0][0])))
+    with tarfile.open(fileobj=io.BytesIO(b"".join(archive(cut[0][0])))) as files:
+        assert files.getmember("opt/env/lib/python3.11/site-packages/big.py").mode == 0o644
+    assert [digest(layer, kept) for layer in cut[0]] == digests
+    few = layers_of(one, Path("/opt/env"), {}, at_most=2)
+    assert [layer.name for layer in few] == ["small packages", "the environment's own files"]
+
+
+def test_a_prefix_that_changes_while_it_is_sent(base: BaseImage, store_root: Path, tmp_path: Path):
+    path, lock = tmp_path / "prefix", tmp_path / "lock"
+    path.mkdir()
+    file = path / "file"
+    file.write_text("a" * 100, encoding="utf-8")
+    lock.write_text("version: 1\n", encoding="utf-8")
+    prefix = Prefix(path, "4" * 32, "3.11.2", 0, lock, Path("/opt/env"))
+
+    def spoil(text: str) -> None:
+        if text.startswith("sending"):
+            file.write_text("b" * 10, encoding="utf-8")
+
+    with pytest.raises((PreparationError, OSError), match=r"became shorter|changed while"):
+        bake(prefix, base, store_root=store_root, log=print, progress=spoil)
+    shutil.rmtree(store_root / "layers")
+    file.write_text("a" * 100, encoding="utf-8")
+    bake(prefix, replace(base), store_root=store_root, log=print, progress=print)
