@@ -333,7 +333,7 @@ def command_line() -> str:
         usage = " ".join([f"tfjob {name}", *map(_argument, arguments), *(["[OPTIONS]"] if options else [])])
         if name in GROUPS:
             usage = f"tfjob {name} COMMAND [ARGS]"
-        parts += [f"## tfjob {name}", f"`{usage}`", COMMANDS[name][2] if name in GROUPS else command.help.strip()]
+        parts += [f"## tfjob {name}", f"`{usage}`", _about(name) if name in GROUPS else command.help.strip()]
         shown = [(f"`{_argument(one)}`", one.help + _default(one)) for one in arguments]
         shown += [(_option(one), one.help + _default(one)) for one in options]
         if shown:
@@ -341,13 +341,22 @@ def command_line() -> str:
     return _page(parts)
 
 
+def _about(group: str) -> str:
+    parent, _, name = group.rpartition(" ")
+    return (GROUPS[parent] if parent else COMMANDS)[name][2]
+
+
 def _commands(group: Any, context: Any) -> Iterator[tuple[str, Any]]:
     """Every command by what is typed, those of a group after it."""
     for name in COMMANDS:
-        command = group.get_command(context, name)
-        yield name, command
-        for inner in GROUPS.get(name, ()):
-            yield f"{name} {inner}", command.get_command(context, inner)
+        yield from _below(group, context, name)
+
+
+def _below(group: Any, context: Any, name: str) -> Iterator[tuple[str, Any]]:
+    command = group.get_command(context, name.rpartition(" ")[2])
+    yield name, command
+    for inner in GROUPS.get(name, ()):
+        yield from _below(command, context, f"{name} {inner}")
 
 
 def exit_codes() -> str:

@@ -33,6 +33,7 @@ import sys
 import sysconfig
 import tarfile
 import tempfile
+import time
 import zipfile
 from collections.abc import Iterable, Iterator, Mapping
 from pathlib import Path
@@ -45,7 +46,6 @@ from support import REPOSITORY
 PLACEHOLDER = "/" + "placehold_" * 25 + "end"
 SUBDIR = {"x86_64": "linux-64", "aarch64": "linux-aarch64"}[platform.machine()]
 PYTHON = ".".join(platform.python_version_tuple()[:2])
-_VERSION = 3
 _TIMESTAMP_MS = 1_700_000_000_000
 _LEFT_OUT = {"site-packages", "dist-packages", "test", "tests", "__pycache__", "idlelib", "turtledemo", "lib2to3"}
 _LEFT_OUT |= {"EXTERNALLY-MANAGED", "sitecustomize.py", "_distutils_system_mod.py"}
@@ -54,14 +54,14 @@ _LEFT_OUT |= {"EXTERNALLY-MANAGED", "sitecustomize.py", "_distutils_system_mod.p
 def channel() -> Path:
     """The channel, made if it is not there."""
     python = Path(os.path.realpath(sys.executable)).stat()
-    of = [_VERSION, platform.python_version(), sys.base_prefix, python.st_size, Path(__file__).stat().st_mtime_ns]
+    of = [platform.python_version(), sys.base_prefix, python.st_size, Path(__file__).read_text()]
     name = hashlib.sha256(json.dumps(of).encode()).hexdigest()[:12]
     root = REPOSITORY / ".cache" / "conda-channel"
     root.mkdir(parents=True, exist_ok=True)
     with _locked(root / "lock"):
         if not (root / name).exists():
-            for old in root.iterdir():
-                if old.is_dir():
+            for old in root.iterdir():  # another checkout's or interpreter's may be in use
+                if old.is_dir() and old.stat().st_mtime < time.time() - 86_400:
                     shutil.rmtree(old)
             with tempfile.TemporaryDirectory(dir=root) as folder:
                 made = Path(folder) / "channel"

@@ -25,8 +25,9 @@ Client: TypeAlias = Any
 
 def uv_environment(store_root: Path, folder: Path) -> dict[str, str]:
     """How uv is to look for packages: only in `folder`."""
-    settings = {"UV_FIND_LINKS": str(folder), "UV_NO_INDEX": "1", "UV_NO_CONFIG": "1", "UV_PYTHON_DOWNLOADS": "never"}
-    return {**os.environ, **settings, "UV_CACHE_DIR": str(store_root / "uv")}
+    settings = {"UV_FIND_LINKS": str(folder), "UV_NO_CONFIG": "1", "UV_PYTHON_DOWNLOADS": "never"}
+    own = {name: value for name, value in os.environ.items() if not name.startswith(("UV_", "PIP_"))}
+    return {**own, **settings, "UV_CACHE_DIR": str(store_root / "uv")}
 
 
 def made_prefix(base: BaseImage, store_root: Path, folder: Path, requirements: Sequence[str], key: str = "") -> Prefix:
@@ -37,7 +38,7 @@ def made_prefix(base: BaseImage, store_root: Path, folder: Path, requirements: S
     lines: list[str] = []
     for arguments in (
         ["venv", "--relocatable", "--python", str(python), str(path)],
-        ["pip", "install", "--python", str(path / "bin" / "python"), *requirements],
+        ["pip", "install", "--no-index", "--python", str(path / "bin" / "python"), *requirements],
     ):
         code = base.run(
             [find_uv(), *arguments],

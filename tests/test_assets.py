@@ -85,7 +85,9 @@ def test_versions_count_up_and_the_latest_is_the_one_made_last(assets: Assets) -
     assert assets.find("tf").content == {"n": 3}
     assert assets.register("tf", {"n": 4}, new_version=True).version == "3"
     assert assets.register("tf", {"n": 0}, version="0.1").version == "0.1"
-    assert assets.find("tf").full_name == "tf@0.1"
+    assert assets.find("tf").full_name == assets.find("tf@latest").full_name == "tf@0.1"
+    with pytest.raises(UsageError, match="'latest' can't be a version: it means the one that was made last"):
+        assets.register("tf", {"n": 5}, version="latest")
     assert [entry.version for entry in assets.list(all_versions=True)] == ["1", "2", "2026-05", "3", "0.1"]
     assert [entry.full_name for entry in assets.list()] == ["tf@0.1"]
 

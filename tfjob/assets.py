@@ -31,10 +31,11 @@ if TYPE_CHECKING:
     from collections.abc import Iterable, Iterator, Mapping, Sequence
     from pathlib import Path
 
-__all__ = ["Assets", "Entry", "split_name"]
+__all__ = ["LATEST", "Assets", "Entry", "split_name"]
 
 _NAME = re.compile(r"[A-Za-z0-9][A-Za-z0-9_.-]{0,62}")
 _ALLOWED = "at most 63 letters, digits, _, . and -, starting with a letter or digit"
+LATEST = "latest"
 _LOCK = ".lock"
 _LAST = ".last"  # the highest number given, once a version has been removed
 _SHOWN = 40
@@ -108,7 +109,7 @@ class Assets:
         return entry
 
     def find(self, name: str, *, also: Iterable[str] = ()) -> Entry:
-        """Return the entry that ``name`` (its latest version) or ``name@version`` means.
+        """Return the entry that ``name`` or ``name@latest`` (the version made last) or ``name@version`` means.
 
         Raises NotFound with the name or versions that are probably meant; `also` are names that are elsewhere.
         """
@@ -120,7 +121,7 @@ class Assets:
                 f"there is no {self.kind} {bare!r} in this workspace",
                 f"Did you mean {guess}?" if guess else f"See those there are: tfjob {_group(self.kind)} list.",
             )
-        if version is None:
+        if version in {None, LATEST}:
             return known[-1]
         found = next((entry for entry in known if entry.version == version), None)
         if found is None:
@@ -178,6 +179,8 @@ class Assets:
                 f"{name!r} can't be registered: names that start with {self.reserved_prefix} are tfjob's own",
                 f"Choose another name, such as {name.removeprefix(self.reserved_prefix) or 'mine'}.",
             )
+        if version == LATEST:
+            raise UsageError(f"{LATEST!r} can't be a version: it means the one that was made last", "Choose another.")
         if version is not None and not _NAME.fullmatch(version):
             raise UsageError(f"{version!r} can't be a version of {_a(self.kind)}", f"A version is {_ALLOWED}.")
 

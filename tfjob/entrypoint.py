@@ -3,9 +3,9 @@
     python -I -S entrypoint.py TASKS_DIRECTORY TASK      run that task
     python -I -S entrypoint.py TASKS_DIRECTORY rank      under mpirun: run task rank-N, N as the MPI library says
 
-It reads TASKS_DIRECTORY/TASK/task.json (argv, env, cwd, log, port, grace_period_s, and umask if it is not to be the
-inherited one), runs the command in a session of its
-own with both outputs in the log, and leaves beside task.json:
+It reads TASKS_DIRECTORY/TASK/task.json (argv, env, cwd, log, port, grace_period_s, and umask where the one it inherits
+is not the submitter's), runs the command in a session of its own with both outputs in the log, and leaves beside
+task.json:
 
     started.json     pid, the process's start time (clock ticks since boot), time
     listening        made when the task's own port is being listened on: it has come to the rendezvous

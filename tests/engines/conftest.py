@@ -7,11 +7,12 @@ from typing import Any
 from uuid import uuid4
 
 import pytest
-from docker_parts import docker_daemon, docker_engine, test_base
-from engines.engine_bench import ENGINES, PREPARED, Bench, plan
+from docker_parts import Daemon, docker_daemon, docker_engine, test_base
+from engines.engine_bench import ENGINES, IMAGE, PREPARED, Bench, plan
 from support import processes_of
 
 from tfjob.engines.base import Prepared
+from tfjob.engines.docker_api import DockerApi
 from tfjob.planning.plan import TaskPlan
 from tfjob.rundir import RunDirectory
 
@@ -54,3 +55,12 @@ def bench(engine_name: str, tmp_path: Path, leases: Path, request: pytest.Fixtur
             one.stop(0)
         one.release()
         assert processes_of(one.run.id) == []
+
+
+@pytest.fixture
+def nothing_is_left(docker_engine: Daemon, test_base: str, tmp_path: Path) -> Iterator[None]:
+    """No container of the test's runs is there when it is over."""
+    assert test_base == IMAGE
+    yield
+    listed = DockerApi(docker_engine.host).get("/containers/json?all=1")
+    assert not [one for one in listed if one["Labels"].get("tfjob.directory", "").startswith(f"{tmp_path}/")]

@@ -77,8 +77,12 @@ class Site(http.server.SimpleHTTPRequestHandler):
 @contextlib.contextmanager
 def served(folder: Path, login: str = "", stuck: str = "") -> Iterator[tuple[str, type[Site]]]:
     """Serve a folder by HTTP on this machine: its address, without the login, and the handler."""
-    site = type("OneSite", (Site,), {"login": login, "stuck": stuck})
-    site.reached, site.over = threading.Event(), threading.Event()
+
+    class OneSite(Site):
+        reached, over = threading.Event(), threading.Event()
+
+    site = OneSite
+    site.login, site.stuck = login, stuck
     server = http.server.ThreadingHTTPServer(("127.0.0.1", 0), functools.partial(site, directory=str(folder)))
     server.daemon_threads = True
     threading.Thread(target=server.serve_forever, daemon=True).start()
@@ -189,20 +193,24 @@ def test_a_login_is_used_and_kept_nowhere(made: Made, packages: Packages, own: P
     assert "s3cret" not in "".join(made.log + made.steps)
 
 
-def test_a_file_that_is_not_the_locked_one(made: Made, own: Path) -> None:
+@pytest.mark.parametrize("by_network", [False, True])
+def test_a_file_that_is_not_the_locked_one(made: Made, own: Path, by_network: bool) -> None:
     conda_channel.package(own, "data", files={"share/data": "x"}, noarch="generic")
     conda_channel.index(own)
-    asked = Definition(packages=("data",), channels=(own.as_uri(),))
-    lock = made.store.solve(asked, Machine(), log=made.log.append, progress=made.steps.append)
-    conda_channel.package(own, "data", files={"share/data": "tampered"}, noarch="generic")
-    with pytest.raises(PreparationError) as caught:
-        made.store.prepare(asked, Machine(), lock=lock.text, log=made.log.append, progress=made.steps.append)
-    assert "hash mismatch" in caught.value.message
-    assert "not the one that was locked" in caught.value.hint
-    (own / "noarch" / "data-1.0-0.conda").unlink()
-    with pytest.raises(PreparationError) as caught:
-        made.store.prepare(asked, Machine(), lock=lock.text, log=made.log.append, progress=made.steps.append)
-    assert "data-1.0-0.conda" in caught.value.message
+    with served(own) as (host, _):
+        asked = Definition(packages=("data",), channels=(f"http://{host}" if by_network else own.as_uri(),))
+        lock = made.store.solve(asked, Machine(), log=made.log.append, progress=made.steps.append)
+        conda_channel.package(own, "data", files={"share/data": "tampered"}, noarch="generic")
+        with pytest.raises(PreparationError) as caught:
+            made.store.prepare(asked, Machine(), lock=lock.text, log=made.log.append, progress=made.steps.append)
+        assert "hash mismatch" in caught.value.message
+        assert "data-1.0-0.conda" in caught.value.message
+        assert "not the one that was locked" in caught.value.hint
+        (own / "noarch" / "data-1.0-0.conda").unlink()
+        with pytest.raises(PreparationError) as caught:
+            made.store.prepare(asked, Machine(), lock=lock.text, log=made.log.append, progress=made.steps.append)
+        assert "data-1.0-0.conda" in caught.value.message
+        assert "Lock anew" in caught.value.hint
     assert made.names("prefixes") == made.names("building") == []
 
 

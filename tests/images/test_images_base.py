@@ -172,7 +172,9 @@ def test_uv_installs_in_the_image(base: BaseImage, packages: Packages):
     environment = uv_environment(base.store_root, packages.folder)
     python = str(base.interpreters[0].path)
     assert run(base, find_uv(), "venv", "--relocatable", "--python", python, "env", environment=environment)[0] == 0
-    code, said = run(base, find_uv(), "pip", "install", "--python", "env/bin/python", "one", environment=environment)
+    code, said = run(
+        base, find_uv(), "pip", "install", "--no-index", "--python", "env/bin/python", "one", environment=environment
+    )
     assert code == 0, said
     (module,) = base.store_root.glob("env/lib/python3.11/site-packages/one/__init__.py")
     assert module.stat().st_nlink == 2, "it is a hard link to uv's cache"

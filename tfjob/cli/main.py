@@ -45,10 +45,13 @@ GROUPS = {
         "dockerfile": ("environment_files", "dockerfile", "Print a Dockerfile that makes the same by hand"),
         "save": ("environment_files", "save", "Write all that rebuilds it to a directory"),
         "prune": ("environment_stores", "prune", "Free what no run of the last days has used"),
-        "base": ("environment_stores", "base", "Make a base image from Debian's packages or a tarball"),
-    }
+        "base": ("", "", "Base images where none can be pulled"),
+    },
+    "env base": {
+        "create": ("environment_stores", "create_base", "Make one of Debian's packages, or from a tarball"),
+    },
 }
-"""Group → its commands, each as in COMMANDS."""
+"""Group, as it is typed → its commands, each as in COMMANDS."""
 
 _HELP = """\
 Usage: tfjob [OPTIONS] COMMAND [ARGS]...
@@ -84,7 +87,9 @@ def group_help(group: str) -> str:
     commands = GROUPS[group]
     width = max(map(len, commands))
     listed = "\n".join(f"  {name.ljust(width)}  {line}" for name, (_, _, line) in commands.items())
-    head = f"Usage: tfjob {group} COMMAND [ARGS]...\n\n  {COMMANDS[group][2]}\n\nCommands:\n"
+    parent, _, name = group.rpartition(" ")
+    about = (GROUPS[parent] if parent else COMMANDS)[name][2]
+    head = f"Usage: tfjob {group} COMMAND [ARGS]...\n\n  {about}\n\nCommands:\n"
     return f"{head}{listed}\n\n  Try `tfjob {group} COMMAND --help`.\n"
 
 
@@ -161,8 +166,8 @@ def _dispatch(arguments: list[str]) -> int:
         _parse()
     elif arguments in ([], ["--help"], ["-h"], ["help"]):
         print(help_text(), end="")
-    elif len(arguments) <= 2 and arguments[0] in GROUPS and arguments[1:] in ([], ["--help"], ["-h"]):
-        print(group_help(arguments[0]), end="")
+    elif (group := " ".join(one for one in arguments if one not in ("--help", "-h"))) in GROUPS:
+        print(group_help(group), end="")
     elif arguments == ["--version"]:
         import tfjob  # noqa: PLC0415  # only for this
 

@@ -30,8 +30,8 @@ class _Commands(TyperGroup):
     def get_command(self, ctx: Any, cmd_name: str) -> Any:
         if cmd_name not in self.table:
             return None
-        if cmd_name in GROUPS and not self.group:
-            return typer.main.get_command(_group(cmd_name))
+        if (whole := f"{self.group} {cmd_name}".strip()) in GROUPS:
+            return typer.main.get_command(_group(whole))
         module, function, _ = self.table[cmd_name]
         one = typer.Typer(add_completion=False, rich_markup_mode=None, context_settings=_CONTEXT)
         one.command(name=cmd_name)(getattr(import_module(f"tfjob.cli.{module}"), function))
@@ -61,7 +61,7 @@ def _group(name: str) -> typer.Typer:
     """The commands below `tfjob NAME`."""
     kind = type("_Group", (_Commands,), {"table": GROUPS[name], "group": name})
     one = typer.Typer(
-        name=name,
+        name=name.rpartition(" ")[2],
         cls=kind,
         no_args_is_help=True,
         rich_markup_mode=None,

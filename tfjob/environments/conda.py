@@ -14,9 +14,11 @@ from concurrent.futures import ThreadPoolExecutor
 from datetime import timedelta
 from pathlib import Path
 from typing import TYPE_CHECKING, Any, TypeVar
+from urllib.parse import unquote, urlsplit
 
+from tfjob.durable import file_digest
 from tfjob.environments.channels import ConfiguredChannels
-from tfjob.environments.conda_errors import explained
+from tfjob.environments.conda_errors import HASH_HINT, explained
 from tfjob.environments.credentials import credentials_of, with_credentials, without_credentials
 from tfjob.environments.lock import Lock, dump
 from tfjob.errors import PreparationError
@@ -54,9 +56,9 @@ def solve(
     specs = [_with_channel(spec, channels) for spec in _wanted(definition)]
     subdir = _subdir(place)
     for spec in specs:
-        log(f"conda: asking for {spec}")
+        log(f"conda: asking for {without_credentials(spec)}")
     for url in channels.urls:
-        log(f"conda: channel {url}")
+        log(f"conda: channel {without_credentials(url)}")
 
     async def run() -> Sequence[RepoDataRecord]:
         import rattler  # noqa: PLC0415  # 50 ms, only for those who solve
@@ -97,6 +99,8 @@ def install(
     written = stage.with_name("conda.lock")
     written.write_text(with_credentials(dump(lock.conda or {}), credentials_of(channels.urls)), encoding="utf-8")
 
+    _check_local_files(lock, only, cache / "packages")
+
     async def run() -> None:
         import rattler  # noqa: PLC0415  # 50 ms, only for those who build
 
@@ -123,6 +127,33 @@ def install(
         text = record.read_text(encoding="utf-8")
         if (bare := without_credentials(text)) != text:
             record.write_text(bare, encoding="utf-8")
+
+
+def _check_local_files(lock: Lock, only: frozenset[str] | None, packages: Path) -> None:
+    """Compare the hashes of packages that are files of this machine, which rattler takes as they are.
+
+    Those that the cache has are not looked at: its lock files end with the hash of what was unpacked. Raises PreparationError.
+    """
+    for record in lock.conda_records:
+        path = Path(unquote(urlsplit(record.url).path)) if record.url.startswith("file:") else Path(record.url)
+        if (only is not None and record.name not in only) or not record.sha256 or not path.is_absolute():
+            continue
+        cached = packages / f"{record.name}-{record.version}-{record.build}.lock"
+        if cached.is_file() and cached.read_bytes().endswith(bytes.fromhex(record.sha256)):
+            continue
+        try:
+            found = file_digest(path)
+        except FileNotFoundError:
+            raise PreparationError(
+                f"the environment's conda packages could not be installed.\n  {path} is not there any more",
+                "Lock anew (`tfjob env lock`), or put the file back into the channel.",
+            ) from None
+        if found != record.sha256:
+            raise PreparationError(
+                f"the environment's conda packages could not be installed.\n"
+                f"  hash mismatch for {path}: the lock has {record.sha256}, the file {found}",
+                HASH_HINT,
+            )
 
 
 def stage_python(lock: Lock, definition: Definition, cache: Path, stage: Path) -> Path:

@@ -13,7 +13,7 @@ from tfjob.errors import PreparationError
 if TYPE_CHECKING:
     from collections.abc import Iterator, Sequence
 
-__all__ = ["explained"]
+__all__ = ["HASH_HINT", "explained"]
 
 _LINES_MAX = 24
 _FULL = ("no space left on device", "os error 28", "quota exceeded", "os error 122")
@@ -27,11 +27,14 @@ _CHANNEL_HINT = (
     "Check the channel's name or address under `channels:`. Names are looked for under `channel_alias` of .condarc, "
     "or CONDA_CHANNEL_ALIAS."
 )
+HASH_HINT = (
+    "The file in the channel is not the one that was locked. If that is meant to be, lock anew (`tfjob env lock`); else "
+    "ask whoever keeps the channel."
+)
 _NETWORK_HINT = "Check the network, a proxy (HTTPS_PROXY), and the channel's address; then submit again."
 # What rattler says (in lower case) → what to do; the first that fits.
 _HINTS = {
-    "hash mismatch": "The file in the channel is not the one that was locked. If that is meant to be, lock anew "
-    "(`tfjob env lock`); else ask whoever keeps the channel.",
+    "hash mismatch": HASH_HINT,
     "could not find subdir": "That address has no `repodata.json`, so it is no channel. " + _CHANNEL_HINT,
     "401 unauthorized": "The channel wants a login: store one with `rattler auth login`, or put it into ~/.netrc.",
     "403 forbidden": "The channel refuses this user; check the credentials for it.",

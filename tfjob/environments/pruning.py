@@ -31,6 +31,7 @@ __all__ = ["Pruned", "StoredPrefix", "prune", "total_bytes", "usage"]
 
 _DAY_S = 86_400
 _BLOCK_BYTES = 512
+_POINTER_MAX_BYTES = 1 << 20
 _FILE_ID = tuple[int, int]
 
 
@@ -179,10 +180,18 @@ class _Pruning:
 
         uv itself holds the cache's lock, shared, while it runs; whoever has it alone keeps uv waiting.
         """
-        with _alone(self.store.root / "uv" / ".lock") as is_alone:
-            if is_alone:
-                for path in _listed(self.store.root / "uv" / "archive-v0"):
-                    self._remove_cached(path)
+        cache = self.store.root / "uv"
+        with _alone(cache / ".lock") as is_alone:
+            if not is_alone:
+                return
+            unused = [path for path in _listed(cache / "archive-v0") if self._is_unused(path)]
+            # What points to them goes first: uv would take a package for one that cannot be read.
+            for bucket in (*cache.glob("wheels-v*"), *cache.glob("sdists-v*")):
+                for pointer in _pointers(bucket, {path.name for path in unused}):
+                    self._remove(pointer)
+            for path in unused:
+                self._remove(path)
+            self.cached += len(unused)
 
     def conda_cache(self) -> None:
         """Remove the conda packages that are in no prefix, and lists of channels that nobody asked for."""
@@ -191,19 +200,17 @@ class _Pruning:
             if not is_alone:
                 return
             for path in _listed(cache / "packages"):
-                if path.is_dir() and self._remove_cached(path):
+                if path.is_dir() and self._is_unused(path):
+                    self._remove(path)
                     self._remove(path.with_name(f"{path.name}.lock"))
+                    self.cached += 1
             for path in _listed(cache / "repodata"):
                 if _modified_s(path) <= self.before:
                     self._remove(path)
 
-    def _remove_cached(self, path: Path) -> bool:
-        """Remove one package of a cache if it is old enough and no prefix has a file of it; whether it did."""
-        if _modified_s(path) > self.before or any(self._links(status) > 1 for _, status in _files(path)):
-            return False
-        self._remove(path)
-        self.cached += 1
-        return True
+    def _is_unused(self, path: Path) -> bool:
+        """Whether a package of a cache is old enough, and no prefix has a file of it."""
+        return _modified_s(path) <= self.before and all(self._links(status) == 1 for _, status in _files(path))
 
     def _links(self, status: os.stat_result) -> int:
         """Return how many names a file has left."""
@@ -243,6 +250,20 @@ def _alone(lock: Path) -> Iterator[bool]:
         yield True
     finally:
         os.close(descriptor)
+
+
+def _pointers(bucket: Path, archives: set[str]) -> Iterator[Path]:
+    """Give the files of uv's cache that say which of these unpacked packages a wheel is: links, and small files beside them."""
+    names = [name.encode() for name in archives]
+    for text, status in list(_files(bucket)) if names else ():
+        path = Path(text)
+        if path.is_symlink():
+            if path.readlink().name in archives:
+                yield path
+        elif path.suffix in {".rev", ".http"} and status.st_size < _POINTER_MAX_BYTES:
+            content = path.read_bytes()
+            if any(name in content for name in names):
+                yield path
 
 
 def _listed(folder: Path) -> list[Path]:

@@ -17,7 +17,7 @@ import re
 from dataclasses import dataclass
 from typing import TYPE_CHECKING, Any
 
-from tfjob.assets import Assets, Entry, split_name
+from tfjob.assets import LATEST, Assets, Entry, split_name
 from tfjob.durable import digest_of, replace_text
 from tfjob.environments import curated
 from tfjob.environments.definition import definition_of
@@ -100,7 +100,7 @@ def entry(name: str, root: Path | None) -> Entry:
     bare, version = split_name(name)
     if bare.startswith(curated.PREFIX):
         found = _curated(bare)
-        if version not in {None, found.version}:
+        if version not in {None, LATEST, found.version}:
             raise NotFound(
                 f"the environment {bare} has no version {version!r} in this version of tfjob",
                 f"Use {found.full_name}, or {bare} for whatever comes with tfjob.",

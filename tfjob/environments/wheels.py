@@ -19,8 +19,9 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
-from tfjob.durable import digest_of, file_digest, replace_json, try_lock
+from tfjob.durable import digest_of, file_digest, replace_json
 from tfjob.environments import recipes
+from tfjob.environments.building import Building
 from tfjob.environments.prefix import read_json
 from tfjob.environments.source_build import Build, Workshop, build
 from tfjob.errors import PreparationError
@@ -150,9 +151,8 @@ class _Wheel:
         final = self.root / "wheels" / key
         if (path := _read(final)) is not None:
             return path
-        with _holding(
-            self.root / "building" / f"{key}.lock", lambda: progress(f"waiting for another tfjob that builds {name}")
-        ):
+        building = Building(self.root / "building")
+        with _holding(building, key, lambda: progress(f"waiting for another tfjob that builds {name}")):
             if (path := _read(final)) is not None:
                 return path
             if self._is_offered(locked):
@@ -311,21 +311,11 @@ def _read(folder: Path) -> Path | None:
 
 
 @contextlib.contextmanager
-def _holding(path: Path, waits: Callable[[], None]) -> Iterator[None]:
-    """Hold the lock `path`, calling `waits` once if somebody has it. Its file is removed while it is held.
-
-    So a lock counts only if its file is still the one under its name.
-    """
-    path.parent.mkdir(parents=True, exist_ok=True)
+def _holding(building: Building, key: str, waits: Callable[[], None]) -> Iterator[None]:
+    """Hold the lock of a wheel, calling `waits` once if somebody has it."""
+    building.folder.mkdir(parents=True, exist_ok=True)
     told = False
-    while True:
-        holds = try_lock(path)
-        if holds is not None:
-            with contextlib.suppress(FileNotFoundError):
-                if os.path.samestat(path.stat(), os.fstat(holds)):
-                    break
-            os.close(holds)
-            continue
+    while (holds := building.try_hold(key)) is None:
         if not told:
             waits()
             told = True
@@ -333,5 +323,4 @@ def _holding(path: Path, waits: Callable[[], None]) -> Iterator[None]:
     try:
         yield
     finally:
-        path.unlink(missing_ok=True)
-        os.close(holds)
+        building.let_go(key, holds)

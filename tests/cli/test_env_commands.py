@@ -1,0 +1,121 @@
+"""`tfjob env …` as people type it, with real packages of the tests' own."""
+
+from __future__ import annotations
+
+import json
+import os
+from typing import TYPE_CHECKING
+
+import pytest
+from environment_parts import packages  # noqa: F401  # a fixture
+from support import Tfjob
+
+if TYPE_CHECKING:
+    from pathlib import Path
+
+    from environment_parts import Packages
+
+CONDA = """
+name: small
+dependencies:
+  - python=3.11
+  - pip: [small-thing==1.0]
+"""
+
+
+@pytest.fixture
+def env(packages: Packages, tmp_path: Path) -> Tfjob:  # noqa: F811
+    packages.wheel("small_thing", "1.0")
+    packages.wheel("small_thing", "2.0")
+    directory = tmp_path / "project"
+    directory.mkdir()
+    made = Tfjob(directory, {**os.environ, "TFJOB_STORE": str(tmp_path / "store"), "DOCKER_HOST": "unix:///nowhere"})
+    made.write("small.yml", CONDA)
+    return made
+
+
+def test_a_registered_environment_has_versions_and_a_job_names_it(env: Tfjob) -> None:
+    assert env("env", "create", "-f", "small.yml").stdout == "Registered small@1\n"
+    assert env("env", "create", "-f", "small.yml").stdout == "Unchanged: small@1\n"
+    env.write("small.yml", CONDA.replace("1.0", "2.0"))
+    refused = env("env", "create", "-f", "small.yml", exit_code=2).stderr
+    assert "small-thing==1.0" in refused
+    assert "--new-version" in refused
+    assert env("env", "create", "-f", "small.yml", "--new-version").stdout == "Registered small@2\n"
+    for name, version in (("small", "2.0"), ("small@1", "1.0")):
+        job = f"name: job\ncommand: python -c 'import small_thing; print(small_thing.VERSION)'\nenvironment: {name}\n"
+        env.write("job.yml", job)
+        assert env("submit", "job.yml").stdout == f"{version}\n"
+    plan = json.loads(env("plan", "job.yml", "-o", "json").stdout)
+    assert plan["environment"]["name"] == "small@1"
+
+
+def test_names_that_are_not_there_are_told_with_the_one_that_was_meant(env: Tfjob) -> None:
+    env("env", "create", "-f", "small.yml")
+    env.write("job.yml", "command: 'true'\nenvironment: smal\n")
+    assert "small" in env("submit", "job.yml", exit_code=3).stderr
+    assert "small" in env("env", "show", "smal", exit_code=3).stderr
+    assert "tfjob's own" in env("env", "create", "-f", "small.yml", "--name", "tfjob-mine", exit_code=2).stderr
+
+
+def test_cloned_listed_and_removed(env: Tfjob) -> None:
+    env("env", "clone", "tfjob-tensorflow-2.15-cpu", "mine")
+    listed = json.loads(env("env", "list", "-o", "json").stdout)
+    names = [one["name"] for one in listed]
+    assert names[0] == "mine"
+    assert "tfjob-tensorflow-2.15-cpu" in names
+    assert env("env", "remove", "mine").stdout == "Removed mine@1\n"
+    assert "mine" not in env("env", "list").stdout
+    assert "can't be removed" in env("env", "remove", "tfjob-tensorflow-2.15-cpu", exit_code=2).stderr
+
+
+def test_a_lock_is_written_beside_the_file_and_followed(env: Tfjob) -> None:
+    env.write("small.yml", CONDA.replace("==1.0", ""))
+    assert "Python 3.11" in env("env", "lock", "small.yml").stdout
+    lock = env.directory / "small.lock"
+    text = lock.read_text()
+    assert "small-thing==2.0" in text
+    job = "name: job\ncommand: python -c 'import small_thing; print(small_thing.VERSION)'\nenvironment: {conda_file: small.yml}\n"
+    env.write("job.yml", job)
+    assert env("submit", "job.yml").stdout == "2.0\n"
+    run = env.show()["id"]
+    assert (env.run_directory(run) / "environment.lock").read_text() == text
+    env.write("small.yml", CONDA)  # the lock is of something else now
+    refused = env("submit", "job.yml", exit_code=None)
+    assert refused.returncode in {2, 4}
+    assert "small.lock" in refused.stderr or "tfjob env lock" in refused.stderr
+
+
+def test_built_ahead_an_environment_is_found_by_the_submit(env: Tfjob) -> None:
+    built = json.loads(env("env", "build", "small.yml", "-o", "json").stdout)
+    env.write("job.yml", "name: job\ncommand: python -c pass\nenvironment: {conda_file: small.yml}\n")
+    env("submit", "job.yml")
+    assert env.show()["environment_key"] == built["key"]
+    shown = json.loads(env("env", "show", "small.yml", "-o", "json").stdout)
+    assert shown["built"][0]["key"] == built["key"]
+    assert shown["built"][0]["versions"] == {"small-thing": "1.0"}
+    assert "small-thing  1.0" in env("env", "show", "job.yml").stdout
+
+
+def test_a_rerun_follows_the_lock_of_its_run(env: Tfjob, packages: Packages) -> None:  # noqa: F811
+    env.write("small.yml", CONDA.replace("==1.0", ""))
+    job = "name: job\ncommand: python -c 'import small_thing; print(small_thing.VERSION)'\nenvironment: {conda_file: small.yml}\n"
+    env.write("job.yml", job)
+    assert env("submit", "job.yml").stdout == "2.0\n"
+    packages.wheel("small_thing", "3.0")
+    elsewhere = Tfjob(env.directory, {**env.environ, "TFJOB_STORE": f"{env.environ['TFJOB_STORE']}-other"})
+    assert elsewhere("rerun", "latest").stdout == "2.0\n"
+    assert elsewhere("submit", "job.yml").stdout == "3.0\n"
+
+
+def test_what_has_no_packages_has_no_lock(env: Tfjob) -> None:
+    env.write("image.yml", "name: image\nimage: some/image:1\n")
+    assert "has no list of packages" in env("env", "lock", "image.yml", exit_code=2).stderr
+    env.write("job.yml", "command: 'true'\n")
+    assert "has no `environment`" in env("env", "build", "job.yml", exit_code=2).stderr
+    assert "no file" in env("env", "build", "nothing.yml", exit_code=3).stderr
+
+
+def test_the_group_has_help_and_near_misses(env: Tfjob) -> None:
+    assert "Usage: tfjob env COMMAND" in env("env").stdout
+    assert "Did you mean env list?" in env("env", "lits", exit_code=2).stderr

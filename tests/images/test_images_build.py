@@ -1,0 +1,237 @@
+from __future__ import annotations
+
+import os
+import signal
+import subprocess
+import textwrap
+import threading
+from pathlib import Path
+from typing import TYPE_CHECKING
+
+import pytest
+from docker_parts import OPTIONS, CannotRunError, base_image, own_engine
+from image_parts import Client, output_of, program
+from support import eventually
+
+from tfjob.environments.docker_build import build
+from tfjob.errors import PreparationError, TargetError
+
+if TYPE_CHECKING:
+    from docker_parts import Daemon
+
+pytestmark = [pytest.mark.real, pytest.mark.root]
+
+BUILDS = """
+import sys
+from pathlib import Path
+from tfjob.environments.docker_build import build
+from tfjob.environments.processes import interruptible
+folder = Path(sys.argv[1])
+with interruptible():
+    build(folder / "Dockerfile", folder, {}, store_root=folder / "store", log=lambda one: print(one, flush=True), progress=print)
+"""
+
+
+@pytest.fixture(params=["buildkit", "classic"])
+def builder(request: pytest.FixtureRequest, monkeypatch: pytest.MonkeyPatch, tmp_path: Path) -> str:
+    """Both ways to build: by Docker's command line, and by the engine alone where there is no such program."""
+    if request.param == "classic":
+        programs = tmp_path / "programs"
+        programs.mkdir()
+        for folder in reversed([*os.environ["PATH"].split(os.pathsep), "/usr/sbin", "/sbin"]):
+            for path in Path(folder).glob("*"):
+                (programs / path.name).unlink(missing_ok=True)
+                (programs / path.name).symlink_to(path)
+        (programs / "docker").unlink()
+        monkeypatch.setenv("PATH", str(programs))
+    return str(request.param)
+
+
+class Context:
+    """A folder with a Dockerfile, and what was said when it was built."""
+
+    def __init__(self, folder: Path, store_root: Path, base: str) -> None:
+        self.folder = folder
+        self.store_root = store_root
+        self.base = base
+        self.lines: list[str] = []
+        self.steps: list[str] = []
+        folder.mkdir()
+
+    def write(self, name: str, text: str) -> None:
+        (self.folder / name).write_text(textwrap.dedent(text).replace("BASE", self.base), encoding="utf-8")
+
+    def build(self, **arguments: str) -> str:
+        self.lines.clear()
+        self.steps.clear()
+        return build(
+            self.folder / "Dockerfile",
+            self.folder,
+            arguments,
+            store_root=self.store_root,
+            log=self.lines.append,
+            progress=self.steps.append,
+        )
+
+
+@pytest.fixture
+def context(tmp_path: Path, store_root: Path, bare_base: str) -> Context:
+    return Context(tmp_path / "context", store_root, bare_base)
+
+
+def test_a_dockerfile_is_built_once_for_its_content(context: Context, client: Client, builder: str):
+    context.write("Dockerfile", """\
+        ARG FROM=BASE
+        FROM $FROM AS first
+        ARG WORD=none
+        COPY . /context
+        RUN echo "the word is $WORD" | tee /word
+        FROM first
+        RUN echo from \\
+            the second >/second
+        """)  # fmt: skip
+    context.write(".dockerignore", "ignored\n")
+    context.write("file", builder)
+    context.write("ignored", "1")
+    image = context.build(WORD="one")
+    assert output_of(client, image, "cat", "/word", "/context/file") == f"the word is one\n{builder}"
+    assert any("the word is one" in line for line in context.lines)
+    assert any(step.startswith("step ") and "echo" in step for step in context.steps)
+    assert any("classic builder" in line for line in context.lines) == (builder == "classic")
+
+    assert context.build(WORD="one") == image
+    context.write("ignored", "2")
+    assert context.build(WORD="one") == image
+    assert context.steps == []
+    context.write("file", f"{builder} changed")
+    assert context.build(WORD="one") != image
+    assert context.build(WORD="two") != image
+
+
+@pytest.mark.usefixtures("builder")
+def test_a_failing_instruction_is_named(context: Context):
+    context.write("Dockerfile", """\
+        # a comment
+
+        FROM BASE
+        RUN true
+        RUN echo before the end && \\
+            ls /no/such/file
+        """)  # fmt: skip
+    with pytest.raises(PreparationError) as caught:
+        context.build()
+    said = caught.value.message
+    assert f"{context.folder}/Dockerfile:5 could not be built: RUN echo before the end" in said
+    assert "before the end\n" in said
+    assert "/no/such/file" in said
+
+
+@pytest.mark.usefixtures("builder")
+def test_a_wrong_dockerfile(context: Context):
+    context.write("Dockerfile", "FROM BASE\nRUNN true\n")
+    with pytest.raises(
+        PreparationError, match=r"Dockerfile:2 could not be built[^:]*\n.*(?i:unknown instruction: runn)"
+    ):
+        context.build()
+
+
+@pytest.mark.usefixtures("builder")
+def test_a_missing_file(context: Context):
+    context.write("Dockerfile", "FROM BASE\nRUN true\nCOPY none /none\n")
+    with pytest.raises(PreparationError, match=r"Dockerfile:3 could not be built: COPY none /none"):
+        context.build()
+
+
+def test_a_base_that_is_nowhere(context: Context):
+    context.write("Dockerfile", "ARG TAG=1\nFROM 127.0.0.1:1/none:${TAG}\n")
+    with pytest.raises(PreparationError, match=r"has no image 127\.0\.0\.1:1/none:7") as caught:
+        context.build(TAG="7")
+    assert "docker load" in caught.value.hint
+
+
+def test_no_dockerfile(context: Context):
+    with pytest.raises(PreparationError, match="cannot be read"):
+        context.build()
+
+
+def test_an_interrupted_build_leaves_nothing(context: Context, builder: str):
+    context.write("Dockerfile", "FROM BASE\nRUN echo started; sleep 300; echo DOCKER-BUILD-GOES-ON\n")
+    process = program(BUILDS, str(context.folder))
+    assert process.stdout is not None
+    for line in process.stdout:
+        if line.rstrip().endswith("started") and "echo" not in line:
+            break
+    process.send_signal(signal.SIGTERM)
+    process.communicate(timeout=60)
+    assert process.returncode != 0, builder
+    eventually(lambda: not sleeping(), "the step has ended")
+
+
+def sleeping() -> list[int]:
+    found = []
+    for name in os.listdir("/proc"):
+        if name.isdecimal():
+            try:
+                command = Path(f"/proc/{name}/cmdline").read_bytes()
+            except OSError:
+                continue
+            if b"DOCKER-BUILD-GOES-ON" in command and b"tfjob" not in command:
+                found.append(int(name))
+    return found
+
+
+@pytest.mark.usefixtures("builder")
+def test_an_engine_that_stops_in_a_build(
+    tmp_path: Path, store_root: Path, docker_daemon: Daemon, monkeypatch: pytest.MonkeyPatch
+):
+    assert docker_daemon
+    with own_engine(tmp_path / "data") as daemon:
+        monkeypatch.setenv("DOCKER_HOST", daemon.host)
+        context = Context(tmp_path / "context", store_root, base_image(daemon, "tfjob-test/bare:bookworm"))
+        context.write("Dockerfile", "FROM BASE\nRUN echo started && sleep 300\n")
+        failures: list[PreparationError] = []
+
+        def run() -> None:
+            try:
+                context.build()
+            except PreparationError as error:
+                failures.append(error)
+
+        thread = threading.Thread(target=run)
+        thread.start()
+        eventually(
+            lambda: any(line.rstrip().endswith("started") and "echo" not in line for line in context.lines), "it builds"
+        )
+        daemon.kill()
+        thread.join(60)
+        assert [str(one).partition(" while ")[0] for one in failures] == [
+            f"the Docker Engine at {daemon.host} stopped answering"
+        ]
+        with pytest.raises(TargetError):
+            context.build()
+        daemon.start()
+        context.write("Dockerfile", "FROM BASE\nRUN true\n")
+        assert context.build().startswith("sha256:")
+
+
+@pytest.mark.usefixtures("builder")
+def test_an_engine_without_space(
+    tmp_path: Path, store_root: Path, docker_daemon: Daemon, monkeypatch: pytest.MonkeyPatch
+):
+    assert docker_daemon
+    data = tmp_path / "data"
+    data.mkdir()
+    if subprocess.run(["mount", "-t", "tmpfs", "-o", "size=400m", "tmpfs", str(data)], check=False).returncode:
+        pytest.skip("no tmpfs can be mounted here")
+    try:
+        with own_engine(data, options=OPTIONS) as daemon:
+            monkeypatch.setenv("DOCKER_HOST", daemon.host)
+            context = Context(tmp_path / "context", store_root, base_image(daemon, "tfjob-test/bare:bookworm"))
+            context.write("Dockerfile", "FROM BASE\nRUN head -c 500000000 /dev/urandom >/big\n")
+            with pytest.raises(PreparationError, match=r"(?i)no space left on device") as caught:
+                context.build()
+            assert "Free space in the Docker Engine's data root" in caught.value.hint
+    except CannotRunError as reason:
+        pytest.skip(str(reason))
+    finally:
+        subprocess.run(["umount", "-l", str(data)], check=True)

@@ -1,0 +1,66 @@
+"""Every job in specs/ runs in containers too: packages mounted, and baked into an image."""
+
+from __future__ import annotations
+
+import json
+import os
+import re
+import shutil
+import subprocess
+from typing import TYPE_CHECKING
+
+import pytest
+from docker_parts import docker_daemon, docker_engine, test_base  # noqa: F401  # fixtures
+from support import REPOSITORY, Tfjob
+
+if TYPE_CHECKING:
+    from docker_parts import Daemon
+
+pytestmark = [
+    pytest.mark.real,
+    pytest.mark.root,
+    pytest.mark.xdist_group("tensorflow"),
+    pytest.mark.timeout(900),
+]
+SPECS = sorted(
+    path.stem for path in (REPOSITORY / "specs").glob("digits*.yml")
+)
+IN_CONTAINERS = ("--set", "compute.runtime=docker")
+
+
+@pytest.fixture
+def specs(tfjob: Tfjob, docker_engine: Daemon, test_base: str) -> Tfjob:  # noqa: F811
+    shutil.copytree(REPOSITORY / "specs", tfjob.directory / "specs")
+    made = Tfjob(tfjob.directory / "specs", {**tfjob.environ, "DOCKER_HOST": docker_engine.host})
+    made("init")
+    made.write(".tfjob/config.yml", f"images: {{cpu: '{test_base}'}}\n")
+    return made
+
+
+@pytest.mark.parametrize("spec", SPECS)
+def test_a_spec_trains_in_containers(specs: Tfjob, spec: str) -> None:
+    done = specs("submit", f"{spec}.yml", *IN_CONTAINERS, timeout_s=900)
+    assert min(map(float, re.findall(r"test accuracy (0\.\d+)", done.stdout))) >= 0.95
+    record = specs.show()
+    assert "model/saved_model.pb" in [one["path"] for one in record["outputs"]]
+    assert {path.owner() for path in specs.run_directory(record["id"]).joinpath("outputs").rglob("*")} == {_me()}
+    assert _containers(specs) == ""
+
+
+def test_a_spec_trains_in_an_image_with_its_packages_baked_in(specs: Tfjob) -> None:
+    baked = ("--set", "compute.container_packages=baked")
+    done = specs("submit", "digits.yml", *IN_CONTAINERS, *baked, timeout_s=900)
+    assert float(re.findall(r"test accuracy (0\.\d+)", done.stdout)[-1]) >= 0.95
+    built = json.loads(specs("env", "build", "digits.yml", "--image", "-o", "json", timeout_s=900).stdout)
+    assert built["bytes_sent"] == 0  # it is there
+
+
+def _containers(specs: Tfjob) -> str:
+    command = ["docker", "ps", "-aq", "--filter", "label=tfjob.run"]
+    return subprocess.run(command, env=specs.environ, check=True, capture_output=True, text=True).stdout
+
+
+def _me() -> str:
+    import pwd  # noqa: PLC0415
+
+    return pwd.getpwuid(os.geteuid()).pw_name

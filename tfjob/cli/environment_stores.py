@@ -1,0 +1,108 @@
+"""Commands for what environments are made of and kept in: env prune, env base."""
+
+from __future__ import annotations
+
+from pathlib import Path
+from typing import TYPE_CHECKING, Annotated
+
+import typer
+
+from tfjob.cli.building import building
+from tfjob.cli.options import TableFormat, TableOutput
+from tfjob.cli.output import plural, print_document, print_table, size
+from tfjob.workspace import default_config, find_workspace
+
+if TYPE_CHECKING:
+    from tfjob.workspace import Workspace
+
+__all__ = ["create_base", "prune"]
+
+
+def prune(
+    unused_days: Annotated[
+        float, typer.Option("--unused-days", min=0, help="Free what nobody has used for so many days.")
+    ] = 30.0,
+    dry_run: Annotated[bool, typer.Option("--dry-run", help="Free nothing; say what would be freed.")] = False,
+    output: TableOutput = TableFormat.table,
+) -> None:
+    """Free the disk of environments that no run has used for a while; they are built again when they are needed."""
+    from tfjob.environments import pruning  # noqa: PLC0415  # only for this
+    from tfjob.environments.store import Store  # noqa: PLC0415
+
+    workspace = find_workspace()
+    store = Store((workspace.config if workspace else default_config()).store)
+    before = pruning.usage(store)
+    gone = pruning.prune(store, unused_days=unused_days, dry_run=dry_run, keep=_in_use(workspace))
+    if output is not TableFormat.table:
+        stored = [
+            {
+                "key": one.key,
+                "path": str(one.path),
+                "size_bytes": one.size_bytes,
+                "own_bytes": one.own_bytes,
+                "last_used": one.last_used.isoformat(),
+                "freed": one.key in gone.prefixes,
+            }
+            for one in before
+        ]
+        print_document({"freed_bytes": gone.freed_bytes, "dry_run": dry_run, "prefixes": stored}, output)
+        return
+    if before:
+        rows = [
+            (
+                one.key[:12],
+                one.python_version,
+                str(one.packages),
+                size(one.size_bytes),
+                size(one.own_bytes),
+                one.last_used.strftime("%Y-%m-%d %H:%M"),
+                ("would be freed" if dry_run else "freed") if one.key in gone.prefixes else "kept",
+            )
+            for one in before
+        ]
+        print_table(("ENVIRONMENT", "PYTHON", "PACKAGES", "SIZE", "ITS OWN", "LAST USED (UTC)", ""), rows)
+    verb = "Would free" if dry_run else "Freed"
+    print(f"{verb} {size(gone.freed_bytes)} in {store.root}: {plural(len(gone.prefixes), 'environment')}")
+
+
+def create_base(
+    name: Annotated[str, typer.Argument(metavar="NAME", help="What to call the image.", show_default=False)],
+    source: Annotated[
+        Path | None,
+        typer.Option(
+            "--from",
+            metavar="TARBALL",
+            help="A root file system, or an image that `docker save` wrote. [default: Debian's packages]",
+            show_default=False,
+        ),
+    ] = None,
+    suite: Annotated[
+        str | None,
+        typer.Option(help="The Debian release, such as bookworm. [default: this machine's]", show_default=False),
+    ] = None,
+    package: Annotated[
+        list[str] | None,
+        typer.Option("--package", help="One more Debian package; can be repeated.", show_default=False),
+    ] = None,
+) -> None:
+    """Make a base image where none can be pulled: of Debian's packages, as apt here gets them, or from a tarball."""
+    from tfjob.environments.bases import create  # noqa: PLC0415  # only for this
+
+    with building("Making the base image") as screen:
+        image = create(
+            name, source=source, suite=suite, packages=package or (), log=screen.log, progress=screen.progress
+        )
+    print(f"{name}  {image}")
+    print(f"  use it    environment: {{base: {name}, …}}, or `images: {{cpu: {name}}}` in the workspace's config.yml")
+
+
+def _in_use(workspace: Workspace | None) -> frozenset[str]:
+    """The environments of this workspace's runs that are not over; those of others hold theirs by a lock."""
+    from tfjob.runs.find import list_summaries  # noqa: PLC0415
+
+    if workspace is None:
+        return frozenset()
+    documents = [one.document for one in list_summaries(workspace)]
+    return frozenset(
+        str(one["environment_key"]) for one in documents if one.get("environment_key") and not one.get("ended")
+    )
