@@ -49,6 +49,10 @@ PYTHON = ".".join(platform.python_version_tuple()[:2])
 _TIMESTAMP_MS = 1_700_000_000_000
 _LEFT_OUT = {"site-packages", "dist-packages", "test", "tests", "__pycache__", "idlelib", "turtledemo", "lib2to3"}
 _LEFT_OUT |= {"EXTERNALLY-MANAGED", "sitecustomize.py", "_distutils_system_mod.py"}
+_SITE = """\
+import os, site
+site.addsitedir(os.path.join(os.path.dirname(os.__file__), "site-packages"))
+"""
 
 
 def channel() -> Path:
@@ -263,16 +267,8 @@ def _undo_debian(library: Path) -> None:
         return
     text = re.sub(r"prefix_scheme = '(posix_local|deb_system)'", "prefix_scheme = 'posix_prefix'", text)
     schemes.write_text(text)
-    site = library / "site.py"
-    text, count = re.subn(
-        r"            if is_virtual_environment:\n.*?(?=            # this one is deprecated)",
-        "",
-        site.read_text(),
-        flags=re.DOTALL,
-    )
-    text, more = re.subn(r'("python%d\.%d" % sys\.version_info\[:2\],\n\s+)"dist-packages"', r'\1"site-packages"', text)
-    assert (count, more) == (1, 1), "Debian's site.py has changed"
-    site.write_text(text)
+    # `site` is frozen into the program, so its file changes nothing: what it leaves out is added after it.
+    (library / "sitecustomize.py").write_text(_SITE)
     for name in ("distutils", "_distutils_system_mod.py"):  # patched the same way; setuptools brings its own
         path = library / name
         shutil.rmtree(path) if path.is_dir() else path.unlink(missing_ok=True)

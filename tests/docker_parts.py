@@ -132,6 +132,10 @@ class Daemon:
         own = [str(self.data)] * (mounts().count(str(self.data)) - self.mounted)
         for place in [*sorted(under, reverse=True), *own]:
             subprocess.run(["umount", "--lazy", place], check=False, capture_output=True)
+        # As after a boot, nothing says that something runs.
+        shutil.rmtree(self.folder / "exec", ignore_errors=True)
+        for name in ("docker.pid", "docker.sock"):
+            (self.folder / name).unlink(missing_ok=True)
 
     def kill_only_engine(self) -> None:
         """SIGKILL to dockerd alone; what it started goes on, until `kill`."""

@@ -15,6 +15,7 @@ from pathlib import Path
 import tfjob
 from tfjob.datasets.files import DatasetFiles, find_files
 from tfjob.durable import replace_json, replace_text, try_lock
+from tfjob.environments.pairings import Finding
 from tfjob.environments.resolved import ResolvedEnvironment, resolve_environment
 from tfjob.errors import NotFound, UsageError
 from tfjob.planning.make import make_plan
@@ -56,6 +57,7 @@ class Ready:
     overrides: tuple[str, ...]
     rerun_of: str | None = None
     lock: str | None = None
+    findings: tuple[Finding, ...] = ()
 
 
 def submit(
@@ -82,9 +84,11 @@ def prepare(
 ) -> Ready:
     """The first half of `submit`: everything that can be refused or interrupted, and starts nothing."""
     spec = _loaded(job, overrides)
-    resolved = _look_up(spec, workspace, workspace.config if workspace else default_config())
+    config = workspace.config if workspace else default_config()
+    resolved = _look_up(spec, workspace, config)
     lock = resolved.environment.lock if resolved.environment else None
-    return Ready(make_plan(resolved), resolved.code, spec.source, spec.overrides, lock=lock)
+    findings = _foreseen(resolved, config)
+    return Ready(make_plan(resolved), resolved.code, spec.source, spec.overrides, lock=lock, findings=findings)
 
 
 def begin(ready: Ready, workspace: Workspace, supervisor: StartingSupervisor | None = None) -> Run:
@@ -139,6 +143,21 @@ def _look_up(spec: JobSpec, workspace: Workspace | None, config: Config) -> Reso
         environment=_environment(spec, workspace, config),
         target=target,
     )
+
+
+def _foreseen(resolved: ResolvedJob, config: Config) -> tuple[Finding, ...]:
+    """What is known to fail of the job, and may not. Raises UsageError for what certainly does, and for a stale lock."""
+    asked = resolved.environment
+    if asked is None or asked.definition is None:
+        return ()
+    asked.require_fresh_lock()
+    from tfjob.foresight import foresee  # noqa: PLC0415  # 30 ms for jobs with packages
+
+    found = foresee(resolved, store=config.store, environ=os.environ)
+    errors = [one for one in found if one.severity == "error"]
+    if errors:
+        raise UsageError("; ".join(one.message.rstrip(".") for one in errors), " ".join(one.way_out for one in errors))
+    return found
 
 
 def _environment(spec: JobSpec, workspace: Workspace | None, config: Config) -> ResolvedEnvironment | None:

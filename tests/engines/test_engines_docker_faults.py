@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import os
+import signal
 import subprocess
 import sys
 from collections.abc import Callable
@@ -127,7 +128,10 @@ class TestWithoutWhoStartedIt:
                 process.wait()
 
     @pytest.mark.root
-    def test_an_engine_that_dies_takes_no_task_with_it(self, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    @pytest.mark.parametrize("hangs", [False, True], ids=["dies", "hangs"])
+    def test_an_engine_that_dies_takes_no_task_with_it(
+        self, hangs: bool, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+    ) -> None:
         try:
             with docker_parts.own_engine(tmp_path / "data") as daemon:
                 docker_parts.base_image(daemon)
@@ -140,7 +144,10 @@ class TestWithoutWhoStartedIt:
                 run.start()
                 for name in ("main", "b"):
                     eventually((run.run.task(name) / "started.json").exists, "the start")
-                daemon.kill_only_engine()
+                if hangs:
+                    os.kill(daemon.pid, signal.SIGSTOP)
+                else:
+                    daemon.kill_only_engine()
                 assert {status.state for status in run.poll().values()} == {"running"}
                 (run.run.work("main") / "go").touch()
                 assert end(run).exit_code == 0
@@ -148,7 +155,12 @@ class TestWithoutWhoStartedIt:
                 status = run.poll()["b"]
                 assert (status.exit_code, status.stopped) == (3, True)
                 assert processes_of(run.run.id) == []
-                daemon.kill()
+                if hangs:
+                    os.kill(daemon.pid, signal.SIGCONT)
+                    run.stop()
+                    assert DockerApi(daemon.host).get("/containers/json?all=1") == []
+                else:
+                    daemon.kill()
         except docker_parts.CannotRunError as reason:
             pytest.skip(str(reason))
         finally:

@@ -19,7 +19,7 @@ def test_rows() -> None:
     ("image", "cuda", "cudnn"),
     [
         ("nvidia/cuda:12.2.2-cudnn8-runtime-ubuntu22.04", "12.2", "8"),
-        ("docker.io/nvidia/cuda:12.5.1-cudnn-devel-ubuntu22.04@sha256:00", "12.5", None),
+        ("registry.example/nvidia/cuda:12.5.1-cudnn-devel-ubuntu22.04@sha256:00", "12.5", None),
         ("nvidia/cuda:11.8.0-base-ubuntu22.04", "11.8", ""),
         ("registry:5000/nvidia/cuda:12.5.1", "12.5", ""),
         ("tensorflow/tensorflow:2.16.1-gpu", "12.3", "8.9"),

@@ -7,13 +7,13 @@ from pathlib import Path
 
 import pytest
 from docker_parts import bare_base, docker_daemon, docker_engine, test_base
-from environment_parts import Packages
+from environment_parts import Packages, packages
 from image_parts import Client, made_prefix
 
 from tfjob.environments.docker_base import BaseImage, base_image
 from tfjob.environments.prefix import Prefix
 
-__all__ = ["bare_base", "docker_daemon", "docker_engine", "test_base"]
+__all__ = ["bare_base", "docker_daemon", "docker_engine", "packages", "test_base"]
 
 
 @pytest.fixture
@@ -21,11 +21,6 @@ def store_root(tmp_path: Path) -> Path:
     folder = tmp_path / "store"
     folder.mkdir()
     return folder
-
-
-@pytest.fixture
-def packages(tmp_path: Path) -> Packages:
-    return Packages(tmp_path / "packages")
 
 
 @pytest.fixture

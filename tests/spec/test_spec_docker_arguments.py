@@ -110,9 +110,9 @@ def test_what_is_not_passed_on(arguments: tuple[str, ...], place: int, message: 
 
 def test_everything_wrong_is_told_at_once_with_a_hint() -> None:
     found = problems(("--cap-ad", "A", "--ulimit", "x", "--rm"))
-    assert [problem.place for problem in found] == [0, 1, 2, 4]
+    assert [problem.place for problem in found] == [0, 2, 4]
     assert found[0].hint == "Did you mean --cap-add?"
-    assert found[3].hint == "Remove --rm."
+    assert found[2].hint == "Remove --rm."
 
 
 @pytest.mark.parametrize(("text", "size"), [("1", 1), ("2g", 2 * 2**30), ("1.5GiB", 3 * 2**29), ("64 MB", 2**26)])

@@ -106,6 +106,7 @@ def build(
 ) -> None:
     """Build an environment now, so that the next submit finds it: for processes, for containers, or as an image."""
     asked, store = asked_for(environment)
+    asked.require_fresh_lock()
     if asked.definition is None or image or push:
         runtime = Runtime.docker
     with building("Building") as screen:

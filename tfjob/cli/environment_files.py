@@ -44,6 +44,7 @@ def save(
 def _files(environment: str) -> dict[str, str]:
     """The files by their names. Packages are locked first, for the environment's base image, if they are not yet."""
     asked, store = asked_for(environment)
+    asked.require_fresh_lock()
     if asked.image is not None:
         return {"Dockerfile": f"FROM {asked.image}\n"}
     if asked.dockerfile is not None:

@@ -15,7 +15,7 @@ from typing import Literal, NamedTuple
 
 from tfjob.cli.ending import print_end
 from tfjob.cli.live import LiveRun, watched
-from tfjob.cli.output import print_document
+from tfjob.cli.output import print_document, print_findings
 from tfjob.errors import ExitCode
 from tfjob.rundir import RunDirectory
 from tfjob.runs.follow import follow
@@ -44,6 +44,7 @@ def submit_and_follow(
     try:
         workspace = find_workspace()
         ready = prepare(file, overrides=overrides, workspace=workspace)
+        print_findings(ready.findings)
         if workspace is None:
             workspace, _ = make_workspace(Path.cwd())
             with suppress(OSError):

@@ -9,8 +9,9 @@ from typing import Annotated
 import typer
 
 from tfjob.cli.options import Detach, DocumentOutput, Format, JobFile, OnInterrupt, OnInterruptOption, Set
-from tfjob.cli.output import print_document
+from tfjob.cli.output import print_document, print_findings
 from tfjob.errors import ExitCode, InvalidFile, Problem, UsageError
+from tfjob.workspace import find_workspace
 
 __all__ = ["plan", "schema", "submit", "validate"]
 
@@ -54,7 +55,9 @@ def plan(file: JobFile, overrides: Set = None, output: DocumentOutput = None) ->
     from tfjob import submission  # noqa: PLC0415  # the whole house is for commands that need it
     from tfjob.values import encode  # noqa: PLC0415
 
-    print_document(encode(submission.plan(file, overrides=overrides or ())), output or Format.yaml)
+    ready = submission.prepare(file, overrides=overrides or (), workspace=find_workspace())
+    print_findings(ready.findings)
+    print_document(encode(ready.plan), output or Format.yaml)
 
 
 def submit(

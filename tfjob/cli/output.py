@@ -9,13 +9,18 @@ import json
 import os
 import sys
 from collections.abc import Sequence
-from typing import Any, TextIO
+from contextlib import suppress
+from typing import TYPE_CHECKING, Any, TextIO
+
+if TYPE_CHECKING:
+    from tfjob.environments.pairings import Finding
 
 __all__ = [
     "colored",
     "duration",
     "plural",
     "print_document",
+    "print_findings",
     "print_table",
     "shown_path",
     "size",
@@ -59,6 +64,16 @@ def print_document(value: Any, kind: str) -> None:
     import yaml  # noqa: PLC0415  # 18 ms that JSON and tables need not pay
 
     print(yaml.safe_dump(value, sort_keys=False, allow_unicode=True, width=120), end="")
+
+
+def print_findings(findings: Sequence[Finding]) -> None:
+    """What is known to fail, on stderr, before anything is started: what, the way out, and where that is known from."""
+    for one in findings:
+        with suppress(OSError):
+            print(colored("Warning:", "yellow", sys.stderr), one.message, file=sys.stderr)
+            for line in (one.way_out, one.source and f"Known from {one.source}."):
+                if line:
+                    print(f"  {line}", file=sys.stderr)
 
 
 def print_table(headers: Sequence[str], rows: Sequence[Sequence[str]], *, styles: dict[str, str] | None = None) -> None:

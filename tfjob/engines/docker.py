@@ -206,13 +206,11 @@ def _start(handle: _Handle, task: str, body: Mapping[str, Any]) -> None:
 
 
 def _note(handle: _Handle, task: str) -> None:
-    """Write down for an adopter which container is the task's."""
+    """Write down for an adopter which container is the task's; on a full disk the labels must do."""
     container = handle.containers[task]
-    replace_json(
-        handle.run.task(task) / _REPORT,
-        {"id": container.id, "first": container.first, "engine": handle.api.address},
-        force=False,
-    )
+    note = {"id": container.id, "first": container.first, "engine": handle.api.address}
+    with suppress(OSError):
+        replace_json(handle.run.task(task) / _REPORT, note, force=False)
 
 
 def _find_missing(handle: _Handle) -> None:

@@ -11,7 +11,7 @@ from typing import Final
 
 from tfjob.durable import replace_json
 from tfjob.engines.base import Mount
-from tfjob.engines.container import Shape
+from tfjob.engines.container import Shape, labels
 from tfjob.engines.docker_api import DockerApi, RefusalError
 
 __all__ = ["accounts"]
@@ -28,7 +28,7 @@ def accounts(shape: Shape, api: DockerApi, cache: Path | None) -> Shape:
         return shape
     directory = shape.run.path / "accounts"
     directory.mkdir(exist_ok=True)
-    of_image = _read(shape.prepared.image or "", api, cache)
+    of_image = _read(shape, api, cache)
     complete = {"passwd": shape.submitter.passwd(of_image["passwd"]), "group": shape.submitter.group(of_image["group"])}
     for name, text in complete.items():
         (directory / name).write_text(text, encoding="utf-8")
@@ -37,13 +37,14 @@ def accounts(shape: Shape, api: DockerApi, cache: Path | None) -> Shape:
     return replace(shape, mounts=(*shape.mounts, *mounts))
 
 
-def _read(image: str, api: DockerApi, cache: Path | None) -> dict[str, str]:
+def _read(shape: Shape, api: DockerApi, cache: Path | None) -> dict[str, str]:
+    image = shape.prepared.image or ""
     kept = cache / f"{image.removeprefix('sha256:')}.json" if cache and image.startswith("sha256:") else None
     if kept is not None:
         with suppress(OSError, ValueError):
             found = json.loads(kept.read_bytes())
             return {name: str(found[name]) for name in _FILES}
-    container = api.create("", {"Image": image, "Entrypoint": ["-"], "Cmd": []})
+    container = api.create("", {"Image": image, "Entrypoint": ["-"], "Cmd": [], "Labels": labels(shape.run)})
     try:
         found = {name: _text(api, container, f"/etc/{name}") for name in _FILES}
     finally:

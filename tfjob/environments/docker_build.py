@@ -174,22 +174,27 @@ class _Building:
 
     def by_engine(self, context: Path, arguments: Mapping[str, str], tag: str) -> None:
         """Build with the engine's classic builder."""
+        from docker.errors import APIError  # noqa: PLC0415  # 100 ms, only for those who build
+
         with connected(f"build {self.dockerfile}", patient=True) as client:
-            stream = client.api.build(
-                path=str(context.absolute()),
-                dockerfile=str(self.dockerfile.absolute()),
-                tag=tag,
-                rm=True,
-                forcerm=True,
-                decode=True,
-                buildargs={**proxies(os.environ), **arguments},
-                network_mode=None if _has_bridge() else "host",
-            )
-            for message in stream:
-                for line in str(message.get("stream") or message.get("status") or "").splitlines():
-                    self._take(line)
-                if error := message.get("error"):
-                    raise self._failure(str(error))
+            try:
+                stream = client.api.build(
+                    path=str(context.absolute()),
+                    dockerfile=str(self.dockerfile.absolute()),
+                    tag=tag,
+                    rm=True,
+                    forcerm=True,
+                    decode=True,
+                    buildargs={**proxies(os.environ), **arguments},
+                    network_mode=None if _has_bridge() else "host",
+                )
+                for message in stream:
+                    for line in str(message.get("stream") or message.get("status") or "").splitlines():
+                        self._take(line)
+                    if said := message.get("error"):
+                        raise self._failure(str(said))
+            except APIError as error:
+                raise self._failure(str(error.explanation or error)) from error
 
     def _take(self, line: str) -> None:
         self.lines.append(line)

@@ -2,13 +2,14 @@
 
 from __future__ import annotations
 
+import re
 from dataclasses import dataclass
 from pathlib import Path
 from typing import TYPE_CHECKING
 
 from tfjob.durable import digest_of
 from tfjob.environments.definition import Definition, definition_of
-from tfjob.errors import PreparationError
+from tfjob.errors import PreparationError, UsageError
 from tfjob.values import Pairs
 
 if TYPE_CHECKING:
@@ -17,6 +18,9 @@ if TYPE_CHECKING:
     from tfjob.spec.job import EnvironmentSpec
 
 __all__ = ["DockerfileSource", "ResolvedEnvironment", "lock_beside", "resolve_environment"]
+
+
+_LOCK_OF = re.compile(r"""(?m)^definition:[ \t]*["']?(\w+)""")
 
 
 @dataclass(frozen=True)
@@ -54,6 +58,18 @@ class ResolvedEnvironment:
     def needs_container(self) -> bool:
         """Whether only a container has this environment."""
         return self.dockerfile is not None or self.image is not None
+
+    def require_fresh_lock(self) -> None:
+        """Raise UsageError when the lock is of another definition: one of the two has changed since."""
+        if self.lock is None or self.definition is None:
+            return
+        found = _LOCK_OF.search(self.lock)
+        if found is not None and found[1] != self.definition.digest():
+            where = f"{self.lock_path}" if self.lock_path is not None else "the lock"
+            raise UsageError(
+                f"{where} is the lock of another definition: the environment has changed since it was written",
+                "Lock it again: `tfjob env lock FILE`; or remove the lock.",
+            )
 
     def digest(self) -> str:
         """Return the SHA-256 (hex) of what is asked for."""

@@ -102,17 +102,20 @@ def prepare(
     holds: int,
     options: Sequence[Path] = (),
     variables: Mapping[str, str] | None = None,
+    pip_text: str | None = None,
     known: tuple[Recipe, ...] | None = None,
 ) -> dict[str, Path]:
     """Return the wheel of each locked package that has a recipe (name → file in the store), built where it is not there.
 
     `python` is the interpreter, a path in the place, and `variables` what it needs in its environment; `work` is a folder
-    of the store to work in; `options` are requirements files that say where to look for packages. `log` gets the output
-    of a build, `progress` its steps. A package that an index offers as a wheel is not built and not returned.
+    of the store to work in; `options` are requirements files that say where to look for packages; `pip_text` is the pip
+    part of the lock, with credentials where its URLs need them. `log` gets the output of a build, `progress` its steps.
+    A package that an index offers as a wheel is not built and not returned.
 
     Raises PreparationError when the place lacks a compiler or an MPI, or the build fails.
     """
     packages = lock.packages
+    entries = _entries(lock.pip_text if pip_text is None else pip_text)
     found: dict[str, Path] = {}
     wanted = recipes.needed(lock.pip_packages, _known(known))
     for recipe in wanted:
@@ -121,7 +124,7 @@ def prepare(
         inherits = lock.conda is not None
         workshop = Workshop(place, str(python), uv, folder, log, holds, options, variables or {}, inherits)
         try:
-            wheel = _Wheel(recipe, lock, packages, workshop, store_root, {one.package for one in wanted})
+            wheel = _Wheel(recipe, lock, packages, entries, workshop, store_root, {one.package for one in wanted})
             path = wheel.path(progress)
         finally:
             shutil.rmtree(folder, ignore_errors=True)
@@ -132,11 +135,12 @@ def prepare(
 
 @dataclass
 class _Wheel:
-    """One locked package with a recipe, on its way to a wheel; `sources` are all packages that are built."""
+    """One locked package with a recipe, on its way to a wheel; `entries` are the lock's, `sources` all that are built."""
 
     recipe: Recipe
     lock: Lock
     packages: Mapping[str, str]
+    entries: list[tuple[str, str]]
     workshop: Workshop
     root: Path
     sources: set[str]
@@ -144,8 +148,7 @@ class _Wheel:
     def path(self, progress: Callable[[str], None]) -> Path | None:
         """Return the wheel in the store, made if it is not there; None when an index has one."""
         name, version = self.recipe.package, self.packages[self.recipe.package]
-        entries = _entries(self.lock.pip_text)
-        locked = "".join(text for one, text in entries if one == name)
+        locked = "".join(text for one, text in self.entries if one == name)
         facts, words = self._facts(locked)
         key = digest_of(facts)[:32]
         final = self.root / "wheels" / key
@@ -157,7 +160,7 @@ class _Wheel:
                 return path
             if self._is_offered(locked):
                 return None
-            others = "".join(text for one, text in entries if one not in self.sources)
+            others = "".join(text for one, text in self.entries if one not in self.sources)
             job = Build(self.recipe, version, locked, others, words, facts["variables"], self._first(), self._roots())
             wheel = build(job, self.workshop, progress)
             wheel.chmod(0o444)

@@ -310,7 +310,12 @@ def _read(arguments: tuple[str, ...], found: _Found) -> Iterator[tuple[int, tupl
             except ValueError as error:
                 yield at, (f"found {flag} {value}; {error}", "")
         else:
-            if flag in _OWN and value is None and index < len(arguments) and not arguments[index].startswith("-"):
+            if (
+                flag.startswith("-")
+                and value is None
+                and index < len(arguments)
+                and not arguments[index].startswith("-")
+            ):
                 index += 1  # most likely its value: one problem is enough
             yield at, _refusal(flag)
 

@@ -19,12 +19,16 @@ class Gpu:
 
 @dataclass(frozen=True)
 class Node:
-    """One machine. `address` is where peers reach it; `gpu_note` says why there are fewer GPUs than one might think."""
+    """One machine. `address` is where peers reach it; `gpu_note` says why there are fewer GPUs than one might think.
+
+    `driver` is the version of its NVIDIA driver, empty where there is none or it was not asked.
+    """
 
     name: str
     address: str
     gpus: tuple[Gpu, ...] = ()
     gpu_note: str = ""
+    driver: str = ""
 
 
 @dataclass(frozen=True)
