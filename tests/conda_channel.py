@@ -16,6 +16,7 @@ wishes of their own make packages with `package` and a channel of them with `ind
 from __future__ import annotations
 
 import asyncio
+import compileall
 import contextlib
 import fcntl
 import hashlib
@@ -25,6 +26,7 @@ import json
 import os
 import platform
 import pprint
+import py_compile
 import re
 import runpy
 import shutil
@@ -245,6 +247,10 @@ def _unpack_python(root: Path) -> None:
         if not path.is_symlink():
             _relocate(path, str(source))
     _undo_debian(library)
+    for path in library.rglob("*.py"):  # bytecode comes with it, as with conda's Pythons
+        os.utime(path, (_TIMESTAMP_MS // 1000, _TIMESTAMP_MS // 1000))
+    mode = py_compile.PycInvalidationMode.TIMESTAMP
+    compileall.compile_dir(library, quiet=2, stripdir=root, workers=2, invalidation_mode=mode)
 
 
 def _left_out(_folder: str, names: list[str]) -> set[str]:

@@ -8,9 +8,12 @@ from typing import cast
 import pytest
 
 from tfjob import submission
+from tfjob.environments.definition import definition_of
+from tfjob.environments.lock import Lock
 from tfjob.errors import NotFound, UsageError
 from tfjob.rundir import RunDirectory
 from tfjob.runs.starting import StartingSupervisor
+from tfjob.spec.job import EnvironmentSpec
 from tfjob.workspace import GPU_IMAGE, make_workspace
 
 JOB = """\
@@ -57,17 +60,32 @@ def test_a_lock_beside_the_conda_file_goes_with_the_run_and_with_its_reruns(job:
     supervisor = NoSupervisor()
     job.write_text(JOB + "environment: {conda_file: packages.yml}\n")
     (job.parent / "packages.yml").write_text("dependencies: [python]\nvariables: {A: 0.10}\n")
-    (job.parent / "packages.lock").write_text("the lock\n")
+    definition = definition_of(EnvironmentSpec(conda={"dependencies": ["python"]}))
+    assert definition is not None
+    lock = Lock.make(
+        definition=definition.digest(),
+        asked=[],
+        python_version="3.11.7",
+        platform="linux-x86_64-glibc2.36",
+        base=None,
+        pip_text="",
+        conda=None,
+    ).text
+    (job.parent / "packages.lock").write_text(lock)
     ready = submission.prepare(job, workspace=workspace)
     assert ready.plan.environment is not None
     assert ready.plan.environment.has_lock
     assert dict(ready.plan.tasks[0].env)["A"] == "0.10"
     submission.begin(ready, workspace, cast("StartingSupervisor", supervisor))
     (run,) = supervisor.given
-    assert run.lock_file.read_text() == "the lock\n"
+    assert run.lock_file.read_text() == lock
     (job.parent / "packages.lock").unlink()
-    assert submission.prepare_rerun(workspace, run).lock == "the lock\n"
+    assert submission.prepare_rerun(workspace, run).lock == lock
     assert submission.prepare(job, workspace=workspace).lock is None
+    (job.parent / "packages.lock").write_text(lock)
+    (job.parent / "packages.yml").write_text("dependencies: [python=3.11]\n")
+    with pytest.raises(UsageError, match="changed since"):
+        submission.prepare(job, workspace=workspace)
 
 
 @pytest.mark.parametrize(

@@ -43,13 +43,13 @@ class Snapshot:
         return sum(size for _, _, size, _ in self.files)
 
 
-def scan(directory: Path, limit_mib: int = SNAPSHOT_LIMIT_MIB) -> Snapshot:
-    """Read the source directory and name it by what it holds. Copies nothing.
+def scan(directory: Path, limit_mib: int = SNAPSHOT_LIMIT_MIB, *, everything: bool = False) -> Snapshot:
+    """Read the source directory and name it by what it holds. Copies nothing. `everything`: obey no ignore file.
 
     `left_out` lists the top-level entries that the run provides itself or the ignore file names.
     Raises UsageError when the directory is larger than `limit_mib`, or a file in it can't be read or links outside.
     """
-    ignored = _ignored(directory)
+    ignored = _ignored(directory, everything=everything)
     left_out: list[str] = []
     found: list[tuple[str, Path, os.stat_result]] = []
     total = 0
@@ -173,7 +173,9 @@ def _matches_directory(pattern: re.Pattern[str], path: str) -> bool:
     return any(match.groupdict().get("ps_d") and match.end("ps_d") == len(path) for match in pattern.finditer(path))
 
 
-def _ignored(directory: Path) -> _Ignore:
+def _ignored(directory: Path, *, everything: bool) -> _Ignore:
+    if everything:
+        return _Ignore([".tfjob/"])
     lines: list[str] = []
     for name in IGNORE_FILES:
         file = directory / name

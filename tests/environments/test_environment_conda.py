@@ -17,12 +17,13 @@ from typing import TYPE_CHECKING, Any
 import conda_channel
 import pytest
 
-from tfjob.environments import Definition, Prefix, Store, variables
+from tfjob.environments import Definition, Prefix, Store, definition_of, variables
 from tfjob.environments.interpreters import Interpreter
 from tfjob.environments.lock import Lock
 from tfjob.environments.place import Machine
 from tfjob.environments.pruning import usage
 from tfjob.errors import PreparationError, UsageError
+from tfjob.spec.job import EnvironmentSpec
 
 if TYPE_CHECKING:
     from environment_parts import Made, Packages
@@ -241,6 +242,30 @@ def test_what_conda_has_is_not_replaced_by_pip(packages: Packages, conda: Conda)
     prefix = conda("greet", pip=("alpha", "greet"))
     assert run(prefix.path, "python", "-c", "import greet; print(greet.VERSION)") == "2.0"
     assert list(Lock.parse(prefix.lock.read_text()).pip_packages) == ["alpha"]
+
+
+def test_pip_itself_is_condas_where_python_is(packages: Packages, conda: Conda, channel: Path) -> None:
+    packages.wheel("alpha")
+    dependencies = ["greet-data", "pip>=1", {"pip": ["alpha"]}]
+    spec = EnvironmentSpec(conda={"channels": [str(channel)], "dependencies": dependencies})
+    definition = definition_of(spec)
+    assert definition is not None
+    lock = Lock.parse(conda.prepare(definition).lock.read_text())
+    assert "pip" in {record.name for record in lock.conda_records}
+    assert list(lock.pip_packages) == ["alpha"]
+
+
+def test_bytecode_that_came_with_a_package_is_kept(conda: Conda) -> None:
+    prefix = conda("greet-data")
+    library = prefix.path / "lib" / f"python{conda_channel.PYTHON}"
+    tag = f"cpython-{conda_channel.PYTHON.replace('.', '')}"
+    cached = conda.made.store.root / "conda" / "packages" / f"python-{prefix.python_version}-tests_0"
+    for name in ("abc", "argparse"):
+        found = library / "__pycache__" / f"{name}.{tag}.pyc"
+        assert found.stat().st_ino == (cached / found.relative_to(prefix.path)).stat().st_ino
+    changed = next(library.glob("_sysconfigdata*.py"))  # a file with the prefix in it is another than was compiled
+    flags = (library / "__pycache__" / f"{changed.stem}.{tag}.pyc").read_bytes()[4:8]
+    assert int.from_bytes(flags, "little") == 1
 
 
 def test_a_conflict_of_pip_with_conda_is_explained(packages: Packages, conda: Conda) -> None:

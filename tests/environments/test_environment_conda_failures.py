@@ -153,6 +153,13 @@ def test_what_is_no_match_specification(made: Made, channel: Path) -> None:
     assert "`greet[version='2` under `dependencies:` is not a conda package" in error.message
 
 
+def test_a_path_too_long_for_programs(made_on: MakesOn, channel: Path, tmp_path: Path) -> None:
+    made = made_on(tmp_path / ("long" * 30) / ("er" * 60))
+    error = failure(made, "where", channels=(channel.as_uri(),))
+    assert "bin/where" in error.message
+    assert "put the store where its path is shorter" in error.hint
+
+
 def test_a_folder_that_is_no_channel(made: Made, tmp_path: Path) -> None:
     error = failure(made, "greet", channels=((tmp_path / "none").as_uri(),))
     assert str(tmp_path / "none") in error.message

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import random
 import shutil
+import sys
 from typing import TYPE_CHECKING
 
 import pytest
@@ -91,6 +92,26 @@ def test_a_python_this_machine_has_not(packages: Packages, made: Made) -> None:
     with pytest.raises(PreparationError, match=r"asks for python=3\.99; this machine has 3\.\d+"):
         made.store.prepare(Definition(python="==3.99.*"), Machine(), log=made.log.append, progress=made.steps.append)
     assert made.names("prefixes") == []
+
+
+def test_a_python_is_fetched_only_from_where_the_site_says(
+    packages: Packages, made: Made, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    packages.wheel("alpha")
+    machine = Machine()
+    machine.__dict__["interpreters"] = ()
+    minor = ".".join(map(str, sys.version_info[:2]))
+    asked = Definition(python=f"=={minor}.*")
+    with pytest.raises(PreparationError, match="this machine has no Python") as caught:
+        made.store.prepare(asked, machine, log=made.log.append, progress=made.steps.append)
+    assert f"`uv python install {minor}`" in caught.value.hint
+    assert made.steps == []
+    monkeypatch.setenv("UV_PYTHON_INSTALL_MIRROR", (tmp_path / "mirror").as_uri())
+    with pytest.raises(PreparationError, match="could not be given a Python") as caught:
+        made.store.prepare(asked, machine, log=made.log.append, progress=made.steps.append)
+    assert str(tmp_path / "mirror") in caught.value.message
+    assert made.steps == [f"fetching Python {minor}"]
+    assert made.names("building") == []
 
 
 def test_without_uv_it_says_how_to_get_it(packages: Packages, made: Made, monkeypatch: pytest.MonkeyPatch) -> None:

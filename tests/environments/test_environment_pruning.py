@@ -34,11 +34,11 @@ def unused(made: Made, prefix: Prefix, days: float) -> None:
 
 
 def disk_bytes(root: Path) -> int:
-    """What the disk has given to the files of a store, each counted once."""
+    """What the disk has given to the files and folders of a store, each counted once."""
     seen = {}
     for folder, _, names in os.walk(root):
-        for name in names:
-            status = (Path(folder) / name).lstat()
+        for path in (Path(folder), *(Path(folder) / name for name in names)):
+            status = path.lstat()
             seen[status.st_ino] = status.st_blocks * 512
     return sum(seen.values())
 
@@ -57,7 +57,7 @@ def test_shared_bytes_are_counted_once(made: Made, two: tuple[Prefix, Prefix]) -
     assert first.path == two[0].path
     assert first.size_bytes > len(BIG)
     assert second.size_bytes > 2 * len(BIG)
-    assert first.own_bytes < len(BIG) / 4
+    assert first.own_bytes < len(BIG) / 2
     assert len(BIG) < second.own_bytes < second.size_bytes - len(BIG)
     assert total_bytes(made.store) == disk_bytes(made.store.root)
     assert total_bytes(made.store) < first.size_bytes + second.size_bytes
@@ -74,8 +74,7 @@ def test_what_is_told_as_freed_is_what_the_disk_has_back(made: Made, two: tuple[
     assert pruned == would
     assert pruned.prefixes == (two[1].key,)
     assert pruned.cached_packages == 1
-    folders_bytes = pruned.freed_bytes - (before - disk_bytes(made.store.root))
-    assert 0 <= folders_bytes < 400_000
+    assert pruned.freed_bytes == before - disk_bytes(made.store.root)
     assert pruned.freed_bytes > len(BIG)
     assert made.names("prefixes") == [two[0].key]
     assert made.names("used") == [two[0].key]

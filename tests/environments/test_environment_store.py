@@ -30,6 +30,7 @@ CHILD = """
 import os, sys, time
 from pathlib import Path
 from tfjob.environments import Definition, Store
+from tfjob.environments.place import Machine
 from tfjob.errors import TfjobError
 def progress(step):
     print(step, flush=True)

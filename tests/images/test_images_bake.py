@@ -61,7 +61,7 @@ def names() -> list[str]:
 @pytest.mark.usefixtures("realistic")
 def test_a_changed_package_ships_little(
     prefix_of: Callable[..., Prefix], base: BaseImage, store_root: Path, client: Client
-):
+) -> None:
     keys = [secrets.token_hex(16), secrets.token_hex(16)]
     one = prefix_of(*names()[:5], "small0==1.0", *names()[6:], key=keys[0])
     first = bake_image(one, base, store_root=store_root, log=print, progress=print)
@@ -89,7 +89,7 @@ def test_a_changed_package_ships_little(
 
 def test_the_image_is_like_the_prefix(
     prefix_of: Callable[..., Prefix], base: BaseImage, store_root: Path, packages: Packages, client: Client
-):
+) -> None:
     package(packages, "one", size_bytes=3 * MIB)
     prefix = prefix_of("one")
     (prefix.path / "lib" / "link").symlink_to("../bin/python")
@@ -132,7 +132,7 @@ def test_nothing_of_this_shell_is_in_an_image(
     packages: Packages,
     client: Client,
     monkeypatch: pytest.MonkeyPatch,
-):
+) -> None:
     token = "s3cret-" + os.urandom(8).hex()
     for name in ("PIP_EXTRA_INDEX_URL", "UV_EXTRA_INDEX_URL", "AWS_SECRET_ACCESS_KEY", "TFJOB_TOKEN"):
         monkeypatch.setenv(name, f"file:///{token}" if "URL" in name else token)
@@ -156,7 +156,7 @@ def _keys(saved: bytes) -> list[str]:
     return found
 
 
-def test_a_base_without_ssh_gets_it(bare_base: str, store_root: Path, client: Client, tmp_path: Path):
+def test_a_base_without_ssh_gets_it(bare_base: str, store_root: Path, client: Client, tmp_path: Path) -> None:
     bare = base_image(bare_base, store_root=store_root, log=print, progress=print)
     path, lock = tmp_path / "prefix", tmp_path / "lock"
     path.mkdir()
@@ -174,7 +174,7 @@ def test_a_base_without_ssh_gets_it(bare_base: str, store_root: Path, client: Cl
     client.images.remove(f"tfjob/env:{prefix.key}")
 
 
-def test_layers_depend_on_content_only(tmp_path: Path):
+def test_layers_depend_on_content_only(tmp_path: Path) -> None:
     def tree(name: str, *, mode: int, time_s: int) -> Path:
         root = tmp_path / name
         site = root / "lib" / "python3.11" / "site-packages"
@@ -217,7 +217,9 @@ def test_layers_depend_on_content_only(tmp_path: Path):
     assert [layer.name for layer in few] == ["small packages", "the environment's own files"]
 
 
-def test_a_prefix_that_changes_while_it_is_sent(base: BaseImage, store_root: Path, tmp_path: Path, client: Client):
+def test_a_prefix_that_changes_while_it_is_sent(
+    base: BaseImage, store_root: Path, tmp_path: Path, client: Client
+) -> None:
     path, lock = tmp_path / "prefix", tmp_path / "lock"
     path.mkdir()
     file = path / "file"

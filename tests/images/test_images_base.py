@@ -50,7 +50,7 @@ def run(base: BaseImage, *command: str, environment: dict[str, str] | None = Non
     return code, "\n".join(lines)
 
 
-def test_an_image_is_looked_into_once(base: BaseImage, test_base: str, store_root: Path):
+def test_an_image_is_looked_into_once(base: BaseImage, test_base: str, store_root: Path) -> None:
     assert base.platform.startswith("linux-")
     assert "glibc2." in base.platform
     assert [one.cache_tag for one in base.interpreters] == ["cpython-311"]
@@ -71,13 +71,13 @@ def test_an_image_is_looked_into_once(base: BaseImage, test_base: str, store_roo
     assert again == replace(base, system="changed by the test")
 
 
-def test_an_image_without_python_and_ssh(bare_base: str, store_root: Path):
+def test_an_image_without_python_and_ssh(bare_base: str, store_root: Path) -> None:
     bare = base_image(bare_base, store_root=store_root, log=print, progress=print)
     assert bare.interpreters == ()
     assert not {"ssh", "sshd"} & bare.tools
 
 
-def test_cuda_is_what_the_image_says(client: Client, test_base: str, store_root: Path):
+def test_cuda_is_what_the_image_says(client: Client, test_base: str, store_root: Path) -> None:
     text = f"FROM {test_base}\nENV CUDA_VERSION=12.4.1 PATH=/usr/local/cuda/bin:/usr/bin:/bin\nUSER 1000\n"
     client.images.build(fileobj=io.BytesIO(text.encode()), tag="tfjob-test/cuda:latest")
     base = base_image("tfjob-test/cuda:latest", store_root=store_root, log=print, progress=print)
@@ -86,7 +86,7 @@ def test_cuda_is_what_the_image_says(client: Client, test_base: str, store_root:
     assert base.user == "1000"
 
 
-def test_an_image_with_musl_is_refused(client: Client, bare_base: str, store_root: Path):
+def test_an_image_with_musl_is_refused(client: Client, bare_base: str, store_root: Path) -> None:
     text = f"FROM {bare_base}\nRUN touch /lib/ld-musl-x86_64.so.1\n"
     client.images.build(fileobj=io.BytesIO(text.encode()), tag="tfjob-test/musl:latest", network_mode="host")
     with pytest.raises(PreparationError, match="musl") as caught:
@@ -94,7 +94,7 @@ def test_an_image_with_musl_is_refused(client: Client, bare_base: str, store_roo
     assert "glibc" in caught.value.hint
 
 
-def test_an_image_without_a_shell_is_refused(client: Client, store_root: Path):
+def test_an_image_without_a_shell_is_refused(client: Client, store_root: Path) -> None:
     data = io.BytesIO()
     with tarfile.open(fileobj=data, mode="w") as archive:
         archive.addfile(tarfile.TarInfo("etc/nothing"))
@@ -103,7 +103,7 @@ def test_an_image_without_a_shell_is_refused(client: Client, store_root: Path):
         base_image("tfjob-test/empty:latest", store_root=store_root, log=print, progress=print)
 
 
-def test_a_program_in_the_image(base: BaseImage, client: Client):
+def test_a_program_in_the_image(base: BaseImage, client: Client) -> None:
     before = containers(client)
     assert run(base, "sh", "-c", "echo one >&2; echo two; exit 7") == (7, "one")
     assert run(base, "sh", "-c", "kill -TERM $$")[0] == -signal.SIGTERM
@@ -115,13 +115,13 @@ def test_a_program_in_the_image(base: BaseImage, client: Client):
     assert not list(base.store_root.glob(".stdin*"))
 
 
-def test_files_belong_to_who_runs_tfjob(base: BaseImage):
+def test_files_belong_to_who_runs_tfjob(base: BaseImage) -> None:
     assert run(base, "sh", "-c", "mkdir made && echo x >made/file && ln made/file made/link")[0] == 0
     file = base.store_root / "made" / "file"
     assert (file.stat().st_uid, file.stat().st_nlink) == (os.geteuid(), 2)
 
 
-def test_variables_go_in_without_being_written_down(base: BaseImage, client: Client):
+def test_variables_go_in_without_being_written_down(base: BaseImage, client: Client) -> None:
     inspected: list[str] = []
     before = containers(client)
 
@@ -143,7 +143,7 @@ def test_variables_go_in_without_being_written_down(base: BaseImage, client: Cli
     assert not [one for one in inspected[1:] if "quoted" in one]
 
 
-def test_what_is_passed_on(base: BaseImage, monkeypatch: pytest.MonkeyPatch, tmp_path: Path):
+def test_what_is_passed_on(base: BaseImage, monkeypatch: pytest.MonkeyPatch, tmp_path: Path) -> None:
     monkeypatch.setenv("CLOUD_SECRET", "of this shell")
     environment = {**os.environ, "HTTPS_PROXY": "http://proxy", "SET_BY_CALLER": "1", "LD_LIBRARY_PATH": "/x"}
     environment["PATH"] = f"{base.store_root}/prefix/bin:{os.environ['PATH']}"
@@ -167,7 +167,7 @@ def test_what_is_passed_on(base: BaseImage, monkeypatch: pytest.MonkeyPatch, tmp
     assert Path("/usr/bin/python3") not in mounted
 
 
-def test_uv_installs_in_the_image(base: BaseImage, packages: Packages):
+def test_uv_installs_in_the_image(base: BaseImage, packages: Packages) -> None:
     packages.wheel("one")
     environment = uv_environment(base.store_root, packages.folder)
     python = str(base.interpreters[0].path)
@@ -181,7 +181,9 @@ def test_uv_installs_in_the_image(base: BaseImage, packages: Packages):
 
 
 @pytest.mark.parametrize("number", [signal.SIGTERM, signal.SIGKILL])
-def test_a_container_ends_with_its_process(base: BaseImage, test_base: str, client: Client, number: signal.Signals):
+def test_a_container_ends_with_its_process(
+    base: BaseImage, test_base: str, client: Client, number: signal.Signals
+) -> None:
     before = containers(client)
     process = program(KEEPS, test_base, str(base.store_root))
     beats = base.store_root / "beats"
@@ -194,7 +196,7 @@ def test_a_container_ends_with_its_process(base: BaseImage, test_base: str, clie
     assert beats.read_text(encoding="ascii") == last, "something still writes"
 
 
-def test_what_a_crash_left_is_removed(base: BaseImage, client: Client, test_base: str):
+def test_what_a_crash_left_is_removed(base: BaseImage, client: Client, test_base: str) -> None:
     own = Path("/proc/sys/kernel/random/boot_id").read_text(encoding="ascii").strip()
     owner = f"{own} {os.readlink('/proc/self/ns/pid')} {os.getpid()} 1"  # this pid, started at another time
     left = client.containers.run(
@@ -204,9 +206,10 @@ def test_what_a_crash_left_is_removed(base: BaseImage, client: Client, test_base
     assert left.id not in containers(client)
 
 
-def test_without_an_engine(monkeypatch: pytest.MonkeyPatch, tmp_path: Path):
+def test_without_an_engine(monkeypatch: pytest.MonkeyPatch, tmp_path: Path) -> None:
     monkeypatch.setenv("DOCKER_HOST", f"unix://{tmp_path}/none.sock")
-    for call in (lambda: find_image("debian"), _ping):
+    calls: list[Callable[[], object]] = [lambda: find_image("debian"), _ping]
+    for call in calls:
         with pytest.raises(TargetError, match=r"no Docker Engine answers at unix://.*none\.sock") as caught:
             call()
         assert "Is the Docker Engine running?" in caught.value.hint
@@ -217,7 +220,7 @@ def _ping() -> None:
         client.ping()
 
 
-def test_without_permission(monkeypatch: pytest.MonkeyPatch):
+def test_without_permission(monkeypatch: pytest.MonkeyPatch) -> None:
     path = Path("/tmp") / f"tfjob-test-{os.getpid()}.sock"
     with socket.socket(socket.AF_UNIX) as listening:
         listening.bind(str(path))
@@ -225,7 +228,8 @@ def test_without_permission(monkeypatch: pytest.MonkeyPatch):
         path.chmod(0o600)
         monkeypatch.setenv("DOCKER_HOST", f"unix://{path}")
         try:
-            for call in (lambda: find_image("debian"), _ping):
+            calls: list[Callable[[], object]] = [lambda: find_image("debian"), _ping]
+            for call in calls:
                 said = as_nobody(call)
                 assert "no permission to use the Docker Engine" in said
                 assert "group `docker`" in said
@@ -256,7 +260,7 @@ def as_nobody(call: Callable[[], object]) -> str:
 
 
 @pytest.mark.usefixtures("docker_engine")
-def test_an_image_that_is_nowhere():
+def test_an_image_that_is_nowhere() -> None:
     with pytest.raises(
         PreparationError, match=r"has no image 127\.0\.0\.1:1/none:1, and it could not be pulled"
     ) as caught:
@@ -265,7 +269,7 @@ def test_an_image_that_is_nowhere():
     assert "tfjob env base create" in caught.value.hint
 
 
-def test_an_engine_elsewhere_is_no_place_to_build(base: BaseImage, monkeypatch: pytest.MonkeyPatch):
+def test_an_engine_elsewhere_is_no_place_to_build(base: BaseImage, monkeypatch: pytest.MonkeyPatch) -> None:
     with connected() as client:
         assert is_here(client)
     monkeypatch.setenv("DOCKER_HOST", "tcp://127.0.0.1:1")
@@ -273,7 +277,7 @@ def test_an_engine_elsewhere_is_no_place_to_build(base: BaseImage, monkeypatch: 
         run(base, "true")
 
 
-def test_ssh_is_added_where_it_is_missing(bare_base: str, base: BaseImage, store_root: Path):
+def test_ssh_is_added_where_it_is_missing(bare_base: str, base: BaseImage, store_root: Path) -> None:
     assert with_ssh(base, log=print, progress=print) == base.image
     bare = base_image(bare_base, store_root=store_root, log=print, progress=print)
     lines: list[str] = []

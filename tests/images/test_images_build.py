@@ -80,7 +80,7 @@ def context(tmp_path: Path, store_root: Path, bare_base: str) -> Context:
     return Context(tmp_path / "context", store_root, bare_base)
 
 
-def test_a_dockerfile_is_built_once_for_its_content(context: Context, client: Client, builder: str):
+def test_a_dockerfile_is_built_once_for_its_content(context: Context, client: Client, builder: str) -> None:
     context.write("Dockerfile", """\
         ARG FROM=BASE
         FROM $FROM AS first
@@ -111,7 +111,7 @@ def test_a_dockerfile_is_built_once_for_its_content(context: Context, client: Cl
 
 
 @pytest.mark.usefixtures("builder")
-def test_a_failing_instruction_is_named(context: Context):
+def test_a_failing_instruction_is_named(context: Context) -> None:
     context.write("Dockerfile", """\
         # a comment
 
@@ -129,7 +129,7 @@ def test_a_failing_instruction_is_named(context: Context):
 
 
 @pytest.mark.usefixtures("builder")
-def test_a_wrong_dockerfile(context: Context):
+def test_a_wrong_dockerfile(context: Context) -> None:
     context.write("Dockerfile", "FROM BASE\nRUNN true\n")
     with pytest.raises(
         PreparationError, match=r"Dockerfile:2 could not be built[^:]*\n.*(?i:unknown instruction: runn)"
@@ -138,25 +138,25 @@ def test_a_wrong_dockerfile(context: Context):
 
 
 @pytest.mark.usefixtures("builder")
-def test_a_missing_file(context: Context):
+def test_a_missing_file(context: Context) -> None:
     context.write("Dockerfile", "FROM BASE\nRUN true\nCOPY none /none\n")
     with pytest.raises(PreparationError, match=r"Dockerfile:3 could not be built: COPY none /none"):
         context.build()
 
 
-def test_a_base_that_is_nowhere(context: Context):
+def test_a_base_that_is_nowhere(context: Context) -> None:
     context.write("Dockerfile", "ARG TAG=1\nFROM 127.0.0.1:1/none:${TAG}\n")
     with pytest.raises(PreparationError, match=r"has no image 127\.0\.0\.1:1/none:7") as caught:
         context.build(TAG="7")
     assert "docker load" in caught.value.hint
 
 
-def test_no_dockerfile(context: Context):
+def test_no_dockerfile(context: Context) -> None:
     with pytest.raises(PreparationError, match="cannot be read"):
         context.build()
 
 
-def test_an_interrupted_build_leaves_nothing(context: Context, builder: str):
+def test_an_interrupted_build_leaves_nothing(context: Context, builder: str) -> None:
     context.write("Dockerfile", "FROM BASE\nRUN echo started; sleep 300; echo DOCKER-BUILD-GOES-ON\n")
     process = program(BUILDS, str(context.folder))
     assert process.stdout is not None
@@ -185,7 +185,7 @@ def sleeping() -> list[int]:
 @pytest.mark.usefixtures("builder")
 def test_an_engine_that_stops_in_a_build(
     tmp_path: Path, store_root: Path, docker_daemon: Daemon, monkeypatch: pytest.MonkeyPatch
-):
+) -> None:
     assert docker_daemon
     with own_engine(tmp_path / "data") as daemon:
         monkeypatch.setenv("DOCKER_HOST", daemon.host)
@@ -219,7 +219,7 @@ def test_an_engine_that_stops_in_a_build(
 @pytest.mark.usefixtures("builder")
 def test_an_engine_without_space(
     tmp_path: Path, store_root: Path, docker_daemon: Daemon, monkeypatch: pytest.MonkeyPatch
-):
+) -> None:
     assert docker_daemon
     data = tmp_path / "data"
     data.mkdir()

@@ -57,7 +57,7 @@ def listed(client: Client, image: str) -> object:
 
 @pytest.mark.real
 @pytest.mark.root
-def test_by_hand_and_baked_are_the_same(base: BaseImage, packages: Packages, client: Client, tmp_path: Path):
+def test_by_hand_and_baked_are_the_same(base: BaseImage, packages: Packages, client: Client, tmp_path: Path) -> None:
     packages.wheel("one", "1.5", requires="two")
     packages.wheel("two", "2.5")
     definition = Definition(python="==3.11.*", requirements=("one",))
@@ -86,7 +86,7 @@ def test_by_hand_and_baked_are_the_same(base: BaseImage, packages: Packages, cli
 
 @pytest.mark.real
 @pytest.mark.root
-def test_a_conda_python_by_hand_and_baked(base: BaseImage, packages: Packages, client: Client, tmp_path: Path):
+def test_a_conda_python_by_hand_and_baked(base: BaseImage, packages: Packages, client: Client, tmp_path: Path) -> None:
     packages.wheel("one", "1.5")
     definition = Definition(
         python=f"=={conda_channel.PYTHON}.*",
@@ -130,7 +130,7 @@ def lock_of(pip_text: str, conda: object = None) -> Lock:
     )
 
 
-def test_where_packages_come_from_is_not_written_down():
+def test_where_packages_come_from_is_not_written_down() -> None:
     lock = lock_of("--index-url https://index.example/simple\n--find-links /srv/wheels\none==1.0 --hash=sha256:ab\n")
     found = files(lock, "debian:12@sha256:00")
     assert found["requirements.txt"] == "one==1.0 --hash=sha256:ab\n"
@@ -143,12 +143,12 @@ def test_where_packages_come_from_is_not_written_down():
     assert "openssh" not in dockerfile(lock, "debian:12", ssh=False)
 
 
-def test_a_dockerfile_is_the_same_each_time():
+def test_a_dockerfile_is_the_same_each_time() -> None:
     lock = lock_of("one==1.0 --hash=sha256:ab\n")
     assert dockerfile(lock, "debian:12") == dockerfile(Lock.parse(lock.text), "debian:12")
 
 
-def test_a_conda_file_of_a_definition():
+def test_a_conda_file_of_a_definition() -> None:
     import yaml  # noqa: PLC0415  # only here
 
     definition = Definition(
@@ -168,22 +168,22 @@ def test_a_conda_file_of_a_definition():
     assert yaml.safe_load(conda_file(Definition(python="==3.11.7"))) == {"dependencies": ["python==3.11.7"]}
 
 
-def test_instructions_and_their_lines():
-    text = "\n".join([
-        "# escape=`",
-        "ARG A=1",
-        "# a comment",
-        "FROM image:${A} AS one",
-        "RUN a `",
-        "  # a comment between",
-        "  b",
-        "RUN <<END",
-        "FROM not-an-instruction",
-        "END",
-        "COPY --from=one  x   /x",
-        "FROM one",
-        "FROM other:$B",
-    ])  # fmt: skip
+def test_instructions_and_their_lines() -> None:
+    text = """\
+# escape=`
+ARG A=1
+# a comment
+FROM image:${A} AS one
+RUN a `
+  # a comment between
+  b
+RUN <<END
+FROM not-an-instruction
+END
+COPY --from=one  x   /x
+FROM one
+FROM other:$B
+"""
     assert [(one.line, one.text) for one in instructions(text)] == [
         (2, "ARG A=1"),
         (4, "FROM image:${A} AS one"),
@@ -201,7 +201,7 @@ def test_instructions_and_their_lines():
     assert line_of(text, "nothing") is None
 
 
-def test_arguments_in_from():
+def test_arguments_in_from() -> None:
     text = "ARG V\nARG W=${V:-x}\nFROM --platform=linux/amd64 ${R:-registry}/a:$W\nFROM scratch\nFROM b${V:+-set}\n"
     assert parents(text, {}) == ("registry/a:x", "b")
     assert parents(text, {"V": "1"}) == ("registry/a:1", "b-set")

@@ -80,7 +80,7 @@ def test_what_goes_beside_tfjob_s_own() -> None:
         (("--cap-add", "A", "--network=bridge"), 2, "found --network, which tfjob does not pass on"),
         (("-d",), 0, "tfjob starts containers detached"),
         (("--gpus", "all"), 0, "compute.gpus_per_node asks for GPUs"),
-        (("--cap-ad", "A"), 0, "found --cap-ad, which tfjob does not pass on to containers; allowed are --add-host, "),
+        (("--cap-ad", "A"), 0, "found --cap-ad, which tfjob does not pass on to containers; the common options"),
         (("ubuntu:22.04",), 0, "found ubuntu:22.04, where an argument of `docker run`"),
         (("--ulimit",), 0, "found --ulimit without a value"),
         (("--ulimit", "memlock"), 0, "found --ulimit memlock; NAME=SOFT or NAME=SOFT:HARD"),

@@ -89,7 +89,7 @@ def create(
     workspace = find_workspace() or make_workspace(Path.cwd())[0]
 
     def keep(context: Path) -> str:
-        found = scan(context, workspace.config.snapshot_limit_mib)
+        found = scan(context, workspace.config.snapshot_limit_mib, everything=True)
         take(found, workspace.snapshots)
         return found.digest
 

@@ -71,6 +71,7 @@ def solve(
             virtual_packages=_virtual(place),
             timeout=timedelta(seconds=_SOLVE_TIMEOUT_S),
             channel_priority=rattler.ChannelPriority.Strict,
+            channel_relations="disabled",  # ask the channels named, and no others that these name
         )
 
     with explained("chosen", place.name, channels.urls), _in_use(cache):

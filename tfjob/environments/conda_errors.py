@@ -43,6 +43,8 @@ _HINTS = {
     "error sending request": _NETWORK_HINT,
     "dns error": _NETWORK_HINT,
     "404": "The channel lists the package, but does not have its file any more. Lock anew (`tfjob env lock`).",
+    "longer than the placeholder": "Packages with programs in them have room for 255 bytes of path: put the store where its "
+    "path is shorter (`store:` in config.yml, or TFJOB_STORE).",
     "permission denied": "Make the directory writable for you, or set `store:` in the config.yml of the workspace.",
 }
 

@@ -12,6 +12,9 @@ import sys
 import tempfile
 from pathlib import Path
 
+# The file of a package in a lock: by its address or, of a channel in a folder, its path.
+_FILE = re.compile(r"(?:[a-z]+:/)?/\S+\.(?:conda|tar\.bz2)\b")
+
 
 def main() -> None:
     """Do what the arguments say."""
@@ -21,11 +24,11 @@ def main() -> None:
 
     def nearer(match: re.Match[str]) -> str:
         near = folder / match[0].rpartition("/")[2] if folder is not None else None
-        return near.as_uri() if near is not None and near.exists() else match[0]
+        return str(near) if near is not None and near.exists() else match[0]
 
     with tempfile.TemporaryDirectory() as work:
         written = Path(work) / "conda.lock"
-        written.write_text(re.sub(r"[a-z]+://\S+\.(?:conda|tar\.bz2)\b", nearer, text), encoding="utf-8")
+        written.write_text(_FILE.sub(nearer, text), encoding="utf-8")
         count = asyncio.run(install(written, prefix, Path(work) / "packages"))
     sys.stdout.write(f"installed {count} conda packages into {prefix}\n")
 

@@ -91,8 +91,9 @@ def _cuda(row: Tested, libraries: Libraries, where: str) -> str:
     if has is None or (has and _major(has) == _major(needs) and _numbers(has) >= _numbers(needs)):
         return ""
     found = f"{where} has {f'CUDA {has}' if has else 'no CUDA'}"
+    would = "may" if has and _major(has) == _major(needs) else "would"
     return (
-        f"TensorFlow {row.version} is built and tested with CUDA {needs} and cuDNN {row.cudnn}, and {found}: it would find "
+        f"TensorFlow {row.version} is built and tested with CUDA {needs} and cuDNN {row.cudnn}, and {found}: it {would} find "
         f"no GPU. Take {_base(row)}, or let packages bring CUDA: tensorflow[and-cuda]. See {_SOURCE}."
     )
 

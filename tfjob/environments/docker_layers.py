@@ -2,7 +2,7 @@
 
 A layer's tar archive depends on nothing but paths, contents and whether a file is a program: owners, times and
 permissions are made the same everywhere. Its digest is kept in the store under the identity of its files (inodes, sizes
-and times: prefixes share unchanged files as hard links), so that an unchanged package is not read again.
+and times, because prefixes share unchanged files as hard links), so that an unchanged package is not read again.
 """
 
 from __future__ import annotations
@@ -19,7 +19,7 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import TYPE_CHECKING
 
-from tfjob.durable import digest_of, replace_json
+from tfjob.durable import digest_of, file_digest, replace_json
 from tfjob.environments.prefix import read_json
 from tfjob.errors import PreparationError
 
@@ -29,7 +29,7 @@ if TYPE_CHECKING:
 __all__ = ["Layer", "LayerDigest", "archive", "digest", "layers_of"]
 
 # Part of every layer's identity: raise it when the same files make another archive.
-_FORMAT = 1
+_FORMAT = 2
 # A package of this size has a layer of its own; the others share one.
 _OWN_LAYER_BYTES = 2 << 20
 # A time for every file, 1 January 2020: bytecode in a prefix is never checked against its source's time.
@@ -56,7 +56,10 @@ class Entry:
         return self.status.st_size if self.status is not None and stat.S_ISREG(self.status.st_mode) else 0
 
     def identity(self) -> list[object]:
-        """What changes when the file is another: no content is read."""
+        """What changes when the file is another. A file that is shared with another prefix is not read for it.
+
+        Installers write a few small files anew each time (RECORD, scripts); those are known by their content.
+        """
         if self.content is not None:
             return [self.path, hashlib.sha256(self.content).hexdigest()]
         if self.status is None or self.source is None:
@@ -67,6 +70,8 @@ class Entry:
         if stat.S_ISDIR(mode):
             return [self.path, "folder"]
         status = self.status
+        if status.st_nlink == 1:
+            return [self.path, _mode(mode), file_digest(self.source)]
         return [self.path, _mode(mode), status.st_dev, status.st_ino, status.st_size, status.st_mtime_ns]
 
 

@@ -96,10 +96,10 @@ def dockerfile(lock: Lock, base: str, *, ssh: bool = True) -> str:
 
 def conda_file(definition: Definition) -> str:
     """Return a conda file that asks for what a definition asks for."""
-    python = definition.python
-    asked: list[Any] = [f"python{python.replace('==', '=').removesuffix('.*')}" if python else "python"]
-    if python and not python.startswith("=="):
-        asked = [f"python {python}"]
+    clauses = (definition.python or "").split(",")
+    exact = clauses[0] if len(clauses) == 1 and clauses[0].startswith("==") else ""
+    plain = exact.replace("==", "=").removesuffix(".*") if exact.endswith(".*") else exact
+    asked: list[Any] = [f"python{plain}" if exact else f"python {definition.python or ''}".strip()]
     asked += ["pip"] if definition.has_pip or definition.requirements else []
     asked += list(definition.packages)
     asked += [{"pip": list(definition.requirements)}] if definition.requirements else []

@@ -18,7 +18,7 @@ if TYPE_CHECKING:
     from tfjob.environments.place import Place
     from tfjob.environments.uv import Uv
 
-__all__ = ["fetch", "interpreters", "is_possible"]
+__all__ = ["fetch", "interpreters", "is_possible", "plain"]
 
 _MIRROR = "UV_PYTHON_INSTALL_MIRROR"
 
@@ -26,6 +26,11 @@ _MIRROR = "UV_PYTHON_INSTALL_MIRROR"
 def is_possible(place: Place) -> bool:
     """Whether uv may fetch a Python for a place: this machine, at a site that says from where."""
     return not place.identity and bool(os.environ.get(_MIRROR))
+
+
+def plain(specifier: str | None) -> str:
+    """Return a PEP 440 specifier as uv has it on its command line: ``==3.11.*`` is ``3.11`` there."""
+    return re.sub(r"^==(\d+(?:\.\d+)*)(\.\*)?$", r"\1", specifier or "")
 
 
 def interpreters(root: Path, place: Place) -> tuple[Interpreter, ...]:
@@ -39,14 +44,14 @@ def interpreters(root: Path, place: Place) -> tuple[Interpreter, ...]:
 
 def fetch(root: Path, specifier: str | None, uv: Uv, *, work: Path, log: Callable[[str], None], holds: int) -> None:
     """Fetch the newest Python that fits a PEP 440 specifier into the store at `root`. Raises PreparationError."""
-    asked = re.sub(r"^==(\d+(?:\.\d+)*)(\.\*)?$", r"\1", specifier or "3")
+    asked = plain(specifier) or "3"
     variables = {_MIRROR: os.environ[_MIRROR], "UV_PYTHON_DOWNLOADS": "manual"}
     uv(
         ["python", "install", "--no-bin", "--install-dir", root / "pythons", asked],
         cwd=work,
         log=log,
         holds=holds,
-        done="given their Python",
+        done="given a Python",
         lock=work,
         variables=variables,
     )

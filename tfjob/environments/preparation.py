@@ -184,7 +184,7 @@ class _Preparation:
             return None
         if found is None and fetched.is_possible(place):
             with self.building.holding(digest_of(["python", definition.python])[:32], self.progress) as (work, holds):
-                self.progress(f"fetching Python {definition.python or ''}".rstrip())
+                self.progress(f"fetching Python {fetched.plain(definition.python)}".rstrip())
                 fetched.fetch(self.store.root, definition.python, self.uv, work=work, log=self.log, holds=holds)
             there = (*place.interpreters, *fetched.interpreters(self.store.root, place))
         return found or choose(definition.python, there, place=place.name, can_install=not place.identity)

@@ -10,6 +10,7 @@ import contextlib
 import errno
 import fcntl
 import os
+import stat
 import time
 from collections import Counter
 from dataclasses import dataclass
@@ -37,7 +38,7 @@ _FILE_ID = tuple[int, int]
 
 @dataclass(frozen=True)
 class StoredPrefix:
-    """A prefix of a store: `size_bytes` are what its files take on the disk, `own_bytes` those no other prefix shares.
+    """A prefix of a store: `size_bytes` are what it takes on the disk, `own_bytes` what no other prefix shares.
 
     What it shares with a cache counts as its own: when the prefix goes, pruning removes that too.
     """
@@ -69,7 +70,7 @@ class Pruned:
 def usage(store: Store) -> tuple[StoredPrefix, ...]:
     """Return every finished prefix of a store, the last used first. Looks at each file of each."""
     markers = {path: marker for path in _listed(store.root / "prefixes") if (marker := read_json(path / MARKER))}
-    files = {path: {_id(status): _bytes(status) for _, status in _files(path)} for path in markers}
+    files = {path: {_id(status): _bytes(status) for _, status in _entries(path)} for path in markers}
     holders = Counter(one for held in files.values() for one in held)
     found = []
     for path, marker in markers.items():
@@ -92,7 +93,7 @@ def usage(store: Store) -> tuple[StoredPrefix, ...]:
 
 def total_bytes(store: Store) -> int:
     """Return what the whole store takes on the disk, its caches too; a file with several names counts once."""
-    return sum({_id(status): _bytes(status) for _, status in _files(store.root)}.values())
+    return sum({_id(status): _bytes(status) for _, status in _entries(store.root)}.values())
 
 
 def prune(store: Store, *, unused_days: float, dry_run: bool = False, keep: frozenset[str] = frozenset()) -> Pruned:
@@ -218,20 +219,22 @@ class _Pruning:
 
     def _remove(self, path: Path) -> None:
         """Remove a file, or a folder with all that is in it, and count what that frees."""
-        with contextlib.suppress(FileNotFoundError):
-            status = path.lstat()
-            if path.is_dir() and not path.is_symlink():
-                for one in list(path.iterdir()):
-                    self._remove(one)
+        folders = []
+        for name, status in list(_entries(path)):  # every folder before what is in it
+            if stat.S_ISDIR(status.st_mode):
                 self.freed_bytes += _bytes(status)
-                if not self.dry_run:
-                    path.rmdir()
-                return
-            self.freed_bytes += _bytes(status) if self._links(status) == 1 else 0
+                folders.append(name)
+                continue
             if self.dry_run:
+                self.freed_bytes += _bytes(status) if self._links(status) == 1 else 0
                 self._taken[_id(status)] += 1
-            else:
-                path.unlink()
+                continue
+            with contextlib.suppress(FileNotFoundError):
+                left = os.lstat(name).st_nlink if status.st_nlink > 1 else 1  # two names of it may go in one folder
+                os.unlink(name)
+                self.freed_bytes += _bytes(status) if left == 1 else 0
+        for name in () if self.dry_run else reversed(folders):
+            os.rmdir(name)
 
 
 @contextlib.contextmanager
@@ -274,16 +277,23 @@ def _listed(folder: Path) -> list[Path]:
 
 
 def _files(folder: Path) -> Iterator[tuple[str, os.stat_result]]:
-    """Give every file under a folder (links not followed), with its status; what vanishes meanwhile is passed over."""
-    folders = [str(folder)]
-    while folders:
-        with contextlib.suppress(FileNotFoundError, NotADirectoryError), os.scandir(folders.pop()) as entries:
-            for entry in entries:
-                if entry.is_dir(follow_symlinks=False):
-                    folders.append(entry.path)
-                else:
+    """Give every file under a folder (links not followed), with its status."""
+    return ((name, status) for name, status in _entries(folder) if not stat.S_ISDIR(status.st_mode))
+
+
+def _entries(path: Path) -> Iterator[tuple[str, os.stat_result]]:
+    """Give a file, or a folder and all that is under it, with their status; what vanishes meanwhile is passed over."""
+    with contextlib.suppress(FileNotFoundError):
+        status = path.lstat()
+        yield str(path), status
+        folders = [str(path)] if stat.S_ISDIR(status.st_mode) else []
+        while folders:
+            with contextlib.suppress(FileNotFoundError), os.scandir(folders.pop()) as entries:
+                for entry in entries:
                     with contextlib.suppress(FileNotFoundError):
                         yield entry.path, entry.stat(follow_symlinks=False)
+                        if entry.is_dir(follow_symlinks=False):
+                            folders.append(entry.path)
 
 
 def _id(status: os.stat_result) -> _FILE_ID:

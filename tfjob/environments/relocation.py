@@ -18,7 +18,7 @@ __all__ = ["rewrite"]
 _SIZE_MAX_BYTES = 4 << 20
 # The longest first line the kernel takes for a script's interpreter (Linux: BINPRM_BUF_SIZE, 256 since 5.1; 128 before).
 _SHEBANG_MAX_BYTES = 127
-_TRAMPOLINE = re.compile(rb"#!/bin/sh\n'''exec' \"?(?P<program>[^\"\n]+?)\"? \"\$0\" \"\$@\"\n' '''\n")
+_TRAMPOLINE = re.compile(rb"#!/bin/sh\n'''exec' [\"']?(?P<program>[^\"'\n]+?)[\"']? \"\$0\" \"\$@\"\n' '''\n")
 _SHEBANG = re.compile(rb"#!(?P<program>/[^\s]+)(?P<argument>[^\n]*)\n")
 
 

@@ -5,6 +5,7 @@
     wheels/<key>/NAME.whl     the wheel, for exactly what wheel.json says
     wheels/<key>/wheel.json   package, what it was built against, Python, MPI, CUDA, place; the wheel's name and SHA-256
 
+The time of the folder <key> is when its wheel was last asked for.
 Which packages these are, and how they are built, say the recipes. All others are left to uv.
 """
 
@@ -308,6 +309,8 @@ def _read(folder: Path) -> Path | None:
     try:
         if facts is None or file_digest(folder / facts["wheel"]) != facts["sha256"]:
             return None
+        with contextlib.suppress(PermissionError):  # a store may be somebody else's
+            os.utime(folder)
         return folder / str(facts["wheel"])
     except (KeyError, TypeError, OSError):
         return None

@@ -132,11 +132,11 @@ class Supervision:
         self._handle = self._engine.start(self._plan, self._run, allocation, prepared)
 
     def _adopt(self, before: Supervisor) -> None:
-        if before.boot_id != boot_id():
+        self._handle = self._engine.adopt(self._plan, self._run)
+        if before.boot_id != boot_id():  # containers may still lie there, ended
             raise TargetError(
                 f"the machine {before.host} was restarted while the run was running", "Run it again: tfjob rerun."
             )
-        self._handle = self._engine.adopt(self._plan, self._run)
         self._note("its tasks were found running and adopted")
 
     def _adopt_quietly(self) -> None:

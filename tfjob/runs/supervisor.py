@@ -83,17 +83,17 @@ def _supervision(run: RunDirectory) -> Supervision:
     return Supervision(
         run,
         plan,
-        engine=_engine(plan, target.nodes[0], environ),
+        engine=_engine(plan, target.nodes[0], environ, store),
         prepare=prepare,
         snapshots=workspace.snapshots,
     )
 
 
-def _engine(plan: Plan, node: Node, environ: Mapping[str, str]) -> Engine:
+def _engine(plan: Plan, node: Node, environ: Mapping[str, str], store: Path) -> Engine:
     if plan.runtime == "docker":
         from tfjob.engines.docker import DockerEngine  # noqa: PLC0415  # 100 ms that only containers need
 
-        return DockerEngine(node, environ=environ)
+        return DockerEngine(node, environ=environ, cache=store / "accounts")
     return ProcessEngine(node, environ=environ)
 
 
@@ -119,6 +119,7 @@ def _inherited(run: RunDirectory, secrets: tuple[str, ...]) -> dict[str, str]:
 def _give_up(run: RunDirectory, error: BaseException) -> None:
     """Record that the run can't be watched over, and end what is left of it."""
     sweep(run.id)
+    _end_containers(run)
     message = error.message if isinstance(error, TfjobError) else f"tfjob itself failed: {error!r}"
     failure = Failure(None, None, None, None, f"{message}; see {run.supervisor_log}")
     record = read_record(run)
@@ -129,6 +130,17 @@ def _give_up(run: RunDirectory, error: BaseException) -> None:
                 record, state="Failed", failure=failure, exit_code=int(ExitCode.RUN_FAILED), ended=iso(time.time())
             ),
         )
+
+
+def _end_containers(run: RunDirectory) -> None:
+    """Remove the run's containers, as far as that can be: what it failed of may keep this from working too."""
+    try:
+        plan = decode(Plan, json.loads(run.plan.read_bytes()))
+        if plan.runtime == "docker":
+            engine = _engine(plan, Node("", ""), os.environ, Path("/nonexistent"))
+            engine.stop(engine.adopt(plan, run), 0)
+    except Exception:  # noqa: BLE001  # it is said in the supervisor's log, and the record comes next
+        traceback.print_exc()
 
 
 def _receive() -> RunDirectory | None:

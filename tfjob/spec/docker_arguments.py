@@ -341,7 +341,5 @@ def _refusal(flag: str) -> tuple[str, str]:
         )
     allowed = sorted((*_VALUES, *_SWITCHES))
     meant = nearest(flag, allowed)
-    return (
-        f"found {flag}, which tfjob does not pass on to containers; allowed are {', '.join(allowed)}",
-        f"Did you mean {meant}?" if meant else "",
-    )
+    message = f"found {flag}, which tfjob does not pass on to containers; the common options of `docker run` are allowed"
+    return message, f"Did you mean {meant}?" if meant else f"These are {', '.join(allowed)}."
