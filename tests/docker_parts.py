@@ -124,9 +124,8 @@ class Daemon:
 
     def kill(self) -> None:
         """End it by SIGKILL, with its containerd and every container: a power loss."""
-        for pid in [self.pid, *self._parts()]:
-            if pid:
-                signalled(pid, signal.SIGKILL)
+        for pid in [*([self.pid] if self.runs else []), *self._parts()]:
+            signalled(pid, signal.SIGKILL)
         wait_for(lambda: not self.runs, STOP_S)
         under = [place for place in mounts() if place.startswith((f"{self.folder}/", f"{self.data}/"))]
         own = [str(self.data)] * (mounts().count(str(self.data)) - self.mounted)
@@ -237,23 +236,29 @@ def locked(path: Path, how: int) -> Iterator[int]:
         os.close(descriptor)
 
 
-def running() -> Daemon | None:
-    """Return the shared engine if it runs."""
+def recorded() -> Daemon | None:
+    """Return the shared engine as it was started last, whether it still runs or not."""
     try:
         state = json.loads((CACHE / "engine.json").read_text(encoding="utf-8"))
-        daemon = Daemon(CACHE / "data", Path(state["folder"]), state["pid"], state["started"])
+        return Daemon(CACHE / "data", Path(state["folder"]), state["pid"], state["started"])
     except (OSError, ValueError, KeyError):
         return None
-    return daemon if daemon.runs else None
+
+
+def running() -> Daemon | None:
+    """Return the shared engine if it runs."""
+    daemon = recorded()
+    return daemon if daemon is not None and daemon.runs else None
 
 
 def up(*, stays: bool = False) -> Daemon:
     """Return the shared engine, started if it is not running. With `stays` it runs until `down`."""
     with locked(CACHE / "engine.lock", fcntl.LOCK_EX):
-        daemon = running()
-        if daemon is None or not daemon.answers:
+        daemon = recorded()
+        if daemon is None or not daemon.runs or not daemon.answers:
             if daemon is not None:
                 daemon.kill()
+                shutil.rmtree(daemon.folder, ignore_errors=True)
             daemon = Daemon(CACHE / "data", Path(tempfile.mkdtemp(prefix="tfjob-docker-")))
             try:
                 daemon.start()
@@ -333,7 +338,8 @@ def base_image(daemon: Daemon, image: str = BASE) -> str:
     """Put a base image into an engine if it is not there, and return its name."""
     import docker  # noqa: PLC0415  # 100 ms that only the tests that use it should pay
 
-    with contextlib.closing(docker.DockerClient(base_url=daemon.host, timeout=300)) as client:
+    made = contextlib.closing(docker.DockerClient(base_url=daemon.host, timeout=300))
+    with locked(CACHE / "import.lock", fcntl.LOCK_EX), made as client:
         if not client.images.list(name=image):
             repository, _, tag = image.partition(":")
             client.api.import_image_from_file(str(tarball(image)), repository=repository, tag=tag)

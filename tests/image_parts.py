@@ -55,13 +55,20 @@ def made_prefix(base: BaseImage, store_root: Path, folder: Path, requirements: S
 
 def output_of(client: Client, image: str, *command: str) -> str:
     """What a program in a container of the image prints."""
-    printed: bytes = client.containers.run(image, list(command), remove=True, network_mode="host")
-    return printed.decode().strip()
+    # Not `run` in the foreground: it follows the log, and may miss the end of it.
+    container = client.containers.run(image, list(command), detach=True, network_mode="host")
+    try:
+        code = container.wait()["StatusCode"]
+        printed = container.logs(stdout=True, stderr=False).decode().strip()
+        assert code == 0, f"exit code {code}: {printed} {container.logs(stdout=False, stderr=True).decode()}"
+    finally:
+        container.remove(force=True)
+    return str(printed)
 
 
 def containers(client: Client) -> list[str]:
     """The throw-away containers that there are."""
-    return [one.id for one in client.containers.list(all=True, filters={"label": "tfjob.owner"})]
+    return [one["Id"] for one in client.api.containers(all=True, filters={"label": "tfjob.owner"})]
 
 
 def program(text: str, *arguments: str) -> subprocess.Popen[str]:

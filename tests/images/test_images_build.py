@@ -6,15 +6,20 @@ import signal
 import subprocess
 import textwrap
 import threading
+from collections.abc import Iterator
 from pathlib import Path
 from typing import TYPE_CHECKING
 
 import pytest
-from docker_parts import OPTIONS, CannotRunError, base_image, own_engine
+from docker_parts import BARE, CannotRunError, base_image, own_engine
 from image_parts import Client, output_of, program
 from support import eventually
 
+from tfjob.environments.docker_base import base_image as place_of
 from tfjob.environments.docker_build import build
+from tfjob.environments.docker_engine import find_image
+from tfjob.environments.docker_image import bake
+from tfjob.environments.prefix import Prefix
 from tfjob.errors import PreparationError, TargetError
 
 if TYPE_CHECKING:
@@ -25,7 +30,11 @@ pytestmark = [pytest.mark.real, pytest.mark.root]
 BUILDS = """
 import sys
 from pathlib import Path
+from tfjob.environments.docker_base import base_image as place_of
 from tfjob.environments.docker_build import build
+from tfjob.environments.docker_engine import find_image
+from tfjob.environments.docker_image import bake
+from tfjob.environments.prefix import Prefix
 from tfjob.environments.processes import interruptible
 folder = Path(sys.argv[1])
 with interruptible():
@@ -189,7 +198,7 @@ def test_an_engine_that_stops_in_a_build(
     assert docker_daemon
     with own_engine(tmp_path / "data") as daemon:
         monkeypatch.setenv("DOCKER_HOST", daemon.host)
-        context = Context(tmp_path / "context", store_root, base_image(daemon, "tfjob-test/bare:bookworm"))
+        context = Context(tmp_path / "context", store_root, base_image(daemon, BARE))
         context.write("Dockerfile", "FROM BASE\nRUN echo started && sleep 300\n")
         failures: list[PreparationError] = []
 
@@ -216,24 +225,41 @@ def test_an_engine_that_stops_in_a_build(
         assert context.build().startswith("sha256:")
 
 
-@pytest.mark.usefixtures("builder")
-def test_an_engine_without_space(
-    tmp_path: Path, store_root: Path, docker_daemon: Daemon, monkeypatch: pytest.MonkeyPatch
-) -> None:
-    assert docker_daemon
+@pytest.fixture
+def small_engine(docker_engine: Daemon, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Iterator[Daemon]:
+    """An engine with a data root of 400 MB, as the one that DOCKER_HOST names."""
+    assert docker_engine.runs
     data = tmp_path / "data"
     data.mkdir()
     if subprocess.run(["mount", "-t", "tmpfs", "-o", "size=400m", "tmpfs", str(data)], check=False).returncode:
         pytest.skip("no tmpfs can be mounted here")
     try:
-        with own_engine(data, options=OPTIONS) as daemon:
+        with own_engine(data) as daemon:
             monkeypatch.setenv("DOCKER_HOST", daemon.host)
-            context = Context(tmp_path / "context", store_root, base_image(daemon, "tfjob-test/bare:bookworm"))
-            context.write("Dockerfile", "FROM BASE\nRUN head -c 500000000 /dev/urandom >/big\n")
-            with pytest.raises(PreparationError, match=r"(?i)no space left on device") as caught:
-                context.build()
-            assert "Free space in the Docker Engine's data root" in caught.value.hint
+            yield daemon
     except CannotRunError as reason:
         pytest.skip(str(reason))
     finally:
         subprocess.run(["umount", "-l", str(data)], check=True)
+
+
+@pytest.mark.usefixtures("builder")
+def test_an_engine_without_space(small_engine: Daemon, tmp_path: Path, store_root: Path) -> None:
+    context = Context(tmp_path / "context", store_root, base_image(small_engine, BARE))
+    context.write("Dockerfile", "FROM BASE\nRUN head -c 500000000 /dev/urandom >/big\n")
+    with pytest.raises(PreparationError, match=r"(?i)no space left on device") as caught:
+        context.build()
+    assert "Free space in the Docker Engine's data root" in caught.value.hint
+
+
+def test_a_baked_image_without_space(small_engine: Daemon, tmp_path: Path, store_root: Path) -> None:
+    base = place_of(base_image(small_engine, BARE), store_root=store_root, log=print, progress=print)
+    path, lock = tmp_path / "prefix", tmp_path / "lock"
+    path.mkdir()
+    (path / "big").write_bytes(bytes(400_000_000))
+    lock.write_text("version: 1\n", encoding="utf-8")
+    prefix = Prefix(path, secrets.token_hex(16), "3.11.2", 0, lock, Path("/opt/env"))
+    with pytest.raises(PreparationError, match=r"(?i)no space left on device") as caught:
+        bake(prefix, base, store_root=store_root, log=print, progress=print, ssh=False)
+    assert "docker system df" in caught.value.hint
+    assert find_image(f"tfjob/env:{prefix.key}") is None

@@ -22,6 +22,8 @@ from tfjob.runs.record import Record, seconds
 if TYPE_CHECKING:
     from rich.progress import Progress
 
+_BUILD_COLUMNS = 300  # a compiler's command line may have thousands; all of it is in the run's logs
+
 __all__ = ["LiveRun", "PhaseSpinner", "print_stopped", "watched"]
 
 
@@ -164,7 +166,8 @@ class LiveRun:
 
     def _build(self, data: bytes) -> None:
         """What the environment's build says, as a gloss: it is kept in the run's logs."""
-        for line in data.decode("utf-8", "replace").splitlines():
+        for whole in data.decode("utf-8", "replace").splitlines():
+            line = whole if len(whole) <= _BUILD_COLUMNS else f"{whole[: _BUILD_COLUMNS - 1]}…"
             if self._spinner:
                 self._spinner.print(f"  {line}")
             else:

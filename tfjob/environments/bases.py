@@ -9,7 +9,7 @@ from pathlib import Path
 from typing import TYPE_CHECKING
 
 from tfjob.environments.debian import BASE_PACKAGES, apt_source, bootstrap
-from tfjob.environments.docker_engine import connected, find_image, messages
+from tfjob.environments.docker_engine import connected, find_image, messages, repository_and_tag
 from tfjob.environments.processes import interruptible
 from tfjob.errors import PreparationError, UsageError
 
@@ -107,19 +107,15 @@ def _is_archive(source: Path) -> bool:
 
 def _import(name: str, source: Path, *, progress: Callable[[str], None]) -> None:
     """Make a root file system an image of one layer."""
-    from docker.utils import parse_repository_tag  # noqa: PLC0415  # 100 ms, only for those who make a base image
-
-    repository, tag = parse_repository_tag(name)
+    repository, tag = repository_and_tag(name)
     progress(f"importing {source.name} as {name}")
     with connected(f"import {source}", patient=True) as client:
-        client.api.import_image_from_file(str(source), repository=repository, tag=tag or "latest")
+        client.api.import_image_from_file(str(source), repository=repository, tag=tag)
 
 
 def _load(name: str, source: Path, *, log: Callable[[str], None], progress: Callable[[str], None]) -> None:
     """Load a saved image and give it its name."""
-    from docker.utils import parse_repository_tag  # noqa: PLC0415
-
-    repository, tag = parse_repository_tag(name)
+    repository, tag = repository_and_tag(name)
     progress(f"loading {source.name}")
     doing = f"load {source}"
     loaded = ""
@@ -135,4 +131,4 @@ def _load(name: str, source: Path, *, log: Callable[[str], None], progress: Call
             raise PreparationError(
                 f"the Docker Engine found no image in {source}", "Save it anew: `docker save IMAGE`."
             )
-        client.api.tag(loaded, repository, tag or "latest")
+        client.api.tag(loaded, repository, tag)

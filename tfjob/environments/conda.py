@@ -74,7 +74,7 @@ def solve(
             channel_relations="disabled",  # ask the channels named, and no others that these name
         )
 
-    with explained("chosen", place.name, channels.urls), _in_use(cache):
+    with explained("chosen", place.name, channels.urls, specs), _in_use(cache):
         found = _finished(run())
         for record in sorted(found, key=lambda record: record.name.normalized):
             log(f"conda: chose {record.name.normalized} {record.version} {record.build}")
@@ -121,7 +121,7 @@ def install(
             alternative_target_prefix=final,
         )
 
-    with explained("installed", "", channels.urls), _in_use(cache):
+    with explained("installed"), _in_use(cache):
         _finished(run())
     written.unlink()
     for record in stage.glob("conda-meta/*.json"):  # what is installed is told there with where it came from

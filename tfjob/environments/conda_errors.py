@@ -18,6 +18,7 @@ __all__ = ["HASH_HINT", "explained"]
 _LINES_MAX = 24
 _FULL = ("no space left on device", "os error 28", "quota exceeded", "os error 122")
 _VIRTUAL = re.compile(r"(__\w+)[^\n,]*, for which no candidates were found")
+_UNMET = re.compile(r"(?P<name>[a-z0-9][\w.-]*) [^\n,]+, for which no candidates were found")
 _MISSING = re.compile(r"No candidates were found for (\S+)")
 _VIRTUAL_HINTS = {
     "__cuda": "It wants a GPU's driver: use `base: gpu`, or a machine with one, or the package's CPU build.",
@@ -40,6 +41,7 @@ _HINTS = {
     "403 forbidden": "The channel refuses this user; check the credentials for it.",
     "operation timed out": "The channel did not answer in time (CONDA_REMOTE_READ_TIMEOUT_SECS, 60 s unless set). "
     + _NETWORK_HINT,
+    "invalid peer certificate": "The channel's certificate is of nobody this machine trusts: name the site's own in SSL_CERT_FILE.",
     "error sending request": _NETWORK_HINT,
     "dns error": _NETWORK_HINT,
     "404": "The channel lists the package, but does not have its file any more. Lock anew (`tfjob env lock`).",
@@ -50,10 +52,11 @@ _HINTS = {
 
 
 @contextlib.contextmanager
-def explained(done: str, place: str, channels: Sequence[str]) -> Iterator[None]:
+def explained(done: str, place: str = "", channels: Sequence[str] = (), specs: Sequence[str] = ()) -> Iterator[None]:
     """Translate rattler's errors; `done` completes "the environment's conda packages could not be …".
 
-    `place` (its name) and `channels` are told where a solve fails. Raises PreparationError, and OSError for a full disk.
+    `place` (its name), `channels` and `specs` (what was asked for) are told where a solve fails. Raises
+    PreparationError, and OSError for a full disk.
     """
     from rattler import exceptions  # noqa: PLC0415  # 50 ms, only for those who solve or install
 
@@ -62,7 +65,7 @@ def explained(done: str, place: str, channels: Sequence[str]) -> Iterator[None]:
     except PreparationError:
         raise
     except exceptions.SolverError as error:
-        raise _unsolvable(str(error), place, channels) from error
+        raise _unsolvable(str(error), place, channels, specs) from error
     except Exception as error:
         if not type(error).__module__.startswith(("exceptions", "rattler")):
             raise
@@ -76,18 +79,23 @@ def explained(done: str, place: str, channels: Sequence[str]) -> Iterator[None]:
         ) from error
 
 
-def _unsolvable(said: str, place: str, channels: Sequence[str]) -> PreparationError:
-    """Return why no set of packages fits, which channels were asked, and what to do."""
+def _unsolvable(said: str, place: str, channels: Sequence[str], specs: Sequence[str]) -> PreparationError:
+    """Return why no set of packages fits, what was asked for and where, and what to do."""
     text = without_credentials(said).removeprefix("Cannot solve the request because of: ")
     lines = [line.rstrip() for line in text.splitlines() if line.strip()]
-    asked = "\n".join(f"    {without_credentials(channel)}" for channel in channels) or "    (none)"
+    asked = ", ".join(without_credentials(spec) for spec in specs)
+    where = "\n".join(f"    {without_credentials(channel)}" for channel in channels) or "    (none)"
     hint = "Loosen one of the versions named, or leave it out and let the solver choose."
     if missing := _MISSING.search(text):
         hint = f"Check the name and version of {missing[1]}, or add the channel that has it under `channels:`."
+    for wanted in _UNMET.finditer(text):
+        own = [spec for spec in specs if re.split(r"[\s=<>!~\[]", spec, maxsplit=1)[0] == wanted["name"] != spec]
+        if own:
+            hint = f"`{own[0]}` is asked for too, and no {wanted['name']} is both: loosen one of them."
     if virtual := _VIRTUAL.search(text):
         hint = _VIRTUAL_HINTS.get(virtual[1], f"{place[:1].upper()}{place[1:]} does not have {virtual[1]}.")
     message = f"the environment's conda packages could not be chosen for {place}.\n  {_shown(lines)}"
-    return PreparationError(f"{message}\n  Channels asked:\n{asked}", hint)
+    return PreparationError(f"{message}\n  Asked for: {asked}\n  Channels asked:\n{where}", hint)
 
 
 def _shown(lines: Sequence[str]) -> str:

@@ -23,7 +23,17 @@ if TYPE_CHECKING:
 
     from docker import DockerClient
 
-__all__ = ["address", "connected", "explained", "find_image", "find_or_pull", "is_here", "messages"]
+__all__ = [
+    "address",
+    "connected",
+    "explained",
+    "find_image",
+    "find_or_pull",
+    "is_here",
+    "messages",
+    "refusal",
+    "repository_and_tag",
+]
 
 _TIMEOUT_S = 60
 _PATIENT_S = 24 * 3600
@@ -178,16 +188,23 @@ def find_or_pull(reference: str, *, log: Callable[[str], None], progress: Callab
     return str(found["Id"])
 
 
-def _pull(reference: str, *, log: Callable[[str], None], progress: Callable[[str], None]) -> None:
-    """Pull an image and say how many of its layers, and bytes, are there."""
-    from docker.errors import APIError  # noqa: PLC0415
+def repository_and_tag(reference: str) -> tuple[str, str]:
+    """Split the name of an image, such as ``registry.example:5000/team/name:1``; without a tag it is ``latest``."""
     from docker.utils import parse_repository_tag  # noqa: PLC0415
 
     repository, tag = parse_repository_tag(reference)
+    return str(repository), str(tag or "latest")
+
+
+def _pull(reference: str, *, log: Callable[[str], None], progress: Callable[[str], None]) -> None:
+    """Pull an image and say how many of its layers, and bytes, are there."""
+    from docker.errors import APIError  # noqa: PLC0415
+
+    repository, tag = repository_and_tag(reference)
     progress(f"pulling {reference}")
     try:
         with connected(f"pull {reference}", patient=True) as client:
-            stream = client.api.pull(repository, tag=tag or "latest", stream=True, decode=True)
+            stream = client.api.pull(repository, tag=tag, stream=True, decode=True)
             for message in messages(stream, f"pull {reference}"):
                 log(_line(message))
                 progress(f"pulling {reference}: {message['so far']}")

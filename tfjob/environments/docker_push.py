@@ -5,7 +5,7 @@ from __future__ import annotations
 import re
 from typing import TYPE_CHECKING
 
-from tfjob.environments.docker_engine import connected, messages
+from tfjob.environments.docker_engine import connected, messages, repository_and_tag
 from tfjob.errors import PreparationError
 
 if TYPE_CHECKING:
@@ -22,10 +22,7 @@ def push(image: str, reference: str, *, log: Callable[[str], None], progress: Ca
 
     Layers that the registry has are not sent. Raises PreparationError, with what to do, when it is refused.
     """
-    from docker.utils import parse_repository_tag  # noqa: PLC0415  # 100 ms, only for those who push
-
-    repository, tag = parse_repository_tag(reference)
-    tag = tag or "latest"
+    repository, tag = repository_and_tag(reference)
     doing = f"push {repository}:{tag}"
     digest = ""
     try:
