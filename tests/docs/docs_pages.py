@@ -24,7 +24,7 @@ import typer.main
 import yaml
 from support import REPOSITORY
 
-from tfjob.cli.main import COMMANDS
+from tfjob.cli.main import COMMANDS, GROUPS
 from tfjob.cli.parser import app
 from tfjob.errors import InvalidFile
 from tfjob.spec import conda
@@ -35,13 +35,13 @@ __all__ = ["PAGES", "Block", "Player", "blocks", "is_known"]
 PAGES = sorted([REPOSITORY / "README.md", REPOSITORY / "CHANGELOG.md", *(REPOSITORY / "docs").rglob("*.md")])
 KINDS = {
     "yaml": ("", "part", "environment", "wrong", "other"),
-    "console": ("", "real"),
+    "console": ("", "real", "docker"),
     "sh": ("", "check"),
     "python": ("",),
     "json": ("",),
     "text": ("",),
 }
-OTHER_PROGRAMS = {"cd", "git", "pipx", "sudo", "apt-get", "source", "export"}
+OTHER_PROGRAMS = {"cd", "docker", "git", "pipx", "sudo", "apt-get", "source", "export"}
 _FENCE = re.compile(r"^```(\S*)[ ]*(.*)$")
 _TITLE = re.compile(r"title=(\S+)")
 _REDIRECTION = re.compile(r"\s[12]?>{1,2}\s*[\w./&-]+")
@@ -91,9 +91,10 @@ def is_known(block: Block) -> bool:
 class Player:
     """Plays the blocks of one page, in order, in a folder that starts as a copy of specs/ under the name `digits`."""
 
-    def __init__(self, folder: Path, *, real: bool) -> None:
+    def __init__(self, folder: Path, *, kinds: tuple[str, ...], base: str = "") -> None:
+        """`kinds` are those of console blocks that are run; `base` is the image that `base: cpu` stands for."""
         self.folder = folder / "digits"
-        self._real = real
+        self._kinds = kinds
         self._environ = {
             name: value for name, value in os.environ.items() if not name.startswith(("TFJOB_", "NO_COLOR"))
         }
@@ -102,6 +103,9 @@ class Player:
         self._environ["TERM"] = "xterm-256color"
         self._refused = ""
         shutil.copytree(REPOSITORY / "specs", self.folder, ignore=shutil.ignore_patterns(".tfjob", "__pycache__"))
+        if base:
+            self._run("tfjob init")
+            (self.folder / ".tfjob" / "config.yml").write_text(f"images: {{cpu: {base}}}\n", encoding="utf-8")
 
     def play(self, block: Block) -> None:
         """Do what the block says, and compare what it shows."""
@@ -167,7 +171,7 @@ class Player:
     def _play_console(self, block: Block) -> None:
         steps = _steps(block)
         check_commands([command for command, _ in steps], block)
-        if block.kind == "real" and not self._real:
+        if block.kind not in self._kinds:
             return
         script = "".join(f"printf '\\n@@@\\n'; (exit $last)\n{command}\nlast=$?\n" for command, _ in steps)
         printed = self._on_terminal(f"last=0\n{script}").split("@@@\n")[1:]
@@ -228,10 +232,10 @@ class Player:
 
 _VARYING = (
     (r"\b([A-Za-z][A-Za-z0-9_.]*(?:-[a-z]+)*)-[0-9a-hjkmnp-tv-z]{6}\b", r"\1-ID"),
-    (r"\b[0-9a-f]{12}\b|\b[0-9a-f]{64}\b", "DIGEST"),
+    (r"\b(?:[0-9a-f]{12}|[0-9a-f]{32}|[0-9a-f]{64})\b", "DIGEST"),
     (r"\d{4}-\d\d-\d\d[T ]\d\d:\d\d:\d\d(?:\.\d+Z)?", "TIME"),
     (r"\b\d+ min \d+ s\b|\b\d+(?:\.\d+)? s\b", "LONG"),
-    (r"\b\d+(?:\.\d+)? (?:KiB|MiB|GiB)\b", "SIZE"),
+    (r"\b\d+(?:\.\d+)? (?:KiB|MiB|GiB|[kMG]B)\b", "SIZE"),
     (r"127\.0\.0\.1:\d+", "ADDRESS"),
     (r"Python 3\.\d+\.\d+, \d+ packages", "PACKAGES"),
     (r"(loss|accuracy) \d\.\d+", r"\1 NUMBER"),
@@ -276,15 +280,21 @@ def _check_one(words: list[str], block: Block) -> None:
 
 
 def _check_options(arguments: list[str], block: Block) -> None:
-    group: Any = typer.main.get_command(app)
+    command: Any = typer.main.get_command(app)
     if not arguments or arguments[0].startswith("-"):
-        group.make_context("tfjob", arguments, resilient_parsing=True)
+        command.make_context("tfjob", arguments, resilient_parsing=True)
         return
-    name, *rest = arguments
-    assert name in COMMANDS, f"{block}: no such command: tfjob {name}"
-    context = group.make_context("tfjob", [], resilient_parsing=True)
+    rest, typed, known = arguments, "", COMMANDS
+    while rest and not rest[0].startswith("-"):
+        name, *rest = rest
+        assert name in known, f"{block}: no such command: tfjob {typed} {name}"
+        command = command.get_command(command.make_context("tfjob", [], resilient_parsing=True), name)
+        typed = f"{typed} {name}".strip()
+        if typed not in GROUPS:
+            break
+        known = GROUPS[typed]
     try:
-        group.get_command(context, name).make_context(f"tfjob {name}", rest)
+        command.make_context(f"tfjob {typed}", rest, resilient_parsing=typed in GROUPS)
     except Exception as error:
         raise AssertionError(f"{block}: tfjob {' '.join(arguments)}: {error}") from error
 

@@ -2,14 +2,23 @@
 
 from __future__ import annotations
 
+import contextlib
 from pathlib import Path
+from typing import TYPE_CHECKING
 
+import docker
 import pytest
 from docs.docs_pages import PAGES, Player, blocks, is_known
 from support import REPOSITORY
 
+if TYPE_CHECKING:
+    from docker_parts import Daemon
+
 WITH_BLOCKS = [page for page in PAGES if blocks(page)]
 WITH_TRAINING = [page for page in WITH_BLOCKS if any(block.kind == "real" for block in blocks(page))]
+WITH_CONTAINERS = [page for page in WITH_BLOCKS if any(block.kind == "docker" for block in blocks(page))]
+SITE_BASE = "site/base:12"
+"""What pages call a base image of the reader's own; it is the tests' in the tests' engine."""
 
 
 def _name(page: Path) -> str:
@@ -24,17 +33,26 @@ def test_every_block_is_of_a_known_kind(page: Path) -> None:
 
 @pytest.mark.parametrize("page", WITH_BLOCKS, ids=_name)
 def test_page_plays(page: Path, tmp_path: Path) -> None:
-    _play(page, tmp_path, real=False)
+    _play(page, Player(tmp_path, kinds=("",)))
 
 
 @pytest.mark.real
 @pytest.mark.parametrize("page", WITH_TRAINING, ids=_name)
 def test_page_plays_with_training(page: Path, tmp_path: Path) -> None:
-    _play(page, tmp_path, real=True)
+    _play(page, Player(tmp_path, kinds=("", "real")))
 
 
-def _play(page: Path, folder: Path, *, real: bool) -> None:
-    player = Player(folder, real=real)
+@pytest.mark.real
+@pytest.mark.root
+@pytest.mark.parametrize("page", WITH_CONTAINERS, ids=_name)
+def test_page_plays_with_containers(page: Path, tmp_path: Path, docker_engine: Daemon, test_base: str) -> None:
+    name, _, tag = SITE_BASE.partition(":")
+    with contextlib.closing(docker.DockerClient(base_url=docker_engine.host)) as client:
+        client.api.tag(test_base, name, tag)
+    _play(page, Player(tmp_path, kinds=("", "docker"), base=SITE_BASE))
+
+
+def _play(page: Path, player: Player) -> None:
     try:
         for block in blocks(page):
             player.play(block)

@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+import base64
+import hashlib
 import json
 import os
 import shutil
@@ -216,6 +218,9 @@ def test_a_prefix_can_be_made_for_another_path(packages: Packages, conda: Conda,
     assert prefix.path != final
     for script in ("alpha", "greet", "greet-where"):
         assert str(final) in (prefix.path / "bin" / script).read_text()
+    record = next(prefix.path.glob("lib/python*/site-packages/alpha-*.dist-info/RECORD")).read_text()
+    digest = hashlib.sha256((prefix.path / "bin" / "alpha").read_bytes()).digest()
+    assert f"bin/alpha,sha256={base64.urlsafe_b64encode(digest).decode().rstrip('=')}," in record
     final.parent.mkdir()
     final.symlink_to(prefix.path)  # a container would have it mounted there
     assert run(final, "alpha") == "alpha"

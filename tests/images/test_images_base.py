@@ -12,6 +12,8 @@ from pathlib import Path
 from typing import TYPE_CHECKING
 
 import pytest
+from docker_parts import BARE, own_engine
+from docker_parts import base_image as own_base
 from image_parts import Client, containers, gone, program, uv_environment
 from support import REPOSITORY, eventually
 
@@ -204,6 +206,23 @@ def test_what_a_crash_left_is_removed(base: BaseImage, client: Client, test_base
     )
     run(base, "true")
     assert left.id not in containers(client)
+
+
+def test_an_engine_that_stops_under_a_program(
+    base: BaseImage, store_root: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    assert base.tools
+    with own_engine(tmp_path / "data") as daemon:
+        monkeypatch.setenv("DOCKER_HOST", daemon.host)
+        other = base_image(own_base(daemon, BARE), store_root=store_root, log=print, progress=print)
+        with pytest.raises(PreparationError, match=r"stopped answering while it was to run sh in tfjob-test/bare"):
+            other.run(
+                ["sh", "-c", "echo started >&2; sleep 300"],
+                environment={},
+                cwd=store_root,
+                on_line=lambda _line: daemon.kill(),
+                holds=0,
+            )
 
 
 def test_without_an_engine(monkeypatch: pytest.MonkeyPatch, tmp_path: Path) -> None:

@@ -96,6 +96,8 @@ def install(
     OSError when the disk is full.
     """
     channels = ConfiguredChannels(definition.channels, os.environ)
+    for spec in _wanted(definition):
+        _with_channel(spec, channels)  # the channels that only a package names count as well
     names = {_name(spec) for spec in _wanted(definition)}
     written = stage.with_name("conda.lock")
     written.write_text(with_credentials(dump(lock.conda or {}), credentials_of(channels.urls)), encoding="utf-8")

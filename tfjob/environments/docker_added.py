@@ -70,9 +70,7 @@ COMPILERS = Addition(
 )
 
 
-def added(
-    base: BaseImage, addition: Addition, *, log: Callable[[str], None], progress: Callable[[str], None]
-) -> str:
+def added(base: BaseImage, addition: Addition, *, log: Callable[[str], None], progress: Callable[[str], None]) -> str:
     """Return the id of the base image with an addition: itself when it has the programs, else with one more layer.
 
     Raises PreparationError when the image's package manager is not known or fails.

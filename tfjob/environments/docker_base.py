@@ -95,6 +95,15 @@ class BaseImage:
         """Its path, its version and the image's id: an image never changes."""
         return {"path": str(interpreter.path), "version": interpreter.version_text, "image": self.image}
 
+    def builder(self, *, log: Callable[[str], None], progress: Callable[[str], None]) -> BaseImage:
+        """The image with compilers in one more layer. What is built there runs on the image itself."""
+        from tfjob.environments.docker_added import COMPILERS, added  # noqa: PLC0415  # it needs this module's class
+
+        image = added(self, COMPILERS, log=log, progress=progress)
+        if image == self.image:
+            return self
+        return base_image(image, store_root=self.store_root, log=log, progress=progress)
+
     def run(
         self,
         command: Sequence[str],

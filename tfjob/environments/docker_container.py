@@ -15,7 +15,7 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
-from tfjob.environments.docker_engine import address, connected, explained
+from tfjob.environments.docker_engine import address, connected, explained, stopped
 from tfjob.errors import PreparationError, TargetError
 
 if TYPE_CHECKING:
@@ -68,6 +68,9 @@ def run_in_container(
     `on_line` gets its stderr line by line, `on_output` its stdout (dropped without). A code from 128 + n is returned as
     -n, the signal. `doing` completes "the Docker Engine could not …". Raises TargetError and PreparationError.
     """
+    from docker.errors import DockerException  # noqa: PLC0415  # 100 ms that only those who use an engine should pay
+    from requests.exceptions import RequestException  # noqa: PLC0415
+
     with connected(doing) as client:
         _sweep(client)
         arguments = ["keep" if on_output else "drop", str(stdin or os.devnull), *command]
@@ -79,7 +82,10 @@ def run_in_container(
             with contextlib.suppress(Exception):
                 client.api.remove_container(container, force=True)
         if code is None:
-            client.ping()
+            try:
+                client.ping()
+            except (DockerException, RequestException, OSError) as error:
+                raise stopped(doing) from error
             raise PreparationError(
                 f"the container that was to {doing} was killed",
                 "Perhaps the machine ran out of memory (`dmesg`). Submit again; nothing half-made was left behind.",

@@ -106,11 +106,16 @@ def _unreachable(error: BaseException, doing: str) -> TargetError | PreparationE
     if _has(error, PermissionError):
         return TargetError(f"no permission to use the Docker Engine at {address()}", _GROUP_HINT)
     if doing and not _has(error, (ConnectionRefusedError, FileNotFoundError)):
-        return PreparationError(
-            f"the Docker Engine at {address()} stopped answering while it was to {doing}",
-            "Look at it (`docker info`, its log), start it again and submit again; what was done is kept.",
-        )
+        return stopped(doing)
     return TargetError(f"no Docker Engine answers at {address()}", _START_HINT)
+
+
+def stopped(doing: str) -> PreparationError:
+    """Return the error for an engine that stopped while it worked."""
+    return PreparationError(
+        f"the Docker Engine at {address()} stopped answering while it was to {doing}",
+        "Look at it (`docker info`, its log), start it again and submit again; what was done is kept.",
+    )
 
 
 def _has(error: BaseException | None, kinds: type[BaseException] | tuple[type[BaseException], ...]) -> bool:

@@ -65,6 +65,10 @@ class Place(Protocol):
         """What changes when a Python of this place is replaced. A JSON object."""
         ...
 
+    def builder(self, *, log: Callable[[str], None], progress: Callable[[str], None]) -> Place:
+        """This place with compilers, to build source packages in: itself where they are nobody's to add."""
+        ...
+
     def run(
         self,
         command: Sequence[str],
@@ -125,6 +129,10 @@ class Machine:
     def identity_of(self, interpreter: Interpreter) -> Mapping[str, object]:
         """Its path, size and time. Raises OSError when it is gone."""
         return _stat(str(interpreter.path))
+
+    def builder(self, *, log: Callable[[str], None], progress: Callable[[str], None]) -> Place:  # noqa: ARG002
+        """Itself: what a machine lacks is installed by whoever it belongs to."""
+        return self
 
     def run(
         self,

@@ -5,12 +5,14 @@ rattler does that for conda's packages. What uv writes (scripts, records) names 
 
 from __future__ import annotations
 
+import base64
+import hashlib
 import os
 import re
 from typing import TYPE_CHECKING
 
 if TYPE_CHECKING:
-    from collections.abc import Iterator
+    from collections.abc import Iterator, Sequence
     from pathlib import Path
 
 __all__ = ["rewrite"]
@@ -43,7 +45,24 @@ def rewrite(stage: Path, final: Path) -> list[str]:
         os.chmod(temporary, status.st_mode & 0o7777)
         os.replace(temporary, entry.path)
         changed.append(os.path.relpath(entry.path, stage))
+    _update_records(stage, changed)
     return changed
+
+
+def _update_records(stage: Path, changed: Sequence[str]) -> None:
+    """Put the changed files' hashes into the records of the packages they are of (PEP 376: RECORD)."""
+    for record in stage.glob("lib/python3*/site-packages/*.dist-info/RECORD"):
+        if record.stat().st_nlink > 1:
+            continue
+        old = new = record.read_text(encoding="utf-8")
+        for name in changed:
+            entry = os.path.relpath(stage / name, record.parent.parent)
+            if f"{entry},sha256=" in old:
+                data = (stage / name).read_bytes()
+                digest = base64.urlsafe_b64encode(hashlib.sha256(data).digest()).rstrip(b"=").decode()
+                new = re.sub(rf"(?m)^{re.escape(entry)},sha256=.*$", f"{entry},sha256={digest},{len(data)}", new)
+        if new != old:
+            record.write_text(new, encoding="utf-8")
 
 
 def _as_script(data: bytes, old: bytes, new: bytes) -> bytes:

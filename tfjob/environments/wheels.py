@@ -12,6 +12,7 @@ Which packages these are, and how they are built, say the recipes. All others ar
 from __future__ import annotations
 
 import contextlib
+import dataclasses
 import os
 import re
 import shutil
@@ -163,7 +164,8 @@ class _Wheel:
                 return None
             others = "".join(text for one, text in self.entries if one not in self.sources)
             job = Build(self.recipe, version, locked, others, words, facts["variables"], self._first(), self._roots())
-            wheel = build(job, self.workshop, progress)
+            builder = self.workshop.place.builder(log=self.workshop.log, progress=progress)
+            wheel = build(job, dataclasses.replace(self.workshop, place=builder), progress)
             wheel.chmod(0o444)
             replace_json(wheel.with_name("wheel.json"), {**facts, "wheel": wheel.name, "sha256": file_digest(wheel)})
             final.parent.mkdir(parents=True, exist_ok=True)
