@@ -14,6 +14,7 @@ from __future__ import annotations
 import dataclasses
 import inspect
 import json
+import re
 import sys
 import textwrap
 import typing
@@ -29,6 +30,7 @@ from tfjob.cli.parser import app
 from tfjob.engines.inherited import _NAMES, _PREFIXES
 from tfjob.runs import record
 from tfjob.spec import schema as schemas
+from tfjob.spec.environment_file import environment_file_schema
 from tfjob.spec.load import load_text
 from tfjob.spec.substitution import LATE_NAMES
 from tfjob.values import Pairs
@@ -262,7 +264,7 @@ def job_file() -> str:
 
 def environment_file() -> str:
     """The page of the conda file's keys, from its schema."""
-    said = schemas.environment_schema()
+    said, registered = schemas.environment_schema(), environment_file_schema()
     parts = [
         "# The environment file",
         GENERATED,
@@ -277,6 +279,16 @@ def environment_file() -> str:
         ),
         _table(said, ""),
         *_sections(said, "", 2),
+        "## To register one",
+        (
+            f"{registered['description']} `tfjob env create -f FILE` reads such a file, or a conda file as above, whose "
+            "`name` is then the name. `tfjob env lock`, `env build` and `env show` read it too. It has one of `conda_file`, "
+            "`conda`, `dockerfile`, `build` and `image`. An environment file of Azure ML is of this form."
+        ),
+        _table(registered, ""),
+        "### build",
+        f"{registered['properties']['build']['description']}",
+        _table(registered["properties"]["build"], "build"),
     ]
     return _page(parts)
 
@@ -385,7 +397,9 @@ def exit_codes() -> str:
 def run_directory() -> str:
     """The page of the run directory and the record in it, from the modules that write them."""
     layout = textwrap.dedent((rundir.__doc__ or "").partition("::\n")[2]).strip()
-    listed = (entrypoint.__doc__ or "").partition("leaves beside task.json:\n\n")[2].partition("\n\n")[0]
+    found = re.search(r"leaves beside\s+task\.json:\n\n(.*?)\n\n", entrypoint.__doc__ or "", re.DOTALL)
+    if found is None:
+        raise ValueError("the entrypoint's docstring does not list what it leaves beside task.json")
     parts = [
         "# The run directory",
         GENERATED,
@@ -395,7 +409,7 @@ def run_directory() -> str:
         ),
         f"```text\n{layout}\n```",
         "In `tasks/TASK/`:",
-        f"```text\n{textwrap.dedent(listed)}\n```",
+        f"```text\n{textwrap.dedent(found[1])}\n```",
         "## record.json",
         (
             "What `tfjob show RUN -o json` prints, and each item of `tfjob list -o json`. It is replaced as a whole, so a "

@@ -8,7 +8,7 @@ from typing import TYPE_CHECKING
 
 import pytest
 from environment_parts import packages  # noqa: F401  # a fixture
-from support import Tfjob
+from support import Tfjob, eventually
 
 if TYPE_CHECKING:
     from pathlib import Path
@@ -119,3 +119,18 @@ def test_what_has_no_packages_has_no_lock(env: Tfjob) -> None:
 def test_the_group_has_help_and_near_misses(env: Tfjob) -> None:
     assert "Usage: tfjob env COMMAND" in env("env").stdout
     assert "Did you mean env list?" in env("env", "lits", exit_code=2).stderr
+
+
+def test_what_a_run_uses_is_not_pruned(env: Tfjob) -> None:
+    env.write("job.yml", "name: job\ncommand: sleep 300\nenvironment: {conda_file: small.yml}\n")
+    run = env.submit("job.yml")
+    eventually(lambda: env.record(run)["state"] == "Running", "it runs", 60)
+    key = env.record(run)["environment_key"]
+    elsewhere = Tfjob(env.directory.parent, env.environ)  # another workspace, or none
+    kept = json.loads(elsewhere("env", "prune", "--unused-days", "0", "-o", "json").stdout)
+    assert [(one["key"], one["freed"]) for one in kept["prefixes"]] == [(key, False)]
+    env("cancel", run)
+    gone = json.loads(elsewhere("env", "prune", "--unused-days", "0", "-o", "json").stdout)
+    assert [(one["key"], one["freed"]) for one in gone["prefixes"]] == [(key, True)]
+    assert gone["freed_bytes"] > 0
+    assert "0 environments" in elsewhere("env", "prune", "--unused-days", "0").stdout

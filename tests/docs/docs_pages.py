@@ -233,7 +233,7 @@ class Player:
 _VARYING = (
     (r"\b([A-Za-z][A-Za-z0-9_.]*(?:-[a-z]+)*)-[0-9a-hjkmnp-tv-z]{6}\b", r"\1-ID"),
     (r"\b(?:[0-9a-f]{12}|[0-9a-f]{32}|[0-9a-f]{64})\b", "DIGEST"),
-    (r"\d{4}-\d\d-\d\d[T ]\d\d:\d\d:\d\d(?:\.\d+Z)?", "TIME"),
+    (r"\d{4}-\d\d-\d\d[T ]\d\d:\d\d(?::\d\d(?:\.\d+Z)?)?", "TIME"),
     (r"\b\d+ min \d+ s\b|\b\d+(?:\.\d+)? s\b", "LONG"),
     (r"\b\d+(?:\.\d+)? (?:KiB|MiB|GiB|[kMG]B)\b", "SIZE"),
     (r"127\.0\.0\.1:\d+", "ADDRESS"),

@@ -198,7 +198,7 @@ def test_layers_depend_on_content_only(tmp_path: Path) -> None:
 
     one, two = tree("one", mode=0o444, time_s=1_000_000_000), tree("two", mode=0o600, time_s=1_500_000_000)
     cut = [layers_of(root, Path("/opt/env"), {"environment.lock": b"lock"}, at_most=100) for root in (one, two)]
-    assert [layer.name for layer in cut[0]] == ["big", "small packages", "the environment's own files"]
+    assert [layer.name for layer in cut[0]] == ["big", "packages below 512 KiB", "the environment's own files"]
     paths = [[entry.path.rpartition("/")[2] for entry in layer.entries] for layer in cut[0]]
     assert [sorted(names) for names in paths] == [
         ["RECORD", "big.cpython-311.pyc", "big.py"],
@@ -213,8 +213,12 @@ def test_layers_depend_on_content_only(tmp_path: Path) -> None:
     with tarfile.open(fileobj=io.BytesIO(b"".join(archive(cut[0][0])))) as files:
         assert files.getmember("opt/env/lib/python3.11/site-packages/big.py").mode == 0o644
     assert [digest(layer, kept) for layer in cut[0]] == digests
-    few = layers_of(one, Path("/opt/env"), {}, at_most=2)
-    assert [layer.name for layer in few] == ["small packages", "the environment's own files"]
+    few = layers_of(one, Path("/opt/env"), {}, at_most=3)
+    assert [layer.name for layer in few] == [
+        "packages below 2 MiB",
+        "packages below 512 KiB",
+        "the environment's own files",
+    ]
 
 
 def test_a_prefix_that_changes_while_it_is_sent(

@@ -10,6 +10,7 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import TYPE_CHECKING, Literal
 
+from tfjob.environments.lock import Lock
 from tfjob.environments.store import Store
 from tfjob.errors import PreparationError
 
@@ -58,7 +59,7 @@ def packages_on_base(
     """
     from tfjob.environments.docker_base import base_image  # noqa: PLC0415  # docker only for those who use containers
 
-    place = base_image(base, store_root=store, log=log, progress=progress)
+    place = base_image(_locked_base(lock) or base, store_root=store, log=log, progress=progress)
     keeper = Store(store)
     prefix = keeper.find(definition, place, lock) or keeper.prepare(
         definition, place, lock=lock, log=log, progress=progress
@@ -71,6 +72,14 @@ def packages_on_base(
 
     baked = bake_image(prefix, place, store_root=store, log=log, progress=progress)
     return ContainerEnvironment(baked.image, path, python, prefix, baked=baked)
+
+
+def _locked_base(lock: str | None) -> str | None:
+    """The very image that a lock was made for, if it can be had again: by its digest, or because the engine has it."""
+    from tfjob.environments.docker_engine import find_image  # noqa: PLC0415
+
+    named = Lock.parse(lock).base if lock is not None else None
+    return named if named is not None and ("@" in named or find_image(named) is not None) else None
 
 
 def build_dockerfile(

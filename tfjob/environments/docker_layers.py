@@ -30,13 +30,14 @@ __all__ = ["Layer", "LayerDigest", "archive", "digest", "layers_of"]
 
 # Part of every layer's identity: raise it when the same files make another archive.
 _FORMAT = 2
-# A package of this size has a layer of its own; the others share one.
+# A package of this size has a layer of its own; the others share two, the larger of them before the smaller.
 _OWN_LAYER_BYTES = 2 << 20
+_SMALL_BYTES = 1 << 19
 # A time for every file, 1 January 2020: bytecode in a prefix is never checked against its source's time.
 _TIME_S = 1577836800
 _CHUNK_BYTES = 1 << 20
 _BLOCK_BYTES = 512
-_SMALL, _REST = "small packages", "the environment's own files"
+_MIDDLE, _SMALL, _REST = "packages below 2 MiB", "packages below 512 KiB", "the environment's own files"
 
 
 @dataclass(frozen=True)
@@ -77,7 +78,7 @@ class Entry:
 
 @dataclass(frozen=True)
 class Layer:
-    """Some files of an environment: those of a package, of all small packages, or of none."""
+    """Some files of an environment: those of a package, of several small ones, or of none."""
 
     name: str
     entries: tuple[Entry, ...]
@@ -100,7 +101,7 @@ def layers_of(prefix: Path, final: Path, added: Mapping[str, bytes], *, at_most:
     """Cut the prefix, seen at `final` in the image, into at most `at_most` layers; `added` files go into the last.
 
     First come the packages, big ones before small ones: sizes are compared by their power of two, then names, so that
-    the order stays when a package grows a little. Then the small packages together, then what is nobody's.
+    the order stays when a package grows a little. Small packages share layers. Last comes what is nobody's.
     """
     root = str(final).strip("/")
     owners = _owners(prefix)
@@ -113,9 +114,10 @@ def layers_of(prefix: Path, final: Path, added: Mapping[str, bytes], *, at_most:
     rest += [Entry(f"{root}/{name}", None, content, None) for name, content in added.items()]
     packages = [Layer(name, tuple(entries)) for name, entries in by_owner.items()]
     packages.sort(key=lambda layer: (-int(math.log2(layer.size_bytes or 1)), layer.name))
-    own = [layer for layer in packages if layer.size_bytes >= _OWN_LAYER_BYTES][: max(at_most - 2, 0)]
-    small = [entry for layer in packages[len(own) :] for entry in layer.entries]
-    found = [*own, Layer(_SMALL, tuple(small)), Layer(_REST, tuple(rest))]
+    own = [layer for layer in packages if layer.size_bytes >= _OWN_LAYER_BYTES][: max(at_most - 3, 0)]
+    middle = [one for layer in packages[len(own) :] if layer.size_bytes >= _SMALL_BYTES for one in layer.entries]
+    small = [one for layer in packages[len(own) :] if layer.size_bytes < _SMALL_BYTES for one in layer.entries]
+    found = [*own, Layer(_MIDDLE, tuple(middle)), Layer(_SMALL, tuple(small)), Layer(_REST, tuple(rest))]
     return [layer for layer in found if layer.entries]
 
 

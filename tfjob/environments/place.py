@@ -36,6 +36,11 @@ class Place(Protocol):
         ...
 
     @property
+    def pinned(self) -> str:
+        """The name by which a lock gets this very place again: ``IMAGE@sha256:…``, or an image's id; empty for the machine."""
+        ...
+
+    @property
     def platform(self) -> str:
         """The kind of machine as far as packages know it: ``linux-x86_64-glibc2.36``."""
         ...
@@ -95,6 +100,11 @@ class Machine:
     @property
     def identity(self) -> str:
         """Nothing: a store serves one kind of machine at a time, and the platform tells those apart."""
+        return ""
+
+    @property
+    def pinned(self) -> str:
+        """Nothing: a machine is not had again by a name."""
         return ""
 
     @property

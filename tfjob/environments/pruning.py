@@ -147,6 +147,9 @@ class _Pruning:
                 self.kept.append(key)
                 continue
             try:
+                if _is_held(self.store.root / "used" / key):
+                    self.kept.append(key)
+                    continue
                 if self.store.last_used(key) > self.before:  # asked for while nobody held it
                     continue
                 gone = path
@@ -235,6 +238,21 @@ class _Pruning:
                 self.freed_bytes += _bytes(status) if left == 1 else 0
         for name in () if self.dry_run else reversed(folders):
             os.rmdir(name)
+
+
+def _is_held(mark: Path) -> bool:
+    """Whether a run uses the prefix whose mark this is (`Store.hold`). Creates nothing: the mark's time says when it was used."""
+    try:
+        descriptor = os.open(mark, os.O_RDONLY | os.O_CLOEXEC)
+    except FileNotFoundError:
+        return False
+    try:
+        fcntl.flock(descriptor, fcntl.LOCK_EX | fcntl.LOCK_NB)
+    except OSError:
+        return True
+    finally:
+        os.close(descriptor)
+    return False
 
 
 @contextlib.contextmanager

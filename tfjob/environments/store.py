@@ -18,7 +18,9 @@ preparation removes it.
 from __future__ import annotations
 
 import contextlib
+import fcntl
 import hashlib
+import os
 import time
 from pathlib import Path
 from typing import TYPE_CHECKING
@@ -120,6 +122,19 @@ class Store:
             path.touch()
         except OSError:
             return
+
+    def hold(self, key: str) -> int | None:
+        """Keep a prefix from being pruned until the descriptor is closed or this process ends; None where that can't be."""
+        try:
+            descriptor = os.open(self.root / "used" / key, os.O_RDONLY | os.O_CREAT | os.O_CLOEXEC, 0o644)
+        except OSError:
+            return None
+        try:
+            fcntl.flock(descriptor, fcntl.LOCK_SH | fcntl.LOCK_NB)
+        except OSError:  # it is being pruned
+            os.close(descriptor)
+            return None
+        return descriptor
 
     def last_used(self, key: str) -> float:
         """Return when a prefix was last asked for, or else made, in seconds since the epoch."""

@@ -44,7 +44,7 @@ def prepare_environment(
     if plan.runtime == "docker" and asked is not None:
         with _build_log(run) as log:
             found = _container(plan, asked, store, _Told(_lock(run), log, progress))
-        return _for_containers(found, run, progress)
+        return _for_containers(found, run, store, progress)
     path = base_path(environ)
     if asked is None or asked.definition is None:
         python = shutil.which("python3", path=path)
@@ -65,13 +65,15 @@ def _on_machine(definition: Definition, run: RunDirectory, store: Path, progress
     if prefix is None:
         with _build_log(run) as log:
             prefix = keeper.prepare(definition, place, lock=lock, log=log, progress=progress)
+    _hold(prefix, store)
     return prefix
 
 
-def _for_containers(found: ContainerEnvironment, run: RunDirectory, progress: Say) -> Prepared:
+def _for_containers(found: ContainerEnvironment, run: RunDirectory, store: Path, progress: Say) -> Prepared:
     values = {"environment.path": found.path}
     mounts: tuple[Mount, ...] = ()
     if found.prefix is not None:
+        _hold(found.prefix, store)
         _tell(found.prefix, run, progress)
         values["environment.prefix"] = str(found.prefix.final)
         if found.mount:
@@ -103,6 +105,13 @@ def _container(plan: Plan, asked: EnvironmentPlan, store: Path, told: _Told) -> 
 def _lock(run: RunDirectory) -> str | None:
     """The lock that came with the job, or with the run that is run again; one this run made itself is as good."""
     return run.lock_file.read_text(encoding="utf-8") if run.lock_file.exists() else None
+
+
+def _hold(prefix: Prefix, store: Path) -> None:
+    """Keep the prefix from being pruned until this supervisor ends."""
+    from tfjob.environments.store import Store  # noqa: PLC0415
+
+    Store(store).hold(prefix.key)
 
 
 def _tell(prefix: Prefix, run: RunDirectory, progress: Say) -> None:

@@ -68,6 +68,10 @@ def _supervision(run: RunDirectory) -> Supervision:
         declared_gpus=workspace.config.local_gpus if plan.gpus_per_node else 0,
         cuda_visible_devices=environ.get("CUDA_VISIBLE_DEVICES"),
     )
+    if key := read_record(run).environment_key:  # of an earlier supervisor's; see `prepare_environment`
+        from tfjob.environments.store import Store  # noqa: PLC0415
+
+        Store(store).hold(key)
     for number in (signal.SIGTERM, signal.SIGINT):
         signal.signal(number, partial(_ask_to_cancel, run))
     signal.signal(signal.SIGHUP, signal.SIG_IGN)

@@ -341,5 +341,7 @@ def _refusal(flag: str) -> tuple[str, str]:
         )
     allowed = sorted((*_VALUES, *_SWITCHES))
     meant = nearest(flag, allowed)
-    message = f"found {flag}, which tfjob does not pass on to containers; the common options of `docker run` are allowed"
+    message = (
+        f"found {flag}, which tfjob does not pass on to containers; the common options of `docker run` are allowed"
+    )
     return message, f"Did you mean {meant}?" if meant else f"These are {', '.join(allowed)}."
