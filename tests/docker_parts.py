@@ -28,8 +28,8 @@ from typing import TYPE_CHECKING
 import pytest
 from support import REPOSITORY
 
-from tfjob.environments import debian
 from tfjob.errors import PreparationError
+from tfjob.images import debian
 
 if TYPE_CHECKING:
     from collections.abc import Callable, Iterator, Sequence

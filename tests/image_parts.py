@@ -18,7 +18,7 @@ from tfjob.environments.uv import find_uv
 if TYPE_CHECKING:
     from collections.abc import Sequence
 
-    from tfjob.environments.docker_base import BaseImage
+    from tfjob.images.base import BaseImage
 
 Client: TypeAlias = Any
 

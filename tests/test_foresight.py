@@ -7,10 +7,11 @@ from pathlib import Path
 
 import pytest
 
-from tfjob import foresight, submission
-from tfjob.environments.cuda import check
+from tfjob import submission
 from tfjob.environments.resolved import ResolvedEnvironment, resolve_environment
 from tfjob.errors import UsageError
+from tfjob.foresight import foresee as foresight
+from tfjob.foresight.cuda import check
 from tfjob.resolve import ResolvedJob, resolve
 from tfjob.snapshot import scan
 from tfjob.spec.load import load

@@ -12,6 +12,8 @@ from __future__ import annotations
 
 from typing import TYPE_CHECKING
 
+from tfjob.version import __version__ as __version__
+
 if TYPE_CHECKING:
     from tfjob.errors import TfjobError as TfjobError
     from tfjob.planning.plan import Plan as Plan
@@ -21,7 +23,6 @@ if TYPE_CHECKING:
     from tfjob.submission import plan as plan
     from tfjob.submission import submit as submit
 
-__version__ = "0.1.0"
 __all__ = ["JobSpec", "Plan", "Run", "TfjobError", "load", "plan", "submit"]
 
 _HOMES = {

@@ -15,9 +15,9 @@ from pathlib import Path
 import tfjob
 from tfjob.datasets.files import DatasetFiles, find_files
 from tfjob.durable import replace_json, replace_text, try_lock
-from tfjob.environments.pairings import Finding
 from tfjob.environments.resolved import ResolvedEnvironment, resolve_environment
 from tfjob.errors import NotFound, UsageError
+from tfjob.foresight.pairings import Finding
 from tfjob.planning.make import make_plan
 from tfjob.planning.plan import Plan
 from tfjob.resolve import ResolvedJob, resolve, unknown_target
@@ -151,7 +151,7 @@ def _foreseen(resolved: ResolvedJob, config: Config) -> tuple[Finding, ...]:
     if asked is None or asked.definition is None:
         return ()
     asked.require_fresh_lock()
-    from tfjob.foresight import foresee  # noqa: PLC0415  # 30 ms for jobs with packages
+    from tfjob.foresight.foresee import foresee  # noqa: PLC0415  # 30 ms for jobs with packages
 
     found = foresee(resolved, store=config.store, environ=os.environ)
     errors = [one for one in found if one.severity == "error"]

@@ -25,7 +25,7 @@ from pathlib import Path
 sys.path.insert(0, str(Path(__file__).resolve().parents[1]))
 
 import docker_parts
-from run import PROGRAM, TORCHX, peer
+from bench.run import PROGRAM, TORCHX, peer
 
 BASE = docker_parts.BASE
 OTHER_BASE = "tfjob-test/changed:bookworm"
@@ -160,7 +160,17 @@ def _print_trivial(folder: Path) -> int:
     (folder / "trivial.yml").write_text(
         f"name: trivial\ncommand: echo hello\nenvironment: {{image: {BASE}}}\n", encoding="utf-8"
     )
-    torchx = [str(peer(TORCHX) / "torchx"), "run", "-s", "local_docker", "utils.echo", "--image", BASE, "--msg", "hello"]
+    torchx = [
+        str(peer(TORCHX) / "torchx"),
+        "run",
+        "-s",
+        "local_docker",
+        "utils.echo",
+        "--image",
+        BASE,
+        "--msg",
+        "hello",
+    ]
     bare = [_docker(), "run", "--rm", "--network", "host", BASE, "echo", "hello"]
     ours = [PROGRAM, "submit", "trivial.yml"]
     timed = [[_timed(one, folder) for one in (ours, torchx, bare)] for _ in range(PAIRS + 1)][1:]
@@ -244,7 +254,9 @@ def _docker() -> str:
 
 
 def _run(command: list[str], folder: Path, environ: dict[str, str]) -> str:
-    done = subprocess.run(command, cwd=folder, env=environ, capture_output=True, text=True, stdin=subprocess.DEVNULL)
+    done = subprocess.run(
+        command, check=False, cwd=folder, env=environ, capture_output=True, text=True, stdin=subprocess.DEVNULL
+    )
     if done.returncode:
         sys.exit(f"{' '.join(command)}\n{done.stdout[-2000:]}\n{done.stderr[-2000:]}")
     return done.stdout

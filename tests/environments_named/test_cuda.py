@@ -3,7 +3,7 @@ from __future__ import annotations
 import pytest
 
 from tfjob.environments import curated, registered
-from tfjob.environments.cuda import Libraries, check, libraries_of_image, libraries_of_packages, row_of
+from tfjob.foresight.cuda import Libraries, check, libraries_of_image, libraries_of_packages, row_of
 
 
 def test_rows() -> None:

@@ -5,9 +5,9 @@ from environments_named.real_packages import solve
 
 from tfjob.environments import curated
 from tfjob.environments.definition import definition_of
-from tfjob.environments.pairings import Facts, check
 from tfjob.environments.registered import find
 from tfjob.errors import NotFound
+from tfjob.foresight.pairings import Facts, check
 
 
 @pytest.mark.parametrize("name", curated.names())

@@ -11,7 +11,7 @@ import yaml
 
 from tfjob.environments import curated, registered
 from tfjob.environments.definition import definition_of
-from tfjob.environments.pairings import Facts, check
+from tfjob.foresight.pairings import Facts, check
 
 RULES = yaml.safe_load(Path(check.__code__.co_filename).with_suffix(".yml").read_text())
 HOROVOD = {"train.py": "import horovod.tensorflow.keras as hvd\nopt = hvd.DistributedOptimizer(opt)\nmodel.fit(x)\n"}

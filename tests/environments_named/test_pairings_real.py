@@ -10,8 +10,8 @@ import pytest
 import yaml
 from environments_named.real_packages import Installed, install, solve
 
-from tfjob.environments import cuda
-from tfjob.environments.pairings import Facts, check
+from tfjob.foresight import cuda
+from tfjob.foresight.pairings import Facts, check
 
 pytestmark = [pytest.mark.real, pytest.mark.xdist_group("pairings"), pytest.mark.timeout(600)]
 

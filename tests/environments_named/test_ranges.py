@@ -6,7 +6,7 @@ import pytest
 from packaging.specifiers import SpecifierSet
 from packaging.version import Version
 
-from tfjob.environments.ranges import Range, exact, listed, parse
+from tfjob.foresight.ranges import Range, exact, listed, parse
 
 VERSIONS = [f"2.{minor}.{patch}" for minor in (0, 9, 14, 15, 16, 17, 18) for patch in (0, 1, 2)] + [
     "1.15",

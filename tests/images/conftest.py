@@ -10,8 +10,8 @@ from docker_parts import bare_base, docker_daemon, docker_engine, test_base
 from environment_parts import Packages, packages
 from image_parts import Client, made_prefix
 
-from tfjob.environments.docker_base import BaseImage, base_image
 from tfjob.environments.prefix import Prefix
+from tfjob.images.base import BaseImage, base_image
 
 __all__ = ["bare_base", "docker_daemon", "docker_engine", "packages", "test_base"]
 

@@ -15,11 +15,11 @@ from typing import TYPE_CHECKING
 import pytest
 from image_parts import Client, output_of
 
-from tfjob.environments.docker_base import BaseImage, base_image
-from tfjob.environments.docker_image import bake, bake_image
-from tfjob.environments.docker_layers import archive, digest, layers_of
 from tfjob.environments.prefix import Prefix
 from tfjob.errors import PreparationError
+from tfjob.images.bake import bake, bake_image
+from tfjob.images.base import BaseImage, base_image
+from tfjob.images.layers import archive, digest, layers_of
 
 if TYPE_CHECKING:
     from environment_parts import Packages

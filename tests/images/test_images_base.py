@@ -17,14 +17,14 @@ from docker_parts import base_image as own_base
 from image_parts import Client, containers, gone, program, uv_environment
 from support import REPOSITORY, eventually
 
-from tfjob.environments.docker_base import BaseImage, base_image
-from tfjob.environments.docker_container import run_in_container
-from tfjob.environments.docker_engine import connected, find_image, find_or_pull, is_here
-from tfjob.environments.docker_mounts import mounts_for, passed_on
-from tfjob.environments.docker_ssh import with_ssh
 from tfjob.environments.place import Place
 from tfjob.environments.uv import find_uv
 from tfjob.errors import PreparationError, TargetError
+from tfjob.images.added import SSH, added
+from tfjob.images.base import BaseImage, base_image
+from tfjob.images.container import run_in_container
+from tfjob.images.engine import connected, find_image, find_or_pull, is_here
+from tfjob.images.mounts import mounts_for, passed_on
 
 if TYPE_CHECKING:
     from environment_parts import Packages
@@ -34,7 +34,7 @@ pytestmark = [pytest.mark.real, pytest.mark.root]
 KEEPS = """
 import sys
 from pathlib import Path
-from tfjob.environments.docker_base import base_image
+from tfjob.images.base import base_image
 from tfjob.environments.processes import interruptible
 store = Path(sys.argv[2])
 base = base_image(sys.argv[1], store_root=store, log=print, progress=print)
@@ -297,13 +297,12 @@ def test_an_engine_elsewhere_is_no_place_to_build(base: BaseImage, monkeypatch: 
 
 
 def test_ssh_is_added_where_it_is_missing(bare_base: str, base: BaseImage, store_root: Path) -> None:
-    assert with_ssh(base, log=print, progress=print) == base.image
+    assert added(base, SSH, log=print, progress=print) == base.image
     bare = base_image(bare_base, store_root=store_root, log=print, progress=print)
     lines: list[str] = []
-    image = with_ssh(bare, log=lines.append, progress=print)
-    added = base_image(image, store_root=store_root, log=print, progress=print)
-    assert {"sshd", "ssh"} <= added.tools
-    assert with_ssh(bare, log=print, progress=lambda _: pytest.fail("made again")) == image
+    image = added(bare, SSH, log=lines.append, progress=print)
+    assert {"sshd", "ssh"} <= base_image(image, store_root=store_root, log=print, progress=print).tools
+    assert added(bare, SSH, log=print, progress=lambda _: pytest.fail("made again")) == image
     keys: list[str] = []
     run_in_container(
         image, ["sh", "-c", "ls /etc/ssh"], doing="look", environment={}, on_line=print, on_output=keys.append

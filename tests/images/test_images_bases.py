@@ -16,12 +16,12 @@ from docker_parts import BARE, CannotRunError, install, tarball
 from image_parts import Client, output_of
 from support import eventually
 
-from tfjob.environments.bases import create
-from tfjob.environments.debian import apt_source
-from tfjob.environments.docker_base import base_image
-from tfjob.environments.docker_engine import find_image, find_or_pull
-from tfjob.environments.docker_push import push
 from tfjob.errors import PreparationError, TargetError, UsageError
+from tfjob.images.base import base_image
+from tfjob.images.create import create
+from tfjob.images.debian import apt_source
+from tfjob.images.engine import find_image, find_or_pull
+from tfjob.images.push import push
 
 pytestmark = [pytest.mark.real, pytest.mark.root]
 

@@ -15,12 +15,12 @@ from docker_parts import BARE, CannotRunError, base_image, own_engine
 from image_parts import Client, output_of, program
 from support import eventually
 
-from tfjob.environments.docker_base import base_image as place_of
-from tfjob.environments.docker_build import build
-from tfjob.environments.docker_engine import find_image
-from tfjob.environments.docker_image import bake
 from tfjob.environments.prefix import Prefix
 from tfjob.errors import PreparationError, TargetError
+from tfjob.images.bake import bake
+from tfjob.images.base import base_image as place_of
+from tfjob.images.build import build
+from tfjob.images.engine import find_image
 
 if TYPE_CHECKING:
     from docker_parts import Daemon
@@ -30,10 +30,10 @@ pytestmark = [pytest.mark.real, pytest.mark.root]
 BUILDS = """
 import sys
 from pathlib import Path
-from tfjob.environments.docker_base import base_image as place_of
-from tfjob.environments.docker_build import build
-from tfjob.environments.docker_engine import find_image
-from tfjob.environments.docker_image import bake
+from tfjob.images.base import base_image as place_of
+from tfjob.images.build import build
+from tfjob.images.engine import find_image
+from tfjob.images.bake import bake
 from tfjob.environments.prefix import Prefix
 from tfjob.environments.processes import interruptible
 folder = Path(sys.argv[1])

@@ -13,12 +13,12 @@ import pytest
 from image_parts import Client, output_of
 
 from tfjob.environments import Definition, Store
-from tfjob.environments.docker_base import BaseImage
-from tfjob.environments.docker_build import _buildkit
-from tfjob.environments.docker_image import bake
-from tfjob.environments.dockerfile import conda_file, dockerfile, files
-from tfjob.environments.dockerfile_text import instructions, line_of, parents
 from tfjob.environments.lock import Lock
+from tfjob.images.bake import bake
+from tfjob.images.base import BaseImage
+from tfjob.images.build import _buildkit
+from tfjob.images.dockerfile import conda_file, dockerfile, files
+from tfjob.images.dockerfile_text import instructions, line_of, parents
 
 if TYPE_CHECKING:
     from environment_parts import Packages

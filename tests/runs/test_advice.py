@@ -4,6 +4,7 @@ from dataclasses import replace
 
 from runs.test_verdict import plan
 
+from tfjob.environments.definition import Definition
 from tfjob.planning.plan import EnvironmentPlan
 from tfjob.runs.advice import advice
 
@@ -15,7 +16,7 @@ def test_a_missing_module_without_an_environment_is_sent_to_one() -> None:
 
 
 def test_a_missing_module_of_an_environment_is_to_be_added() -> None:
-    asked = replace(plan(), environment=EnvironmentPlan("d", None, ("six",)))
+    asked = replace(plan(), environment=EnvironmentPlan("d", definition=Definition(requirements=("six",))))
     assert "the package that has tensorflow to the pip list" in advice(asked, MISSING)
 
 

@@ -22,9 +22,7 @@ pytestmark = [
     pytest.mark.xdist_group("tensorflow"),
     pytest.mark.timeout(900),
 ]
-SPECS = sorted(
-    path.stem for path in (REPOSITORY / "specs").glob("digits*.yml")
-)
+SPECS = sorted(path.stem for path in (REPOSITORY / "specs").glob("digits*.yml"))
 IN_CONTAINERS = ("--set", "compute.runtime=docker")
 
 

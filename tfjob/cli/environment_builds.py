@@ -58,7 +58,7 @@ def place_of(asked: ResolvedEnvironment, runtime: Runtime, store: Path, screen: 
         from tfjob.environments.place import Machine  # noqa: PLC0415
 
         return Machine()
-    from tfjob.environments.docker_base import base_image  # noqa: PLC0415
+    from tfjob.images.base import base_image  # noqa: PLC0415
 
     return base_image(asked.base or "", store_root=store, log=screen.log, progress=screen.progress)
 
@@ -116,7 +116,7 @@ def build(
             else _image(asked, store, screen, image or bool(push))
         )
         if push:
-            from tfjob.environments.docker_image import push as push_image  # noqa: PLC0415
+            from tfjob.images.bake import push as push_image  # noqa: PLC0415
 
             push_image(made["image"], push, log=screen.log, progress=screen.progress)
             made["pushed"] = push
@@ -139,7 +139,7 @@ def _on_machine(asked: ResolvedEnvironment, store: Path, screen: BuildScreen) ->
 
 
 def _image(asked: ResolvedEnvironment, store: Path, screen: BuildScreen, baked: bool) -> dict[str, Any]:
-    from tfjob.environments import container  # noqa: PLC0415
+    from tfjob.images import environment as container  # noqa: PLC0415
 
     log, progress = screen.log, screen.progress
     if asked.definition is not None:

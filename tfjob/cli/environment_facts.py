@@ -94,8 +94,8 @@ def _built(asked: ResolvedEnvironment, definition: Definition, store: Path) -> I
 
 def _base_at_hand(asked: ResolvedEnvironment, store: Path) -> Place | None:
     """The environment's base image, if a Docker Engine answers and has it."""
-    from tfjob.environments.docker_base import base_image  # noqa: PLC0415  # only where containers are looked at
-    from tfjob.environments.docker_engine import find_image  # noqa: PLC0415
+    from tfjob.images.base import base_image  # noqa: PLC0415  # only where containers are looked at
+    from tfjob.images.engine import find_image  # noqa: PLC0415
 
     try:
         if find_image(asked.base or "") is None:
@@ -106,7 +106,7 @@ def _base_at_hand(asked: ResolvedEnvironment, store: Path) -> Place | None:
 
 
 def _image(key: str) -> dict[str, Any] | None:
-    from tfjob.environments.docker_engine import find_image  # noqa: PLC0415
+    from tfjob.images.engine import find_image  # noqa: PLC0415
 
     found = find_image(f"tfjob/env:{key}")
     return {"tag": f"tfjob/env:{key}", "id": found["Id"], "size_bytes": found["Size"]} if found else None

@@ -53,9 +53,9 @@ def _files(environment: str) -> dict[str, str]:
 
 
 def _packages(asked: ResolvedEnvironment, store: Path) -> dict[str, str]:
-    from tfjob.environments.dockerfile import files  # noqa: PLC0415
     from tfjob.environments.lock import Lock  # noqa: PLC0415
     from tfjob.environments.store import Store  # noqa: PLC0415
+    from tfjob.images.dockerfile import files  # noqa: PLC0415
 
     assert asked.definition is not None  # noqa: S101  # what is neither image nor Dockerfile has packages
     if asked.lock is not None:

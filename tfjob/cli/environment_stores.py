@@ -86,7 +86,7 @@ def create_base(
     ] = None,
 ) -> None:
     """Make a base image where none can be pulled: of Debian's packages, as apt here gets them, or from a tarball."""
-    from tfjob.environments.bases import create  # noqa: PLC0415  # only for this
+    from tfjob.images.create import create  # noqa: PLC0415  # only for this
 
     with building("Making the base image") as screen:
         image = create(

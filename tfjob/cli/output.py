@@ -13,7 +13,7 @@ from contextlib import suppress
 from typing import TYPE_CHECKING, Any, TextIO
 
 if TYPE_CHECKING:
-    from tfjob.environments.pairings import Finding
+    from tfjob.foresight.pairings import Finding
 
 __all__ = [
     "colored",

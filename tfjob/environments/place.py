@@ -1,7 +1,7 @@
 """A place is where a prefix is used: it has certain Pythons, a C library, and programs are run in it.
 
 A prefix fits only the place it was made for. `Machine` is this machine, where a prefix is used where the store keeps
-it; a base image is another place (`tfjob.environments.docker_base`), where it is seen at ``/opt/env``.
+it; a base image is another place (`tfjob.images.base`), where it is seen at ``/opt/env``.
 """
 
 from __future__ import annotations

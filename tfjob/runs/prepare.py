@@ -16,9 +16,9 @@ from tfjob.rundir import RunDirectory
 if TYPE_CHECKING:
     from collections.abc import Iterator
 
-    from tfjob.environments.container import ContainerEnvironment
     from tfjob.environments.definition import Definition
     from tfjob.environments.prefix import Prefix
+    from tfjob.images.environment import ContainerEnvironment
 
 __all__ = ["prepare_environment"]
 
@@ -86,7 +86,7 @@ def _for_containers(found: ContainerEnvironment, run: RunDirectory, store: Path,
 
 
 def _container(plan: Plan, asked: EnvironmentPlan, store: Path, told: _Told) -> ContainerEnvironment:
-    from tfjob.environments import container  # noqa: PLC0415  # only jobs in containers pay for it
+    from tfjob.images import environment as container  # noqa: PLC0415  # only jobs in containers pay for it
 
     log, progress = told.log, told.progress
     if asked.definition is not None and asked.base is not None:

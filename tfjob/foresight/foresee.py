@@ -1,6 +1,6 @@
 """What is known to fail, told before a job is submitted: pairings of packages, distribution and script; CUDA and driver.
 
-The rules are data (`tfjob/environments/pairings.yml`, `cuda.yml`). Here is only what they are held against: the job, the
+The rules are data (`pairings.yml`, `cuda.yml`). Here is only what they are held against: the job, the
 versions of a lock where one is known, the Python files of the code directory, the driver of the nodes.
 """
 
@@ -12,15 +12,15 @@ from pathlib import Path
 from typing import TYPE_CHECKING
 
 from tfjob.engines.inherited import base_path
-from tfjob.environments import cuda, pairings
 from tfjob.environments.lock import Lock
 from tfjob.errors import TfjobError
+from tfjob.foresight import cuda, pairings
 
 if TYPE_CHECKING:
     from collections.abc import Mapping
 
-    from tfjob.environments.pairings import Finding
     from tfjob.environments.resolved import ResolvedEnvironment
+    from tfjob.foresight.pairings import Finding
     from tfjob.resolve import ResolvedJob
 
 __all__ = ["foresee"]

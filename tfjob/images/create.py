@@ -8,10 +8,10 @@ import tempfile
 from pathlib import Path
 from typing import TYPE_CHECKING
 
-from tfjob.environments.debian import BASE_PACKAGES, apt_source, bootstrap
-from tfjob.environments.docker_engine import connected, find_image, messages, repository_and_tag
 from tfjob.environments.processes import interruptible
 from tfjob.errors import PreparationError, UsageError
+from tfjob.images.debian import BASE_PACKAGES, apt_source, bootstrap
+from tfjob.images.engine import connected, find_image, messages, repository_and_tag
 
 if TYPE_CHECKING:
     from collections.abc import Callable, Sequence

@@ -12,7 +12,7 @@ if [ -z "$libc" ]; then
 fi
 echo "libc $libc"
 if [ -r /etc/os-release ]; then (. /etc/os-release && echo "system ${PRETTY_NAME:-$ID}"); fi
-for one in sshd ssh ssh-keygen bash tar mpirun apt-get dnf microdnf yum apk zypper; do
+for one in sshd ssh ssh-keygen bash tar mpirun g++ make apt-get dnf microdnf yum apk zypper; do
     for folder in /usr/local/sbin /usr/local/bin /usr/sbin /usr/bin /sbin /bin; do
         if [ -x "$folder/$one" ]; then echo "tool $one" && break; fi
     done

@@ -16,12 +16,12 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 from tfjob.durable import replace_json
-from tfjob.environments.docker_container import Mount, needs_local, run_in_container
-from tfjob.environments.docker_engine import find_image, find_or_pull
-from tfjob.environments.docker_mounts import mounts_for, passed_on
 from tfjob.environments.interpreters import Interpreter
 from tfjob.environments.prefix import read_json
 from tfjob.errors import PreparationError
+from tfjob.images.container import Mount, needs_local, run_in_container
+from tfjob.images.engine import find_image, find_or_pull
+from tfjob.images.mounts import mounts_for, passed_on
 
 if TYPE_CHECKING:
     from collections.abc import Callable, Mapping, Sequence
@@ -32,7 +32,7 @@ __all__ = ["DEFAULT_PATH", "BaseImage", "base_image"]
 DEFAULT_PATH = "/usr/local/sbin:/usr/local/bin:/usr/sbin:/usr/bin:/sbin:/bin"
 _FINAL = Path("/opt/env")
 # Raise it when the inspection finds more than it did.
-_INSPECTION = 1
+_INSPECTION = 2
 _SHARED_LIBC = re.compile(r"(\d+\.\d+)\s*$|version (\d+\.\d+)")
 _QUESTION = (
     "import json, sys; one = sys.implementation; print(json.dumps([one.name, list(sys.version_info), one.cache_tag, "
@@ -97,7 +97,7 @@ class BaseImage:
 
     def builder(self, *, log: Callable[[str], None], progress: Callable[[str], None]) -> BaseImage:
         """The image with compilers in one more layer. What is built there runs on the image itself."""
-        from tfjob.environments.docker_added import COMPILERS, added  # noqa: PLC0415  # it needs this module's class
+        from tfjob.images.added import COMPILERS, added  # noqa: PLC0415  # it needs this module's class
 
         image = added(self, COMPILERS, log=log, progress=progress)
         if image == self.image:
@@ -114,7 +114,7 @@ class BaseImage:
         holds: int,  # noqa: ARG002  # a container cannot inherit it; it ends with this process instead
         stdin: str = "",
     ) -> int:
-        """Run a program in a throw-away container of the image; see `docker_container`.
+        """Run a program in a throw-away container of the image; see `tfjob.images.container`.
 
         The store is mounted at its own path, with what uv needs of this machine read-only. Of `environment`, what the
         caller set and what concerns packages and certificates is passed on, nothing else of this process's own.
@@ -170,7 +170,7 @@ def base_image(
 
 def _inspect(image: str, reference: str, log: Callable[[str], None]) -> dict[str, Any]:
     """Look into an image by a container of it. Raises PreparationError when it is none for packages."""
-    script = Path(__file__).with_name("docker_inspect.sh").read_text(encoding="utf-8")
+    script = Path(__file__).with_name("inspect.sh").read_text(encoding="utf-8")
     lines: list[str] = []
     errors: list[str] = []
 

@@ -18,9 +18,9 @@ if TYPE_CHECKING:
     from collections.abc import Callable, Mapping
 
     from tfjob.environments.definition import Definition
-    from tfjob.environments.docker_base import BaseImage
-    from tfjob.environments.docker_image import Baked
     from tfjob.environments.prefix import Prefix
+    from tfjob.images.bake import Baked
+    from tfjob.images.base import BaseImage
 
 __all__ = ["ContainerEnvironment", "build_dockerfile", "packages_on_base", "use_image"]
 
@@ -57,7 +57,7 @@ def packages_on_base(
 
     Raises PreparationError when something cannot be made, TargetError when no Docker Engine answers.
     """
-    from tfjob.environments.docker_base import base_image  # noqa: PLC0415  # docker only for those who use containers
+    from tfjob.images.base import base_image  # noqa: PLC0415  # docker only for those who use containers
 
     place = base_image(_locked_base(lock) or base, store_root=store, log=log, progress=progress)
     keeper = Store(store)
@@ -68,7 +68,7 @@ def packages_on_base(
     python = f"{prefix.final}/bin/python"
     if packages == "mounted":
         return ContainerEnvironment(place.image, path, python, prefix, mount=True)
-    from tfjob.environments.docker_image import bake_image  # noqa: PLC0415
+    from tfjob.images.bake import bake_image  # noqa: PLC0415
 
     baked = bake_image(prefix, place, store_root=store, log=log, progress=progress)
     return ContainerEnvironment(baked.image, path, python, prefix, baked=baked)
@@ -76,7 +76,7 @@ def packages_on_base(
 
 def _locked_base(lock: str | None) -> str | None:
     """The very image that a lock was made for, if it can be had again: by its digest, or because the engine has it."""
-    from tfjob.environments.docker_engine import find_image  # noqa: PLC0415
+    from tfjob.images.engine import find_image  # noqa: PLC0415
 
     named = Lock.parse(lock).base if lock is not None else None
     return named if named is not None and ("@" in named or find_image(named) is not None) else None
@@ -92,8 +92,8 @@ def build_dockerfile(
     progress: Callable[[str], None],
 ) -> ContainerEnvironment:
     """Build a user's Dockerfile, or find the image it was built to before."""
-    from tfjob.environments.docker_base import base_image  # noqa: PLC0415
-    from tfjob.environments.docker_image import build  # noqa: PLC0415
+    from tfjob.images.bake import build  # noqa: PLC0415
+    from tfjob.images.base import base_image  # noqa: PLC0415
 
     image = build(dockerfile, context, arguments, store_root=store, log=log, progress=progress)
     return _finished(base_image(image, store_root=store, log=log, progress=progress), f"the image of {dockerfile}")
@@ -103,7 +103,7 @@ def use_image(
     reference: str, *, store: Path, log: Callable[[str], None], progress: Callable[[str], None]
 ) -> ContainerEnvironment:
     """Use a finished image as it is: its own PATH, its own packages."""
-    from tfjob.environments.docker_base import base_image  # noqa: PLC0415
+    from tfjob.images.base import base_image  # noqa: PLC0415
 
     return _finished(base_image(reference, store_root=store, log=log, progress=progress), f"the image {reference}")
 

@@ -16,11 +16,11 @@ from typing import TYPE_CHECKING, Any
 
 from tfjob.durable import digest_of, file_digest, replace_json
 from tfjob.environments import processes
-from tfjob.environments.docker_engine import address, connected, find_image, find_or_pull
-from tfjob.environments.docker_ssh import proxies
-from tfjob.environments.dockerfile_text import line_of, parents
 from tfjob.environments.prefix import read_json
 from tfjob.errors import PreparationError, TargetError
+from tfjob.images.added import proxies
+from tfjob.images.dockerfile_text import line_of, parents
+from tfjob.images.engine import address, connected, find_image, find_or_pull
 
 if TYPE_CHECKING:
     from collections.abc import Callable, Mapping

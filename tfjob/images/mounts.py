@@ -12,8 +12,8 @@ from pathlib import Path
 from typing import TYPE_CHECKING
 from urllib.parse import unquote, urlsplit
 
-from tfjob.environments.docker_container import Mount
 from tfjob.environments.uv import find_uv
+from tfjob.images.container import Mount
 
 if TYPE_CHECKING:
     from collections.abc import Iterator, Mapping, Sequence

@@ -16,23 +16,23 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
-import tfjob
-from tfjob.environments.docker_base import DEFAULT_PATH, base_image
-from tfjob.environments.docker_build import build
-from tfjob.environments.docker_engine import connected, find_image, find_or_pull, messages
-from tfjob.environments.docker_layers import Layer, LayerDigest, archive, digest, layers_of
-from tfjob.environments.docker_push import push
-from tfjob.environments.docker_ssh import with_ssh
 from tfjob.environments.prefix import MARKER, read_json
 from tfjob.errors import PreparationError
+from tfjob.images.added import SSH, added
+from tfjob.images.base import DEFAULT_PATH, base_image
+from tfjob.images.build import build
+from tfjob.images.engine import connected, find_image, find_or_pull, messages
+from tfjob.images.layers import Layer, LayerDigest, archive, digest, layers_of
+from tfjob.images.push import push
+from tfjob.version import __version__
 
 if TYPE_CHECKING:
     from collections.abc import Callable, Iterator, Mapping, Sequence
 
     from docker import DockerClient
 
-    from tfjob.environments.docker_base import BaseImage
     from tfjob.environments.prefix import Prefix
+    from tfjob.images.base import BaseImage
 
 __all__ = ["LOCK_NAME", "Baked", "bake", "bake_image", "build", "find_or_pull", "push"]
 
@@ -92,7 +92,7 @@ def bake_image(
     about = {
         "tfjob.key": prefix.key,
         "tfjob.lock": hashlib.sha256(lock).hexdigest(),
-        "tfjob.version": tfjob.__version__,
+        "tfjob.version": __version__,
         "tfjob.base": base.image,
     }
     found = find_image(tag)
@@ -102,7 +102,7 @@ def bake_image(
         if same and (not ssh or labels.get("tfjob.ssh") == "yes"):
             return Baked(str(found["Id"]), tag)
     if ssh:
-        image = with_ssh(base, log=log, progress=progress)
+        image = added(base, SSH, log=log, progress=progress)
         base = base if image == base.image else base_image(image, store_root=store_root, log=log, progress=progress)
         about["tfjob.ssh"] = "yes"
     parent = find_image(base.image)

@@ -7,13 +7,13 @@ import os
 from dataclasses import dataclass
 from typing import TYPE_CHECKING
 
-from tfjob.environments.docker_engine import connected, find_image, refusal
 from tfjob.errors import PreparationError
+from tfjob.images.engine import connected, find_image, refusal
 
 if TYPE_CHECKING:
     from collections.abc import Callable, Mapping
 
-    from tfjob.environments.docker_base import BaseImage
+    from tfjob.images.base import BaseImage
 
 __all__ = ["COMPILERS", "SSH", "Addition", "added", "proxies"]
 

@@ -5,8 +5,8 @@ from __future__ import annotations
 import re
 from typing import TYPE_CHECKING
 
-from tfjob.environments.docker_engine import connected, messages, repository_and_tag
 from tfjob.errors import PreparationError
+from tfjob.images.engine import connected, messages, repository_and_tag
 
 if TYPE_CHECKING:
     from collections.abc import Callable

@@ -9,9 +9,9 @@ from __future__ import annotations
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
-import tfjob
-from tfjob.environments.docker_ssh import INSTALL, NO_KEYS
 from tfjob.environments.lock import dump
+from tfjob.images.added import SSH
+from tfjob.version import __version__
 
 if TYPE_CHECKING:
     from collections.abc import Iterable
@@ -58,7 +58,7 @@ def dockerfile(lock: Lock, base: str, *, ssh: bool = True) -> str:
     """Return the Dockerfile for a lock on the image `base`."""
     command = "python" + ".".join(lock.python_version.split(".")[:2])
     text = [
-        f"# Made by tfjob {tfjob.__version__} for Python {lock.python_version} on {lock.platform}: README.md says how to build it.",
+        f"# Made by tfjob {__version__} for Python {lock.python_version} on {lock.platform}: README.md says how to build it.",
         f"ARG BASE={base}",
     ]
     if lock.conda is not None:
@@ -135,10 +135,11 @@ def _pip(lock: Lock, python: str) -> list[str]:
 def _ssh() -> list[str]:
     """Return the instruction that adds an SSH server and client where there is none, by whatever package manager."""
     lines = ["RUN if ! command -v sshd >/dev/null || ! command -v ssh >/dev/null; then \\"]
-    for number, (tool, command) in enumerate(INSTALL.items()):
+    for number, tool in enumerate(SSH.packages):
+        command = SSH.install(tool)
         lines.append(f"    {'elif' if number else 'if'} command -v {tool} >/dev/null; then {command}; \\")
     lines.append("    fi; fi; \\")
-    return [*lines, f"    {NO_KEYS}"]
+    return [*lines, f"    {SSH.after}"]
 
 
 def _requirements(lock: Lock) -> str:

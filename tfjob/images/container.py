@@ -15,8 +15,8 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
-from tfjob.environments.docker_engine import address, connected, explained, stopped
 from tfjob.errors import PreparationError, TargetError
+from tfjob.images.engine import address, connected, explained, stopped
 
 if TYPE_CHECKING:
     from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence

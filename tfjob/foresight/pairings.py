@@ -15,8 +15,8 @@ from enum import IntEnum
 from pathlib import Path
 from typing import TYPE_CHECKING, Any, Literal
 
-from tfjob.environments.cuda import row_of
-from tfjob.environments.ranges import exact, listed, normal, parse
+from tfjob.foresight.cuda import row_of
+from tfjob.foresight.ranges import exact, listed, normal, parse
 
 if TYPE_CHECKING:
     from collections.abc import Callable, Iterable
