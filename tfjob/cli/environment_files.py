@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import shutil
 from pathlib import Path
 from typing import TYPE_CHECKING, Annotated
 
@@ -20,7 +21,8 @@ __all__ = ["dockerfile", "save"]
 
 def dockerfile(environment: What) -> None:
     """Print a Dockerfile that makes what tfjob bakes. `tfjob env save` writes it with the files it needs."""
-    print(_files(environment)["Dockerfile"], end="")
+    files, _ = _files(environment)
+    print(files["Dockerfile"], end="")
 
 
 def save(
@@ -29,39 +31,54 @@ def save(
         Path, typer.Option("--to", metavar="DIRECTORY", help="A new or empty directory.", show_default=False)
     ],
 ) -> None:
-    """Write everything that rebuilds an environment by hand: conda file, lock, Dockerfile, README."""
+    """Write everything that rebuilds an environment by hand: conda file, lock, Dockerfile, README, wheels of source packages."""
     from tfjob.durable import replace_text  # noqa: PLC0415
 
     if to.exists() and (not to.is_dir() or any(to.iterdir())):
         raise UsageError(f"{to} is there already and is not an empty directory", "Name another one: --to DIRECTORY.")
-    files = _files(environment)
+    files, wheels = _files(environment)
     to.mkdir(parents=True, exist_ok=True)
     for name, text in files.items():
         replace_text(to / name, text)
-    print(f"{shown_path(str(to.absolute()))}: {', '.join(sorted(files))}")
+    for wheel in wheels:
+        (to / "wheels").mkdir(exist_ok=True)
+        shutil.copy(wheel, to / "wheels" / wheel.name)
+    listed = sorted([*files, *(f"wheels/{wheel.name}" for wheel in wheels)])
+    print(f"{shown_path(str(to.absolute()))}: {', '.join(listed)}")
 
 
-def _files(environment: str) -> dict[str, str]:
-    """The files by their names. Packages are locked first, for the environment's base image, if they are not yet."""
+def _files(environment: str) -> tuple[dict[str, str], list[Path]]:
+    """The files by their names, and wheels that go with them.
+
+    Packages are locked first, for the environment's base image, if they are not yet; source packages are built for it.
+    """
     asked, store = asked_for(environment)
     asked.require_fresh_lock()
     if asked.image is not None:
-        return {"Dockerfile": f"FROM {asked.image}\n"}
+        return {"Dockerfile": f"FROM {asked.image}\n"}, []
     if asked.dockerfile is not None:
-        return {"Dockerfile": asked.dockerfile.text}
+        return {"Dockerfile": asked.dockerfile.text}, []
     return _packages(asked, store)
 
 
-def _packages(asked: ResolvedEnvironment, store: Path) -> dict[str, str]:
+def _packages(asked: ResolvedEnvironment, store: Path) -> tuple[dict[str, str], list[Path]]:
+    from tfjob.environments import recipes  # noqa: PLC0415
     from tfjob.environments.lock import Lock  # noqa: PLC0415
+    from tfjob.environments.prefix import MARKER, read_json  # noqa: PLC0415
     from tfjob.environments.store import Store  # noqa: PLC0415
     from tfjob.images.dockerfile import files  # noqa: PLC0415
 
-    assert asked.definition is not None  # noqa: S101  # what is neither image nor Dockerfile has packages
-    if asked.lock is not None:
-        lock = Lock.parse(asked.lock)
-    else:
-        with building("Locking") as screen:
+    definition = asked.definition
+    assert definition is not None  # noqa: S101  # what is neither image nor Dockerfile has packages
+    wheels: dict[str, Path] = {}
+    with building("Preparing") as screen:
+        lock = Lock.parse(asked.lock) if asked.lock is not None else None
+        if lock is None or recipes.needed(lock.pip_packages, recipes.load()):
             place = place_of(asked, Runtime.docker, store, screen)
-            lock = Store(store).solve(asked.definition, place, log=screen.log, progress=screen.progress)
-    return files(lock, asked.base or "", definition=asked.definition)
+            log, progress = screen.log, screen.progress
+            lock = lock or Store(store).solve(definition, place, log=log, progress=progress)
+            if recipes.needed(lock.pip_packages, recipes.load()):
+                prefix = Store(store).prepare(definition, place, lock=lock.text, log=log, progress=progress)
+                marker = read_json(prefix.path / MARKER) or {}
+                wheels = {name: Path(path) for name, path in marker.get("wheels", {}).items()}
+    return files(lock, asked.base or "", definition=definition, wheels=wheels), list(wheels.values())

@@ -129,8 +129,7 @@ def build(
     else:
         # Relocatable: scripts find the Python beside them, so the prefix works where it is built and where it ends up.
         doing.call("venv", "--quiet", "--relocatable", "--python", recipe.interpreter.path, stage)
-    if lock.pip_packages:
-        _install_pip(doing)
+    built = _install_pip(doing) if lock.pip_packages else {}
     if recipe.interpreter is None:
         relocation.rewrite(stage, recipe.final)
     _compile(doing)
@@ -144,6 +143,7 @@ def build(
         "place": recipe.place.identity,
         "final": str(recipe.final),
         "packages": lock.packages,
+        "wheels": {name: str(path) for name, path in built.items()},
         "created": datetime.now(UTC).isoformat(timespec="seconds"),
         "size_bytes": size_bytes,
         "builder": BUILDER,
@@ -153,8 +153,8 @@ def build(
     return stage
 
 
-def _install_pip(doing: _Work) -> None:
-    """Install the pip part into the stage, beside what conda put there."""
+def _install_pip(doing: _Work) -> dict[str, Path]:
+    """Install the pip part into the stage, beside what conda put there; return the wheels that tfjob built for it."""
     recipe = doing.recipe
     listed = doing.work / "requirements.txt"
     options = options_file(recipe.definition, doing.work)
@@ -170,6 +170,7 @@ def _install_pip(doing: _Work) -> None:
         holds=doing.holds,
         options=options,
         variables=doing.variables,
+        pip_text=with_credentials(recipe.lock.pip_text, credentials_of(recipe.definition.requirements)),
     )
     text = wheels.replace(recipe.lock.pip_text, built) if built else recipe.lock.pip_text
     listed.write_text(with_credentials(text, credentials_of(recipe.definition.requirements)), encoding="utf-8")
@@ -182,6 +183,7 @@ def _install_pip(doing: _Work) -> None:
         doing.call("pip", "install", "--no-deps", "--break-system-packages", *settings, *both)
     else:
         doing.call("pip", "sync", *settings, *files)
+    return built
 
 
 def _compile(doing: _Work) -> None:

@@ -76,9 +76,11 @@ def link(prefix: Path, wanted: Iterable[Source], earlier: Path, cache_tag: str) 
             if source.folder not in made:
                 (prefix / source.folder / "__pycache__").mkdir(exist_ok=True)
                 made.add(source.folder)
-            os.link(earlier / bytecode, prefix / bytecode)
-        except FileExistsError:
-            continue
+            try:
+                os.link(earlier / bytecode, prefix / bytecode)
+            except FileExistsError:  # the package brought one that is stale; the earlier prefix has it compiled
+                (prefix / bytecode).unlink()
+                os.link(earlier / bytecode, prefix / bytecode)
         except OSError:
             left.append(source)
     return left

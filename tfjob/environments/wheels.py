@@ -75,8 +75,11 @@ def metadata_options(requirements: Sequence[str], work: Path, *, known: tuple[Re
     return ["--config-file", str(path)]
 
 
-def replace(pip_text: str, wheels: Mapping[str, Path]) -> str:
-    """Return a requirements file in which these packages (name → wheel) are the wheels, with the wheels' hashes."""
+def replace(pip_text: str, wheels: Mapping[str, Path], *, by_place: bool = True) -> str:
+    """Return a requirements file in which these packages (name → wheel) are the wheels, with the wheels' hashes.
+
+    With `by_place` each names its file; without, only its version and hash, for a wheel that is found in a folder.
+    """
     texts = []
     for name, text in _entries(pip_text):
         wheel = wheels.get(name)
@@ -85,7 +88,8 @@ def replace(pip_text: str, wheels: Mapping[str, Path]) -> str:
             texts.append(text)
             continue
         marker = f" {match['marker'].strip()}" if match["marker"] else ""
-        line = f"{match['name']}{match['extras'] or ''} @ {wheel.absolute().as_uri()}{marker}"
+        where = f" @ {wheel.absolute().as_uri()}" if by_place else f"=={wheel.name.split('-')[1]}"
+        line = f"{match['name']}{match['extras'] or ''}{where}{marker}"
         comments = [one for one in text.splitlines() if one.strip().startswith("#")]
         texts.append("\n".join([f"{line} \\", f"    --hash=sha256:{file_digest(wheel)}", *comments]) + "\n")
     return "".join(texts)

@@ -144,12 +144,17 @@ class BaseImage:
 
 
 def base_image(
-    reference: str, *, store_root: Path, log: Callable[[str], None], progress: Callable[[str], None]
+    reference: str,
+    *,
+    store_root: Path,
+    log: Callable[[str], None],
+    progress: Callable[[str], None],
+    for_packages: bool = True,
 ) -> BaseImage:
     """Return an image as a place, pulled when the engine does not have it, looked into when it is new.
 
-    Raises PreparationError when it cannot be had or is not one that packages can be made for (musl, no shell),
-    TargetError when no engine answers.
+    Raises PreparationError when it cannot be had, cannot be looked into (no shell), or, `for_packages`, is not one that
+    packages can be made for (musl), TargetError when no engine answers.
     """
     found = find_image(reference)
     if found is None:
@@ -165,6 +170,11 @@ def base_image(
         facts = {"inspection": _INSPECTION, **_inspect(image, reference, log)}
         file.parent.mkdir(parents=True, exist_ok=True)
         replace_json(file, facts)
+    if for_packages and facts["libc"] != "glibc":
+        raise PreparationError(
+            f"the image {reference} has {facts['libc']}; packages for it are not made",
+            "Choose a base image with glibc, such as one of Debian, Ubuntu or Red Hat (Alpine has musl).",
+        )
     return _described(reference, found, facts, store_root)
 
 
@@ -198,15 +208,13 @@ def _inspect(image: str, reference: str, log: Callable[[str], None]) -> dict[str
     pairs = [line.partition(" ")[::2] for line in lines]
     first = dict(reversed(pairs))
     glibc = _SHARED_LIBC.search(first.get("libc", ""))
+    libc = "glibc"
     if "musl" in first or glibc is None or code:
-        has = "musl as its C library" if "musl" in first else "no GNU C library that tells its version"
-        raise PreparationError(
-            f"the image {reference} has {has}; packages for it are not made",
-            "Choose a base image with glibc, such as one of Debian, Ubuntu or Red Hat (Alpine has musl).",
-        )
+        libc = "musl as its C library" if "musl" in first else "no GNU C library that tells its version"
     return {
         "machine": first.get("machine", os.uname().machine),
-        "glibc": glibc[1] or glibc[2],
+        "libc": libc,
+        "glibc": (glibc[1] or glibc[2]) if glibc is not None else "",
         "system": first.get("system", ""),
         "tools": sorted({value for key, value in pairs if key == "tool"}),
         "pythons": [python for key, value in pairs if key == "python" if (python := _python(value)) is not None],
@@ -243,7 +251,7 @@ def _described(reference: str, found: Mapping[str, Any], facts: Mapping[str, Any
         image=str(found["Id"]),
         pinned=next(iter(found.get("RepoDigests") or []), ""),
         system=facts["system"],
-        platform=f"linux-{facts['machine']}-glibc{facts['glibc']}",
+        platform=f"linux-{facts['machine']}-" + (f"glibc{facts['glibc']}" if facts["libc"] == "glibc" else "other"),
         search_path=variables.get("PATH", ""),
         user=str(config.get("User") or ""),
         interpreters=tuple(sorted(pythons, key=lambda one: one.version, reverse=True)),

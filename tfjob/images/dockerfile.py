@@ -10,11 +10,12 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 from tfjob.environments.lock import dump
+from tfjob.environments.wheels import replace
 from tfjob.images.added import SSH
 from tfjob.version import __version__
 
 if TYPE_CHECKING:
-    from collections.abc import Iterable
+    from collections.abc import Iterable, Mapping
 
     from tfjob.environments.definition import Definition
     from tfjob.environments.lock import Lock
@@ -33,18 +34,25 @@ _MOUNTS = "--mount=type=bind,target=/build --mount=type=secret,id=pip --mount=ty
 
 
 def files(
-    lock: Lock, base: str, *, definition: Definition | None = None, conda: str | None = None, ssh: bool = True
+    lock: Lock,
+    base: str,
+    *,
+    definition: Definition | None = None,
+    conda: str | None = None,
+    ssh: bool = True,
+    wheels: Mapping[str, Path] | None = None,
 ) -> dict[str, str]:
     """Return the files of a folder that builds the environment, by their names: ``Dockerfile``, ``README.md`` and more.
 
     `base` is the image to start from, best with its digest. `conda` is the text of the conda file it was made from; without,
-    one is written from `definition`. `ssh` adds an SSH server and client where the base has none.
+    one is written from `definition`. `ssh` adds an SSH server and client where the base has none. `wheels` are those of
+    source packages that tfjob built (name → file): whoever writes the files puts them into a folder ``wheels`` beside.
     """
     found = {
         "Dockerfile": dockerfile(lock, base, ssh=ssh),
         "README.md": _readme(lock, base),
         "environment.lock": lock.text,
-        "requirements.txt": _requirements(lock),
+        "requirements.txt": _requirements(replace(lock.pip_text, wheels, by_place=False) if wheels else lock.pip_text),
     }
     text = conda if conda is not None else conda_file(definition) if definition is not None else None
     found |= {"environment.yml": text} if text is not None else {}
@@ -142,8 +150,8 @@ def _ssh() -> list[str]:
     return [*lines, f"    {SSH.after}"]
 
 
-def _requirements(lock: Lock) -> str:
-    lines = [line for line in lock.pip_text.splitlines() if not line.strip().startswith(_WHERE)]
+def _requirements(pip_text: str) -> str:
+    lines = [line for line in pip_text.splitlines() if not line.strip().startswith(_WHERE)]
     return "\n".join(lines).strip("\n") + "\n"
 
 

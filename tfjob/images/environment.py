@@ -93,19 +93,23 @@ def build_dockerfile(
 ) -> ContainerEnvironment:
     """Build a user's Dockerfile, or find the image it was built to before."""
     from tfjob.images.bake import build  # noqa: PLC0415
-    from tfjob.images.base import base_image  # noqa: PLC0415
 
     image = build(dockerfile, context, arguments, store_root=store, log=log, progress=progress)
-    return _finished(base_image(image, store_root=store, log=log, progress=progress), f"the image of {dockerfile}")
+    return _finished(_look_into(image, store, log, progress), f"the image of {dockerfile}")
 
 
 def use_image(
     reference: str, *, store: Path, log: Callable[[str], None], progress: Callable[[str], None]
 ) -> ContainerEnvironment:
     """Use a finished image as it is: its own PATH, its own packages."""
+    return _finished(_look_into(reference, store, log, progress), f"the image {reference}")
+
+
+def _look_into(reference: str, store: Path, log: Callable[[str], None], progress: Callable[[str], None]) -> BaseImage:
+    """An image that nothing is made for: any will do."""
     from tfjob.images.base import base_image  # noqa: PLC0415
 
-    return _finished(base_image(reference, store_root=store, log=log, progress=progress), f"the image {reference}")
+    return base_image(reference, store_root=store, log=log, progress=progress, for_packages=False)
 
 
 def _finished(image: BaseImage, what: str) -> ContainerEnvironment:
