@@ -20,7 +20,7 @@ from typing import TYPE_CHECKING, Any
 from tfjob.durable import replace_json
 from tfjob.environments import bytecode, conda, relocation, wheels
 from tfjob.environments.credentials import credentials_of, with_credentials
-from tfjob.environments.prefix import MARKER, modified_ns
+from tfjob.environments.prefix import BUILDER, MARKER, modified_ns
 from tfjob.environments.solving import options_file
 from tfjob.errors import PreparationError
 
@@ -33,10 +33,8 @@ if TYPE_CHECKING:
     from tfjob.environments.place import Place
     from tfjob.environments.uv import Uv
 
-__all__ = ["BUILDER", "Recipe", "build"]
+__all__ = ["Recipe", "build"]
 
-# Part of every prefix's key: raise it when the way prefixes are built changes what is in them.
-BUILDER = 2
 _EARLIER_MAX = 8
 _FEW_FILES = 64
 

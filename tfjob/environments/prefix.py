@@ -14,10 +14,12 @@ from typing import TYPE_CHECKING, Any
 if TYPE_CHECKING:
     from collections.abc import Mapping
 
-__all__ = ["MARKER", "Prefix", "modified_ns", "platform_name", "read_json", "read_prefix", "variables"]
+__all__ = ["BUILDER", "MARKER", "Prefix", "modified_ns", "platform_name", "read_json", "read_prefix", "variables"]
 
 # The file that is written last into a prefix; the metadata in it are of `build.build`.
 MARKER = "tfjob-prefix.json"
+# Part of every prefix's key: raise it when the way prefixes are built changes what is in them.
+BUILDER = 3
 
 
 @dataclass(frozen=True)
@@ -46,13 +48,15 @@ def variables(prefix: Path) -> dict[str, str]:
 
 
 def read_prefix(path: Path, lock: Path) -> Prefix | None:
-    """Return the prefix at `path` if it is whole and nothing was installed into it since.
+    """Return the prefix at `path` if it is whole, built as this tfjob builds, and nothing was installed into it since.
 
     Its Python may be one of another place, so the link to it is all that is looked at.
     """
     marker = read_json(path / MARKER)
     try:
-        if marker is None or modified_ns(path, marker["python"]) != marker["modified_ns"]:
+        if marker is None or marker["builder"] != BUILDER:
+            return None
+        if modified_ns(path, marker["python"]) != marker["modified_ns"]:
             return None
         (path / "bin" / "python").lstat()
         return Prefix(path, path.name, marker["python"], len(marker["packages"]), lock, Path(marker["final"]))

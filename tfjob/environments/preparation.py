@@ -14,12 +14,12 @@ from typing import TYPE_CHECKING, Any
 
 from tfjob.durable import digest_of, replace_json, replace_text
 from tfjob.environments import fetched
-from tfjob.environments.build import BUILDER, Recipe, build
+from tfjob.environments.build import Recipe, build
 from tfjob.environments.building import Building
 from tfjob.environments.interpreters import choose, fitting
 from tfjob.environments.lock import Lock
 from tfjob.environments.pip_settings import configuration_files, uv_settings
-from tfjob.environments.prefix import MARKER, Prefix, read_json, read_prefix
+from tfjob.environments.prefix import BUILDER, MARKER, Prefix, read_json, read_prefix
 from tfjob.environments.processes import interruptible
 from tfjob.environments.solving import Solving
 from tfjob.environments.solving import solve as solve_definition
