@@ -245,7 +245,8 @@ def _uv_settings() -> str:
 
     environment = uv_settings(os.environ, configuration_files(os.environ)).environment
     named = {name: value for name, value in environment.items() if name.startswith("UV_") and "file:" not in value}
-    return "".join(f"ENV {name}={json.dumps(value)}\n" for name, value in named.items() if "CACHE" not in name)
+    local = ("UV_CACHE_DIR", "UV_FIND_LINKS")  # folders of this machine
+    return "".join(f"ENV {name}={json.dumps(value)}\n" for name, value in named.items() if name not in local)
 
 
 def _docker() -> str:

@@ -30,7 +30,7 @@ from tfjob.errors import InvalidFile
 from tfjob.spec import conda
 from tfjob.spec.load import load_text
 
-__all__ = ["PAGES", "Block", "Player", "blocks", "is_known"]
+__all__ = ["PAGES", "Block", "Player", "blocks", "check_commands", "is_known"]
 
 PAGES = sorted([REPOSITORY / "README.md", REPOSITORY / "CHANGELOG.md", *(REPOSITORY / "docs").rglob("*.md")])
 KINDS = {

@@ -8,7 +8,7 @@ from typing import TYPE_CHECKING
 
 import docker
 import pytest
-from docs.docs_pages import PAGES, Player, blocks, is_known
+from docs.docs_pages import PAGES, Block, Player, blocks, check_commands, is_known
 from support import REPOSITORY
 
 if TYPE_CHECKING:
@@ -50,6 +50,23 @@ def test_page_plays_with_containers(page: Path, tmp_path: Path, docker_engine: D
     with contextlib.closing(docker.DockerClient(base_url=docker_engine.host)) as client:
         client.api.tag(test_base, name, tag)
     _play(page, Player(tmp_path, kinds=("", "docker"), base=SITE_BASE))
+
+
+@pytest.mark.parametrize(
+    "command",
+    [
+        "tfjob nothing",
+        "tfjob env nothing",
+        "tfjob env base nothing",
+        "tfjob env list --nothing",
+        "tfjob env base create",
+        "nothing-of-this-name",
+    ],
+)
+def test_a_command_that_cannot_be_is_noticed(command: str) -> None:
+    block = Block(REPOSITORY / "README.md", 1, "sh", "check", None, command)
+    with pytest.raises(AssertionError, match=r"README\.md:1"):
+        check_commands([command], block)
 
 
 def _play(page: Path, player: Player) -> None:

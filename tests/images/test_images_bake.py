@@ -16,10 +16,13 @@ import pytest
 from image_parts import Client, output_of
 
 from tfjob.environments.prefix import Prefix
+from tfjob.environments.store import Store
 from tfjob.errors import PreparationError
 from tfjob.images.bake import bake, bake_image
 from tfjob.images.base import BaseImage, base_image
+from tfjob.images.engine import find_image
 from tfjob.images.layers import archive, digest, layers_of
+from tfjob.images.prune import prune_images
 
 if TYPE_CHECKING:
     from environment_parts import Packages
@@ -241,3 +244,22 @@ def test_a_prefix_that_changes_while_it_is_sent(
     file.write_text("a" * 100, encoding="utf-8")
     bake(prefix, base, store_root=store_root, log=print, progress=print)
     client.images.remove(f"tfjob/env:{prefix.key}")
+
+
+def test_images_of_environments_that_are_gone_are_pruned(
+    prefix_of: Callable[..., Prefix], base: BaseImage, store_root: Path, client: Client, packages: Packages
+) -> None:
+    package(packages, "one", size_bytes=2 * MIB)
+    prefix = prefix_of("one", key=secrets.token_hex(16))
+    tag = bake_image(prefix, base, store_root=store_root, log=print, progress=print).tag
+    store = Store(store_root)
+    assert store.prefix(prefix.key) == prefix.path
+    store.mark_used(prefix.key)
+    assert tag not in prune_images(store, unused_days=1).tags
+    prefix.path.rename(store_root / "gone")
+    assert tag in prune_images(store, unused_days=1, dry_run=True).tags
+    assert client.images.get(tag)
+    pruned = prune_images(store, unused_days=1)
+    assert tag in pruned.tags
+    assert pruned.freed_bytes >= 2 * MIB
+    assert find_image(tag) is None

@@ -13,6 +13,8 @@ from tfjob.cli.output import plural, print_document, print_table, size
 from tfjob.workspace import default_config, find_workspace
 
 if TYPE_CHECKING:
+    from tfjob.environments.store import Store
+    from tfjob.images.prune import PrunedImages
     from tfjob.workspace import Workspace
 
 __all__ = ["create_base", "prune"]
@@ -22,6 +24,7 @@ def prune(
     unused_days: Annotated[
         float, typer.Option("--unused-days", min=0, help="Free what nobody has used for so many days.")
     ] = 30.0,
+    images: Annotated[bool, typer.Option("--images", help="Also the images that were baked of them.")] = False,
     dry_run: Annotated[bool, typer.Option("--dry-run", help="Free nothing; say what would be freed.")] = False,
     output: TableOutput = TableFormat.table,
 ) -> None:
@@ -33,6 +36,7 @@ def prune(
     store = Store((workspace.config if workspace else default_config()).store)
     before = pruning.usage(store)
     gone = pruning.prune(store, unused_days=unused_days, dry_run=dry_run, keep=_in_use(workspace))
+    baked = _prune_images(store, unused_days, dry_run) if images else None
     if output is not TableFormat.table:
         stored = [
             {
@@ -45,7 +49,10 @@ def prune(
             }
             for one in before
         ]
-        print_document({"freed_bytes": gone.freed_bytes, "dry_run": dry_run, "prefixes": stored}, output)
+        document = {"freed_bytes": gone.freed_bytes, "dry_run": dry_run, "prefixes": stored}
+        if baked is not None:
+            document["images"] = {"freed_bytes": baked.freed_bytes, "removed": list(baked.tags)}
+        print_document(document, output)
         return
     if before:
         rows = [
@@ -63,6 +70,9 @@ def prune(
         print_table(("ENVIRONMENT", "PYTHON", "PACKAGES", "SIZE", "ITS OWN", "LAST USED (UTC)", ""), rows)
     verb = "Would free" if dry_run else "Freed"
     print(f"{verb} {size(gone.freed_bytes)} in {store.root}: {plural(len(gone.prefixes), 'environment')}")
+    if baked is not None:
+        freed = "" if dry_run else f", {size(baked.freed_bytes)}"
+        print(f"{verb} {plural(len(baked.tags), 'image')} of the Docker Engine{freed}")
 
 
 def create_base(
@@ -94,6 +104,12 @@ def create_base(
         )
     print(f"{name}  {image}")
     print(f"  use it    environment: {{base: {name}, …}}, or `images: {{cpu: {name}}}` in the workspace's config.yml")
+
+
+def _prune_images(store: Store, unused_days: float, dry_run: bool) -> PrunedImages:
+    from tfjob.images.prune import prune_images  # noqa: PLC0415  # only where it is asked for
+
+    return prune_images(store, unused_days=unused_days, dry_run=dry_run)
 
 
 def _in_use(workspace: Workspace | None) -> frozenset[str]:
