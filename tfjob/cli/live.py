@@ -6,6 +6,7 @@ spinner and its time; piped, every line is plain and stands by itself.
 
 from __future__ import annotations
 
+import re
 import sys
 import time
 from collections.abc import Iterable, Iterator
@@ -22,6 +23,7 @@ from tfjob.runs.record import Record, seconds
 if TYPE_CHECKING:
     from rich.progress import Progress
 
+_DONE = re.compile(r"(\d+) of (\d+) MB\b")
 _BUILD_COLUMNS = 300  # a compiler's command line may have thousands; all of it is in the run's logs
 
 __all__ = ["LiveRun", "PhaseSpinner", "print_stopped", "watched"]
@@ -32,25 +34,37 @@ class Spinner:
 
     def __init__(self, phase: str, screen: TextIO, began: float | None = None) -> None:
         from rich.console import Console  # noqa: PLC0415  # 40 ms that only a terminal should pay
-        from rich.progress import Progress, SpinnerColumn, TextColumn, TimeElapsedColumn  # noqa: PLC0415
+        from rich.progress import BarColumn, Progress, SpinnerColumn, Task, TextColumn, TimeElapsedColumn  # noqa: PLC0415
+        from rich.table import Column  # noqa: PLC0415
+        from rich.text import Text  # noqa: PLC0415
+
+        class Bar(BarColumn):
+            """How much is done, where that is known."""
+
+            def render(self, task: Task) -> Any:
+                return Text("") if task.total is None else super().render(task)
 
         self._phase = phase
         self._progress: Progress = Progress(
             SpinnerColumn(),
-            TextColumn("{task.description}", markup=False),
+            TextColumn("{task.description}", markup=False, table_column=Column(no_wrap=True, overflow="ellipsis")),
+            Bar(bar_width=20),
             TimeElapsedColumn(),
             console=Console(file=screen, highlight=False),
             transient=True,
         )
-        self._task = self._progress.add_task(phase)
+        self._task = self._progress.add_task(phase, total=None)
         task = self._progress.tasks[0]
         if began is not None and task.start_time is not None:
             task.start_time -= max(time.time() - began, 0)
         self._progress.start()
 
     def update(self, detail: str) -> None:
-        """Say what the phase is at."""
-        self._progress.update(self._task, description=f"{self._phase}  {detail}")
+        """Say what the phase is at; what is done of it becomes a bar where the text says so: ``120 of 340 MB``."""
+        done = _DONE.search(detail)
+        completed, total = (int(done[1]), int(done[2])) if done else (0, None)
+        self._progress.tasks[0].total = total  # `update` takes None for no change
+        self._progress.update(self._task, description=f"{self._phase}  {detail}", completed=completed)
 
     def print(self, line: str) -> None:
         """Write a line above it."""
