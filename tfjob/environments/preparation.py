@@ -192,7 +192,8 @@ class _Preparation:
     def _given(self, text: str) -> tuple[Lock, Interpreter | None]:
         """Return the lock that `text` is, and the Python of the place it was solved for.
 
-        Raises UsageError for one of another definition or platform, PreparationError when that Python is not there.
+        A Python of the same minor version takes the same files; that it is another is said. Raises UsageError for a lock of
+        another definition or platform, PreparationError when the place has no such Python.
         """
         lock, place = Lock.parse(text), self.place
         again = "Make a lock of this definition, for this platform: `tfjob env lock`."
@@ -208,7 +209,16 @@ class _Preparation:
         for interpreter in there:
             if interpreter.version_text == lock.python_version:
                 return lock, interpreter
-        return lock, choose(f"=={lock.python_version}", (), place=place.name, can_install=not place.identity)
+        minor = ".".join(lock.python_version.split(".")[:2])
+        near = fitting(f"=={minor}.*", there)
+        if near is None:
+            has = ", ".join(sorted({one.version_text for one in there})) or "none"
+            raise PreparationError(
+                f"the lock is for Python {lock.python_version}, and {place.name} has no {minor} (it has {has})",
+                "Install that Python, or lock for one that is there: `tfjob env lock`.",
+            )
+        self.progress(f"the lock was made with Python {lock.python_version}; {place.name} has {near.version_text}")
+        return lock, near
 
     def _key(self, lock: Lock, interpreter: Interpreter | None) -> str:
         """Return the name of the prefix made from a lock: 32 hex digits.

@@ -65,10 +65,11 @@ class ResolvedEnvironment:
             return
         found = _LOCK_OF.search(self.lock)
         if found is not None and found[1] != self.definition.digest():
-            where = f"{self.lock_path}" if self.lock_path is not None else "the lock"
+            path = self.lock_path
+            where, file = (str(path), path.with_suffix(".yml").name) if path is not None else ("the lock", "FILE")
             raise UsageError(
                 f"{where} is the lock of another definition: the environment has changed since it was written",
-                "Lock it again: `tfjob env lock FILE`; or remove the lock.",
+                f"Lock it again: `tfjob env lock {file}`; or remove the lock.",
             )
 
     def digest(self) -> str:

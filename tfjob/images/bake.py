@@ -10,6 +10,7 @@ import contextlib
 import hashlib
 import itertools
 import json
+import os
 import shutil
 import tarfile
 from dataclasses import dataclass
@@ -94,13 +95,14 @@ def bake_image(
         "tfjob.lock": hashlib.sha256(lock).hexdigest(),
         "tfjob.version": __version__,
         "tfjob.base": base.image,
+        "tfjob.store": store_name(store_root),
     }
     found = find_image(tag)
     if found is not None:
         labels = (found.get("Config") or {}).get("Labels") or {}
         same = all(labels.get(name) == about[name] for name in ("tfjob.key", "tfjob.lock", "tfjob.base"))
         if same and (not ssh or labels.get("tfjob.ssh") == "yes"):
-            return Baked(str(found["Id"]), tag)
+            return Baked(str(found["Id"]), tag, int(found.get("Size", 0)), layers=len(found["RootFS"]["Layers"]))
     if ssh:
         image = added(base, SSH, log=log, progress=progress)
         base = base if image == base.image else base_image(image, store_root=store_root, log=log, progress=progress)
@@ -141,6 +143,11 @@ def _files_explained(tag: str) -> Iterator[None]:
             f"the image {tag} could not be made: {error.strerror}: {error.filename}",
             "Free space on that disk, or, if the environment was changed, submit again: it is made anew.",
         ) from error
+
+
+def store_name(store_root: Path) -> str:
+    """Return what tells the images of one store from those of others, and says nothing of where it is."""
+    return hashlib.sha256(f"{os.uname().nodename}:{store_root.absolute()}".encode()).hexdigest()[:16]
 
 
 def _config(

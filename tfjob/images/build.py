@@ -88,6 +88,7 @@ def _content(dockerfile: Path, context: Path, store_root: Path) -> list[list[str
     ignore = ignore if ignore.exists() else context / ".dockerignore"
     patterns = ignore.read_text(encoding="utf-8").splitlines() if ignore.exists() else []
     patterns = [line.strip() for line in patterns if line.strip() and not line.startswith("#")]
+    patterns += [".tfjob", "**/.tfjob"]  # a workspace changes with every run, and is nothing an image is made of
     kept = store_root / "builds" / f"{digest_of(str(context.absolute()))[:32]}.json"
     before = read_json(kept) or {}
     now: dict[str, list[Any]] = {}

@@ -6,6 +6,7 @@ import time
 from dataclasses import dataclass
 from typing import TYPE_CHECKING
 
+from tfjob.images.bake import store_name
 from tfjob.images.engine import connected
 
 if TYPE_CHECKING:
@@ -25,7 +26,7 @@ class PrunedImages:
 
 
 def prune_images(store: Store, *, unused_days: float, dry_run: bool = False) -> PrunedImages:
-    """Remove the images baked from prefixes that are gone, or that nobody asked for in `unused_days` days.
+    """Remove the images baked from prefixes of this store that are gone, or that nobody asked for in `unused_days` days.
 
     An image that a container uses stays. Raises TargetError when no engine answers.
     """
@@ -35,7 +36,7 @@ def prune_images(store: Store, *, unused_days: float, dry_run: bool = False) -> 
     removed = []
     with connected("look for unused images", patient=True) as client:
         held = int(client.df()["LayersSize"])
-        for image in client.images.list(filters={"label": "tfjob.key"}):
+        for image in client.images.list(filters={"label": f"tfjob.store={store_name(store.root)}"}):
             key = str(image.labels.get("tfjob.key"))
             if store.prefix(key).exists() and store.last_used(key) > before:
                 continue
