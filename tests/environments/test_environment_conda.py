@@ -318,11 +318,14 @@ def test_a_lock_of_something_else_is_refused(packages: Packages, conda: Conda) -
         conda.prepare(
             definition, lock=lock.text.replace(f"platform: {lock.platform}", "platform: linux-x86_64-glibc2.99")
         )
-    with pytest.raises(PreparationError, match=r"asks for python==3.10.99; this machine has"):
-        conda.prepare(definition, lock=lock.text.replace(f"python: {lock.python_version}", "python: 3.10.99"))
+    with pytest.raises(PreparationError, match=r"the lock is for Python 3.99.1, and this machine has no 3.99"):
+        conda.prepare(definition, lock=lock.text.replace(f"python: {lock.python_version}", "python: 3.99.1"))
     with pytest.raises(UsageError, match="the lock cannot be read"):
         conda.prepare(definition, lock="{")
     assert conda.made.names("prefixes") == []
+    minor = ".".join(lock.python_version.split(".")[:2])
+    conda.prepare(definition, lock=lock.text.replace(f"python: {lock.python_version}", f"python: {minor}.99"))
+    assert any(f"the lock was made with Python {minor}.99; this machine has" in step for step in conda.made.steps)
 
 
 def test_a_channel_is_found_by_name_under_the_alias(conda: Conda, monkeypatch: pytest.MonkeyPatch) -> None:
