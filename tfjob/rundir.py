@@ -9,6 +9,7 @@
       record.json          state, phases, tasks, first failure (replaced atomically)
       events.jsonl         everything that happened, a line each (only ever appended to)
       environment.lock     the environment's lock: every package with its version and hashes
+      environment.image    the image the run used, by its id, where that was not made of a lock
       logs/TASK.log        each task's output; what the script writes to ./logs is in logs/user/
       logs/environment.log how the environment was built
       outputs/             what the script wrote to ./outputs
@@ -71,6 +72,11 @@ class RunDirectory:
     def lock_file(self) -> Path:
         """The environment's lock."""
         return self.path / "environment.lock"
+
+    @property
+    def image_file(self) -> Path:
+        """The id of the image that a Dockerfile or an image's name came to."""
+        return self.path / "environment.image"
 
     @property
     def logs(self) -> Path:

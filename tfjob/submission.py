@@ -57,6 +57,7 @@ class Ready:
     overrides: tuple[str, ...]
     rerun_of: str | None = None
     lock: str | None = None
+    image: str | None = None
     findings: tuple[Finding, ...] = ()
 
 
@@ -116,7 +117,8 @@ def prepare_rerun(workspace: Workspace, run: RunDirectory) -> Ready:
         raise NotFound(f"the code of run {run.id} (snapshot {made.code.digest[:12]}) is no longer in the workspace")
     source = run.job_file.read_text(encoding="utf-8")
     lock = run.lock_file.read_text(encoding="utf-8") if run.lock_file.exists() else None
-    return Ready(made, None, source, read_record(run).overrides, rerun_of=run.id, lock=lock)
+    image = run.image_file.read_text(encoding="utf-8") if run.image_file.exists() else None
+    return Ready(made, None, source, read_record(run).overrides, rerun_of=run.id, lock=lock, image=image)
 
 
 def _loaded(job: JobSpec | Path | str, overrides: Sequence[str]) -> JobSpec:
@@ -199,6 +201,8 @@ def _begin(ready: Ready, workspace: Workspace, supervisor: StartingSupervisor) -
         replace_json(fresh.plan, encode(ready.plan), force=False)
         if ready.lock is not None:
             replace_text(fresh.lock_file, ready.lock, force=False)
+        if ready.image is not None:
+            replace_text(fresh.image_file, ready.image, force=False)
         run = _named(fresh, ready, workspace)
     except BaseException:
         supervisor.close()

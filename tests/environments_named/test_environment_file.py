@@ -126,8 +126,10 @@ def test_azure_build(folder: Path, load_text: Load, rest: str) -> None:
             "Add dockerfile, or remove it."),
         ]),
         ("version: 3\ndependencies: [python]", [
-            (f'env.yml:2:1: dependencies: found the unknown key "dependencies"; {KEYS} is allowed. '
-            "Did you mean conda_file.dependencies or conda.dependencies?"),
+            (
+                'env.yml:1:1: version: found the unknown key "version"; name, channels, dependencies, variables or prefix is '
+                "allowed."
+            ),
         ]),
         ("image: i\nimagee: x\nos_type: windows", [
             (f'env.yml:2:1: imagee: found the unknown key "imagee"; {KEYS} is allowed. '

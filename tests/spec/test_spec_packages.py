@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Callable
+from pathlib import Path
 
 import pytest
 from hypothesis import assume, example, given
@@ -10,7 +11,8 @@ from hypothesis import strategies as st
 from rattler import MatchSpec
 
 from tfjob.environments import definition_of
-from tfjob.errors import PreparationError
+from tfjob.errors import InvalidFile, PreparationError
+from tfjob.spec import conda
 from tfjob.spec.job import EnvironmentSpec
 from tfjob.spec.packages import Objection, conda_package, needs_channel, pip_line
 
@@ -177,3 +179,31 @@ def test_pip_lines_are_those_of_which_environments_are_made(text: str) -> None:
     assume("\0" not in text)  # refused before
     assume("://" in text or not text.strip().startswith(("-r", "-c", "--r", "--c")))  # files are not looked at here
     assert (pip_line(text) is not None) == _is_refused({"pip": [text]})
+
+
+@pytest.mark.parametrize(
+    ("line", "is_refused"),
+    [
+        ("--extra-index-url https://me:hunter2@index.example/simple", True),
+        ("thing @ https://me:hunter2@host.example/thing-1.0-py3-none-any.whl", True),
+        ("--extra-index-url https://me:${TOKEN}@index.example/simple", False),
+        ("--extra-index-url https://me@index.example/simple", False),
+        ("thing @ git+ssh://git@host.example/thing", False),
+    ],
+)
+def test_a_password_in_an_address_is_refused_and_not_repeated(line: str, is_refused: bool) -> None:
+    objection = pip_line(line)
+    assert (objection is not None) is is_refused
+    assert objection is None or "hunter2" not in "".join(objection)
+
+
+def test_a_channel_with_a_password_or_a_token_is_refused(tmp_path: Path) -> None:
+    file = tmp_path / "environment.yml"
+    file.write_text(
+        "channels: ['https://me:hunter2@host.example/chan', 'https://host.example/t/hunter2/chan']\n"
+        "dependencies: [python=3.11]\n"
+    )
+    with pytest.raises(InvalidFile) as refused:
+        conda.load(file)
+    assert len(refused.value.problems) == 2
+    assert "hunter2" not in str(refused.value)

@@ -42,7 +42,7 @@ def test_a_spec_trains_in_containers(specs: Tfjob, spec: str) -> None:
     record = specs.show()
     assert "model/saved_model.pb" in [one["path"] for one in record["outputs"]]
     assert {path.owner() for path in specs.run_directory(record["id"]).joinpath("outputs").rglob("*")} == {_me()}
-    assert _containers(specs) == ""
+    assert _containers(specs, record["id"]) == ""
 
 
 def test_a_spec_trains_in_an_image_with_its_packages_baked_in(specs: Tfjob) -> None:
@@ -53,8 +53,8 @@ def test_a_spec_trains_in_an_image_with_its_packages_baked_in(specs: Tfjob) -> N
     assert built["bytes_sent"] == 0  # it is there
 
 
-def _containers(specs: Tfjob) -> str:
-    command = ["docker", "ps", "-aq", "--filter", "label=tfjob.run"]
+def _containers(specs: Tfjob, run: str) -> str:
+    command = ["docker", "ps", "-aq", "--filter", f"label=tfjob.run={run}"]
     return subprocess.run(command, env=specs.environ, check=True, capture_output=True, text=True).stdout
 
 

@@ -9,7 +9,7 @@ from typing import TYPE_CHECKING, Annotated, Any
 import typer
 
 from tfjob.cli.building import building
-from tfjob.cli.options import DocumentOutput
+from tfjob.cli.options import DocumentOutput, complete_environment
 from tfjob.cli.output import plural, print_document, shown_path
 from tfjob.errors import UsageError
 from tfjob.workspace import default_config, find_workspace
@@ -35,6 +35,7 @@ What = Annotated[
         metavar="ENVIRONMENT",
         help="A registered or curated name, name@version, a conda or environment file, or a job file.",
         show_default=False,
+        autocompletion=complete_environment,
     ),
 ]
 RuntimeOption = Annotated[

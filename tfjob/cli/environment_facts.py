@@ -7,7 +7,7 @@ from typing import TYPE_CHECKING, Any
 
 from tfjob.cli.environment_builds import asked_for
 from tfjob.cli.output import plural, size
-from tfjob.errors import TfjobError
+from tfjob.errors import TfjobError, UsageError
 
 if TYPE_CHECKING:
     from collections.abc import Iterator
@@ -18,6 +18,8 @@ if TYPE_CHECKING:
     from tfjob.environments.resolved import ResolvedEnvironment
 
 __all__ = ["Facts", "describe"]
+
+_NOT_IN_ROWS = {"name", "digest", "lock", "has_stale_lock"}
 
 
 @dataclass(frozen=True)
@@ -34,9 +36,12 @@ def describe(what: str) -> Facts:
     """Look up the environment that `what` names and all that is known of it here. Builds, pulls and solves nothing."""
     asked, store = asked_for(what)
     document: dict[str, Any] = {"name": asked.name or what, "digest": asked.digest(), **_asked(asked)}
-    rows = [
-        (name, _shown(value)) for name, value in document.items() if name not in {"name", "digest", "lock"} and value
-    ]
+    if asked.lock is not None:
+        document["has_stale_lock"] = _is_stale(asked)
+    rows = [(name, _shown(value)) for name, value in document.items() if name not in _NOT_IN_ROWS and value]
+    if asked.lock is not None:
+        stale = "  (of another definition: lock it again)" if document["has_stale_lock"] else ""
+        rows.append(("lock", f"{asked.lock_path or 'registered with it'}{stale}"))
     packages: dict[str, str] = {}
     if asked.definition is not None:
         document["built"] = [*_built(asked, asked.definition, store)]
@@ -115,7 +120,15 @@ def _image(key: str) -> dict[str, Any] | None:
 def _locked(asked: ResolvedEnvironment) -> dict[str, str]:
     from tfjob.environments.lock import Lock  # noqa: PLC0415
 
-    return dict(Lock.parse(asked.lock).packages) if asked.lock else {}
+    return dict(Lock.parse(asked.lock).packages) if asked.lock is not None and not _is_stale(asked) else {}
+
+
+def _is_stale(asked: ResolvedEnvironment) -> bool:
+    try:
+        asked.require_fresh_lock()
+    except UsageError:
+        return True
+    return False
 
 
 def _line(built: dict[str, Any], asked: ResolvedEnvironment) -> str:

@@ -76,6 +76,8 @@ def _packages(asked: ResolvedEnvironment, store: Path) -> tuple[dict[str, str], 
         if lock is None or recipes.needed(lock.pip_packages, recipes.load()):
             place = place_of(asked, Runtime.docker, store, screen)
             log, progress = screen.log, screen.progress
+            kept = Store(store).find(definition, place) if lock is None else None
+            lock = lock or (Lock.read(kept.lock) if kept is not None else None)  # what was built is what is described
             lock = lock or Store(store).solve(definition, place, log=log, progress=progress)
             if recipes.needed(lock.pip_packages, recipes.load()):
                 prefix = Store(store).prepare(definition, place, lock=lock.text, log=log, progress=progress)

@@ -8,7 +8,7 @@ from typing import TYPE_CHECKING, Annotated, Any
 
 import typer
 
-from tfjob.cli.options import TableFormat, TableOutput
+from tfjob.cli.options import TableFormat, TableOutput, complete_environment
 from tfjob.cli.output import colored, print_document, print_table
 from tfjob.workspace import find_workspace, make_workspace, open_workspace
 
@@ -17,7 +17,12 @@ if TYPE_CHECKING:
 
 __all__ = ["clone", "create", "list_environments", "remove", "show"]
 
-Name = Annotated[str, typer.Argument(metavar="NAME", help="Its name, or name@version.", show_default=False)]
+Name = Annotated[
+    str,
+    typer.Argument(
+        metavar="NAME", help="Its name, or name@version.", show_default=False, autocompletion=complete_environment
+    ),
+]
 Version = Annotated[
     str | None, typer.Option("--version", help="The version to give it. [default: counted up]", show_default=False)
 ]
@@ -39,7 +44,7 @@ def list_environments(
     rows = [
         (one.name, one.version, _kind(one.content), one.created[:10] or "curated", one.description) for one in found
     ]
-    print_table(("NAME", "VERSION", "KIND", "CREATED", "DESCRIPTION"), rows)
+    print_table(("NAME", "VERSION", "KIND", "CREATED", "DESCRIPTION"), rows, fits=True)
 
 
 def show(

@@ -19,6 +19,7 @@ __all__ = [
     "Set",
     "TableFormat",
     "TableOutput",
+    "complete_environment",
 ]
 
 
@@ -54,6 +55,16 @@ def _complete_run(incomplete: str) -> list[str]:
         return []
     ids = (path.name for path in workspace.runs.iterdir() if not path.name.startswith("."))
     return sorted(name for name in (*ids, "latest") if name.startswith(incomplete))
+
+
+def complete_environment(incomplete: str) -> list[str]:
+    """Names of environments for the shell's completion."""
+    from tfjob.environments.registered import entries  # noqa: PLC0415  # only when the shell asks
+    from tfjob.workspace import find_workspace  # noqa: PLC0415
+
+    workspace = find_workspace()
+    names = (entry.name for entry in entries(workspace.environments if workspace else None))
+    return sorted(name for name in names if name.startswith(incomplete))
 
 
 JobFile = Annotated[Path, typer.Argument(metavar="FILE", help="The job file.", show_default=False)]

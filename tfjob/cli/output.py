@@ -7,6 +7,7 @@ from __future__ import annotations
 
 import json
 import os
+import shutil
 import sys
 from collections.abc import Sequence
 from contextlib import suppress
@@ -76,10 +77,24 @@ def print_findings(findings: Sequence[Finding]) -> None:
                     print(f"  {line}", file=sys.stderr)
 
 
-def print_table(headers: Sequence[str], rows: Sequence[Sequence[str]], *, styles: dict[str, str] | None = None) -> None:
-    """Columns on stdout, as wide as they need to be; nothing is cut, so that names can be copied and piped."""
+def print_table(
+    headers: Sequence[str],
+    rows: Sequence[Sequence[str]],
+    *,
+    styles: dict[str, str] | None = None,
+    fits: bool = False,
+) -> None:
+    """Columns on stdout, as wide as they need to be; nothing is cut, so that names can be copied and piped.
+
+    With `fits`, the last column is prose, and on a terminal no line is longer than it is wide.
+    """
     table = [list(headers), *[list(row) for row in rows]]
     widths = [max(len(row[column]) for row in table) for column in range(len(headers))]
+    if fits and sys.stdout.isatty():
+        room = max(shutil.get_terminal_size().columns - sum(widths[:-1]) - 2 * len(widths[:-1]), 0)
+        for row in table:
+            row[-1] = row[-1] if len(row[-1]) <= room else f"{row[-1][: room - 1]}…" if room > 3 else ""
+        widths[-1] = min(widths[-1], room)
     for number, row in enumerate(table):
         cells = [cell.ljust(width) for cell, width in zip(row, widths, strict=True)]
         if number == 0:

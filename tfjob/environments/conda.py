@@ -20,7 +20,7 @@ from tfjob.durable import file_digest
 from tfjob.environments.channels import ConfiguredChannels
 from tfjob.environments.conda_errors import HASH_HINT, explained
 from tfjob.environments.credentials import credentials_of, with_credentials, without_credentials
-from tfjob.environments.lock import Lock, dump
+from tfjob.environments.lock import SUBDIRS, Lock, dump
 from tfjob.errors import PreparationError
 
 if TYPE_CHECKING:
@@ -31,13 +31,12 @@ if TYPE_CHECKING:
     from tfjob.environments.definition import Definition
     from tfjob.environments.place import Place
 
-__all__ = ["LOCK", "install", "scripts_not_run", "solve", "stage_python", "variables"]
+__all__ = ["LOCK", "install", "python_version", "scripts_not_run", "solve", "stage_python", "variables"]
 
 T = TypeVar("T")
 
 # The file of the cache that is locked by whoever uses it, and by whoever prunes it alone.
 LOCK = ".lock"
-_SUBDIRS = {"x86_64": "linux-64", "aarch64": "linux-aarch64", "ppc64le": "linux-ppc64le", "s390x": "linux-s390x"}
 _NAME = re.compile(r"(?:(?P<channel>\S+)::)?(?P<rest>(?P<name>[A-Za-z0-9_][A-Za-z0-9._-]*).*)", re.DOTALL)
 _PIP = re.compile(r"pip(?P<version>[=<>!~].*)?")
 _SOLVE_TIMEOUT_S = 600
@@ -177,6 +176,12 @@ def variables(stage: Path) -> dict[str, str]:
     return {"LD_LIBRARY_PATH": str(stage / "lib")}
 
 
+def python_version(conda: Mapping[str, Any]) -> str:
+    """Return the version of Python in rattler's lock file, which has one."""
+    names = (Path(str(package["conda"])).name for package in conda["packages"])
+    return next(name.split("-")[1] for name in names if name.rsplit("-", 2)[0] == "python")
+
+
 def scripts_not_run(stage: Path) -> list[str]:
     """Name the files with which packages would change a shell that activates them; tfjob runs none, tasks have no such shell."""
     found = [*stage.glob("etc/conda/activate.d/*"), *stage.glob("etc/conda/env_vars.d/*")]
@@ -232,11 +237,11 @@ def _subdir(place: Place) -> Subdir:
     import rattler  # noqa: PLC0415  # 50 ms, only for those who solve
 
     machine = place.platform.split("-")[1]
-    if machine not in _SUBDIRS:
+    if machine not in SUBDIRS:
         raise PreparationError(
             f"conda has no packages for {place.name}: it is {place.platform}", "Use the pip section."
         )
-    return rattler.Subdir(_SUBDIRS[machine])
+    return rattler.Subdir(SUBDIRS[machine])
 
 
 def _virtual(place: Place) -> list[GenericVirtualPackage]:

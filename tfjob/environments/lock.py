@@ -20,8 +20,10 @@ from tfjob.errors import UsageError
 if TYPE_CHECKING:
     from pathlib import Path
 
-__all__ = ["CondaRecord", "Lock", "conda_records", "dump", "load_yaml_12"]
+__all__ = ["SUBDIRS", "CondaRecord", "Lock", "dump", "load_yaml_12"]
 
+# The folder of a conda channel that has the packages for a kind of machine.
+SUBDIRS = {"x86_64": "linux-64", "aarch64": "linux-aarch64", "ppc64le": "linux-ppc64le", "s390x": "linux-s390x"}
 _VERSION = 1
 _PIN = re.compile(
     r"^(?P<name>[A-Za-z0-9][A-Za-z0-9._-]*)(?:\[[^]]*\])?\s*(?:==\s*(?P<version>[^\s;\\]+)|@\s*(?P<url>\S+))"
@@ -34,12 +36,14 @@ Keep it beside the job: with it, the same files are installed again, whatever is
 `conda:` is a lock file of rattler (of pixi); `pip:` is a requirements file, for `pip install --require-hashes -r`.
 It fits this definition and this platform only. Do not edit it: make a new one with `tfjob env lock`."""
 _NO_PIP = 'pip: ""\n'
+_SHA256 = re.compile(r"[0-9a-f]{64}")
+_ENVIRONMENT = "default"
 _HINT = "Make a new one with `tfjob env lock`."
 
 
 @dataclass(frozen=True)
 class CondaRecord:
-    """One conda package of a lock. `url` is where its file is; `sha256` (hex) is empty when the channel names none."""
+    """One conda package of a lock. `url` is where its file is, `sha256` the hash of the file (64 hex digits)."""
 
     name: str
     version: str
@@ -101,7 +105,7 @@ class Lock:
 
         try:
             value = yaml.safe_load(text)
-        except yaml.YAMLError as error:
+        except (yaml.YAMLError, ValueError, RecursionError) as error:  # a date that is none; lists in lists in lists
             mark = getattr(error, "problem_mark", None)
             place = f" in line {mark.line + 1}" if mark else ""
             problem = getattr(error, "problem", None) or "it is no YAML"
@@ -152,7 +156,9 @@ class Lock:
     @cached_property
     def conda_records(self) -> tuple[CondaRecord, ...]:
         """The conda packages, by name."""
-        return conda_records(self.conda) if self.conda is not None else ()
+        if self.conda is None:
+            return ()
+        return tuple(sorted((_record(package) for package in self.conda["packages"]), key=lambda record: record.name))
 
     @property
     def has_all_hashes(self) -> bool:
@@ -168,11 +174,6 @@ class Lock:
         return digest_of([conda, self.pins, self.python_version, self.platform, self.base or ""])
 
 
-def conda_records(conda: Mapping[str, Any]) -> tuple[CondaRecord, ...]:
-    """Return the packages of rattler's lock file, by name. Raises UsageError for what is no conda package."""
-    return tuple(sorted((_record(package) for package in conda["packages"]), key=lambda record: record.name))
-
-
 def load_yaml_12(text: str) -> dict[str, Any]:
     """Read YAML 1.2, where ``1_0``, ``010`` and ``no`` are text: rattler's lock files are that."""
     import yaml  # noqa: PLC0415  # 30 ms, only for those who solve
@@ -184,7 +185,11 @@ def load_yaml_12(text: str) -> dict[str, Any]:
     Loader.add_implicit_resolver("tag:yaml.org,2002:null", re.compile(r"(null|~|)$"), ["n", "~", ""])
     Loader.add_implicit_resolver("tag:yaml.org,2002:bool", re.compile(r"(true|false)$"), list("tf"))
     Loader.add_implicit_resolver("tag:yaml.org,2002:int", re.compile(r"(0|[1-9][0-9]*)$"), list("0123456789"))
-    found: dict[str, Any] = yaml.load(text, Loader=Loader)  # noqa: S506 (a safe loader with fewer types)
+    loader = Loader(text)
+    try:
+        found: dict[str, Any] = loader.get_single_data()
+    finally:
+        loader.dispose()
     return found
 
 
@@ -221,13 +226,16 @@ def _conda(value: Any) -> Mapping[str, Any] | None:
 
 def _record(package: Mapping[str, Any]) -> CondaRecord:
     """Return a package of rattler's lock; its name, version and build are those of its file. Raises UsageError."""
-    url = package.get("conda")
+    url, sha256 = package.get("conda"), package.get("sha256")
     file = PurePosixPath(str(url).partition("#")[0]).name
     stem = re.sub(r"\.(conda|tar\.bz2)$", "", file)
     parts = stem.rsplit("-", 2)
     if not isinstance(url, str) or stem == file or len(parts) != 3:
         raise UsageError(f"the lock cannot be read: {url!r} under `conda` is no conda package", _HINT)
-    return CondaRecord(parts[0], parts[1], parts[2], url, str(package.get("sha256") or ""))
+    if not isinstance(sha256, str) or not _SHA256.fullmatch(sha256):
+        what = "is missing" if sha256 is None else f"is {sha256!r}, not 64 hex digits"
+        raise UsageError(f"the lock cannot be read: the `sha256` of {file} under `conda` {what}", _HINT)
+    return CondaRecord(parts[0], parts[1], parts[2], url, sha256)
 
 
 def _check(lock: Lock) -> None:
@@ -237,5 +245,56 @@ def _check(lock: Lock) -> None:
             raise UsageError(f"the lock cannot be read: `{pin[:80]}` under `pip` is no pinned package", _HINT)
     if not re.fullmatch(r"\d+\.\d+\.\d+\S*", lock.python_version):
         raise UsageError(f"the lock cannot be read: `python` is {lock.python_version!r}, not a full version", _HINT)
-    if lock.conda is not None and "python" not in {record.name for record in lock.conda_records}:
+    if lock.conda is not None:
+        _check_listed(lock, lock.conda)
+        _check_records(lock)
+
+
+def _check_listed(lock: Lock, conda: Mapping[str, Any]) -> None:
+    """Raise UsageError unless the one environment of rattler's lock lists, for the lock's platform, just its packages.
+
+    rattler installs what the environment lists; the prefix's key and the lock's hashes are of `packages`.
+    """
+    environments = conda.get("environments")
+    if not isinstance(environments, dict) or list(environments) != [_ENVIRONMENT]:
+        raise UsageError(f"the lock cannot be read: `conda: environments:` must have `{_ENVIRONMENT}` only", _HINT)
+    environment = environments[_ENVIRONMENT]
+    by_platform = environment.get("packages") if isinstance(environment, dict) else None
+    subdir = SUBDIRS.get("".join(lock.platform.split("-")[1:2]))
+    where = f"`conda: environments: {_ENVIRONMENT}: packages:`"
+    platforms = list(by_platform) if isinstance(by_platform, dict) else []
+    if not isinstance(by_platform, dict) or platforms != [subdir]:
+        found = ", ".join(map(str, platforms)) or "nothing"
+        raise UsageError(
+            f"the lock cannot be read: {where} is for {found}; the lock's platform {lock.platform} is {subdir}", _HINT
+        )
+    named = conda.get("platforms", [{"name": subdir}])
+    if not isinstance(named, list) or [one.get("name") if isinstance(one, dict) else one for one in named] != [subdir]:
+        raise UsageError(f"the lock cannot be read: `conda: platforms:` must have {subdir} only", _HINT)
+    listed = by_platform[subdir]
+    urls = [one.get("conda") if isinstance(one, dict) else one for one in listed] if isinstance(listed, list) else []
+    kept = [record.url for record in lock.conda_records]
+    for one in [*urls, *kept]:
+        if urls.count(one) != 1 or kept.count(one) != 1:
+            raise UsageError(
+                f"the lock cannot be read: {one} is {urls.count(one)} times under {where} and {kept.count(one)} times "
+                "under `conda: packages:`; it must be once in each",
+                "A merge may have damaged the lock. " + _HINT,
+            )
+
+
+def _check_records(lock: Lock) -> None:
+    """Raise UsageError unless each conda package is there once, and Python in the version that the lock names."""
+    versions: dict[str, str] = {}
+    for record in lock.conda_records:
+        if record.name in versions:
+            raise UsageError(f"the lock cannot be read: {record.name} is twice under `conda: packages:`", _HINT)
+        versions[record.name] = record.version
+    if "python" not in versions:
         raise UsageError("the lock cannot be read: there is no `python` among its conda packages", _HINT)
+    if versions["python"] != lock.python_version:
+        raise UsageError(
+            f"the lock cannot be read: `python` is {lock.python_version}, but python {versions['python']} is among "
+            "its conda packages",
+            _HINT,
+        )

@@ -13,7 +13,7 @@ from typing import TYPE_CHECKING
 
 from tfjob.environments import conda, standins, wheels
 from tfjob.environments.credentials import without_credentials
-from tfjob.environments.lock import Lock, conda_records
+from tfjob.environments.lock import Lock
 from tfjob.environments.requirements import CONSTRAINT, is_option
 from tfjob.errors import PreparationError
 
@@ -53,7 +53,7 @@ def solve(definition: Definition, interpreter: Interpreter | None, solving: Solv
     mapping = None
     if interpreter is None:
         mapping = conda.solve(definition, place, solving.root / "conda", solving.work, solving.log)
-        python_version = next(one.version for one in conda_records(mapping) if one.name == "python")
+        python_version = conda.python_version(mapping)
     else:
         python_version = interpreter.version_text
     lock = Lock.make(

@@ -11,6 +11,7 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Literal
 
 from tfjob.environments.lock import Lock
+from tfjob.environments.resolved import DockerfileSource
 from tfjob.environments.store import Store
 from tfjob.errors import PreparationError
 
@@ -21,8 +22,16 @@ if TYPE_CHECKING:
     from tfjob.environments.prefix import Prefix
     from tfjob.images.bake import Baked
     from tfjob.images.base import BaseImage
+    from tfjob.values import Pairs
 
-__all__ = ["ContainerEnvironment", "build_dockerfile", "packages_on_base", "use_image"]
+__all__ = [
+    "ContainerEnvironment",
+    "build_dockerfile",
+    "packages_on_base",
+    "require_unchanged",
+    "use_image",
+    "use_kept_image",
+]
 
 _DEFAULT_PATH = "/usr/local/sbin:/usr/local/bin:/usr/sbin:/usr/bin:/sbin:/bin"
 
@@ -98,11 +107,39 @@ def build_dockerfile(
     return _finished(_look_into(image, store, log, progress), f"the image of {dockerfile}")
 
 
+def require_unchanged(dockerfile: Path, digest: str, context: Path, arguments: Pairs) -> None:
+    """Raise PreparationError when a Dockerfile says something else than when the job was planned."""
+    try:
+        text = dockerfile.read_text(encoding="utf-8")
+    except (OSError, UnicodeDecodeError) as error:
+        raise PreparationError(
+            f"the Dockerfile {dockerfile} cannot be read any more: {error}", "Put it back, and submit the job again."
+        ) from error
+    if DockerfileSource(dockerfile, context, arguments, text).digest() != digest:
+        raise PreparationError(
+            f"the Dockerfile {dockerfile} has changed since the job was planned", "Submit the job again."
+        )
+
+
 def use_image(
     reference: str, *, store: Path, log: Callable[[str], None], progress: Callable[[str], None]
 ) -> ContainerEnvironment:
     """Use a finished image as it is: its own PATH, its own packages."""
     return _finished(_look_into(reference, store, log, progress), f"the image {reference}")
+
+
+def use_kept_image(
+    image: str, *, store: Path, log: Callable[[str], None], progress: Callable[[str], None]
+) -> ContainerEnvironment:
+    """Use the very image, by its id, that an earlier run used. Raises PreparationError when the engine has it no more."""
+    from tfjob.images.engine import find_image  # noqa: PLC0415
+
+    if find_image(image) is None:
+        raise PreparationError(
+            f"the Docker Engine no longer has the image that the run used ({image.removeprefix('sha256:')[:12]})",
+            "Submit the job file instead: the image is built or pulled anew.",
+        )
+    return use_image(image, store=store, log=log, progress=progress)
 
 
 def _look_into(reference: str, store: Path, log: Callable[[str], None], progress: Callable[[str], None]) -> BaseImage:

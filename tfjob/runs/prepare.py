@@ -8,6 +8,7 @@ from contextlib import ExitStack, contextmanager
 from pathlib import Path
 from typing import TYPE_CHECKING, NamedTuple, TextIO
 
+from tfjob.durable import replace_text
 from tfjob.engines.base import Mount, Prepared
 from tfjob.engines.inherited import base_path
 from tfjob.planning.plan import EnvironmentPlan, Plan
@@ -26,9 +27,10 @@ Say = Callable[[str], None]
 
 
 class _Told(NamedTuple):
-    """What goes into making an environment beside what is asked for: a lock to follow, and who is told what happens."""
+    """What goes into making an environment beside what is asked for: a lock or image to follow, and who is told what happens."""
 
     lock: str | None
+    image: str | None
     log: Say
     progress: Say
 
@@ -43,7 +45,7 @@ def prepare_environment(
     asked = plan.environment
     if plan.runtime == "docker" and asked is not None:
         with _build_log(run) as log:
-            found = _container(plan, asked, store, _Told(_lock(run), log, progress))
+            found = _container(plan, asked, store, _Told(_lock(run), _image(run), log, progress))
         return _for_containers(found, run, store, progress)
     path = base_path(environ)
     if asked is None or asked.definition is None:
@@ -80,6 +82,7 @@ def _for_containers(found: ContainerEnvironment, run: RunDirectory, store: Path,
             mounts = (Mount(str(found.prefix.path), str(found.prefix.final)),)
     else:
         progress(f"image {found.image.removeprefix('sha256:')[:12]}")
+        replace_text(run.image_file, f"{found.image}\n", force=False)
     return Prepared(
         found.prefix.key if found.prefix else None, values, image=found.image, python=found.python, mounts=mounts
     )
@@ -94,12 +97,20 @@ def _container(plan: Plan, asked: EnvironmentPlan, store: Path, told: _Told) -> 
         return container.packages_on_base(
             asked.definition, asked.base, store=store, lock=told.lock, packages=packages, log=log, progress=progress
         )
+    if told.image is not None:  # a rerun, or another supervisor's try: the very image, whatever has become of its name
+        return container.use_kept_image(told.image, store=store, log=log, progress=progress)
     if asked.dockerfile is not None:
         source = asked.dockerfile
+        container.require_unchanged(Path(source.path), source.digest, Path(source.context), source.arguments)
         return container.build_dockerfile(
             Path(source.path), Path(source.context), dict(source.arguments), store=store, log=log, progress=progress
         )
     return container.use_image(asked.image or "", store=store, log=log, progress=progress)
+
+
+def _image(run: RunDirectory) -> str | None:
+    """The image that the run that is run again used."""
+    return run.image_file.read_text(encoding="utf-8").strip() if run.image_file.exists() else None
 
 
 def _lock(run: RunDirectory) -> str | None:

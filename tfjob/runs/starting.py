@@ -61,7 +61,8 @@ def _environment() -> dict[str, str]:
     """This process's environment for a process that works in another directory and must find this very tfjob."""
     store = os.environ.get("TFJOB_STORE")
     absolute = {"TFJOB_STORE": os.path.abspath(os.path.expanduser(store))} if store else {}
-    return {**os.environ, **absolute, "PYTHONPATH": str(Path(__file__).resolve().parents[2])}
+    own = [str(Path(__file__).resolve().parents[2]), *filter(None, [os.environ.get("PYTHONPATH")])]
+    return {**os.environ, **absolute, "PYTHONPATH": os.pathsep.join(own)}
 
 
 def recover(run: RunDirectory, record: Record) -> bool:

@@ -10,7 +10,7 @@ from tfjob.spec import schema as schemas
 from tfjob.spec import text as texts
 from tfjob.spec.messages import check
 from tfjob.spec.mistaken import mistaken_for_conda
-from tfjob.spec.packages import conda_package, needs_channel, pip_line
+from tfjob.spec.packages import conda_package, needs_channel, password, pip_line
 from tfjob.spec.rules import reserved
 from tfjob.spec.tree import ListNode, MapNode, Node, Place, ScalarNode, Where, find, key_place, plain, quoted
 
@@ -101,6 +101,8 @@ def _channels(root: Node, where: Where, dependencies: Where, folder: Path) -> It
     channels, packages = find(root, where), find(root, dependencies)
     for index, item in enumerate(channels.items if isinstance(channels, ListNode) else ()):
         text = item.value if isinstance(item, ScalarNode) and isinstance(item.value, str) else ""
+        if secret := password(text, "~/.netrc, or rattler's own store (RATTLER_AUTH_FILE)", is_channel=True):
+            yield item.place.problem((*where, index), *secret)
         if text.startswith((".", "/", "~")) and not os.path.isdir(path := folder / os.path.expanduser(text)):
             message = f"found {quoted(text)}, which is no directory; a channel's directory, name or address is allowed"
             shown = str(path)

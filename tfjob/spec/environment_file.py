@@ -34,7 +34,6 @@ if TYPE_CHECKING:
 
 __all__ = ["EnvironmentFile", "environment_file_schema", "load"]
 
-_CONDA_KEYS = {"name", "channels", "dependencies", "variables", "prefix"}
 _SOURCES = ("conda_file", "conda", "dockerfile", "build", "image")
 _SECTION = ("conda_file", "dockerfile", "build_context")
 _OWN_VARIABLES = {"TF_CONFIG", "CUDA_VISIBLE_DEVICES"}
@@ -74,7 +73,7 @@ def load(path: Path | str) -> EnvironmentFile:
     if root is None:
         raise InvalidFile(problems)
     base_dir = Path(os.path.abspath(path)).parent
-    if isinstance(root, MapNode) and "dependencies" in root.entries and set(root.entries) <= _CONDA_KEYS:
+    if isinstance(root, MapNode) and "dependencies" in root.entries and not set(root.entries) & set(_SOURCES):
         return _of_conda_file(conda.load(path), Path(os.path.abspath(path)))
     if problem := _other_file(root):
         raise InvalidFile([problem])

@@ -13,7 +13,7 @@ from typing import NamedTuple
 from tfjob.spec.tree import quoted
 from tfjob.spec.unsupported import UNSUPPORTED
 
-__all__ = ["Objection", "conda_package", "file_of", "needs_channel", "pip_line"]
+__all__ = ["Objection", "conda_package", "file_of", "needs_channel", "password", "pip_line"]
 
 _PACKAGE = re.compile(r"(?:[^\s:=<>!~]+::)?(?P<name>[A-Za-z0-9_][A-Za-z0-9._-]*)\s*(?P<version>.*)", re.DOTALL)
 _CLAUSE = re.compile(r"(?:==|>=|<=|!=|~=|=|<|>)?\d[A-Za-z0-9.!+]*?(?:\.?\*)?")
@@ -24,6 +24,9 @@ _REST = re.compile(rf"(?:{_VERSIONS})?(?:(?:\s*=|\s+)[\w.*+-]+)?\s*(?:\[\s*\w+\s
 _MAX_LENGTH = 1000  # longer texts are no packages, and comparing them takes long
 _ANY_VERSION = {"", "*", "=*", "==*"}
 
+_PASSWORD = re.compile(r"://[^/@\s:]*:(?P<secret>[^/@\s]+)@")
+_TOKEN = re.compile(r"://[^\s]*/t/(?P<secret>[^/\s]+)/")
+_VARIABLE = re.compile(r"\$\{\w+\}")
 _COMMENT = re.compile(r"(^|\s)#.*$")
 _OPTION = re.compile(r"(--[\w-]+)(?:\s*=\s*|\s+|$)(.*)|(-\w)\s*(.*)")
 _NAME_BEFORE_ADDRESS = re.compile(r"^[\w.-]+(\[[^]]*\])?@")
@@ -72,12 +75,27 @@ def pip_line(text: str) -> Objection | None:
     The files that the line names are not looked at.
     """
     line = " ".join(_COMMENT.sub("", text).split())
+    if secret := password(line, "pip's configuration or ~/.netrc, or name a variable: https://NAME:${TOKEN}@HOST"):
+        return secret
     if line.startswith("-"):
         return _option(line)
     if _is_local(line):
         hint = "Name the folder of a wheel with --find-links FOLDER, and the package by its name and version."
         return Objection(f"found {quoted(line)}, a path of this machine, which is {UNSUPPORTED}", hint)
     return None
+
+
+def password(text: str, where: str, *, is_channel: bool = False) -> Objection | None:
+    """Return what is wrong with a text that has a password in an address, or a channel's token; `where` it belongs instead.
+
+    What a job asks for is kept with every run, printed and passed on; a secret must not be in it.
+    """
+    found = _PASSWORD.search(text) or (_TOKEN.search(text) if is_channel else None)
+    if found is None or _VARIABLE.fullmatch(found["secret"]):
+        return None
+    shown = quoted(text.replace(found["secret"], "***"))
+    message = f"found {shown}, with a password that would be kept with every run; an address without one is allowed"
+    return Objection(message, f"Put it into {where}.")
 
 
 def file_of(text: str) -> str | None:
