@@ -8,7 +8,10 @@ from collections.abc import Iterator
 from pathlib import Path
 
 import pytest
+from compiler_parts import compilers
 from support import REPOSITORY, Tfjob, processes_of
+
+__all__ = ["compilers"]
 
 
 @pytest.fixture

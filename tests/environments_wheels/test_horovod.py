@@ -13,7 +13,12 @@ from support import REPOSITORY, Tfjob, processes_of
 
 from tfjob.environments.place import Machine
 
-pytestmark = [pytest.mark.real, pytest.mark.xdist_group("horovod"), pytest.mark.timeout(900)]
+pytestmark = [
+    pytest.mark.usefixtures("compilers"),
+    pytest.mark.real,
+    pytest.mark.xdist_group("horovod"),
+    pytest.mark.timeout(900),
+]
 
 LOOK = """
 command: python -c "import horovod.tensorflow as hvd; hvd.init(); print('rank', hvd.rank(), hvd.mpi_built())"

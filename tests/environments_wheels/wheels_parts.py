@@ -177,7 +177,7 @@ class Shop:
 
 
 @pytest.fixture(scope="session")
-def tools() -> Path:
+def tools(compilers: None) -> Path:  # noqa: ARG001  # what is built by the tools needs them
     """A folder with the wheels of the tools that builds need, fetched once and kept."""
     folder = REPOSITORY / ".cache" / "build-tools" / str(sysconfig.get_config_var("py_version_nodot"))
     folder.mkdir(parents=True, exist_ok=True)

@@ -21,6 +21,7 @@ def specs(tfjob: Tfjob) -> Tfjob:
     return Tfjob(tfjob.directory / "specs", tfjob.environ)
 
 
+@pytest.mark.usefixtures("compilers")  # Horovod comes as source
 @pytest.mark.parametrize("spec", SPECS)
 def test_a_spec_trains_to_its_accuracy_and_saves_a_model(specs: Tfjob, spec: str) -> None:
     done = specs("submit", f"{spec}.yml", timeout_s=600)

@@ -271,8 +271,8 @@ def _check_listed(lock: Lock, conda: Mapping[str, Any]) -> None:
     named = conda.get("platforms", [{"name": subdir}])
     if not isinstance(named, list) or [one.get("name") if isinstance(one, dict) else one for one in named] != [subdir]:
         raise UsageError(f"the lock cannot be read: `conda: platforms:` must have {subdir} only", _HINT)
-    listed = by_platform[subdir]
-    urls = [one.get("conda") if isinstance(one, dict) else one for one in listed] if isinstance(listed, list) else []
+    listed = by_platform[subdir] if isinstance(by_platform[subdir], list) else []
+    urls = [str(one.get("conda") if isinstance(one, dict) else one) for one in listed]
     kept = [record.url for record in lock.conda_records]
     for one in [*urls, *kept]:
         if urls.count(one) != 1 or kept.count(one) != 1:
