@@ -120,7 +120,7 @@ def build(
     if count:
         progress(f"downloading and installing {count} package{'s' * (count != 1)}")
     if recipe.interpreter is None:
-        conda.install(lock, recipe.definition, stage, recipe.final, cache=recipe.root / "conda")
+        conda.install(lock, recipe.definition, stage, recipe.final, cache=recipe.root / "conda", progress=progress)
         (stage / recipe.site_packages).mkdir(exist_ok=True)
         if left := conda.scripts_not_run(stage):
             progress(f"scripts of packages that tfjob does not run: {', '.join(left)}")

@@ -6,41 +6,39 @@ No conda executable is used. All of the rattler library is here: its errors are 
 from __future__ import annotations
 
 import asyncio
-import contextlib
-import fcntl
 import os
 import re
+import time
 from concurrent.futures import ThreadPoolExecutor
 from datetime import timedelta
-from pathlib import Path
-from typing import TYPE_CHECKING, Any, TypeVar
-from urllib.parse import unquote, urlsplit
+from pathlib import Path, PurePosixPath
+from typing import TYPE_CHECKING, Any, TypeVar, cast
 
-from tfjob.durable import file_digest
 from tfjob.environments.channels import ConfiguredChannels
-from tfjob.environments.conda_errors import HASH_HINT, explained
+from tfjob.environments.conda_cache import in_use, is_unpacked
+from tfjob.environments.conda_downloads import Downloads, Stalled, check_local_files, hash_of, stalled, watched
+from tfjob.environments.conda_errors import explained
 from tfjob.environments.credentials import credentials_of, with_credentials, without_credentials
 from tfjob.environments.lock import SUBDIRS, Lock, dump
-from tfjob.errors import PreparationError
+from tfjob.errors import PreparationError, UsageError
 
 if TYPE_CHECKING:
-    from collections.abc import Callable, Coroutine, Iterator, Mapping, Sequence
+    from collections.abc import Callable, Coroutine, Mapping, Sequence
 
     from rattler import Client, GenericVirtualPackage, MatchSpec, RepoDataRecord, Subdir
+    from rattler.install import InstallerReporter
 
     from tfjob.environments.definition import Definition
     from tfjob.environments.place import Place
 
-__all__ = ["LOCK", "install", "python_version", "scripts_not_run", "solve", "stage_python", "variables"]
+__all__ = ["install", "python_version", "scripts_not_run", "solve", "stage_python", "variables"]
 
 T = TypeVar("T")
 
-# The file of the cache that is locked by whoever uses it, and by whoever prunes it alone.
-LOCK = ".lock"
 _NAME = re.compile(r"(?:(?P<channel>\S+)::)?(?P<rest>(?P<name>[A-Za-z0-9_][A-Za-z0-9._-]*).*)", re.DOTALL)
 _PIP = re.compile(r"pip(?P<version>[=<>!~].*)?")
 _SOLVE_TIMEOUT_S = 600
-_DOWNLOAD_TIMEOUT_S = 3600
+_DOWNLOAD_TIMEOUT_S = 86_400  # of a whole download; one that stalls is ended long before
 _ENVIRONMENT = "default"
 
 
@@ -73,11 +71,13 @@ def solve(
             channel_relations="disabled",  # ask the channels named, and no others that these name
         )
 
-    with explained("chosen", place.name, channels.urls, specs), _in_use(cache):
+    with explained("chosen", place.name, channels.urls, specs), in_use(cache):
         found = _finished(run())
         for record in sorted(found, key=lambda record: record.name.normalized):
             log(f"conda: chose {record.name.normalized} {record.version} {record.build}")
-        return _mapping(found, subdir, channels.urls, work / "conda.lock")
+        mapping = _mapping(found, subdir, channels.urls, work / "conda.lock")
+        _finished(_hash_all(mapping, log))
+        return mapping
 
 
 def install(
@@ -87,6 +87,7 @@ def install(
     final: Path,
     *,
     cache: Path,
+    progress: Callable[[str], None],
     only: frozenset[str] | None = None,
 ) -> None:
     """Install a lock's conda packages (or `only` these) into `stage`, made for being used at `final`.
@@ -100,8 +101,10 @@ def install(
     names = {_name(spec) for spec in _wanted(definition)}
     written = stage.with_name("conda.lock")
     written.write_text(with_credentials(dump(lock.conda or {}), credentials_of(channels.urls)), encoding="utf-8")
-
-    _check_local_files(lock, only, cache / "packages")
+    wanted = [record for record in lock.conda_records if only is None or record.name in only]
+    check_local_files(record for record in wanted if not is_unpacked(cache, record))
+    sizes = {str(one.get("conda")): int(one.get("size") or 0) for one in (lock.conda or {})["packages"]}
+    downloads = Downloads({record.name: sizes[record.url] for record in wanted}, progress)
 
     async def run() -> None:
         import rattler  # noqa: PLC0415  # 50 ms, only for those who build
@@ -110,20 +113,22 @@ def install(
         environment = file.default_environment()
         platform = file.platforms()[0]  # a platform that is not the file's own makes rattler panic
         found = environment.conda_repodata_records_for_platform(platform) if environment else None
-        await rattler.install(
+        _check_same(lock, found or ())
+        work = rattler.install(
             [one for one in found or () if only is None or one.name.normalized in only],
             stage,
             cache_dir=cache / "packages",
             platform=rattler.Subdir(platform.name),
             execute_link_scripts=False,
-            show_progress=False,
             client=_client(_DOWNLOAD_TIMEOUT_S),
             requested_specs=[_spec(name)._match_spec for name in sorted(names)],  # noqa: SLF001 (install hands them to Rust as they are)
             alternative_target_prefix=final,
+            reporter=cast("InstallerReporter", downloads),
         )
+        await watched(work, downloads, _read_timeout_s())
 
-    with explained("installed"), _in_use(cache):
-        _finished(run())
+    with explained("installed"), in_use(cache, wanted):
+        _twice(run)
     written.unlink()
     for record in stage.glob("conda-meta/*.json"):  # what is installed is told there with where it came from
         text = record.read_text(encoding="utf-8")
@@ -131,34 +136,45 @@ def install(
             record.write_text(bare, encoding="utf-8")
 
 
-def _check_local_files(lock: Lock, only: frozenset[str] | None, packages: Path) -> None:
-    """Compare the hashes of packages that are files of this machine, which rattler takes as they are.
-
-    Those that the cache has are not looked at: its lock files end with the hash of what was unpacked. Raises PreparationError.
-    """
-    for record in lock.conda_records:
-        path = Path(unquote(urlsplit(record.url).path)) if record.url.startswith("file:") else Path(record.url)
-        if (only is not None and record.name not in only) or not record.sha256 or not path.is_absolute():
-            continue
-        cached = packages / f"{record.name}-{record.version}-{record.build}.lock"
-        if cached.is_file() and cached.read_bytes().endswith(bytes.fromhex(record.sha256)):
-            continue
-        try:
-            found = file_digest(path)
-        except FileNotFoundError:
-            raise PreparationError(
-                f"the environment's conda packages could not be installed.\n  {path} is not there any more",
-                "Lock anew (`tfjob env lock`), or put the file back into the channel.",
-            ) from None
-        if found != record.sha256:
-            raise PreparationError(
-                f"the environment's conda packages could not be installed.\n"
-                f"  hash mismatch for {path}: the lock has {record.sha256}, the file {found}",
-                HASH_HINT,
-            )
+def _check_same(lock: Lock, found: Sequence[RepoDataRecord]) -> None:
+    """Raise UsageError unless what rattler reads in a lock is what tfjob reads in it, which the prefix's key is of."""
+    ours = sorted((PurePosixPath(record.url).name, record.sha256) for record in lock.conda_records)
+    if ours != sorted((one.file_name, (one.sha256 or b"").hex()) for one in found):
+        raise UsageError(
+            "the lock cannot be used: its conda packages are not the ones that rattler reads in it",
+            "Make a new one with `tfjob env lock`.",
+        )
 
 
-def stage_python(lock: Lock, definition: Definition, cache: Path, stage: Path) -> Path:
+def _twice(run: Callable[[], Coroutine[Any, Any, T]]) -> T:
+    """Run what downloads, and once more when that stalled. Raises PreparationError when it stalls again."""
+    began_s = time.monotonic()
+    try:
+        return _finished(run())
+    except Stalled:
+        pass
+    try:
+        return _finished(run())
+    except Stalled:
+        raise stalled(began_s, tries=2) from None
+
+
+async def _hash_all(mapping: Mapping[str, Any], log: Callable[[str], None]) -> None:
+    """Put the SHA-256 of each package's file into rattler's lock file where the channel names none."""
+    for package in mapping["packages"]:
+        if not package.get("sha256"):
+            url, began_s = str(package["conda"]), time.monotonic()
+            log(f"conda: the channel names no SHA-256 of {without_credentials(url)}; reading the file")
+            try:
+                md5 = str(package.get("md5") or "")
+                package["sha256"] = await hash_of(url, md5, _client(_DOWNLOAD_TIMEOUT_S), _read_timeout_s())
+            except Stalled:
+                raise stalled(began_s, tries=1) from None
+
+
+def stage_python(
+    lock: Lock, definition: Definition, cache: Path, stage: Path, progress: Callable[[str], None]
+) -> Path:
     """Install a lock's Python, what it needs and the Python packages into `stage`, to solve with; return `stage`."""
     needs = _dependencies(lock)
     wanted = {name for name, those in needs.items() if "python" in those}
@@ -167,7 +183,7 @@ def stage_python(lock: Lock, definition: Definition, cache: Path, stage: Path) -
         name = left.pop()
         wanted.add(name)
         left |= {one for one in needs[name] if one in needs and one not in wanted}
-    install(lock, definition, stage, stage, cache=cache, only=frozenset(wanted))
+    install(lock, definition, stage, stage, cache=cache, progress=progress, only=frozenset(wanted))
     return stage
 
 
@@ -294,14 +310,6 @@ def _client(timeout_s: int) -> Client:
 def _read_timeout_s() -> int:
     """Return how long to wait for a channel's list of packages: conda's own setting, or a minute."""
     return max(1, int(float(os.environ.get("CONDA_REMOTE_READ_TIMEOUT_SECS") or 60)))
-
-
-@contextlib.contextmanager
-def _in_use(cache: Path) -> Iterator[None]:
-    """Keep others from pruning the cache meanwhile; waits for one who does."""
-    with (cache / LOCK).open("w") as file:
-        fcntl.flock(file, fcntl.LOCK_SH)
-        yield
 
 
 def _finished(work: Coroutine[Any, Any, T]) -> T:

@@ -5,15 +5,16 @@ from __future__ import annotations
 import contextlib
 import errno
 import re
+import time
 from typing import TYPE_CHECKING
 
 from tfjob.environments.credentials import without_credentials
-from tfjob.errors import PreparationError
+from tfjob.errors import PreparationError, TfjobError
 
 if TYPE_CHECKING:
     from collections.abc import Iterator, Sequence
 
-__all__ = ["HASH_HINT", "explained"]
+__all__ = ["HASH_HINT", "STALLED_HINT", "explained"]
 
 _LINES_MAX = 24
 _FULL = ("no space left on device", "os error 28", "quota exceeded", "os error 122")
@@ -33,14 +34,21 @@ HASH_HINT = (
     "ask whoever keeps the channel."
 )
 _NETWORK_HINT = "Check the network, a proxy (HTTPS_PROXY), and the channel's address; then submit again."
+STALLED_HINT = (
+    "The channel sent nothing for too long (CONDA_REMOTE_READ_TIMEOUT_SECS, 60 s unless set). " + _NETWORK_HINT
+)
+_NO_CHANNEL_HINT = "What answers at that address is no channel (a login page?). " + _CHANNEL_HINT
+_OTHER_HINT = "Check the channel and the store's disk; then submit again."
 # What rattler says (in lower case) → what to do; the first that fits.
 _HINTS = {
     "hash mismatch": HASH_HINT,
     "could not find subdir": "That address has no `repodata.json`, so it is no channel. " + _CHANNEL_HINT,
+    "failed to parse repodata": _NO_CHANNEL_HINT,
+    "failed to decode zstd": _NO_CHANNEL_HINT,
     "401 unauthorized": "The channel wants a login: store one with `rattler auth login`, or put it into ~/.netrc.",
     "403 forbidden": "The channel refuses this user; check the credentials for it.",
-    "operation timed out": "The channel did not answer in time (CONDA_REMOTE_READ_TIMEOUT_SECS, 60 s unless set). "
-    + _NETWORK_HINT,
+    "operation timed out": "The channel did not answer in time (a request has CONDA_REMOTE_READ_TIMEOUT_SECS, 60 s "
+    "unless set). " + _NETWORK_HINT,
     "invalid peer certificate": "The channel's certificate is of nobody this machine trusts: name the site's own in SSL_CERT_FILE.",
     "error sending request": _NETWORK_HINT,
     "dns error": _NETWORK_HINT,
@@ -60,9 +68,10 @@ def explained(done: str, place: str = "", channels: Sequence[str] = (), specs: S
     """
     from rattler import exceptions  # noqa: PLC0415  # 50 ms, only for those who solve or install
 
+    began_s = time.monotonic()
     try:
         yield
-    except PreparationError:
+    except TfjobError:
         raise
     except exceptions.SolverError as error:
         raise _unsolvable(str(error), place, channels, specs) from error
@@ -73,7 +82,9 @@ def explained(done: str, place: str = "", channels: Sequence[str] = (), specs: S
         low = text.lower()
         if any(words in low for words in _FULL):
             raise OSError(errno.ENOSPC, "No space left on device") from error
-        hint = next((hint for words, hint in _HINTS.items() if words in low), "The log may say more.")
+        hint = next((hint for words, hint in _HINTS.items() if words in low), _OTHER_HINT)
+        if "timed out" in low:
+            text += f"\nGiven up after {time.monotonic() - began_s:.0f} s."
         raise PreparationError(
             f"the environment's conda packages could not be {done}.\n  {_shown(text.splitlines())}", hint
         ) from error

@@ -19,7 +19,7 @@ from pathlib import Path
 from typing import TYPE_CHECKING
 
 from tfjob.environments.building import Building
-from tfjob.environments.conda import LOCK
+from tfjob.environments.conda_cache import LOCK, alone, half_unpacked
 from tfjob.environments.prefix import MARKER, read_json
 from tfjob.errors import PreparationError
 
@@ -185,7 +185,7 @@ class _Pruning:
         uv itself holds the cache's lock, shared, while it runs; whoever has it alone keeps uv waiting.
         """
         cache = self.store.root / "uv"
-        with _alone(cache / ".lock") as is_alone:
+        with alone(cache / ".lock", writes=not self.dry_run) as is_alone:
             if not is_alone:
                 return
             unused = [path for path in _listed(cache / "archive-v0") if self._is_unused(path)]
@@ -200,14 +200,18 @@ class _Pruning:
     def conda_cache(self) -> None:
         """Remove the conda packages that are in no prefix, and lists of channels that nobody asked for."""
         cache = self.store.root / "conda"
-        with _alone(cache / LOCK) as is_alone:
+        with alone(cache / LOCK, writes=not self.dry_run) as is_alone:
             if not is_alone:
                 return
+            for path in half_unpacked(cache):
+                self._remove(path)
             for path in _listed(cache / "packages"):
-                if path.is_dir() and self._is_unused(path):
+                if path.is_dir() and not path.name.startswith(".") and self._is_unused(path):
                     self._remove(path)
                     self._remove(path.with_name(f"{path.name}.lock"))
                     self.cached += 1
+                elif path.suffix == ".lock" and not path.name.startswith(".") and not path.with_suffix("").exists():
+                    self._remove(path)
             for path in _listed(cache / "repodata"):
                 if _modified_s(path) <= self.before:
                     self._remove(path)
@@ -253,24 +257,6 @@ def _is_held(mark: Path) -> bool:
     finally:
         os.close(descriptor)
     return False
-
-
-@contextlib.contextmanager
-def _alone(lock: Path) -> Iterator[bool]:
-    """Hold a cache's lock alone if nobody uses the cache now, and say whether; a cache without one is nobody's."""
-    try:
-        descriptor = os.open(lock, os.O_RDWR | os.O_CLOEXEC)
-    except FileNotFoundError:
-        yield False
-        return
-    try:
-        fcntl.flock(descriptor, fcntl.LOCK_EX | fcntl.LOCK_NB)
-    except OSError:
-        yield False
-    else:
-        yield True
-    finally:
-        os.close(descriptor)
 
 
 def _pointers(bucket: Path, archives: set[str]) -> Iterator[Path]:

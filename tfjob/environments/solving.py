@@ -81,7 +81,7 @@ def _solve_pip(definition: Definition, interpreter: Interpreter | None, lock: Lo
     if interpreter is not None:
         command += ["--python", interpreter.path]
     else:
-        stage = conda.stage_python(lock, definition, solving.root / "conda", work / "python")
+        stage = conda.stage_python(lock, definition, solving.root / "conda", work / "python", solving.log)
         taken = standins.make(stage, work / "conda-packages")
         limits += [f"{name}=={version}" for name, version in taken.items()]
         command += ["--python", stage / "bin" / "python", *(f"--no-emit-package={name}" for name in taken)]

@@ -147,7 +147,9 @@ def _environment(found: _Found, value: str) -> None:
     if not _VARIABLE.fullmatch(value):
         raise ValueError("NAME=VALUE is allowed; a value of your shell's is passed on by `secrets`")
     if value.startswith(("TFJOB_", "TF_CONFIG=", "CUDA_VISIBLE_DEVICES=")):
-        raise ValueError("what tfjob sets itself is not; names other than TF_CONFIG, CUDA_VISIBLE_DEVICES and TFJOB_* are")
+        raise ValueError(
+            "what tfjob sets itself is not; names other than TF_CONFIG, CUDA_VISIBLE_DEVICES and TFJOB_* are"
+        )
     found.environment.append(value)
 
 
