@@ -65,6 +65,11 @@ def test_cloned_listed_and_removed(env: Tfjob) -> None:
     assert names[0] == "mine"
     assert "tfjob-tensorflow-2.15-cpu" in names
     assert env("env", "remove", "mine").stdout == "Removed mine@1\n"
+    for version in ("1", "2"):
+        env.write("small.yml", CONDA.replace("1.0", f"{version}.0"))
+        env("env", "create", "-f", "small.yml", "--new-version")
+    assert "small@2" in env("env", "remove", "small", exit_code=2).stderr
+    assert env("env", "remove", "small", "--all-versions").stdout == "Removed small@1\nRemoved small@2\n"
     assert "mine" not in env("env", "list").stdout
     assert "can't be removed" in env("env", "remove", "tfjob-tensorflow-2.15-cpu", exit_code=2).stderr
 

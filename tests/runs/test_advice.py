@@ -22,3 +22,7 @@ def test_a_missing_module_of_an_environment_is_to_be_added() -> None:
 
 def test_where_there_is_nothing_to_say_nothing_is_said() -> None:
     assert advice(plan(), ("Killed",)) == ""
+
+
+def test_an_image_without_mpirun_is_told_what_to_do() -> None:
+    assert "openmpi-bin" in advice(plan(), ("tfjob: command not found: mpirun (PATH is /bin)",))

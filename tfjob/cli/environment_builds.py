@@ -10,7 +10,7 @@ import typer
 
 from tfjob.cli.building import building
 from tfjob.cli.options import DocumentOutput, complete_environment
-from tfjob.cli.output import plural, print_document, shown_path
+from tfjob.cli.output import plural, print_document, shown_path, size
 from tfjob.errors import UsageError
 from tfjob.workspace import default_config, find_workspace
 
@@ -124,8 +124,10 @@ def build(
     if output:
         print_document(made, output)
         return
+    width = max(map(len, made))
     for name, value in made.items():
-        print(f"{name.ljust(9)} {value}")
+        shown = size(value) if name.endswith("bytes") or name.startswith("bytes") else value
+        print(f"{name.replace('_', ' ').ljust(width)}  {shown}")
 
 
 def _on_machine(asked: ResolvedEnvironment, store: Path, screen: BuildScreen) -> dict[str, Any]:
@@ -168,6 +170,8 @@ def _image(asked: ResolvedEnvironment, store: Path, screen: BuildScreen, baked: 
         if made.baked is not None:
             found |= {"tag": made.baked.tag, "layers": made.baked.layers, "layers_sent": made.baked.sent_layers}
             found |= {"size_bytes": made.baked.size_bytes, "bytes_sent": made.baked.sent_bytes}
+        else:
+            found["base"] = found.pop("image")  # the packages are mounted; the image is what they are mounted into
     return found
 
 

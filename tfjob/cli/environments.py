@@ -10,6 +10,7 @@ import typer
 
 from tfjob.cli.options import TableFormat, TableOutput, complete_environment
 from tfjob.cli.output import colored, print_document, print_table
+from tfjob.errors import UsageError
 from tfjob.workspace import find_workspace, make_workspace, open_workspace
 
 if TYPE_CHECKING:
@@ -119,11 +120,23 @@ def clone(
     _print_registered(entry, output)
 
 
-def remove(environment: Name) -> None:
-    """Take an environment, or one version of it, out of the list. What it was built to stays until `tfjob env prune`."""
+def remove(
+    environment: Name,
+    all_versions: Annotated[bool, typer.Option("--all-versions", help="Every version of the name.")] = False,
+) -> None:
+    """Take a version of an environment out of the list. What it was built to stays until `tfjob env prune`."""
+    from tfjob.assets import split_name  # noqa: PLC0415
     from tfjob.environments import registered  # noqa: PLC0415
 
-    for entry in registered.remove(environment, open_workspace().environments):
+    root = open_workspace().environments
+    name, version = split_name(environment)
+    known = [one.version for one in registered.entries(root, all_versions=True) if one.name == name and one.created]
+    if version is None and len(known) > 1 and not all_versions:
+        raise UsageError(
+            f"{name} has {len(known)} versions: {', '.join(known)}",
+            f"Name one, {name}@{known[-1]}, or all of them with --all-versions.",
+        )
+    for entry in registered.remove(environment, root):
         print(f"Removed {entry.full_name}")
 
 

@@ -120,6 +120,10 @@ def _task_names(directory: RunDirectory, wanted: list[str] | None) -> list[str]:
     with reading_plan(directory):
         names = task_names(directory)
     known = [*names, *([BUILD] if directory.environment_log.exists() else [])]
+    if BUILD in (wanted or ()) and BUILD not in known:
+        raise NotFound(
+            f"run {directory.id} built nothing: its environment was at hand", f"Its tasks: {', '.join(known)}."
+        )
     unknown = [name for name in wanted or () if name not in known]
     if unknown:
         raise NotFound(f"run {directory.id} has no task {unknown[0]!r}", f"Its tasks: {', '.join(known)}.")

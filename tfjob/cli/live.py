@@ -9,6 +9,7 @@ from __future__ import annotations
 import re
 import sys
 import time
+from collections import deque
 from collections.abc import Iterable, Iterator
 from contextlib import contextmanager
 from typing import TYPE_CHECKING, Any, TextIO
@@ -24,16 +25,18 @@ if TYPE_CHECKING:
     from rich.progress import Progress
 
 _DONE = re.compile(r"(\d+) of (\d+) MB\b")
+_BUILD_LINES = 5
 _BUILD_COLUMNS = 300  # a compiler's command line may have thousands; all of it is in the run's logs
 
 __all__ = ["LiveRun", "PhaseSpinner", "print_stopped", "watched"]
 
 
 class Spinner:
-    """The phase that lasts, on the last line of the screen: what it does, and for how long."""
+    """The phase that lasts, on the last lines of the screen: what it does, for how long, and the end of its output."""
 
     def __init__(self, phase: str, screen: TextIO, began: float | None = None) -> None:
         from rich.console import Console  # noqa: PLC0415  # 40 ms that only a terminal should pay
+        from rich.live import Live  # noqa: PLC0415
         from rich.progress import BarColumn, Progress, SpinnerColumn, Task, TextColumn, TimeElapsedColumn  # noqa: PLC0415
         from rich.table import Column  # noqa: PLC0415
         from rich.text import Text  # noqa: PLC0415
@@ -45,19 +48,21 @@ class Spinner:
                 return Text("") if task.total is None else super().render(task)
 
         self._phase = phase
+        self._lines: deque[str] = deque(maxlen=_BUILD_LINES)
+        console = Console(file=screen, highlight=False)
         self._progress: Progress = Progress(
             SpinnerColumn(),
             TextColumn("{task.description}", markup=False, table_column=Column(no_wrap=True, overflow="ellipsis")),
             Bar(bar_width=20),
             TimeElapsedColumn(),
-            console=Console(file=screen, highlight=False),
-            transient=True,
+            console=console,
         )
         self._task = self._progress.add_task(phase, total=None)
         task = self._progress.tasks[0]
         if began is not None and task.start_time is not None:
             task.start_time -= max(time.time() - began, 0)
-        self._progress.start()
+        self._live = Live(console=console, transient=True, get_renderable=self._shown, refresh_per_second=10)
+        self._live.start()
 
     def update(self, detail: str) -> None:
         """Say what the phase is at; what is done of it becomes a bar where the text says so: ``120 of 340 MB``."""
@@ -67,12 +72,19 @@ class Spinner:
         self._progress.update(self._task, description=f"{self._phase}  {detail}", completed=completed)
 
     def print(self, line: str) -> None:
-        """Write a line above it."""
-        self._progress.console.print(line, style="dim", markup=False, highlight=False)
+        """Show a line of output for a while: the last few stand below it."""
+        self._lines.append(line)
 
     def stop(self) -> None:
-        """Take the line away."""
-        self._progress.stop()
+        """Take the lines away."""
+        self._live.stop()
+
+    def _shown(self) -> Any:
+        from rich.console import Group  # noqa: PLC0415
+        from rich.text import Text  # noqa: PLC0415
+
+        lines = [Text(line, style="dim", no_wrap=True, overflow="ellipsis") for line in self._lines]
+        return Group(self._progress.get_renderable(), *lines)
 
 
 class PhaseSpinner:
