@@ -5,7 +5,9 @@ from __future__ import annotations
 import base64
 import contextlib
 import functools
+import hashlib
 import http.server
+import json
 import os
 import random
 import shutil
@@ -21,8 +23,9 @@ import conda_channel
 import pytest
 
 from tfjob.environments import Definition, Prefix
+from tfjob.environments.conda_downloads import Downloads
 from tfjob.environments.place import Machine
-from tfjob.errors import ExitCode, PreparationError
+from tfjob.errors import ExitCode, PreparationError, UsageError
 
 if TYPE_CHECKING:
     from collections.abc import Callable, Iterator
@@ -182,6 +185,7 @@ def test_a_channel_that_does_not_answer(made: Made, monkeypatch: pytest.MonkeyPa
         silent.listen(8)
         error = failure(made, "greet", channels=(f"http://127.0.0.1:{port}/main",))
         assert "timed out" in error.message
+        assert "Given up after" in error.message
         assert "CONDA_REMOTE_READ_TIMEOUT_SECS" in error.hint
 
 
@@ -220,6 +224,136 @@ def test_a_file_that_is_not_the_locked_one(made: Made, own: Path, by_network: bo
         assert "data-1.0-0.conda" in caught.value.message
         assert "Lock anew" in caught.value.hint
     assert made.names("prefixes") == made.names("building") == []
+
+
+def noisy(own: Path, seed: int = 0) -> bytes:
+    """Put a package into the channel whose file takes a while to come; return what is in it."""
+    noise = random.Random(seed).randbytes(2_000_000)  # noqa: S311 (data that does not compress, no secret)
+    conda_channel.package(own, "data", files={"share/data": noise}, noarch="generic")
+    conda_channel.index(own)
+    return noise
+
+
+def test_a_download_that_stalls_is_given_up(made: Made, own: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setenv("CONDA_REMOTE_READ_TIMEOUT_SECS", "1")
+    noise = noisy(own)
+    with served(own, stuck="data-1.0") as (host, site):
+        error = failure(made, "data", channels=(f"http://{host}",))
+        assert "the download stalled: given up after" in error.message
+        assert "2 tries" in error.message
+        assert "CONDA_REMOTE_READ_TIMEOUT_SECS" in error.hint
+        site.stuck = ""
+        prefix = prepare(made, "data", channels=(f"http://{host}",))
+    assert (prefix.path / "share" / "data").read_bytes() == noise
+    assert not [name for name in made.names("conda/packages") if name.startswith(".data")]
+
+
+def test_progress_of_downloads_is_told_now_and_then(monkeypatch: pytest.MonkeyPatch) -> None:
+    told: list[str] = []
+    downloads = Downloads({"data": 30_000_000}, told.append)
+    entry = downloads.on_download_start(downloads.on_populate_cache_start(0, "data"))
+    downloads.on_download_progress(entry, 12_000_000, None)
+    downloads.tell()
+    assert told == []
+    monkeypatch.setattr("tfjob.environments.conda_downloads._TOLD_EACH_S", 0)
+    downloads.tell()
+    assert told == ["downloading conda packages: 12 of 30 MB"]
+    assert downloads.stalled_s() >= 0
+    downloads.on_download_completed(entry)
+    assert downloads.stalled_s() == 0
+
+
+def test_a_download_that_is_ended_does_not_leave_the_old_file_under_the_new_hash(
+    made: Made, own: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    noisy(own)
+    with served(own) as (host, site):
+        prepare(made, "data", channels=(f"http://{host}",))
+        noise = noisy(own, seed=1)
+        shutil.rmtree(made.store.root / "conda" / "repodata")
+        asked = Definition(packages=("data",), channels=(f"http://{host}/",))
+        lock = made.store.solve(asked, Machine(), log=made.log.append, progress=made.steps.append)
+        monkeypatch.setenv("CONDA_REMOTE_READ_TIMEOUT_SECS", "1")
+        site.stuck = "data-1.0"
+        with pytest.raises(PreparationError, match="stalled"):
+            made.store.prepare(asked, Machine(), lock=lock.text, log=made.log.append, progress=made.steps.append)
+        site.stuck = ""
+        prefix = made.store.prepare(asked, Machine(), lock=lock.text, log=made.log.append, progress=made.steps.append)
+    assert (prefix.path / "share" / "data").read_bytes() == noise
+
+
+def test_a_lock_in_the_cache_is_no_package(made: Made, own: Path) -> None:
+    noisy(own)
+    asked = Definition(packages=("data",), channels=(own.as_uri(),))
+    lock = made.store.solve(asked, Machine(), log=made.log.append, progress=made.steps.append)
+    sha256 = next(record.sha256 for record in lock.conda_records if record.name == "data")
+    (made.store.root / "conda" / "packages").mkdir(exist_ok=True)
+    (made.store.root / "conda" / "packages" / "data-1.0-0.lock").write_bytes(bytes(8) + bytes.fromhex(sha256))
+    noisy(own, seed=1)
+    with pytest.raises(PreparationError, match="hash mismatch"):
+        made.store.prepare(asked, Machine(), lock=lock.text, log=made.log.append, progress=made.steps.append)
+    assert made.names("prefixes") == []
+
+
+@pytest.mark.parametrize("by_network", [False, True])
+def test_channels_that_name_no_sha256_are_told_apart(made: Made, own: Path, tmp_path: Path, by_network: bool) -> None:
+    other = shutil.copytree(own, tmp_path / "other")
+    for folder, content in ((own, "one"), (other, "other")):
+        conda_channel.package(folder, "data", files={"share/data": content}, noarch="generic")
+        conda_channel.index(folder)
+        listed = json.loads((folder / "noarch" / "repodata.json").read_text())
+        for record in listed["packages.conda"].values():
+            del record["sha256"]
+        (folder / "noarch" / "repodata.json").write_text(json.dumps(listed))
+        (folder / "noarch" / "repodata.json.zst").unlink()
+    with served(tmp_path) as (host, _):
+        for folder, content in ((own, "one"), (other, "other")):
+            channel = f"http://{host}/{folder.name}" if by_network else folder.as_uri()
+            prefix = prepare(made, "data", channels=(channel,))
+            assert (prefix.path / "share" / "data").read_text() == content
+            digest = hashlib.sha256((folder / "noarch" / "data-1.0-0.conda").read_bytes()).hexdigest()
+            assert digest in prefix.lock.read_text()
+    assert len(made.names("prefixes")) == 2
+
+
+def test_a_damaged_lock_builds_nothing(made: Made, channel: Path) -> None:
+    asked = Definition(packages=("greet",), channels=(channel.as_uri(),))
+    lock = made.store.solve(asked, Machine(), log=made.log.append, progress=made.steps.append)
+    lines = lock.text.splitlines(keepends=True)
+    lines.remove(next(line for line in lines if "greet-data" in line))
+    with pytest.raises(UsageError, match="must be once in each"):
+        made.store.prepare(asked, Machine(), lock="".join(lines), log=made.log.append, progress=made.steps.append)
+    text = lock.text.replace("    subdir: noarch\n", "    subdir: [1]\n").replace("    size: ", "    size: x")
+    with pytest.raises(UsageError, match="`conda` is no lock file of rattler: "):
+        made.store.prepare(asked, Machine(), lock=text, log=made.log.append, progress=made.steps.append)
+    assert made.names("prefixes") == made.names("known") == []
+
+
+def test_a_page_that_is_no_channel(made: Made, tmp_path: Path) -> None:
+    class Page(Site):
+        def do_GET(self) -> None:
+            self.send_response(200)
+            self.end_headers()
+            self.wfile.write(b"<html><body>Log in</body></html>")
+
+    server = http.server.ThreadingHTTPServer(("127.0.0.1", 0), Page)
+    threading.Thread(target=server.serve_forever, daemon=True).start()
+    error = failure(made, "data", channels=(f"http://127.0.0.1:{server.server_address[1]}",))
+    assert "is no channel (a login page?)" in error.hint
+    server.shutdown()
+    server.server_close()
+    (tmp_path / "page" / "noarch").mkdir(parents=True)
+    (tmp_path / "page" / "noarch" / "repodata.json").write_text("<html>")
+    error = failure(made, "data", channels=((tmp_path / "page").as_uri(),))
+    assert "is no channel (a login page?)" in error.hint
+
+
+def test_only_a_disk_that_cannot_be_written_is_told_as_one(made: Made, made_on: MakesOn, tmp_path: Path) -> None:
+    (tmp_path / "file").write_text("x")
+    error = failure(made_on(tmp_path / "file" / "store"), "data", channels=(tmp_path.as_uri(),))
+    assert "Not a directory" in error.message
+    assert "can write to" not in error.hint
+    assert made.names("prefixes") == []
 
 
 @pytest.mark.parametrize("number", [signal.SIGKILL, signal.SIGTERM, signal.SIGINT])

@@ -9,6 +9,7 @@ from typing import TYPE_CHECKING
 
 import pytest
 
+from tfjob.durable import file_digest
 from tfjob.environments import Definition
 from tfjob.environments.place import Machine
 from tfjob.errors import PreparationError
@@ -146,3 +147,15 @@ def test_a_store_that_cannot_be_written(packages: Packages, made_on: MakesOn, sm
     with pytest.raises(PreparationError, match="Read-only file system") as caught:
         made("alpha", "alpha>=1")
     assert "can write to" in caught.value.hint
+
+
+def test_a_hash_that_the_pip_section_names_is_kept(packages: Packages, made: Made) -> None:
+    path = packages.wheel("alpha")
+    good, bad = file_digest(path), "0" * 64
+    prefix = made(f"alpha==1.0 --hash=sha256:{good} --hash=sha256:{bad}")
+    assert prefix.lock.read_text().count("--hash=sha256:") >= 1
+    with pytest.raises(PreparationError) as caught:
+        made(f"alpha==1.0 --hash=sha256:{bad}")
+    assert caught.value.message.startswith("alpha==1.0 was chosen, and none of its 1 file has a hash")
+    with pytest.raises(PreparationError, match="none of its 1 file"):
+        made("alpha", f"--constraint alpha==1.0 --hash=sha256:{bad}")

@@ -12,6 +12,7 @@ import pytest
 
 from tfjob.durable import try_lock
 from tfjob.environments import Definition, Prefix
+from tfjob.environments.conda_cache import in_use, sweep
 from tfjob.environments.place import Machine
 from tfjob.environments.pruning import prune, total_bytes, usage
 
@@ -133,6 +134,64 @@ def test_a_pruning_that_was_killed_is_finished_by_the_next(made: Made, two: tupl
     prune(made.store, unused_days=7)
     assert made.names("building") == []
     assert made("big", "more").key == two[1].key
+
+
+def contents(root: Path) -> dict[str, tuple[int, int]]:
+    """Every name in a store with its time and size: folders too, whose times tell of files that came and went."""
+    paths = [root, *root.rglob("*")]
+    return {str(path): (path.lstat().st_mtime_ns, path.lstat().st_size) for path in paths}
+
+
+def test_a_dry_run_writes_nothing(made: Made, two: tuple[Prefix, Prefix]) -> None:
+    unused(made, two[1], days=10)
+    (made.store.root / "building").rmdir()
+    (made.store.root / "known" / ".left").touch()
+    before = contents(made.store.root)
+    assert prune(made.store, unused_days=7, dry_run=True).prefixes == (two[1].key,)
+    assert contents(made.store.root) == before
+    (made.store.root / "building").mkdir()
+    holds = try_lock(made.store.root / "building" / f"{two[1].key}.lock")
+    assert holds is not None
+    assert prune(made.store, unused_days=7, dry_run=True).kept == (two[1].key,)
+    os.close(holds)
+
+
+def test_what_others_are_writing_stays(made: Made, two: tuple[Prefix, Prefix]) -> None:
+    root, now = made.store.root, time.time()
+    names = {".x.lock.tmp": 3600, ".old.lock.tmp": 90_000, "fresh.lock": 60, "unused.lock": 3600, "notes.txt": 90_000}
+    for folder in ("known", "locks"):
+        for name, age_s in names.items():
+            (root / folder / name).touch()
+            os.utime(root / folder / name, (now - age_s, now - age_s))
+    before = set(made.names("locks"))
+    prune(made.store, unused_days=0, keep=frozenset(prefix.key for prefix in two))
+    assert before - set(made.names("locks")) == {".old.lock.tmp", "unused.lock"}
+    assert {name for name in made.names("known") if not name.endswith(".json")} == set(names) - {".old.lock.tmp"}
+
+
+def test_half_a_conda_package_goes_at_any_age(made: Made) -> None:
+    cache = made.store.root / "conda"
+    left, lock = cache / "packages" / ".greet-1.0-0aBc", cache / "packages" / "gone-1.0-0.lock"
+    channels = (conda_channel.channel().as_uri(),)
+
+    def leave() -> None:
+        left.mkdir(parents=True, exist_ok=True)
+        (left / "half").write_text("x")
+        lock.touch()
+
+    leave()
+    (cache / ".lock").touch()
+    with in_use(cache):
+        prune(made.store, unused_days=7)
+        sweep(cache)
+        assert left.exists()
+    prune(made.store, unused_days=7)
+    assert not left.exists()
+    assert not lock.exists()
+    leave()
+    asked = Definition(packages=("greet-data",), channels=channels)
+    made.store.solve(asked, Machine(), log=made.log.append, progress=made.steps.append)
+    assert not left.exists()
 
 
 def test_a_store_that_is_not_there_holds_nothing(made: Made) -> None:

@@ -1,16 +1,15 @@
 from __future__ import annotations
 
-import os
 import secrets
 import signal
 import subprocess
-import textwrap
 import threading
 from collections.abc import Iterator
 from pathlib import Path
 from typing import TYPE_CHECKING
 
 import pytest
+from build_parts import BUILDS, Context, builder, context, sleeping
 from docker_parts import BARE, CannotRunError, base_image, own_engine
 from image_parts import Client, output_of, program
 from support import eventually
@@ -19,74 +18,14 @@ from tfjob.environments.prefix import Prefix
 from tfjob.errors import PreparationError, TargetError
 from tfjob.images.bake import bake
 from tfjob.images.base import base_image as place_of
-from tfjob.images.build import build
 from tfjob.images.engine import find_image
 
 if TYPE_CHECKING:
     from docker_parts import Daemon
 
+__all__ = ["builder", "context"]
+
 pytestmark = [pytest.mark.real, pytest.mark.root]
-
-BUILDS = """
-import sys
-from pathlib import Path
-from tfjob.images.base import base_image as place_of
-from tfjob.images.build import build
-from tfjob.images.engine import find_image
-from tfjob.images.bake import bake
-from tfjob.environments.prefix import Prefix
-from tfjob.environments.processes import interruptible
-folder = Path(sys.argv[1])
-with interruptible():
-    build(folder / "Dockerfile", folder, {}, store_root=folder / "store", log=lambda one: print(one, flush=True), progress=print)
-"""
-
-
-@pytest.fixture(params=["buildkit", "classic"])
-def builder(request: pytest.FixtureRequest, monkeypatch: pytest.MonkeyPatch, tmp_path: Path) -> str:
-    """Both ways to build: by Docker's command line, and by the engine alone where there is no such program."""
-    if request.param == "classic":
-        programs = tmp_path / "programs"
-        programs.mkdir()
-        for folder in reversed([*os.environ["PATH"].split(os.pathsep), "/usr/sbin", "/sbin"]):
-            for path in Path(folder).glob("*"):
-                (programs / path.name).unlink(missing_ok=True)
-                (programs / path.name).symlink_to(path)
-        (programs / "docker").unlink()
-        monkeypatch.setenv("PATH", str(programs))
-    return str(request.param)
-
-
-class Context:
-    """A folder with a Dockerfile, and what was said when it was built."""
-
-    def __init__(self, folder: Path, store_root: Path, base: str) -> None:
-        self.folder = folder
-        self.store_root = store_root
-        self.base = base
-        self.lines: list[str] = []
-        self.steps: list[str] = []
-        folder.mkdir()
-
-    def write(self, name: str, text: str) -> None:
-        (self.folder / name).write_text(textwrap.dedent(text).replace("BASE", self.base), encoding="utf-8")
-
-    def build(self, **arguments: str) -> str:
-        self.lines.clear()
-        self.steps.clear()
-        return build(
-            self.folder / "Dockerfile",
-            self.folder,
-            arguments,
-            store_root=self.store_root,
-            log=self.lines.append,
-            progress=self.steps.append,
-        )
-
-
-@pytest.fixture
-def context(tmp_path: Path, store_root: Path, bare_base: str) -> Context:
-    return Context(tmp_path / "context", store_root, bare_base)
 
 
 def test_a_dockerfile_is_built_once_for_its_content(context: Context, client: Client, builder: str) -> None:
@@ -160,11 +99,6 @@ def test_a_base_that_is_nowhere(context: Context) -> None:
     assert "docker load" in caught.value.hint
 
 
-def test_no_dockerfile(context: Context) -> None:
-    with pytest.raises(PreparationError, match="cannot be read"):
-        context.build()
-
-
 def test_an_interrupted_build_leaves_nothing(context: Context, builder: str) -> None:
     context.write("Dockerfile", "FROM BASE\nRUN echo started; sleep 300; echo DOCKER-BUILD-GOES-ON\n")
     process = program(BUILDS, str(context.folder))
@@ -176,19 +110,6 @@ def test_an_interrupted_build_leaves_nothing(context: Context, builder: str) -> 
     process.communicate(timeout=60)
     assert process.returncode != 0, builder
     eventually(lambda: not sleeping(), "the step has ended")
-
-
-def sleeping() -> list[int]:
-    found = []
-    for name in os.listdir("/proc"):
-        if name.isdecimal():
-            try:
-                command = Path(f"/proc/{name}/cmdline").read_bytes()
-            except OSError:
-                continue
-            if b"DOCKER-BUILD-GOES-ON" in command and b"tfjob" not in command:
-                found.append(int(name))
-    return found
 
 
 @pytest.mark.usefixtures("builder")

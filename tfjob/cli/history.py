@@ -2,7 +2,9 @@
 
 from __future__ import annotations
 
+import json
 import sys
+from pathlib import Path
 from signal import Signals
 from typing import TYPE_CHECKING, Annotated
 
@@ -13,12 +15,12 @@ from tfjob.cli.options import RunName, TableFormat, TableOutput
 from tfjob.cli.output import STATE_STYLES, colored, duration, print_document, print_table, shown_path, size
 from tfjob.cli.plans import reading_plan
 from tfjob.errors import ExitCode, Interrupted, NotFound
+from tfjob.rundir import RunDirectory
 from tfjob.runs.find import find_run, try_recover
 from tfjob.workspace import open_workspace
 
 if TYPE_CHECKING:
     from tfjob.cli.task_output import TaskOutput
-    from tfjob.rundir import RunDirectory
     from tfjob.runs.record import Record
 
 __all__ = ["list_runs", "logs", "show"]
@@ -144,6 +146,7 @@ def _print_record(record: Record) -> None:
             + (f", a rerun of {record.rerun_of}" if record.rerun_of else ""),
         ),
         ("target", record.target),
+        *_where(record),
         ("overrides", " ".join(f"--set {one}" for one in record.overrides)),
         ("directory", shown_path(record.dir)),
     ]
@@ -169,6 +172,23 @@ def _print_record(record: Record) -> None:
             print(f"... and {record.output_count - 20} more: tfjob show {record.id} -o json")
     for path in record.left_in_work:
         print(f"kept, though written outside of ./outputs: {path}")
+
+
+def _where(record: Record) -> list[tuple[str, str]]:
+    """What the run ran in: its runtime and its environment, as planned; nothing where the plan can't be read."""
+    try:
+        plan = json.loads(RunDirectory(Path(record.dir)).plan.read_bytes())
+        asked = plan["environment"] or {}
+        runtime = plan["runtime"]
+    except (OSError, ValueError, KeyError, TypeError):
+        return []
+    dockerfile = (asked.get("dockerfile") or {}).get("path")
+    made = asked.get("image") or dockerfile or ("conda and pip packages" if asked.get("definition") else "")
+    key = f" ({record.environment_key[:12]})" if record.environment_key else ""
+    on = f" on {asked['base']}" if asked.get("base") else ""
+    named = asked.get("name")
+    environment = f"{named}{key}{on}" if named else f"{made}{key}{on}"
+    return [("runtime", runtime), ("environment", environment or "this machine's own Python")]
 
 
 def _print_phases_and_tasks(record: Record) -> None:

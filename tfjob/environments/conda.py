@@ -63,7 +63,7 @@ def solve(
         return await rattler.solve(
             channels.rattler(),
             [_spec(spec) for spec in specs],
-            gateway=rattler.Gateway(cache_dir=cache / "repodata", client=_client(_read_timeout_s())),
+            gateway=rattler.Gateway(cache_dir=cache / "repodata", client=_client(_read_timeout_s(), retries=1)),
             platforms=[subdir, "noarch"],
             virtual_packages=_virtual(place),
             timeout=timedelta(seconds=_SOLVE_TIMEOUT_S),
@@ -103,22 +103,18 @@ def install(
     written.write_text(with_credentials(dump(lock.conda or {}), credentials_of(channels.urls)), encoding="utf-8")
     wanted = [record for record in lock.conda_records if only is None or record.name in only]
     check_local_files(record for record in wanted if not is_unpacked(cache, record))
-    sizes = {str(one.get("conda")): int(one.get("size") or 0) for one in (lock.conda or {})["packages"]}
-    downloads = Downloads({record.name: sizes[record.url] for record in wanted}, progress)
 
     async def run() -> None:
         import rattler  # noqa: PLC0415  # 50 ms, only for those who build
 
-        file = rattler.LockFile.from_path(written)
-        environment = file.default_environment()
-        platform = file.platforms()[0]  # a platform that is not the file's own makes rattler panic
-        found = environment.conda_repodata_records_for_platform(platform) if environment else None
-        _check_same(lock, found or ())
+        found, subdir = _records(lock, written)
+        asked = [one for one in found if only is None or one.name.normalized in only]
+        downloads = Downloads({one.name.normalized: one.size or 0 for one in asked}, progress)
         work = rattler.install(
-            [one for one in found or () if only is None or one.name.normalized in only],
+            asked,
             stage,
             cache_dir=cache / "packages",
-            platform=rattler.Subdir(platform.name),
+            platform=rattler.Subdir(subdir),
             execute_link_scripts=False,
             client=_client(_DOWNLOAD_TIMEOUT_S),
             requested_specs=[_spec(name)._match_spec for name in sorted(names)],  # noqa: SLF001 (install hands them to Rust as they are)
@@ -136,14 +132,28 @@ def install(
             record.write_text(bare, encoding="utf-8")
 
 
-def _check_same(lock: Lock, found: Sequence[RepoDataRecord]) -> None:
-    """Raise UsageError unless what rattler reads in a lock is what tfjob reads in it, which the prefix's key is of."""
+def _records(lock: Lock, written: Path) -> tuple[Sequence[RepoDataRecord], str]:
+    """Return what rattler reads in its part of a lock, `written` to a file: the packages, and the platform they are for.
+
+    Raises UsageError when it cannot read that, or reads other packages than tfjob, which the prefix's key is of.
+    """
+    import rattler  # noqa: PLC0415  # 50 ms, only for those who build
+
+    again = "Make a new one with `tfjob env lock`."
+    try:
+        file = rattler.LockFile.from_path(written)
+        environment = file.default_environment()
+        platform = file.platforms()[0]  # a platform that is not the file's own makes rattler panic
+        found = (environment.conda_repodata_records_for_platform(platform) if environment else None) or ()
+    except Exception as error:
+        if not type(error).__module__.startswith(("exceptions", "rattler")):
+            raise
+        said = " ".join(without_credentials(str(error)).split())
+        raise UsageError(f"the lock cannot be read: `conda` is no lock file of rattler: {said}", again) from error
     ours = sorted((PurePosixPath(record.url).name, record.sha256) for record in lock.conda_records)
     if ours != sorted((one.file_name, (one.sha256 or b"").hex()) for one in found):
-        raise UsageError(
-            "the lock cannot be used: its conda packages are not the ones that rattler reads in it",
-            "Make a new one with `tfjob env lock`.",
-        )
+        raise UsageError("the lock cannot be used: its conda packages are not the ones that rattler reads in it", again)
+    return found, platform.name
 
 
 def _twice(run: Callable[[], Coroutine[Any, Any, T]]) -> T:
@@ -172,9 +182,7 @@ async def _hash_all(mapping: Mapping[str, Any], log: Callable[[str], None]) -> N
                 raise stalled(began_s, tries=1) from None
 
 
-def stage_python(
-    lock: Lock, definition: Definition, cache: Path, stage: Path, progress: Callable[[str], None]
-) -> Path:
+def stage_python(lock: Lock, definition: Definition, cache: Path, stage: Path, progress: Callable[[str], None]) -> Path:
     """Install a lock's Python, what it needs and the Python packages into `stage`, to solve with; return `stage`."""
     needs = _dependencies(lock)
     wanted = {name for name, those in needs.items() if "python" in those}
@@ -299,12 +307,15 @@ def _dependencies(lock: Lock) -> dict[str, set[str]]:
     }
 
 
-def _client(timeout_s: int) -> Client:
-    """Return a client with the credentials the user has stored for rattler, and a bound on each request."""
+def _client(timeout_s: int, retries: int = 3) -> Client:
+    """Return a client with the credentials the user has stored for rattler, and a bound on each request.
+
+    `retries` are those where the user has set no number: after failures, and where the bound is small, time-outs.
+    """
     from rattler import Client  # noqa: PLC0415  # 50 ms
 
-    retries = int(os.environ.get("CONDA_REMOTE_MAX_RETRIES") or 3)
-    return Client.default_client(max_retries=retries, timeout=timeout_s)
+    configured = int(os.environ.get("CONDA_REMOTE_MAX_RETRIES") or retries)
+    return Client.default_client(max_retries=configured, timeout=timeout_s)
 
 
 def _read_timeout_s() -> int:

@@ -67,7 +67,7 @@ def sweep(cache: Path) -> None:
     """Remove what ended downloads left, if nobody uses the cache now."""
     if not half_unpacked(cache):
         return
-    with alone(cache / LOCK) as is_alone:
+    with contextlib.suppress(PermissionError), alone(cache / LOCK) as is_alone:  # somebody else's is theirs to sweep
         for path in half_unpacked(cache) if is_alone else ():
             shutil.rmtree(path, ignore_errors=True)
 

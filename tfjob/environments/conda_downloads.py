@@ -33,7 +33,7 @@ _TOLD_EACH_S = 10
 _MB = 1_000_000
 
 
-class Stalled(Exception):  # noqa: N818 (it is told to `watched`'s callers, who say what it means)
+class Stalled(Exception):
     """Nothing came of a download for a while."""
 
 

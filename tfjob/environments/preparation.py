@@ -13,7 +13,7 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 from tfjob.durable import digest_of, replace_json, replace_text
-from tfjob.environments import fetched
+from tfjob.environments import conda_cache, fetched
 from tfjob.environments.build import Recipe, build
 from tfjob.environments.building import Building
 from tfjob.environments.interpreters import choose, fitting
@@ -36,6 +36,11 @@ if TYPE_CHECKING:
 
 __all__ = ["prepare", "solve"]
 
+_FULL_HINT = "Free space on that disk and submit again; nothing half-made was left behind."
+_STORE_HINT = "The store must be on a disk that you can write to: set `store:` in config.yml, or TFJOB_STORE."
+_OTHER_HINT = "See to what is said there and submit again; nothing half-made was left behind."
+_HINTS = {errno.ENOSPC: _FULL_HINT, errno.EDQUOT: _FULL_HINT}
+_HINTS |= dict.fromkeys((errno.EACCES, errno.EPERM, errno.EROFS), _STORE_HINT)
 _FOLDERS = ("known", "locks", "prefixes", "used", "uv", "conda", "building")
 
 
@@ -73,12 +78,11 @@ def _explained(store: Store) -> Iterator[None]:
         with interruptible():
             yield
     except OSError as error:
-        full = error.errno in {errno.ENOSPC, errno.EDQUOT}
+        said = error.strerror or str(error)
+        if error.filename and not str(error.filename).startswith(str(store.root / "building")):
+            said += f" ({error.filename})"
         raise PreparationError(
-            f"the environment could not be made in {store.root}: {error.strerror or error}",
-            "Free space on that disk and submit again; nothing half-made was left behind."
-            if full
-            else "The store must be on a disk that you can write to: set `store:` in config.yml, or TFJOB_STORE.",
+            f"the environment could not be made in {store.root}: {said}", _HINTS.get(error.errno or 0, _OTHER_HINT)
         ) from error
 
 
@@ -102,6 +106,7 @@ class _Preparation:
         for folder in _FOLDERS:
             (store.root / folder).mkdir(parents=True, exist_ok=True)
         self.building.sweep()
+        conda_cache.sweep(store.root / "conda")
         settings = uv_settings(os.environ, configuration_files(os.environ))
         self.notes = settings.notes
         self.uv = Uv(find_uv(), store.root / "uv", settings, place)
@@ -134,6 +139,8 @@ class _Preparation:
                     stage = build(recipe, work, uv=self.uv, log=self.log, progress=self.progress, holds=holds)
                     prefix = _place(stage, path, into)
         python = self.place.identity_of(interpreter) if interpreter is not None else None
+        if not into.exists():  # pruned while the prefix was built
+            replace_text(into, lock.text)
         known = {"interpreter": python, "lock": into.name, "key": key}
         replace_json(self.store.known(self.definition, self.place, given), known)
         self.store.mark_used(key)

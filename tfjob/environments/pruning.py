@@ -18,6 +18,7 @@ from datetime import UTC, datetime
 from pathlib import Path
 from typing import TYPE_CHECKING
 
+from tfjob.durable import is_locked
 from tfjob.environments.building import Building
 from tfjob.environments.conda_cache import LOCK, alone, half_unpacked
 from tfjob.environments.prefix import MARKER, read_json
@@ -31,6 +32,7 @@ if TYPE_CHECKING:
 __all__ = ["Pruned", "StoredPrefix", "prune", "total_bytes", "usage"]
 
 _DAY_S = 86_400
+_FRESH_S = 600  # a lock is written before what refers to it
 _BLOCK_BYTES = 512
 _POINTER_MAX_BYTES = 1 << 20
 _FILE_ID = tuple[int, int]
@@ -100,7 +102,8 @@ def prune(store: Store, *, unused_days: float, dry_run: bool = False, keep: froz
     """Remove what nobody asked for in `unused_days` days: prefixes, their locks, what the caches hold for no prefix.
 
     `keep` are the keys that live runs use. What another tfjob is building now stays. With `dry_run` nothing is removed;
-    the answer is what would be. Raises PreparationError when the store cannot be written.
+    and nothing
+    written; the answer is what would be. Raises PreparationError when the store cannot be written.
     """
     if not store.root.is_dir():
         return Pruned(0, (), 0, ())
@@ -131,9 +134,9 @@ class _Pruning:
         self.removed: list[str] = []
         self.kept: list[str] = []
         self._taken: Counter[_FILE_ID] = Counter()  # names that a dry run would have removed, by file
-        (store.root / "building").mkdir(exist_ok=True)
         self._building = Building(store.root / "building")
         if not dry_run:
+            self._building.folder.mkdir(exist_ok=True)
             self._building.sweep()
 
     def prefixes(self, keep: frozenset[str]) -> None:
@@ -142,11 +145,10 @@ class _Pruning:
             key = path.name
             if self.store.last_used(key) > self.before:
                 continue
-            holds = None if key in keep else self._building.try_hold(key)
-            if holds is None:
-                self.kept.append(key)
-                continue
-            try:
+            with self._held(key) if key not in keep else contextlib.nullcontext(False) as is_held:
+                if not is_held:
+                    self.kept.append(key)
+                    continue
                 if _is_held(self.store.root / "used" / key):
                     self.kept.append(key)
                     continue
@@ -158,22 +160,38 @@ class _Pruning:
                     path.rename(gone)
                 self._remove(gone)
                 self.removed.append(key)
-            finally:
+
+    @contextlib.contextmanager
+    def _held(self, key: str) -> Iterator[bool]:
+        """Keep others from building a prefix meanwhile, and say whether nobody does; a dry run only looks."""
+        if self.dry_run:
+            yield not is_locked(self._building.folder / f"{key}.lock")
+            return
+        holds = self._building.try_hold(key)
+        try:
+            yield holds is not None
+        finally:
+            if holds is not None:
                 self._building.let_go(key, holds)
 
     def records(self) -> None:
         """Remove what is known of prefixes that are gone, then locks that nothing refers to."""
         root, gone = self.store.root, set(self.removed)
         locks = set()
-        for path in _listed(root / "known"):
+        for folder in ("known", "locks"):  # what writers that were killed left; one at work has its file for moments
+            for path in _listed(root / folder):
+                if path.name.startswith(".") and _modified_s(path) <= time.time() - _DAY_S:
+                    self._remove(path)
+        for path in _written(root / "known", ".json"):
             record = read_json(path) or {}
             key = str(record.get("key"))
             if key in gone or not self.store.prefix(key).exists():
                 self._remove(path)
             else:
                 locks.add(record.get("lock"))
-        for path in _listed(root / "locks"):
-            if path.name not in locks and _modified_s(path) <= self.before:
+        old = min(self.before, time.time() - _FRESH_S)
+        for path in _written(root / "locks", ".lock"):
+            if path.name not in locks and _modified_s(path) <= old:
                 self._remove(path)
         for path in _listed(root / "used"):
             if path.name in gone or not self.store.prefix(path.name).exists():
@@ -271,6 +289,11 @@ def _pointers(bucket: Path, archives: set[str]) -> Iterator[Path]:
             content = path.read_bytes()
             if any(name in content for name in names):
                 yield path
+
+
+def _written(folder: Path, suffix: str) -> list[Path]:
+    """Return the finished files of a folder, not those that are being written."""
+    return [path for path in _listed(folder) if path.suffix == suffix and not path.name.startswith(".")]
 
 
 def _listed(folder: Path) -> list[Path]:

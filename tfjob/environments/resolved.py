@@ -98,7 +98,12 @@ def resolve_environment(
     if spec.image is not None:
         return ResolvedEnvironment(name=name, image=spec.image, variables=variables)
     if spec.dockerfile is not None:
-        text = _read(spec.dockerfile, "the Dockerfile")
+        try:
+            text = spec.dockerfile.read_text(encoding="utf-8")
+        except (OSError, UnicodeDecodeError) as error:
+            raise PreparationError(
+                f"the Dockerfile {spec.dockerfile} cannot be read: {error}", "Make it readable, or remove it."
+            ) from error
         context = spec.build_context or spec.dockerfile.parent
         source = DockerfileSource(spec.dockerfile, context, spec.build_arguments, text)
         return ResolvedEnvironment(name=name, dockerfile=source, variables=variables)
@@ -107,7 +112,10 @@ def resolve_environment(
         return None
     beside = lock_beside(spec.conda_file)
     if lock is None and beside is not None and beside.is_file():
-        lock = _read(beside, "the lock")
+        try:
+            lock = beside.read_text(encoding="utf-8")
+        except (OSError, UnicodeDecodeError) as error:
+            raise UsageError(f"the lock {beside} cannot be read: {error}", "Make it anew, or remove it.") from error
     return ResolvedEnvironment(
         name=name,
         definition=definition,
@@ -116,13 +124,6 @@ def resolve_environment(
         lock=lock,
         lock_path=beside,
     )
-
-
-def _read(file: Path, what: str) -> str:
-    try:
-        return file.read_text(encoding="utf-8")
-    except (OSError, UnicodeDecodeError) as error:
-        raise PreparationError(f"{what} {file} cannot be read: {error}", "Make it readable, or remove it.") from error
 
 
 def lock_beside(conda_file: Path | None) -> Path | None:

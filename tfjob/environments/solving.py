@@ -14,6 +14,7 @@ from typing import TYPE_CHECKING
 from tfjob.environments import conda, standins, wheels
 from tfjob.environments.credentials import without_credentials
 from tfjob.environments.lock import Lock
+from tfjob.environments.pip_hashes import only_asked
 from tfjob.environments.requirements import CONSTRAINT, is_option
 from tfjob.errors import PreparationError
 
@@ -108,7 +109,7 @@ def _solve_pip(definition: Definition, interpreter: Interpreter | None, lock: Lo
         if explained := standins.conflict(" ".join(" ".join(said).split()), taken):
             raise PreparationError(f"{error.message}\n  {explained[0]}", explained[1]) from error
         raise
-    return _without_options(solved.read_text(encoding="utf-8"))
+    return only_asked(_without_options(solved.read_text(encoding="utf-8")), definition.requirements, taken)
 
 
 def options_file(definition: Definition, work: Path) -> list[Path]:

@@ -11,8 +11,21 @@
     pythons/                              Pythons that uv fetched from where the site says
     building/                             work in progress: <key>.lock is held by whoever works in <key>-<random>/
 
-A prefix appears by a rename, complete or not at all. What a killed build leaves is in `building` only, and the next
-preparation removes it.
+Who touches what, under which lock (all are flocks, which end with their process)::
+
+    known/*, locks/*       written whole (a rename) by preparations, known/ without a lock and locks/ under
+                           building/<solve>.lock; removed by prune, which leaves what is younger than minutes
+    prefixes/<key>         made and removed under building/<key>.lock; prune also wants used/<key> alone
+    used/<key>             touched by who asks for a prefix; locked, shared, by runs that use it (`Store.hold`)
+    uv/                    uv's own locks; prune has uv/.lock alone
+    conda/packages/        filled under conda/.lock, shared; removed from (prune, the sweep of half-unpacked packages,
+                           a package of the same name that is another file) under conda/.lock alone
+    conda/repodata/        rattler's own locks, under conda/.lock, shared; prune has that alone
+    pythons/               uv, under building/<python>.lock
+    building/<name>-*      who holds building/<name>.lock; removed by the next preparation or prune if nobody does
+
+A dry run of prune writes nothing and makes no lock's file. A prefix appears by a rename, complete or not at all. What a
+killed build leaves is in `building` (and half a package in conda/packages), and the next preparation removes it.
 """
 
 from __future__ import annotations

@@ -150,36 +150,44 @@ def base_image(
     log: Callable[[str], None],
     progress: Callable[[str], None],
     for_packages: bool = True,
+    called: str = "",
 ) -> BaseImage:
     """Return an image as a place, pulled when the engine does not have it, looked into when it is new.
 
-    Raises PreparationError when it cannot be had, cannot be looked into (no shell), or, `for_packages`, is not one that
-    packages can be made for (musl), TargetError when no engine answers.
+    Messages name it as `called`, such as "the image of DOCKERFILE", where `reference` is nothing its user wrote. Raises
+    PreparationError when it cannot be had, or, `for_packages`, is not one that packages can be made for (musl, no
+    shell), TargetError when no engine answers.
     """
+    called = called or f"the image {reference}"
     found = find_image(reference)
     if found is None:
         found = find_image(find_or_pull(reference, log=log, progress=progress))
     if found is None:
-        raise PreparationError(f"the image {reference} was removed while it was looked at", "Submit again.")
+        raise PreparationError(f"{called} was removed while it was looked at", "Submit again.")
     image = str(found["Id"])
     store_root = store_root.absolute()
     file = store_root / "bases" / f"{image.rpartition(':')[2]}.json"
     facts = read_json(file)
     if facts is None or facts.get("inspection") != _INSPECTION:
-        progress(f"looking into {reference}")
-        facts = {"inspection": _INSPECTION, **_inspect(image, reference, log)}
+        progress(f"looking into {called}")
+        facts = {"inspection": _INSPECTION, **_inspect(image, called, log)}
         file.parent.mkdir(parents=True, exist_ok=True)
         replace_json(file, facts)
+    if for_packages and not facts.get("shell", True):
+        raise PreparationError(
+            f"{called} has no shell (/bin/sh), so nothing can be built in it",
+            "Choose a base image with a shell, such as one of Debian, Ubuntu or Red Hat.",
+        )
     if for_packages and facts["libc"] != "glibc":
         raise PreparationError(
-            f"the image {reference} has {facts['libc']}; packages for it are not made",
+            f"{called} has {facts['libc']}; packages for it are not made",
             "Choose a base image with glibc, such as one of Debian, Ubuntu or Red Hat (Alpine has musl).",
         )
     return _described(reference, found, facts, store_root)
 
 
-def _inspect(image: str, reference: str, log: Callable[[str], None]) -> dict[str, Any]:
-    """Look into an image by a container of it. Raises PreparationError when it is none for packages."""
+def _inspect(image: str, called: str, log: Callable[[str], None]) -> dict[str, Any]:
+    """Look into an image by a container of it. Raises PreparationError when the engine cannot run one."""
     script = Path(__file__).with_name("inspect.sh").read_text(encoding="utf-8")
     lines: list[str] = []
     errors: list[str] = []
@@ -192,7 +200,7 @@ def _inspect(image: str, reference: str, log: Callable[[str], None]) -> dict[str
         code = run_in_container(
             image,
             ["/bin/sh", "-c", script, "sh", _QUESTION],
-            doing=f"look into {reference}",
+            doing=f"look into {called}",
             environment={},
             on_line=take,
             on_output=lines.append,
@@ -200,10 +208,7 @@ def _inspect(image: str, reference: str, log: Callable[[str], None]) -> dict[str
     except PreparationError as error:
         # The engine's own words, or those of the init process it puts first.
         if any("/bin/sh" in said and "no such file" in said.lower() for said in [error.message, *errors]):
-            raise PreparationError(
-                f"the image {reference} has no shell (/bin/sh), so nothing can be built in it",
-                "Choose a base image with a shell, such as one of Debian, Ubuntu or Red Hat.",
-            ) from error
+            return _without_shell(image, called, log)
         raise
     pairs = [line.partition(" ")[::2] for line in lines]
     first = dict(reversed(pairs))
@@ -218,6 +223,22 @@ def _inspect(image: str, reference: str, log: Callable[[str], None]) -> dict[str
         "system": first.get("system", ""),
         "tools": sorted({value for key, value in pairs if key == "tool"}),
         "pythons": [python for key, value in pairs if key == "python" if (python := _python(value)) is not None],
+    }
+
+
+def _without_shell(image: str, called: str, log: Callable[[str], None]) -> dict[str, Any]:
+    """Look into an image that has no shell: only for a Python, which is all that an image used as it is needs."""
+    from tfjob.images.without_shell import answer_without_shell  # noqa: PLC0415  # only for such an image
+
+    python = _python(answer_without_shell(image, _QUESTION, doing=f"look into {called}", log=log))
+    return {
+        "shell": False,
+        "machine": os.uname().machine,
+        "libc": "no GNU C library that tells its version",
+        "glibc": "",
+        "system": "",
+        "tools": [],
+        "pythons": [python] if python is not None else [],
     }
 
 

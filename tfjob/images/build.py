@@ -1,7 +1,8 @@
 """A user's Dockerfile built to an image: once for its content, by BuildKit where Docker's command line has it.
 
 The image is found again by a tag made of all that goes in: the Dockerfile, the files of the context that
-``.dockerignore`` leaves, the build arguments, and the images it starts from.
+``.dockerignore`` leaves, the build arguments, and the images it is made of. Where these cannot all be known, the builder
+is asked each time: its own cache is right.
 """
 
 from __future__ import annotations
@@ -11,30 +12,37 @@ import os
 import re
 import shutil
 import subprocess
-from pathlib import Path
-from typing import TYPE_CHECKING, Any
+import sys
+from typing import TYPE_CHECKING
 
-from tfjob.durable import digest_of, file_digest, replace_json
+from tfjob.durable import digest_of
 from tfjob.environments import processes
-from tfjob.environments.prefix import read_json
+from tfjob.environments.building import Building
 from tfjob.errors import PreparationError, TargetError
+from tfjob.images import guarded
 from tfjob.images.added import proxies
+from tfjob.images.context import Context
 from tfjob.images.dockerfile_text import line_of, parents
 from tfjob.images.engine import address, connected, find_image, find_or_pull
 
 if TYPE_CHECKING:
     from collections.abc import Callable, Mapping
+    from pathlib import Path
 
 __all__ = ["build"]
 
 _REPOSITORY = "tfjob/build"
 _LINES_MAX = 8
-# The builder's words and the program's go to one place, stderr, in their order.
-_TO_STDERR = ("/bin/sh", "-c", 'exec "$@" >&2', "sh")
+# A registry's host, a path in lower case, a tag, a digest; also an image's id.
+_REFERENCE = re.compile(
+    r"(?:(?:[\w.-]+|\[[0-9a-fA-F:]+\])(?::\d+)?/)?[a-z0-9]+(?:[._/-]+[a-z0-9]+)*(?::\w[\w.-]{0,127})?(?:@\w+:[0-9a-f]{32,})?",
+    re.ASCII,
+)
 _BUILDKIT_STEP = re.compile(r"#(\d+) \[(?:([^\]\s]+) )?(?:stage-\d+ )?(\d+)/(\d+)\] (.*)")
 _BUILDKIT_LINE = re.compile(r"#(\d+) (?:[\d.]+ )?(.*)")
 _CLASSIC_STEP = re.compile(r"Step (\d+)/(\d+) : (.*)")
 _PARSE_LINE = re.compile(r"parse error (?:on )?line (\d+)|Dockerfile:(\d+)\b", re.IGNORECASE)
+_NOT_OF_IMAGES = re.compile(r"parse error|stopped answering|no space left", re.IGNORECASE)
 _NATIVE_BUILDKIT_BEFORE = 23
 
 
@@ -53,63 +61,98 @@ def build(
     PreparationError with the instruction that failed and its line, TargetError when no engine answers.
     """
     try:
-        text = dockerfile.read_text(encoding="utf-8")
-        content = _content(dockerfile, context, store_root)
+        files = Context.read(dockerfile, context, store_root)
+        content = files.content(store_root)
     except (OSError, UnicodeDecodeError) as error:
-        raise PreparationError(
-            f"the Dockerfile {dockerfile} and its context {context} cannot be read: {error}",
-            "Leave out what is not yours to read with a `.dockerignore` file.",
-        ) from error
-    # Found or pulled before, by tfjob, so that a missing image is explained and an image of another content is noticed.
-    from_images = {one: find_or_pull(one, log=log, progress=progress) for one in parents(text, arguments)}
-    key = digest_of([text, content, sorted(arguments.items()), sorted(from_images.items())])[:32]
+        raise _unreadable(dockerfile, context, error) from error
+    # Found or pulled before, by tfjob, so that an image of another content is noticed.
+    from_images = _Parents()
+    for one in parents(files.text, arguments, needed_only=True):
+        from_images.find(one, log, progress)
+    key = digest_of([files.text, content, sorted(arguments.items()), sorted(from_images.known.items())])[:32]
     tag = f"{_REPOSITORY}:{key}"
-    found = find_image(tag)
+    found = find_image(tag) if from_images.all_known else None
     if found is None:
-        progress(f"building {dockerfile.name}")
-        building = _Building(dockerfile, text, log, progress)
-        program = _buildkit()
-        if program is not None:
-            building.by_command_line(program, context, arguments, tag)
-        else:
-            log("no Docker command line with BuildKit was found: the engine's classic builder is used")
-            building.by_engine(context, arguments, tag)
-        found = find_image(tag)
+        folder = store_root / "building"
+        folder.mkdir(parents=True, exist_ok=True)
+        with Building(folder).holding(key, progress) as (work, holds):
+            found = find_image(tag) if from_images.all_known else None
+            if found is None:
+                building = _Building(
+                    files, arguments=arguments, tag=tag, work=work, holds=holds, log=log, progress=progress
+                )
+                _build(building, from_images)
+                found = find_image(tag)
     if found is None:
         raise PreparationError(f"the image of {dockerfile} was removed while it was made", "Submit again.")
     return str(found["Id"])
 
 
-def _content(dockerfile: Path, context: Path, store_root: Path) -> list[list[str]]:
-    """Return each file of the context that is sent, by its path, kind and digest; one not touched is not read again."""
-    from docker.utils.build import exclude_paths  # noqa: PLC0415  # 100 ms, only for those who build
+def _unreadable(dockerfile: Path, context: Path, error: OSError | UnicodeDecodeError) -> PreparationError:
+    if isinstance(error, FileNotFoundError) and not dockerfile.exists():
+        return PreparationError(
+            f"there is no Dockerfile {dockerfile}", "Correct its path (`dockerfile:`), or write it."
+        )
+    if isinstance(error, FileNotFoundError | NotADirectoryError) and not context.is_dir():
+        return PreparationError(
+            f"there is no folder {context} to build {dockerfile} with", "Correct the path of the build context."
+        )
+    if isinstance(error, FileNotFoundError):
+        return PreparationError(f"a file of {context} went away while it was read: {error}", "Submit again.")
+    message = f"the Dockerfile {dockerfile} and its context {context} cannot be read: {error}"
+    if isinstance(error, UnicodeDecodeError):
+        return PreparationError(message, "Write the Dockerfile and `.dockerignore` in UTF-8.")
+    return PreparationError(message, "Leave out what is not yours to read with a `.dockerignore` file.")
 
-    ignore = dockerfile.with_name(f"{dockerfile.name}.dockerignore")
-    ignore = ignore if ignore.exists() else context / ".dockerignore"
-    patterns = ignore.read_text(encoding="utf-8").splitlines() if ignore.exists() else []
-    patterns = [line.strip() for line in patterns if line.strip() and not line.startswith("#")]
-    patterns += [".tfjob", "**/.tfjob"]  # a workspace changes with every run, and is nothing an image is made of
-    kept = store_root / "builds" / f"{digest_of(str(context.absolute()))[:32]}.json"
-    before = read_json(kept) or {}
-    now: dict[str, list[Any]] = {}
-    found: list[list[str]] = []
-    for relative in sorted(exclude_paths(str(context), patterns)):
-        path = context / relative
-        status = path.lstat()
-        program = "program" if status.st_mode & 0o111 else "file"
-        if path.is_symlink():
-            found.append([relative, "link", os.readlink(path)])
-        elif path.is_dir():
-            found.append([relative, "folder"])
-        elif path.is_file():
-            seen = [status.st_ino, status.st_size, status.st_mtime_ns, status.st_ctime_ns]
-            known = before.get(relative, [])
-            now[relative] = known if known[:4] == seen else [*seen, file_digest(path)]
-            found.append([relative, program, now[relative][4]])
-    if now != before:
-        kept.parent.mkdir(parents=True, exist_ok=True)
-        replace_json(kept, now, force=False)
-    return found
+
+class _Parents:
+    """The images a Dockerfile is made of: what the engine has of them, and what only the builder can tell."""
+
+    def __init__(self) -> None:
+        self.known: dict[str, str] = {}  # reference → id
+        self.all_known = True
+        self.missing: dict[str, PreparationError] = {}  # reference → why it cannot be had
+
+    def find(self, reference: str, log: Callable[[str], None], progress: Callable[[str], None]) -> None:
+        """Find an image, or pull it. What is no name of an image, or cannot be had, is left to the builder."""
+        if _REFERENCE.fullmatch(reference) is None:
+            self.all_known = False
+            return
+        try:
+            self.known[reference] = find_or_pull(reference, log=log, progress=progress)
+        except PreparationError as error:
+            self.missing[reference] = error
+            self.all_known = False
+            return
+        # What the image does in every build on it may be made of still other images.
+        triggers = ((find_image(reference) or {}).get("Config") or {}).get("OnBuild") or []
+        self.all_known &= not any("from=" in str(one) for one in triggers)
+
+    def explains(self, said: str, step: str) -> PreparationError | None:
+        """Return why an image cannot be had, when it is that which a builder failed for, with these words, at a step."""
+        if _NOT_OF_IMAGES.search(said):
+            return None
+        named = [why for one, why in self.missing.items() if one in said]
+        if not named and not re.match(r"FROM\b|$", step, re.IGNORECASE):
+            return None
+        return next(iter([*named, *self.missing.values()]), None)
+
+
+def _build(building: _Building, from_images: _Parents) -> None:
+    """Build by what there is to build with."""
+    building.progress(f"building {building.dockerfile.name}")
+    program = _buildkit()
+    try:
+        if program is not None:
+            building.by_command_line(program)
+        else:
+            building.log("no Docker command line with BuildKit was found: the engine's classic builder is used")
+            building.by_engine()
+    except PreparationError as error:
+        why = from_images.explains(error.message, building.failed_step)
+        if why is not None:
+            raise why from error
+        raise
 
 
 def _buildkit() -> str | None:
@@ -142,10 +185,22 @@ class _Building:
     """One build: what the builder says is passed on, and kept for the message when it fails."""
 
     def __init__(
-        self, dockerfile: Path, text: str, log: Callable[[str], None], progress: Callable[[str], None]
+        self,
+        context: Context,
+        *,
+        arguments: Mapping[str, str],
+        tag: str,
+        work: Path,
+        holds: int,
+        log: Callable[[str], None],
+        progress: Callable[[str], None],
     ) -> None:
-        self.dockerfile = dockerfile
-        self.text = text
+        self.context = context
+        self.dockerfile = context.dockerfile
+        self.arguments = {**proxies(os.environ), **arguments}
+        self.tag = tag
+        self.work = work  # an empty folder
+        self.holds = holds  # the descriptor of the lock of this build
         self.log = log
         self.progress = progress
         self.step = ""  # the instruction under way, as the builder shows it
@@ -154,39 +209,49 @@ class _Building:
         self.said: dict[str, list[str]] = {}  # BuildKit's: number of a vertex → what it printed
         self.failed = ""  # BuildKit's: number of the vertex that failed
 
-    def by_command_line(self, program: str, context: Path, arguments: Mapping[str, str], tag: str) -> None:
+    def by_command_line(self, program: str) -> None:
         """Build with BuildKit."""
-        command = [program, "build", "--tag", tag, "--file", str(self.dockerfile.absolute())]
+        dockerfile = self.context.write_dockerfile(self.work)
+        command = [program, "build", "--tag", self.tag, "--file", str(dockerfile.absolute())]
         command += ["--network=host"] if not _has_bridge() else []
-        for name, value in {**proxies(os.environ), **arguments}.items():
+        for name, value in self.arguments.items():
             command += ["--build-arg", f"{name}={value}"]
-        command.append(str(context.absolute()))
-        with Path(os.devnull).open() as nothing:
-            code = processes.run(
-                [*_TO_STDERR, *command],
-                environment=_environment(),
-                cwd=context,
-                on_line=self._take,
-                holds=nothing.fileno(),
-            )
+        command.append(str(self.context.folder.absolute()))
+        code = processes.run(
+            # It ends when this process is killed, and the engine ends a build whose client is gone.
+            [sys.executable, "-I", "-S", guarded.__file__, str(os.getpid()), *command],
+            environment=_environment(),
+            cwd=self.context.folder,
+            on_line=self._take,
+            holds=self.holds,
+        )
         if code:
             errors = [line for line in self.lines if re.search(r"\b(error|ERROR|failed)\b", line)]
             raise self._failure(errors[-1] if errors else f"docker build ended with {code}")
 
-    def by_engine(self, context: Path, arguments: Mapping[str, str], tag: str) -> None:
+    def by_engine(self) -> None:
         """Build with the engine's classic builder."""
         from docker.errors import APIError  # noqa: PLC0415  # 100 ms, only for those who build
 
-        with connected(f"build {self.dockerfile}", patient=True) as client:
+        archive = self.work / "context.tar"
+        try:
+            name = self.context.write_archive(archive)
+        except (OSError, UnicodeDecodeError) as error:
+            raise PreparationError(
+                f"the context {self.context.folder} of {self.dockerfile} cannot be packed: {error}",
+                "Submit again; leave out what changes meanwhile with a `.dockerignore` file.",
+            ) from error
+        with connected(f"build {self.dockerfile}", patient=True) as client, archive.open("rb") as file:
             try:
                 stream = client.api.build(
-                    path=str(context.absolute()),
-                    dockerfile=str(self.dockerfile.absolute()),
-                    tag=tag,
+                    fileobj=file,
+                    custom_context=True,
+                    dockerfile=name,
+                    tag=self.tag,
                     rm=True,
                     forcerm=True,
                     decode=True,
-                    buildargs={**proxies(os.environ), **arguments},
+                    buildargs=self.arguments,
                     network_mode=None if _has_bridge() else "host",
                 )
                 for message in stream:
@@ -196,6 +261,11 @@ class _Building:
                         raise self._failure(str(said))
             except APIError as error:
                 raise self._failure(str(error.explanation or error)) from error
+
+    @property
+    def failed_step(self) -> str:
+        """The instruction that failed, empty when it was none."""
+        return self.steps.get(self.failed, self.step)
 
     def _take(self, line: str) -> None:
         self.lines.append(line)
@@ -221,17 +291,17 @@ class _Building:
                 f"the Docker Engine at {address()} stopped answering while it built {self.dockerfile}", error.hint
             )
         reason = reason.strip().removeprefix("ERROR: ")
-        step = self.steps.get(self.failed, self.step)
+        step = self.failed_step
         last = self.said.get(self.failed, []) if self.steps else [] if not step else self._after_step(step)
         where = _PARSE_LINE.search("\n".join([*self.lines[-20:], reason]))
-        number = (where[1] or where[2]) if where else line_of(self.text, step) if step else None
+        number = (where[1] or where[2]) if where else line_of(self.context.text, step) if step else None
         place = f"{self.dockerfile}:{number}" if number else str(self.dockerfile)
         shown = f": {step}" if step and not (where and where[1]) else ""
         words = "".join(f"\n  {line}" for line in [*last[-_LINES_MAX:], reason])
         everything = "\n".join([*self.lines[-50:], reason]).lower()
         if "no space left on device" in everything:
             hint = "Free space in the Docker Engine's data root (`docker system df`, `docker image prune`)."
-        elif not self.steps and not self.step and re.match(r"#\s*syntax\s*=", self.text):
+        elif not self.steps and not self.step and re.match(r"#\s*syntax\s*=", self.context.text):
             hint = "Its first line names a frontend that the engine must pull; without a registry, take that line out."
         else:
             hint = "Correct the Dockerfile or its context and submit again; the steps before are kept by the engine."
@@ -245,4 +315,5 @@ class _Building:
 def _has_bridge() -> bool:
     """Whether the engine has its usual network; without, build steps use the machine's own."""
     with connected("list its networks") as client:
-        return bool(client.api.networks(names=["bridge"]))
+        # The engine's own filter also finds parts of names.
+        return any(one["Name"] == "bridge" for one in client.api.networks())

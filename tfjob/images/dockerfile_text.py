@@ -6,15 +6,18 @@ import re
 from dataclasses import dataclass
 from typing import TYPE_CHECKING
 
+from tfjob.images.dockerfile_stages import Stages
+
 if TYPE_CHECKING:
     from collections.abc import Mapping
 
 __all__ = ["Instruction", "instructions", "line_of", "parents"]
 
 _DIRECTIVE = re.compile(r"#\s*(syntax|escape|check)\s*=\s*(\S+)\s*", re.IGNORECASE)
-_HEREDOC = re.compile(r"<<-?\s*([\"']?)([A-Za-z_]\w*)\1")
+# Words as the builder splits them: a heredoc is a word of its own, outside of quotes.
+_WORD = re.compile(r"(?:\"(?:\\.|[^\"\\])*\"|'[^']*'|\\.|[^\s\"'\\])+")
+_HEREDOC = re.compile(r"\d*<<(-?)([\"']?)([A-Za-z_]\w*)\2")
 _VARIABLE = re.compile(r"\$(?:(\w+)|\{(\w+)(?::?([-+])([^}]*))?\})")
-_FROM = re.compile(r"FROM\s+(?:--\S+\s+)*(\S+)(?:\s+AS\s+(\S+))?\s*", re.IGNORECASE)
 _MIN_MATCH = 4
 
 
@@ -37,11 +40,11 @@ def instructions(text: str) -> tuple[Instruction, ...]:
         escape = match[2] if match[1].lower() == "escape" else escape
     parts: list[str] = []
     start = 0
-    ends: list[str] = []
+    ends: list[tuple[str, str]] = []  # of heredocs: "-" where tabs before the last line do not count, and that line
     for number, line in enumerate(text.splitlines(), 1):
         words = line.strip()
         if ends:
-            if words == ends[0]:
+            if (line.lstrip("\t") if ends[0][0] else line) == ends[0][1]:
                 ends.pop(0)
             continue
         if not words or words.startswith("#"):
@@ -55,42 +58,29 @@ def instructions(text: str) -> tuple[Instruction, ...]:
             found.append(Instruction(start, whole))
             parts = []
             takes = whole.split(" ", 1)[0].upper() in {"RUN", "COPY", "ADD"}
-            ends = [word for _, word in _HEREDOC.findall(whole)] if takes else []
+            ends = _heredocs(whole) if takes else []
     if parts:
         found.append(Instruction(start, " ".join(" ".join(parts).split())))
     return tuple(found)
 
 
-def parents(text: str, arguments: Mapping[str, str]) -> tuple[str, ...]:
-    """Return the images a Dockerfile starts from, its build arguments put in; not its own stages, not ``scratch``."""
-    values: dict[str, str] = {}
-    stages: set[str] = set()
-    found: dict[str, None] = {}
+def _heredocs(instruction: str) -> list[tuple[str, str]]:
+    matches = [_HEREDOC.fullmatch(word) for word in _WORD.findall(instruction)]
+    return [(match[1], match[3]) for match in matches if match is not None]
+
+
+def parents(text: str, arguments: Mapping[str, str], *, needed_only: bool = False) -> tuple[str, ...]:
+    """Return the images a Dockerfile is made of, its build arguments put in; not its own stages, not ``scratch``.
+
+    They are what stages start from and what ``COPY --from``, ``ADD --from`` and ``RUN --mount=…,from=`` name; with
+    `needed_only`, those that the last stage needs. Where a name can only be known by the builder, it stands as far as
+    it is known and is no name of an image: there is a ``$`` in it, or it is not complete.
+    """
+    stages = Stages(arguments)
     for one in instructions(text):
         verb, _, rest = one.text.partition(" ")
-        if verb.upper() == "ARG" and not stages and not found:
-            name, has_default, default = rest.partition("=")
-            values[name] = arguments.get(name, _filled(default.strip("\"'"), values) if has_default else "")
-        elif (match := _FROM.fullmatch(one.text)) is not None:
-            image = _filled(match[1], values)
-            if image and image != "scratch" and image.lower() not in stages:
-                found[image] = None
-            stages.add((match[2] or f"stage {one.line}").lower())
-    return tuple(found)
-
-
-def _filled(text: str, values: Mapping[str, str]) -> str:
-    """Put variables into a text as Docker does: ``$NAME``, ``${NAME}``, ``${NAME:-default}``, ``${NAME:+other}``."""
-
-    def value(match: re.Match[str]) -> str:
-        known = values.get(match[1] or match[2], "")
-        if match[3] == "-":
-            return known or match[4]
-        if match[3] == "+":
-            return match[4] if known else ""
-        return known
-
-    return _VARIABLE.sub(value, text)
+        stages.take(verb.upper(), rest)
+    return stages.images(needed_only=needed_only)
 
 
 def line_of(text: str, step: str) -> int | None:

@@ -24,15 +24,21 @@ def push(image: str, reference: str, *, log: Callable[[str], None], progress: Ca
     """
     repository, tag = repository_and_tag(reference)
     doing = f"push {repository}:{tag}"
-    digest = ""
+    digest = shown = ""
+    states: dict[str, str] = {}  # layer → what was last said of it
     try:
         with connected(doing, patient=True) as client:
             client.api.tag(image, repository, tag)
             for message in messages(client.api.push(repository, tag=tag, stream=True, decode=True), doing):
                 digest = (message.get("aux") or {}).get("Digest", digest)
-                if status := message.get("status"):
-                    log(" ".join(str(part) for part in (message.get("id"), status) if part))
-                    progress(f"pushing {repository}:{tag}: {message['so far']}")
+                layer, status = str(message.get("id", "")), str(message.get("status", ""))
+                # The engine repeats itself for every few KB: a line for each change of a layer is enough.
+                if status and (not layer or states.get(layer) != status):
+                    states[layer] = status
+                    log(f"{layer} {status}".strip())
+                if status and shown != message["so far"]:
+                    shown = str(message["so far"])
+                    progress(f"pushing {repository}:{tag}: {shown}")
     except PreparationError as error:
         raise PreparationError(error.message, error.hint or _hint(error.message, repository)) from error
     return f"{repository}@{digest}" if digest else f"{repository}:{tag}"
