@@ -137,3 +137,12 @@ def test_only_the_network_of_that_name_is_the_bridge(client: Client) -> None:
         assert _has_bridge() == before
     finally:
         network.remove()
+
+
+def test_a_store_that_cannot_be_written(context: Context, tmp_path: Path) -> None:
+    context.write("Dockerfile", "FROM BASE\nRUN true\n")
+    context.store_root = tmp_path / "file"
+    context.store_root.touch()
+    with pytest.raises(PreparationError, match=f"the store {context.store_root} cannot be written") as caught:
+        context.build()
+    assert "Free space in it" in caught.value.hint

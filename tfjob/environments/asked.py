@@ -17,7 +17,7 @@ if TYPE_CHECKING:
 
 __all__ = ["ask"]
 
-_JOB = re.compile(rb"(?m)^(?:script|command)[ \t]*:")
+_JOB = re.compile(rb"(?m)^(?:script|command)[ \t]*:|\A\s*\{(?s:.*)\"(?:script|command)\"\s*:")
 _FILE_ENDINGS = (".yml", ".yaml")
 
 

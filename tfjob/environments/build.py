@@ -134,7 +134,7 @@ def build(
     size_bytes = _make_read_only(stage)
     marker = {
         "key": recipe.key,
-        "python": lock.python_version,
+        "python": recipe.interpreter.version_text if recipe.interpreter else lock.python_version,
         "interpreter": str(recipe.interpreter.path) if recipe.interpreter else None,
         "bytecode": recipe.cache_tag,
         "platform": lock.platform,

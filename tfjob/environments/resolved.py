@@ -100,6 +100,10 @@ def resolve_environment(
     if spec.dockerfile is not None:
         try:
             text = spec.dockerfile.read_text(encoding="utf-8")
+        except FileNotFoundError as error:
+            raise PreparationError(
+                f"there is no Dockerfile {spec.dockerfile}", "It was there when the job file was read; submit again."
+            ) from error
         except (OSError, UnicodeDecodeError) as error:
             raise PreparationError(
                 f"the Dockerfile {spec.dockerfile} cannot be read: {error}", "Make it readable, or remove it."

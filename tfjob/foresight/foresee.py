@@ -47,7 +47,7 @@ def foresee(job: ResolvedJob, *, store: Path, environ: Mapping[str, str]) -> tup
         code=_code(job),
         has_mpi=shutil.which("mpirun", path=base_path(environ)) is not None if job.runtime == "process" else None,
     )
-    return (*pairings.check(facts), *_cuda(job, asked, packages))
+    return (*pairings.check(facts), *_cuda(job, asked, packages), *_base(job))
 
 
 def _locked(job: ResolvedJob, asked: ResolvedEnvironment, store: Path) -> Mapping[str, str] | None:
@@ -81,6 +81,15 @@ def _code(job: ResolvedJob) -> dict[str, str]:
         except (OSError, UnicodeDecodeError):
             continue
     return texts
+
+
+def _base(job: ResolvedJob) -> tuple[Finding, ...]:
+    """A base image that somebody chose and that processes do not have."""
+    base = job.spec.environment.base
+    if job.runtime == "docker" or base == "cpu":
+        return ()
+    message = f"environment.base is {base}, and the job runs as processes, which have no base image."
+    return (pairings.Finding("base", "warning", message, "Set compute.runtime: docker, or leave base out.", ""),)
 
 
 def _cuda(job: ResolvedJob, asked: ResolvedEnvironment, packages: Mapping[str, str] | None) -> tuple[Finding, ...]:

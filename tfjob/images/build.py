@@ -8,6 +8,7 @@ is asked each time: its own cache is right.
 from __future__ import annotations
 
 import contextlib
+import errno
 import os
 import re
 import shutil
@@ -43,6 +44,7 @@ _BUILDKIT_LINE = re.compile(r"#(\d+) (?:[\d.]+ )?(.*)")
 _CLASSIC_STEP = re.compile(r"Step (\d+)/(\d+) : (.*)")
 _PARSE_LINE = re.compile(r"parse error (?:on )?line (\d+)|Dockerfile:(\d+)\b", re.IGNORECASE)
 _NOT_OF_IMAGES = re.compile(r"parse error|stopped answering|no space left", re.IGNORECASE)
+_FULL = (errno.ENOSPC, errno.EDQUOT, errno.EROFS)
 _NATIVE_BUILDKIT_BEFORE = 23
 
 
@@ -64,7 +66,7 @@ def build(
         files = Context.read(dockerfile, context, store_root)
         content = files.content(store_root)
     except (OSError, UnicodeDecodeError) as error:
-        raise _unreadable(dockerfile, context, error) from error
+        raise _unreadable(dockerfile, context, store_root, error) from error
     # Found or pulled before, by tfjob, so that an image of another content is noticed.
     from_images = _Parents()
     for one in parents(files.text, arguments, needed_only=True):
@@ -73,22 +75,38 @@ def build(
     tag = f"{_REPOSITORY}:{key}"
     found = find_image(tag) if from_images.all_known else None
     if found is None:
-        folder = store_root / "building"
-        folder.mkdir(parents=True, exist_ok=True)
-        with Building(folder).holding(key, progress) as (work, holds):
-            found = find_image(tag) if from_images.all_known else None
-            if found is None:
-                building = _Building(
-                    files, arguments=arguments, tag=tag, work=work, holds=holds, log=log, progress=progress
-                )
-                _build(building, from_images)
-                found = find_image(tag)
+        try:
+            folder = store_root / "building"
+            folder.mkdir(parents=True, exist_ok=True)
+            with Building(folder).holding(key, progress) as (work, holds):
+                found = find_image(tag) if from_images.all_known else None
+                if found is None:
+                    building = _Building(
+                        files, arguments=arguments, tag=tag, work=work, holds=holds, log=log, progress=progress
+                    )
+                    _build(building, from_images)
+                    found = find_image(tag)
+        except OSError as error:
+            raise _unwritable(dockerfile, store_root, error) from error
     if found is None:
         raise PreparationError(f"the image of {dockerfile} was removed while it was made", "Submit again.")
     return str(found["Id"])
 
 
-def _unreadable(dockerfile: Path, context: Path, error: OSError | UnicodeDecodeError) -> PreparationError:
+def _unwritable(dockerfile: Path, store_root: Path, error: OSError) -> PreparationError:
+    return PreparationError(
+        f"{dockerfile} could not be built: the store {store_root} cannot be written: {error.strerror or error}",
+        "Free space in it, or make it writable, and submit again.",
+    )
+
+
+def _unreadable(
+    dockerfile: Path, context: Path, store_root: Path, error: OSError | UnicodeDecodeError
+) -> PreparationError:
+    if isinstance(error, OSError) and (
+        error.errno in _FULL or str(error.filename or "").startswith(f"{store_root / 'builds'}")
+    ):
+        return _unwritable(dockerfile, store_root, error)
     if isinstance(error, FileNotFoundError) and not dockerfile.exists():
         return PreparationError(
             f"there is no Dockerfile {dockerfile}", "Correct its path (`dockerfile:`), or write it."

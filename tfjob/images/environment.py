@@ -104,7 +104,9 @@ def build_dockerfile(
     from tfjob.images.bake import build  # noqa: PLC0415
 
     image = build(dockerfile, context, arguments, store_root=store, log=log, progress=progress)
-    return _finished(_look_into(image, store, log, progress), f"the image of {dockerfile}")
+    return _finished(
+        _look_into(image, store, log, progress, f"the image of {dockerfile}"), f"the image of {dockerfile}"
+    )
 
 
 def require_unchanged(dockerfile: Path, digest: str, context: Path, arguments: Pairs) -> None:
@@ -125,7 +127,7 @@ def use_image(
     reference: str, *, store: Path, log: Callable[[str], None], progress: Callable[[str], None]
 ) -> ContainerEnvironment:
     """Use a finished image as it is: its own PATH, its own packages."""
-    return _finished(_look_into(reference, store, log, progress), f"the image {reference}")
+    return _finished(_look_into(reference, store, log, progress, f"the image {reference}"), f"the image {reference}")
 
 
 def use_kept_image(
@@ -146,7 +148,7 @@ def _look_into(reference: str, store: Path, log: Callable[[str], None], progress
     """An image that nothing is made for: any will do."""
     from tfjob.images.base import base_image  # noqa: PLC0415
 
-    return base_image(reference, store_root=store, log=log, progress=progress, for_packages=False)
+    return base_image(reference, store_root=store, log=log, progress=progress, for_packages=False, called=called)
 
 
 def _finished(image: BaseImage, what: str) -> ContainerEnvironment:
