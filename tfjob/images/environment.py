@@ -105,7 +105,7 @@ def build_dockerfile(
 
     image = build(dockerfile, context, arguments, store_root=store, log=log, progress=progress)
     return _finished(
-        _look_into(image, store, log, progress, f"the image of {dockerfile}"), f"the image of {dockerfile}"
+        _look_into(image, store, log, progress, called=f"the image of {dockerfile}"), f"the image of {dockerfile}"
     )
 
 
@@ -127,7 +127,9 @@ def use_image(
     reference: str, *, store: Path, log: Callable[[str], None], progress: Callable[[str], None]
 ) -> ContainerEnvironment:
     """Use a finished image as it is: its own PATH, its own packages."""
-    return _finished(_look_into(reference, store, log, progress, f"the image {reference}"), f"the image {reference}")
+    return _finished(
+        _look_into(reference, store, log, progress, called=f"the image {reference}"), f"the image {reference}"
+    )
 
 
 def use_kept_image(
@@ -144,7 +146,9 @@ def use_kept_image(
     return use_image(image, store=store, log=log, progress=progress)
 
 
-def _look_into(reference: str, store: Path, log: Callable[[str], None], progress: Callable[[str], None]) -> BaseImage:
+def _look_into(
+    reference: str, store: Path, log: Callable[[str], None], progress: Callable[[str], None], *, called: str
+) -> BaseImage:
     """An image that nothing is made for: any will do."""
     from tfjob.images.base import base_image  # noqa: PLC0415
 
