@@ -49,6 +49,9 @@ _SILENT_S: Final = 60.0
 _QUICK_S: Final = 2.0
 """How long a poll, at most once for each task, may wait for the engine's word."""
 
+_UNSEEN_S: Final = 1.0
+"""A container whose first process is not seen has ended by then, or its processes are elsewhere."""
+
 _REMOVE_S: Final = 20.0
 
 
@@ -194,7 +197,8 @@ def _start(handle: _Handle, task: str, body: Mapping[str, Any]) -> None:
     api.start(container)
     state = api.state(container)
     first = HostProcess.of(state["Pid"]) if state["Pid"] else None
-    if state["Pid"] and not (first and is_first_of_a_container(first.pid)) and api.state(container)["Running"]:
+    seen = first is not None and is_first_of_a_container(first.pid)
+    if state["Pid"] and not seen and _goes_on_unseen(api, container):
         raise TargetError(
             f"the processes of the Docker Engine at {api.address} can't be seen from here",
             "The engine must run on this very machine, not in a virtual machine, and tfjob not in a container itself.",
@@ -203,6 +207,16 @@ def _start(handle: _Handle, task: str, body: Mapping[str, Any]) -> None:
     if first is not None:
         _tell(handle, f"{first.pid} {first.start_ticks}\n")
     _note(handle, task)
+
+
+def _goes_on_unseen(api: DockerApi, container: str) -> bool:
+    """Whether a container whose first process can't be seen runs all the same: one that has just ended is noticed late."""
+    deadline = time.monotonic() + _UNSEEN_S
+    while time.monotonic() < deadline:
+        if not api.state(container)["Running"]:
+            return False
+        time.sleep(0.05)
+    return True
 
 
 def _note(handle: _Handle, task: str) -> None:

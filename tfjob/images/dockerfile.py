@@ -80,10 +80,9 @@ def dockerfile(lock: Lock, base: str, *, ssh: bool = True) -> str:
                     "python3 -m venv /opt/installer",
                     "/opt/installer/bin/pip install --quiet 'py-rattler>=0.20'",
                     "/opt/installer/bin/python /build/conda_installer.py /build/conda.lock /opt/env /build/conda",
-                    "rm -rf /opt/installer",
                 ]
             ),
-            *_pip(lock, "/opt/env/bin/python"),
+            *_pip_from_outside(lock),
             "",
             "FROM ${BASE}",
             "USER 0",
@@ -138,6 +137,17 @@ def _pip(lock: Lock, python: str) -> list[str]:
         commands.append("rm -f /opt/env/bin/pip /opt/env/bin/pip3*")
     commands.append(f"{python} -m compileall -q --invalidation-mode unchecked-hash -j 0 /opt/env/lib || true")
     return _run(commands)
+
+
+def _pip_from_outside(lock: Lock) -> list[str]:
+    """Return the instruction for the pip part beside conda packages: by the installer's pip, as conda's Python may have none."""
+    hashes = "--require-hashes " if lock.has_all_hashes else ""
+    pip = "/opt/installer/bin/python -m pip --python /opt/env/bin/python"
+    commands = (
+        [f"{pip} install --no-cache-dir --no-deps {hashes}-r /build/requirements.txt"] if lock.pip_packages else []
+    )
+    compiling = "-m compileall -q --invalidation-mode unchecked-hash -j 0 /opt/env/lib || true"
+    return _run([*commands, f"/opt/env/bin/python {compiling}"])
 
 
 def _ssh() -> list[str]:
