@@ -27,6 +27,7 @@ from typing import Literal
 
 from tfjob.environments.definition import Definition
 from tfjob.spec.expressions import substitute
+from tfjob.targets.definition import ClusterDefinition, SlurmDefinition
 from tfjob.values import Pairs
 
 __all__ = [
@@ -37,6 +38,7 @@ __all__ = [
     "EnvironmentPlan",
     "LimitsPlan",
     "Plan",
+    "RetriesPlan",
     "TaskPlan",
     "bind",
 ]
@@ -136,8 +138,19 @@ class LimitsPlan:
 
 
 @dataclass(frozen=True)
+class RetriesPlan:
+    """How often a run that failed is started again, at most, and for which reasons."""
+
+    most: int
+    on: tuple[Literal["node_lost", "failure"], ...]
+
+
+@dataclass(frozen=True)
 class Plan:
-    """Everything a run will be. `tasks` are the user's processes; `launcher` the one that starts them, under MPI."""
+    """Everything a run will be. `tasks` are the user's processes; `launcher` the one that starts them, under MPI.
+
+    `cluster` or `slurm` is the definition of the target as it was when the job was planned; neither for `local`.
+    """
 
     name: str
     experiment: str
@@ -158,6 +171,9 @@ class Plan:
     secrets: tuple[str, ...]
     limits: LimitsPlan
     container: ContainerPlan | None = None
+    retries: RetriesPlan | None = None
+    cluster: ClusterDefinition | None = None
+    slurm: SlurmDefinition | None = None
     version: int = PLAN_VERSION
 
     @property
