@@ -9,6 +9,7 @@ import subprocess
 import sys
 import time
 from collections.abc import Callable, Iterator
+from dataclasses import replace
 from pathlib import Path
 
 import pytest
@@ -17,9 +18,12 @@ from runs import elsewhere
 from support import eventually, processes_of
 
 from tfjob.durable import replace_json
+from tfjob.engines.base import Allocation
 from tfjob.planning.plan import Plan, RetriesPlan
 from tfjob.rundir import RunDirectory
 from tfjob.runs.record import Record, iso, read_record, write_record
+from tfjob.runs.supervision import _describe
+from tfjob.targets.target import Node
 from tfjob.values import encode
 
 Supervise = Callable[..., "subprocess.Popen[bytes]"]
@@ -139,3 +143,20 @@ def test_a_restart_of_the_supervisors_machine_does_not_end_what_runs_elsewhere(
     record = ended(run, second)
     assert (record.state, record.takeovers, record.attempts) == ("Completed", 1, ())
     assert run.log("main").read_text() == "begun\ndone\n"
+
+
+@pytest.mark.parametrize(
+    ("gpus", "said"),
+    [
+        ([(), (), ()], "6 tasks on n0, n1 and n2"),
+        ([(0, 1, 2, 3)] * 3, "6 tasks on n0, n1 and n2, GPUs 0-3 each"),
+        ([(3,)] * 2, "4 tasks on n0 and n1, GPU 3 each"),
+        ([(0, 2)], "2 tasks on n0, GPUs 0, 2"),
+        ([(0, 1), (5,), ()], "6 tasks on n0 (GPUs 0, 1), n1 (GPU 5) and n2 (no GPU)"),
+    ],
+)
+def test_what_a_run_has_got_is_said_in_a_line(gpus: list[tuple[int, ...]], said: str) -> None:
+    nodes = tuple(Node(f"n{number}", "") for number in range(len(gpus)))
+    tasks = [replace(task("true", name=f"rank-{n}"), node=n // 2) for n in range(2 * len(nodes))]
+    held = {one.name: gpus[one.node] for one in tasks}
+    assert _describe(plan(*tasks), Allocation(nodes, held)) == said
