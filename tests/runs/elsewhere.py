@@ -2,7 +2,8 @@
 
 python elsewhere.py RUN_DIRECTORY     go on with the run, as a supervisor does
 
-`bring` in the run directory says what happens while things are brought: "wait" until it is changed, "lose" a node once.
+`bring` in the run directory says what happens while things are brought: "wait" until it is changed, "lose" a node once; with
+"fail" the tasks can't be ended for sure.
 """
 
 from __future__ import annotations
@@ -38,15 +39,20 @@ class ElsewhereEngine(ProcessEngine):
         told: Waiting = tell_nobody,
     ) -> Any:
         bring = run.path / "bring"
-        while bring.exists() and bring.read_text() == "wait":
+        while bring.read_text() == "wait":
             told("bringing code to node far")
             time.sleep(0.02)
-        if bring.exists() and bring.read_text() == "lose":
-            bring.unlink()
+        if bring.read_text() == "lose":
+            bring.write_text("")
             raise NodeLost("node far can't be reached any more")
         for task in plan.all_tasks:
             run.work(task.name).mkdir(parents=True, exist_ok=True)
         return super().start(plan, run, allocation, prepared, told)
+
+    def stop(self, handle: Any, grace_s: float) -> None:
+        super().stop(handle, grace_s)
+        if (handle.run.path / "bring").read_text() == "fail":
+            raise ConnectionError("the node does not answer")
 
 
 def main(directory: str) -> None:

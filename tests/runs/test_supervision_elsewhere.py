@@ -76,7 +76,7 @@ def test_the_engine_brings_things_while_the_run_is_scaling(run: RunDirectory, su
     record = read_record(run)
     assert (record.state, [one.node for one in record.tasks]) == ("Scaling", ["far"])
     assert not run.work("main").exists()
-    (run.path / "bring").unlink()
+    (run.path / "bring").write_text("")
     record = ended(run, supervisor)
     assert (record.state, [phase.name for phase in record.phases]) == (
         "Completed",
@@ -124,6 +124,15 @@ def test_a_node_lost_while_things_are_brought_is_a_reason_to_try_again(
         assert (record.state, record.exit_code, record.attempts) == ("Failed", 5, ())
         assert record.failure is not None
         assert record.failure.message == "node far can't be reached any more"
+
+
+def test_no_attempt_begins_beside_one_that_could_not_be_ended(run: RunDirectory, supervise: Supervise) -> None:
+    record = ended(run, supervise(plan(task("exit 3"), retries=RetriesPlan(2, ("failure",))), bring="fail"))
+    assert (record.state, record.exit_code, len(record.attempts)) == ("Failed", 5, 1)
+    assert record.failure is not None
+    assert record.failure.message == "attempt 1 could not be ended, and another must not run beside it"
+    assert "the node does not answer" in run.supervisor_log.read_text()
+    assert run.restart_count == 0
 
 
 def test_a_restart_of_the_supervisors_machine_does_not_end_what_runs_elsewhere(
