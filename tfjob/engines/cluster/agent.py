@@ -129,6 +129,7 @@ class Agent:
 
     def do_have(
         self,
+        *,
         logs: dict[str, int],
         reports: list[list[str]],
         files: dict[str, list[int]],
@@ -144,12 +145,22 @@ class Agent:
         self.tasks, self.merge_interval_s = tasks, merge_interval_s
         self.keep, self.code = keep, code
 
-    def do_prepare(self, tasks: dict[str, Any], datasets: list[dict[str, str]], named: list[str]) -> None:
+    def do_prepare(
+        self,
+        tasks: dict[str, Any],
+        datasets: list[dict[str, Any]],
+        named: list[str],
+        files: dict[str, list[Any]],
+    ) -> None:
         """Write the tasks' files, and give each its working copy of the code, with outputs, logs and datasets in place."""
         for name in ("outputs", "logs", "logs/user", "datasets", *("outputs/" + one for one in named)):
             os.makedirs(os.path.join(self.run, name), exist_ok=True)
         for path, status in self.outputs():
             self.sent_files.setdefault(path, (status.st_size, status.st_mtime_ns))  # what an earlier attempt left
+        for path, (text, mode) in files.items():
+            descriptor = os.open(os.path.join(self.run, path), os.O_WRONLY | os.O_CREAT | os.O_TRUNC, mode)
+            with open(descriptor, "w", encoding="utf-8") as file:
+                file.write(text)
         for dataset in datasets:
             self.place(dataset)
         for task, content in tasks.items():
@@ -160,17 +171,20 @@ class Agent:
             self.make_work(task)
         self.say("ready", what="prepare")
 
-    def place(self, dataset: dict[str, str]) -> None:
+    def place(self, dataset: dict[str, Any]) -> None:
         """Put a dataset where its tasks look for it: a link to it, or a copy of their own."""
         at = os.path.join(self.run, "datasets", dataset["at"])
         os.makedirs(os.path.dirname(at), exist_ok=True)
         if not os.path.lexists(at):
-            if dataset["mode"] == "download":
+            if "links" in dataset:
+                place_files(at, dataset["links"], copy=dataset["mode"] == "download")
+            elif dataset["mode"] == "download":
                 copy_tree(dataset["tree"], at)
             else:
                 os.symlink(dataset["tree"], at)
 
     def make_work(self, task: str) -> None:
+        """A task's working copy of the code, its directories to keep links into the run's."""
         work = os.path.join(self.run, "work", task)
         if self.code and not os.path.isdir(work):
             copy_tree(self.code, work)
@@ -241,6 +255,7 @@ class Agent:
         self.say("synced")
 
     def signal(self, task: str, number: int) -> None:
+        """Signal the entrypoint of a task, if it still runs."""
         report = self.read_report(task, "started.json")
         pid = report["pid"] if report else next((pid for pid, name in self.children.items() if name == task), 0)
         if pid and (report is None or start_ticks(pid) == report["start_ticks"]):
@@ -270,6 +285,7 @@ class Agent:
             self.look_for_silence(task)
 
     def reap(self) -> None:
+        """Wait for entrypoints that have ended, so that none stays as a zombie; note those that said nothing."""
         while True:
             try:
                 pid, _ = os.waitpid(-1, os.WNOHANG)
@@ -300,6 +316,7 @@ class Agent:
             self.silent[task] = -1.0  # told
 
     def look_at_logs(self) -> None:
+        """Send what was written since the last look."""
         for path in self.logs():
             whole = os.path.join(self.run, path)
             try:
@@ -314,6 +331,7 @@ class Agent:
                 self.send_log(path, whole, sent, size)
 
     def send_log(self, path: str, whole: str, sent: int, size: int) -> None:
+        """Send a log from `sent` to `size`."""
         with open(whole, "rb") as file:
             file.seek(sent)
             while sent < size:
@@ -325,6 +343,7 @@ class Agent:
         self.sent_logs[path] = sent
 
     def logs(self) -> Iterator[str]:
+        """The logs of this node's tasks, and what scripts write to ./logs."""
         for task in self.tasks:
             if os.path.exists(os.path.join(self.run, "logs", task + ".log")):
                 yield "logs/" + task + ".log"
@@ -332,6 +351,7 @@ class Agent:
             yield path
 
     def outputs(self) -> Iterator[tuple[str, os.stat_result]]:
+        """What scripts wrote to what is kept."""
         return walk(self.run, "outputs")
 
     def look_at_outputs(self) -> None:
@@ -394,9 +414,11 @@ class Agent:
             return False
 
     def task_file(self, task: str, name: str) -> str:
+        """The path of a task's report."""
         return os.path.join(self.run, "tasks", task, name)
 
     def read_report(self, task: str, name: str) -> dict[str, Any] | None:
+        """A task's report, or None if it is not there."""
         try:
             with open(self.task_file(task, name), encoding="utf-8") as file:
                 found: dict[str, Any] = json.load(file)
@@ -405,6 +427,7 @@ class Agent:
             return None
 
     def read_text(self, path: str) -> str:
+        """A file's text; nothing where there is none."""
         try:
             with open(path, encoding="utf-8", errors="replace") as file:
                 return file.read()
@@ -433,6 +456,7 @@ def directories(run: str, below: str) -> Iterator[str]:
 
 
 def is_same(original: str, status: os.stat_result) -> bool:
+    """Whether a file is as it was when it was copied: of the same size and time."""
     try:
         before = os.lstat(original)
     except OSError:
@@ -449,6 +473,17 @@ def copy_tree(source: str, target: str) -> None:
             if not os.path.islink(path):
                 os.chmod(path, os.stat(path).st_mode | 0o200)
     os.chmod(target, os.stat(target).st_mode | 0o700)
+
+
+def place_files(directory: str, files: list[list[str]], copy: bool) -> None:
+    """Links to files, or copies of them, by their names in a directory."""
+    for source, name in files:
+        at = os.path.join(directory, name)
+        os.makedirs(os.path.dirname(at), exist_ok=True)
+        if copy:
+            shutil.copyfile(source, at)
+        else:
+            os.symlink(source, at)
 
 
 def link(at: str, to: str) -> None:
@@ -477,7 +512,7 @@ def free_ports(count: int) -> list[int]:
                 break
             one = socket.socket(socket.AF_INET, socket.SOCK_STREAM)
             try:
-                one.bind(("0.0.0.0", port))
+                one.bind(("0.0.0.0", port))  # noqa: S104  # only bound, never listened on
             except OSError:
                 one.close()
                 continue

@@ -137,7 +137,7 @@ def archive_of(
         for name in (PROGRAMS[1:],):
             tar.addfile(_directory(name, 0, 0, 0o755))
         for module, target in ((agent, AGENT), (entrypoint, ENTRYPOINT)):
-            content = Path(os.path.realpath(module.__file__)).read_bytes()
+            content = Path(os.path.realpath(str(module.__file__))).read_bytes()
             tar.addfile(_file(target[1:], len(content), 0, 0, 0o755), io.BytesIO(content))
         for name in directories:
             tar.addfile(_directory(name, uid, gid, 0o700 if name.endswith("/ssh") else 0o755))

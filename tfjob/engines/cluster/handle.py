@@ -6,7 +6,7 @@ import json
 import time
 from collections.abc import Sequence
 from contextlib import suppress
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, replace
 from typing import Any, Final
 
 from tfjob.durable import replace_json
@@ -35,11 +35,10 @@ class NodeNote:
 
 @dataclass
 class ClusterHandle(Watch):
-    """A run's nodes: the links to them by the plan's numbers, and when each task's failure was first heard of."""
+    """A run's nodes: the links to them, by the plan's numbers."""
 
     key: RunKey = field(default_factory=lambda: RunKey("", ""))
     links: dict[int, NodeLink] = field(default_factory=dict)
-    failed_at: dict[str, float] = field(default_factory=dict)
     left: list[str] = field(default_factory=list)
     """Nodes that could not be cleaned up, in words."""
 
@@ -60,27 +59,8 @@ def read_notes(run: RunDirectory) -> tuple[int, str, tuple[NodeNote, ...]]:
 
 
 def statuses_of(handle: ClusterHandle) -> tuple[TaskStatus, ...]:
-    """How every task is, in plan order.
-
-    A failure is told only when every other node was heard after it: when a machine goes down, what fails first on the
-    others is not to blame. What was lost with a node ended when the node was heard last.
-    """
-    now = time.monotonic()
-    found = [_status(handle, task) for task in handle.plan.all_tasks]
-    for one in found:
-        if one.failed and not one.node_lost:
-            handle.failed_at.setdefault(one.task, now)
-    return tuple(_in_doubt(handle, one) for one in found)
-
-
-def _in_doubt(handle: ClusterHandle, one: TaskStatus) -> TaskStatus:
-    since = handle.failed_at.get(one.task)
-    if since is None or handle.stopping or one.node_lost:
-        return one
-    now = time.monotonic()
-    if all(link.ended is not None or now - link.silent_s > since for link in handle.links.values()):
-        return one
-    return TaskStatus(one.task, "running", started=one.started, listening=one.listening)
+    """How every task is, in plan order. What was lost with a node ended when the node was heard last."""
+    return tuple(_status(handle, task) for task in handle.plan.all_tasks)
 
 
 def _status(handle: ClusterHandle, task: TaskPlan) -> TaskStatus:
@@ -107,9 +87,9 @@ def _status(handle: ClusterHandle, task: TaskPlan) -> TaskStatus:
         explain=explain,
         patience_s=float("inf"),  # the node itself says what was started
     )
-    if found.node_lost and link is not None and found.time is not None:
-        heard = time.time() - link.silent_s
-        return TaskStatus(**{**found.__dict__, "time": min(found.time, heard)})
-    return found
-
-
+    if link is None:
+        return found
+    heard = time.time() - link.silent_s
+    if found.node_lost and found.time is not None:
+        return replace(found, time=min(found.time, heard), heard=heard)
+    return replace(found, heard=heard)

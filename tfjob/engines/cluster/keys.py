@@ -68,7 +68,9 @@ def _key_pair() -> tuple[str, str]:
     """A new Ed25519 key pair, which is on this machine's disk for a moment, in a directory of this user alone."""
     program = shutil.which("ssh-keygen")
     if program is None:
-        raise TargetError("this machine has no ssh-keygen, which makes the keys of an MPI run", "Install the OpenSSH client.")
+        raise TargetError(
+            "this machine has no ssh-keygen, which makes the keys of an MPI run", "Install the OpenSSH client."
+        )
     with tempfile.TemporaryDirectory(prefix="tfjob-key-") as directory:
         file = Path(directory, "key")
         subprocess.run(

@@ -10,6 +10,7 @@ import json
 import threading
 import time
 from collections.abc import Mapping
+from contextlib import suppress
 from dataclasses import dataclass, field
 from typing import Any, Final
 
@@ -185,24 +186,11 @@ class NodeLink:
         }
 
     def _take(self, header: Mapping[str, Any], data: bytes) -> None:
-        kind, index = header["kind"], self.node.index
-        if kind == "log":
-            self.home.log(index, header["path"], header["offset"], data)
-        elif kind == "report":
-            self.home.report(header["task"], header["name"], header["content"])
-        elif kind == "file":
-            self._sent_last = time.monotonic()
-            self.home.part(index, dict(header), data)
-            if header["last"] and header["whole"]:
-                self._files[header["path"]] = [header["size"], header["mtime_ns"]]
-        elif kind == "link":
-            self.home.link(index, header["path"], header["target"])
-        elif kind == "directory":
-            self.home.directory(header["path"])
-            self._files[header["path"]] = [-1, 0]
-        elif kind == "gone":
-            self.home.gone(index, header["path"])
-            self._files.pop(header["path"], None)
+        kind = header["kind"]
+        if kind in {"log", "report"}:
+            self._take_words(header, data)
+        elif kind in {"file", "link", "directory", "gone"}:
+            self._take_file(header, data)
         elif kind == "silent":
             self.silent[header["task"]] = "" if header["started"] else header["words"].strip()
         elif kind == "hello":
@@ -210,10 +198,32 @@ class NodeLink:
             self.ports = self.ports or header["ports"]
         elif kind == "problem":
             self.problems.append(header["message"])
-        name = f"ready {header['what']}" if kind in {"ready", "problem"} and "what" in header else kind
+        name = f"ready {header['what']}" if kind == "ready" else kind
         with self._changed:
             self._said[name] = self._said.get(name, 0) + 1
             self._changed.notify_all()
+
+    def _take_words(self, header: Mapping[str, Any], data: bytes) -> None:
+        if header["kind"] == "log":
+            self.home.log(self.node.index, header["path"], header["offset"], data)
+        else:
+            self.home.report(header["task"], header["name"], header["content"])
+
+    def _take_file(self, header: Mapping[str, Any], data: bytes) -> None:
+        kind, index, path = header["kind"], self.node.index, header["path"]
+        if kind == "file":
+            self._sent_last = time.monotonic()
+            self.home.part(index, dict(header), data)
+            if header["last"] and header["whole"]:
+                self._files[path] = [header["size"], header["mtime_ns"]]
+        elif kind == "link":
+            self.home.link(index, path, header["target"])
+        elif kind == "directory":
+            self.home.directory(path)
+            self._files[path] = [-1, 0]
+        else:
+            self.home.gone(index, path)
+            self._files.pop(path, None)
 
     # Trouble.
 
@@ -249,10 +259,8 @@ class NodeLink:
             self._end(Ended(f"{self.node.name}, or its Docker Engine, was restarted", lost=True))
         else:
             words = ""
-            try:
+            with suppress(TargetError, RefusalError):
                 words = self.api.last_words(self.node.container, 5, _CALL_S).strip()
-            except (TargetError, RefusalError):
-                pass
             self._end(
                 Ended(f"its container ended with code {code}" + (f": {'; '.join(words.splitlines())}" if words else ""))
             )

@@ -61,10 +61,7 @@ def find_room(plan: Plan, key: RunKey, reaching: Reaching, deadline_s: float, wa
                 search.leave_line(found)
                 return found
             if time.monotonic() >= deadline:
-                raise TargetError(
-                    f"no room on {plan.target} within {deadline_s:g} s: {search.wanted} asked for; {search.why}",
-                    "Wait for those runs, or raise `limits.allocation_timeout_s`.",
-                )
+                raise search.in_vain(deadline_s)  # noqa: TRY301  # what was taken is let go of below
             waiting(f"waiting for {search.wanted} on {plan.target}: {search.why}")
             search.rest()
     except BaseException:
@@ -92,6 +89,13 @@ class _Search:
         nodes = f"{self._plan.node_count} node{'s' if self._plan.node_count != 1 else ''}"
         gpus = self._plan.gpus_per_node
         return nodes + (f" with {gpus} GPU{'s' if gpus != 1 else ''}" if gpus else "")
+
+    def in_vain(self, deadline_s: float) -> TargetError:
+        """The error for a search that took too long."""
+        return TargetError(
+            f"no room on {self._plan.target} within {deadline_s:g} s: {self.wanted} asked for; {self.why}",
+            "Wait for those runs, or raise `limits.allocation_timeout_s`.",
+        )
 
     def look(self) -> Found | None:
         """One look at all nodes that answer; the room, if there is enough and it is our turn."""
