@@ -8,6 +8,7 @@
     ├── NotFound               3   a run, workspace or registered name that is not there
     ├── PreparationError       4   an environment, image or dataset could not be made
     ├── TargetError            5   the compute target could not be reached, or had no room in time
+    │   └── TargetRefused      5   it said no, or does not exist: waiting for it does not help
     ├── RunFailed              1   the run itself ended in Failed or Canceled
     ├── TimedOut             124   `tfjob wait --timeout` ran out (the code of coreutils' timeout)
     └── Interrupted          130   the person (or the CI system) stopped the command
@@ -31,6 +32,7 @@ __all__ = [
     "Problem",
     "RunFailed",
     "TargetError",
+    "TargetRefused",
     "TfjobError",
     "TimedOut",
     "UsageError",
@@ -111,6 +113,10 @@ class TargetError(TfjobError):
     """A compute target could not be reached, or had no room in time."""
 
     exit_code = ExitCode.TARGET_FAILED
+
+
+class TargetRefused(TargetError):
+    """A login, a host key or a certificate was refused, or a name leads nowhere: waiting does not change the answer."""
 
 
 class RunFailed(TfjobError):
