@@ -12,7 +12,7 @@ from typing import Final, TypeVar
 
 from tfjob.dockerapi.api import DockerApi, RefusalError
 from tfjob.dockerapi.reach import engine_at, host_of
-from tfjob.errors import TargetError
+from tfjob.errors import TargetError, TargetRefused
 from tfjob.targets.definition import ClusterDefinition, NodeDefinition
 from tfjob.targets.probing import probe_gpus_of
 from tfjob.targets.target import Gpu, Node
@@ -85,7 +85,7 @@ class Reaching:
                 found = self._try(order, definition)
             except (TargetError, RefusalError, OSError) as error:
                 self._note(definition.name, error)
-                if time.monotonic() >= self._deadline:
+                if isinstance(error, TargetRefused) or time.monotonic() >= self._deadline:
                     with self._changed:
                         self._given_up.add(definition.name)
                         self._changed.notify_all()
