@@ -22,6 +22,7 @@ class Hijacked:
 
     def __init__(self, connection: socket.socket, response: BinaryIO) -> None:
         self._connection = connection
+        self._response = response  # which would close its file when it is gone
         # The answer's own file may have read ahead: some bytes of the stream are in its buffer.
         self._file = getattr(response, "fp", None) or connection.makefile("rb")
 

@@ -26,7 +26,7 @@ from tfjob.rundir import RunDirectory
 from tfjob.spec.docker_arguments import DockerArguments, parse, size_bytes
 from tfjob.targets.target import Gpu
 
-__all__ = ["LOG_DRIVER", "Shape", "container_of", "device_request", "labels", "name_of", "numbered_from_zero"]
+__all__ = ["LOG_DRIVER", "Shape", "bind_mount", "container_of", "device_request", "labels", "name_of", "numbered_from_zero"]
 
 ENTRYPOINT_FILE: Final = "/opt/tfjob/entrypoint.py"
 _CERTIFICATES: Final = "/opt/tfjob/certificates"
@@ -115,12 +115,13 @@ def _host(shape: Shape, arguments: DockerArguments, mounts: Iterable[Mount], gpu
         **({"DeviceRequests": [device_request(gpus)]} if gpus else {}),
         **arguments.host,
         "GroupAdd": groups,
-        "Mounts": [*map(_mount, mounts), *arguments.mounts],
+        "Mounts": [*map(bind_mount, mounts), *arguments.mounts],
         "Ulimits": list(arguments.ulimits.values()),
     }
 
 
-def _mount(mount: Mount) -> dict[str, Any]:
+def bind_mount(mount: Mount) -> dict[str, Any]:
+    """A mount as the Docker Engine's API wants it."""
     return {"Type": "bind", "Source": mount.source, "Target": mount.target, "ReadOnly": mount.read_only}
 
 

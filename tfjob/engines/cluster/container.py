@@ -14,7 +14,7 @@ from tfjob import entrypoint
 from tfjob.engines.base import Prepared
 from tfjob.engines.cluster import agent
 from tfjob.engines.cluster.leases import RunKey
-from tfjob.engines.container import LOG_DRIVER, device_request
+from tfjob.engines.container import LOG_DRIVER, bind_mount, device_request
 from tfjob.engines.inherited import travelling_environment
 from tfjob.engines.marked import MARKER
 from tfjob.engines.reports import Entrypoint
@@ -107,7 +107,7 @@ def body_of(
             **({"UsernsMode": "host"} if "userns" in options else {}),
             **({"DeviceRequests": [device_request(place.gpus)]} if place.gpus else {}),
             **arguments.host,
-            "Mounts": [*volumes, *binds, *arguments.mounts],
+            "Mounts": [*volumes, *binds, *map(bind_mount, prepared.mounts), *arguments.mounts],
             "Ulimits": list(arguments.ulimits.values()),
         },
     }
