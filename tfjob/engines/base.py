@@ -22,7 +22,7 @@ if TYPE_CHECKING:
 __all__ = ["Allocation", "Engine", "Handle", "Mount", "Prepared", "TaskStatus", "Waiting", "tell_nobody"]
 
 Waiting = Callable[[str], None]
-"""Called with what is waited for, now and then; may raise to give up."""
+"""Called with what is waited for, now and then, or with an empty text; may raise to give up."""
 
 
 def tell_nobody(_message: str) -> None:
@@ -139,4 +139,8 @@ class Engine(Protocol):
 
     def stop(self, handle: Handle, grace_s: float) -> None:
         """End every task: ask, wait `grace_s`, kill. Returns when none is left. Can be called again."""
+        ...
+
+    def notes(self, handle: Handle) -> tuple[str, ...]:
+        """What the run's record should say of how it was brought to its end, a sentence each."""
         ...

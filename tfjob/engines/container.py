@@ -26,7 +26,16 @@ from tfjob.rundir import RunDirectory
 from tfjob.spec.docker_arguments import DockerArguments, parse, size_bytes
 from tfjob.targets.target import Gpu
 
-__all__ = ["LOG_DRIVER", "Shape", "bind_mount", "container_of", "device_request", "labels", "name_of", "numbered_from_zero"]
+__all__ = [
+    "LOG_DRIVER",
+    "Shape",
+    "bind_mount",
+    "container_of",
+    "device_request",
+    "labels",
+    "name_of",
+    "numbered_from_zero",
+]
 
 ENTRYPOINT_FILE: Final = "/opt/tfjob/entrypoint.py"
 _CERTIFICATES: Final = "/opt/tfjob/certificates"

@@ -7,15 +7,19 @@ import os
 import threading
 from collections.abc import Iterable, Mapping
 from contextlib import suppress
+from dataclasses import dataclass
 from pathlib import Path
 from typing import Any, Final
 
 from tfjob.dockerapi.api import DockerApi, RefusalError
+from tfjob.dockerapi.reach import engine_at
+from tfjob.engines.cluster.at_once import at_once
 from tfjob.engines.cluster.leases import RunKey, Sight
 from tfjob.errors import TargetError
 from tfjob.rundir import RunDirectory
+from tfjob.targets.definition import ClusterDefinition, NodeDefinition
 
-__all__ = ["clean_engine", "is_left", "remove_left", "workspace_key"]
+__all__ = ["Cleaned", "clean_engine", "clean_target", "is_left", "know_runs", "remove_left", "workspace_key"]
 
 _TIMEOUT_S: Final = 30.0
 _OVER: Final = ("Completed", "Failed", "Canceled")
@@ -64,6 +68,29 @@ def remove_left(key: RunKey, seen: Iterable[tuple[DockerApi, Sight]]) -> None:
         ]
         if left:
             threading.Thread(target=_remove, args=(api, left), daemon=True).start()
+
+
+@dataclass(frozen=True)
+class Cleaned:
+    """What was removed from a node, a line each; `problem` says why it could not be looked at."""
+
+    node: str
+    removed: tuple[str, ...] = ()
+    problem: str = ""
+
+
+def clean_target(target: ClusterDefinition, runs: Path, environ: Mapping[str, str]) -> list[Cleaned]:
+    """Remove what runs of a workspace that are over left on the nodes of a target; those that do not answer are told of."""
+    know_runs(runs)
+
+    def clean(node: NodeDefinition) -> Cleaned:
+        try:
+            api = engine_at(node.engine, tls=node.tls, environ=environ)
+            return Cleaned(node.name, tuple(clean_engine(api)))
+        except (TargetError, RefusalError) as error:
+            return Cleaned(node.name, problem=error.message)
+
+    return at_once(clean, target.nodes)
 
 
 def clean_engine(api: DockerApi) -> list[str]:

@@ -17,12 +17,13 @@ from typing import Final
 from tfjob.dockerapi.api import DockerApi, RefusalError
 from tfjob.dockerapi.reach import engine_at
 from tfjob.engines.base import Allocation, Prepared, TaskStatus, Waiting, tell_nobody
+from tfjob.engines.cluster.at_once import at_once
 from tfjob.engines.cluster.clean import know_runs
 from tfjob.engines.cluster.handle import ClusterHandle, read_notes, statuses_of
 from tfjob.engines.cluster.home import Home
 from tfjob.engines.cluster.leases import Claims, RunKey
 from tfjob.engines.cluster.link import NodeLink
-from tfjob.engines.cluster.nodes import Reaching, at_once
+from tfjob.engines.cluster.nodes import Reaching
 from tfjob.engines.cluster.room import Found, find_room, submitted_by
 from tfjob.engines.cluster.starting import Site, Starting, node_tasks
 from tfjob.errors import TargetError

@@ -5,10 +5,9 @@ from __future__ import annotations
 import socket
 import threading
 import time
-from collections.abc import Callable, Mapping
-from concurrent.futures import ThreadPoolExecutor
+from collections.abc import Mapping
 from dataclasses import dataclass
-from typing import Final, TypeVar
+from typing import Final
 
 from tfjob.dockerapi.api import DockerApi, RefusalError
 from tfjob.dockerapi.reach import engine_at, host_of
@@ -17,12 +16,10 @@ from tfjob.targets.definition import ClusterDefinition, NodeDefinition
 from tfjob.targets.probing import probe_gpus_of
 from tfjob.targets.target import Gpu, Node
 
-__all__ = ["Reached", "Reaching", "at_once"]
+__all__ = ["Reached", "Reaching"]
 
 _FIRST_TRY_S: Final = 15.0
 _AGAIN_S: Final = 1.0
-_T = TypeVar("_T")
-_R = TypeVar("_R")
 
 
 @dataclass(frozen=True)
@@ -137,15 +134,3 @@ def own_address(towards: str = "192.0.2.1") -> str:
             return str(asker.getsockname()[0])
         except OSError:
             return "127.0.0.1"
-
-
-def at_once(do: Callable[[_T], _R], things: tuple[_T, ...] | list[_T]) -> list[_R]:
-    """Do something for each thing, for all at the same time. Raises the first error when all have been tried."""
-    if len(things) == 1:
-        return [do(things[0])]
-    with ThreadPoolExecutor(min(len(things), 64) or 1) as pool:
-        done = [pool.submit(do, thing) for thing in things]
-        errors = [error for one in done if (error := one.exception())]
-        if errors:
-            raise errors[0]
-        return [one.result() for one in done]

@@ -12,10 +12,11 @@ from typing import Final
 
 from tfjob.dockerapi.api import RefusalError
 from tfjob.engines.base import Allocation, Waiting
+from tfjob.engines.cluster.at_once import at_once
 from tfjob.engines.cluster.choice import Candidate, can_ever_fit, choose, shares
 from tfjob.engines.cluster.clean import remove_left
 from tfjob.engines.cluster.leases import Claims, Holder, RunKey, Sight
-from tfjob.engines.cluster.nodes import Reached, Reaching, at_once
+from tfjob.engines.cluster.nodes import Reached, Reaching
 from tfjob.errors import TargetError
 from tfjob.planning.plan import Plan
 from tfjob.targets.target import Node
@@ -24,6 +25,9 @@ __all__ = ["Found", "find_room"]
 
 _LOOK_S: Final = 0.5
 _BEAT_S: Final = 15.0
+_QUIET_S: Final = 0.5
+"""So long nobody wants to be told that nodes are being asked."""
+
 _STRAGGLERS_S: Final = 0.5
 """How long nodes that have not answered yet are waited for when those that have would do: for a fair choice."""
 
@@ -53,7 +57,8 @@ def gpus_of_tasks(plan: Plan, gpus: tuple[tuple[int, ...], ...]) -> Mapping[str,
 def find_room(plan: Plan, key: RunKey, reaching: Reaching, deadline_s: float, waiting: Waiting) -> Found:
     """Claim the plan's GPUs on as many nodes as it asks for. Raises TargetError for what can't be, or was not in time."""
     search = _Search(plan, key, reaching)
-    deadline = time.monotonic() + deadline_s
+    begun = time.monotonic()
+    deadline = begun + deadline_s
     try:
         while True:
             found = search.look()
@@ -62,7 +67,8 @@ def find_room(plan: Plan, key: RunKey, reaching: Reaching, deadline_s: float, wa
                 return found
             if time.monotonic() >= deadline:
                 raise search.in_vain(deadline_s)  # noqa: TRY301  # what was taken is let go of below
-            waiting(f"waiting for {search.wanted} on {plan.target}: {search.why}")
+            patient = time.monotonic() - begun < _QUIET_S
+            waiting("" if patient else f"waiting for {search.wanted} on {plan.target}: {search.why}")
             search.rest()
     except BaseException:
         search.give_up()

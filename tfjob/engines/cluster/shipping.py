@@ -6,8 +6,8 @@ from collections.abc import Callable, Iterator, Sequence
 from typing import Final
 
 from tfjob.dockerapi.api import DockerApi, RefusalError
+from tfjob.engines.cluster.at_once import at_once
 from tfjob.engines.cluster.broadcast import broadcast
-from tfjob.engines.cluster.nodes import at_once
 from tfjob.errors import PreparationError, TargetError
 from tfjob.images.bake import Bake, image_archive, shared_layers
 

@@ -15,6 +15,7 @@ from typing import Any, Final
 
 from tfjob.dockerapi.api import DockerApi, RefusalError, socket_of
 from tfjob.engines.base import Allocation, Prepared, Waiting
+from tfjob.engines.cluster.at_once import at_once
 from tfjob.engines.cluster.container import (
     TREES,
     Place,
@@ -31,7 +32,7 @@ from tfjob.engines.cluster.home import Home
 from tfjob.engines.cluster.keys import Door, ssh_files
 from tfjob.engines.cluster.leases import Claims
 from tfjob.engines.cluster.link import NodeLink, NodeTasks
-from tfjob.engines.cluster.nodes import Reached, at_once
+from tfjob.engines.cluster.nodes import Reached
 from tfjob.engines.cluster.room import Found
 from tfjob.engines.cluster.shipping import send_image
 from tfjob.engines.cluster.trees import Tree, send_trees, tree_of_directory
@@ -48,6 +49,7 @@ __all__ = ["Site", "Starting", "node_tasks"]
 _BEAT_S: Final = 15.0
 _HELLO_S: Final = 60.0
 _LOOK_S: Final = 0.05
+_QUIET_S: Final = 1.0
 
 
 @dataclass(frozen=True)
@@ -304,7 +306,8 @@ class Starting:
 
     def _await(self, what: str, times: int, timeout_s: float, trouble: str) -> None:
         """Wait until every node has said something. Raises when one can't, or does not in time."""
-        deadline = time.monotonic() + timeout_s
+        begun = time.monotonic()
+        deadline = begun + timeout_s
         waiting = list(self._links)
         while waiting:
             waiting = [link for link in waiting if link.said(what) < times]
@@ -315,7 +318,8 @@ class Starting:
                 raise TargetError(f"{names} {trouble} within {timeout_s:g} s", "Look at the machine: is it overloaded?")
             if waiting:
                 waiting[0].wait_for(what, times, _LOOK_S)
-                self._told(f"waiting for {', '.join(link.node.name for link in waiting)}")
+                names = ", ".join(link.node.name for link in waiting)
+                self._told(f"starting on {names}" if time.monotonic() - begun > _QUIET_S else "")
 
 
 def node_tasks(plan: Plan, snapshots: Path, *, shared: Callable[[str], bool] = lambda _path: False) -> list[NodeTasks]:

@@ -15,9 +15,9 @@ from dataclasses import dataclass
 from typing import Final
 
 from tfjob.dockerapi.api import DockerApi, RefusalError
+from tfjob.engines.cluster.at_once import at_once
 from tfjob.engines.cluster.broadcast import broadcast
 from tfjob.engines.cluster.leases import RunKey
-from tfjob.engines.cluster.nodes import at_once
 from tfjob.errors import PreparationError, TargetError
 
 __all__ = ["Tree", "on_node", "send_trees", "tree_of_directory"]
