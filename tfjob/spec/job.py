@@ -118,7 +118,7 @@ class LimitsSpec:
 class RetriesSpec:
     """How often a run that failed starts again, at most, and for which reasons."""
 
-    most: int = 0
+    max: int = 0
     on: tuple[Literal["node_lost", "failure"], ...] = ("node_lost",)
 
 

@@ -233,7 +233,7 @@ class Starting:
             plan,
             inside(self._run),
             allocation,
-            {**self._prepared.values, **self._values(doors)},
+            {**self._prepared.values, **self._values()},
             entrypoint=entrypoint_of(self._prepared),
             more={"umask": 0o022},
         )
@@ -268,11 +268,11 @@ class Starting:
             )
         return found
 
-    def _values(self, doors: Sequence[Door]) -> dict[str, str]:
+    def _values(self) -> dict[str, str]:
+        subnets = dict.fromkeys(link.subnet or f"{link.node.address}/32" for link in self._links)
         return {
-            **{f"node.{link.node.index}.subnet": link.subnet or f"{link.node.address}/32" for link in self._links},
             **{f"node.{link.node.index}.interface": link.interface for link in self._links},
-            **{f"node.{index}.ssh_port": str(door.port) for index, door in enumerate(doors)},
+            "mpi.subnets": ",".join(subnets),
         }
 
     def _keys(self, doors: Sequence[Door]) -> list[dict[str, tuple[str, int]]]:
