@@ -179,7 +179,7 @@ class ClusterEngine:
         """The last merge: wait for it as long as something comes."""
         asked = []
         for link in handle.links.values():
-            if link.ended is None and link.ports:  # it has begun, and can be asked
+            if link.ended is None and link.said("hello"):  # it can be asked
                 asked.append((link, link.said("synced")))
                 link.tell("sync")
         for link, before in asked:

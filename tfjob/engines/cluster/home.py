@@ -140,7 +140,9 @@ class Home:
         several = sorted(path for path, names in self.beside.items() if names)
         if not several:
             return ()
-        shown = ", ".join(f"{path} ({', '.join(self.beside[path])})" for path in several[:5])
+        shown = ", ".join(
+            f"{path} ({', '.join(sorted(self.beside[path], key=self.names.index))})" for path in several[:5]
+        )
         more = f" and {len(several) - 5} more" if len(several) > 5 else ""
         return (
             f"nodes wrote different files of the same name; those of the first task stand, the others beside them: {shown}{more}",

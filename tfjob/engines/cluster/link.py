@@ -26,6 +26,7 @@ __all__ = ["Ended", "NodeLink", "NodeTasks"]
 
 _RETRY_S: Final = 1.0
 _CALL_S: Final = 5.0
+_QUICK_S: Final = 1.0
 _SILENT_S: Final = 10.0
 _REBOOTED: Final = 255
 """What the Docker Engine says of containers that ran when it, or its machine, went down."""
@@ -234,7 +235,7 @@ class NodeLink:
     def _check(self) -> None:
         """Find out whether the container still runs; if nobody can say, whether the node is lost."""
         try:
-            state = self.api.state(self.node.container, min(_CALL_S, self.lost_s))
+            state = self.api.state(self.node.container, min(_CALL_S, max(self.lost_s - self.silent_s, _QUICK_S)))
         except RefusalError as error:
             if error.status == 404:
                 self._end(Ended("its container was removed"))
