@@ -51,6 +51,7 @@ GROUPS = {
     "compute": {
         "list": ("compute", "list_targets", "List compute targets"),
         "show": ("compute", "show", "Show one as it is defined"),
+        "test": ("compute_probe", "probe_target", "Ask its nodes what they are like now"),
         "create": ("compute", "create", "Create one from a file"),
         "update": ("compute", "update", "Change one to what a file says"),
         "delete": ("compute", "delete", "Forget one"),
