@@ -18,9 +18,9 @@ from engines.engine_bench import IMAGE, PREPARED, Bench, plan, task
 from support import eventually
 
 from tfjob.datasets.files import find_files, place
+from tfjob.dockerapi.api import DockerApi
 from tfjob.engines.base import Prepared
 from tfjob.engines.docker import DockerEngine
-from tfjob.engines.docker_api import DockerApi
 from tfjob.planning.plan import DatasetPlan
 from tfjob.rundir import RunDirectory
 

@@ -17,12 +17,12 @@ from pathlib import Path
 from signal import SIGKILL, SIGTERM
 from typing import Any, Final
 
+from tfjob.dockerapi.api import DockerApi, RefusalError, socket_of
 from tfjob.durable import replace_json
 from tfjob.engines import holder
 from tfjob.engines.base import Allocation, Prepared, TaskStatus, Waiting
 from tfjob.engines.container import Shape, container_of, labels, name_of, numbered_from_zero
 from tfjob.engines.dataset_mounts import dataset_mounts
-from tfjob.engines.docker_api import DockerApi, RefusalError, socket_of
 from tfjob.engines.docker_errors import explained
 from tfjob.engines.image_files import accounts
 from tfjob.engines.marked import MARKER, signal_process, sweep
