@@ -104,7 +104,7 @@ def clean_engine(api: DockerApi) -> list[str]:
         if is_left(volume["Labels"]):
             with suppress(RefusalError):  # it is in use
                 api.remove_volume(volume["Name"], _TIMEOUT_S)
-                removed.append(f"{volume['Name']} of run {volume['Labels']['tfjob.run']}")
+                removed.append(f"volume {volume['Name']} of run {volume['Labels']['tfjob.run']}")
     return removed
 
 

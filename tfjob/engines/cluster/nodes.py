@@ -13,8 +13,8 @@ from tfjob.dockerapi.api import DockerApi, RefusalError
 from tfjob.dockerapi.reach import engine_at, host_of
 from tfjob.errors import TargetError, TargetRefused
 from tfjob.targets.definition import ClusterDefinition, NodeDefinition
-from tfjob.targets.probing import probe_gpus_of
-from tfjob.targets.target import Gpu, Node
+from tfjob.targets.node_gpus import probe_node
+from tfjob.targets.target import Node
 
 __all__ = ["Reached", "Reaching"]
 
@@ -104,15 +104,11 @@ class Reaching:
         api = engine_at(definition.engine, tls=definition.tls, environ=self._environ)
         left_s = max(self._deadline - time.monotonic(), 1.0)
         options = api.check(min(_FIRST_TRY_S, left_s))
-        gpus: tuple[Gpu, ...] = ()
-        note = ""
-        if definition.gpus is not None:
-            gpus = tuple(Gpu(index, f"declared-{index}", "declared") for index in range(definition.gpus))
-        elif self._with_gpus:
-            gpus, note = probe_gpus_of(definition, api, self._environ)
-        return Reached(
-            order, definition, api, Node(definition.name, _address(definition, self._environ), gpus, note), options
-        )
+        address = _address(definition, self._environ)
+        node = Node(definition.name, address)
+        if self._with_gpus:
+            node = probe_node(definition, api, address=address, timeout_s=left_s)
+        return Reached(order, definition, api, node, options)
 
 
 def _address(definition: NodeDefinition, environ: Mapping[str, str]) -> str:
