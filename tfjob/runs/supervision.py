@@ -135,12 +135,16 @@ class Supervision:
         """End what still runs of an attempt that is to be followed by another, and clear its place."""
         if self._handle is None:
             self._handle = self._engine.adopt(self._plan, self._run)
-        self._end_tasks()
+        attempt = self._record.attempts[-1]
+        if not self._end_tasks():
+            raise TargetError(
+                f"attempt {attempt.number} could not be ended, and another must not run beside it",
+                f"What kept it from being ended is in {self._run.supervisor_log}.",
+            )
         self._handle = None
         for lease in self._allocation.leases if self._allocation else ():
             lease.release()
         self._allocation = None
-        attempt = self._record.attempts[-1]
         # All it printed has been printed, and whoever follows the run reads that before the logs are moved.
         self._chronicle.event("retry", attempt=attempt.number, message=attempt.failure.told)
         put_away(self._plan, self._run, self._snapshots, attempt.number)
@@ -208,7 +212,7 @@ class Supervision:
             waiting = bool(absent(self._plan, statuses))
             now = time.monotonic()
             waiting_since = (waiting_since or now) if waiting else None
-            if failure_seen is None and any(status.failed for status in statuses):
+            if failure_seen is None and any(status.failed or status.stopped for status in statuses):
                 failure_seen = time.time()
             waited_s = now - waiting_since if waiting_since else None
             verdict = judge(self._plan, statuses, waited_s, time.time(), failure_seen)
@@ -252,16 +256,18 @@ class Supervision:
             with suppress(OSError):
                 self._chronicle.save()
 
-    def _end_tasks(self) -> None:
-        """End what still runs, and note how every task ended. Never raises: whatever comes next must be recorded."""
+    def _end_tasks(self) -> bool:
+        """End what still runs, and note how every task ended. Returns whether that went well; whatever comes must be recorded."""
         if self._handle is None:
-            return
+            return True
         try:
             self._engine.stop(self._handle, self._plan.limits.grace_period_s)
             self._note_changes(self._engine.poll(self._handle))
             self._chronicle.change(notes=(*self._record.notes, *self._engine.notes(self._handle)))
         except Exception:  # noqa: BLE001  # what comes next must be recorded
             traceback.print_exc()
+            return False
+        return True
 
     def _finish(self) -> None:
         """Finalizing, then the last word."""
