@@ -4,6 +4,7 @@
 
 from __future__ import annotations
 
+import json
 import os
 import time
 from dataclasses import replace
@@ -23,6 +24,7 @@ from tfjob.targets.report import NodeReport
 if TYPE_CHECKING:
     from cluster.node import Node
     from cluster_parts import Cluster
+    from support import Tfjob
 
 pytestmark = [pytest.mark.root, pytest.mark.xdist_group("cluster")]
 
@@ -216,3 +218,25 @@ def test_a_node_that_never_answers_ends_with_its_reason(nodes: tuple[Node, ...])
     api = engine_at(nodes[0].tcp_url)
     with pytest.raises(TargetError):
         answering(api, time.monotonic() + 0.5)
+
+
+def test_the_command_tells_it_in_a_table_a_document_and_its_exit_code(
+    tfjob: Tfjob, docker_cluster: Cluster, nodes: tuple[Node, ...]
+) -> None:
+    tfjob.environ.update(docker_cluster.ssh_environ)
+    tfjob.write("lab.yml", docker_cluster.target())
+    tfjob("compute", "create", "lab", "-f", "lab.yml")
+    rows = tfjob("compute", "test", "lab").stdout.splitlines()
+    assert rows[0].split() == ["NODE", "STATE", "ENGINE", "GPUS", "DRIVER", "DISK", "FREE", "CLOCK", "PEERS"]
+    assert "4 x NVIDIA A100-SXM4-40GB (40 GiB)  535.183.01" in rows[1]
+    assert rows[3].startswith("node3  ok ")
+    assert rows[3].endswith("2 of 2")
+    nodes[2].stop_engine()
+    done = tfjob("compute", "test", "lab", "--wait", "1", exit_code=5)
+    assert done.stdout.splitlines()[3].split() == ["node3", "unusable", "4", "declared"]
+    assert "error: node3: no Docker Engine answers at ssh://root@node3" in done.stdout
+    assert done.stdout.endswith("\n2 of 3 nodes can be used.\n")
+    found = json.loads(tfjob("compute", "test", "lab", "--wait", "1", "-o", "json", exit_code=5).stdout)
+    assert [node["usable"] for node in found["nodes"]] == [True, True, False]
+    assert found["nodes"][0]["clock"]["error_s"] < 0.6
+    assert found["nodes"][2]["notes"][0]["severity"] == "error"

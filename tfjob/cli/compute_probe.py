@@ -6,6 +6,7 @@ import shutil
 import sys
 import textwrap
 from collections import Counter
+from pathlib import Path
 from typing import TYPE_CHECKING, Annotated, Any
 
 import typer
@@ -16,8 +17,10 @@ from tfjob.errors import ExitCode
 from tfjob.workspace import default_config, find_workspace
 
 if TYPE_CHECKING:
-    from tfjob.targets.definition import ClusterDefinition
-    from tfjob.targets.report import NodeReport
+    from collections.abc import Sequence
+
+    from tfjob.targets.definition import ClusterDefinition, SlurmDefinition
+    from tfjob.targets.report import NodeReport, Note
 
 __all__ = ["probe_target"]
 
@@ -48,7 +51,8 @@ def probe_target(
     workspace = find_workspace()
     definition = Targets(workspace.compute if workspace else None).get(target).definition
     if definition.kind == "slurm":
-        raise NotImplementedError
+        _test_slurm(definition, output)
+        return
     config = workspace.config if workspace else default_config()
     reports = _asked(definition, (config.cpu_image, config.gpu_image), wait)
     usable = sum(report.is_usable for report in reports)
@@ -64,6 +68,24 @@ def probe_target(
             if usable < definition.least_nodes:
                 print(f"The target needs {definition.least_nodes} (least_nodes): no job can run there now.")
     if not is_usable:
+        raise typer.Exit(ExitCode.TARGET_FAILED)
+
+
+def _test_slurm(definition: SlurmDefinition, output: TableFormat) -> None:
+    from tfjob.cli.building import building  # noqa: PLC0415  # only where something is waited for
+    from tfjob.cli.compute_slurm import print_slurm, slurm_document  # noqa: PLC0415
+    from tfjob.targets.slurm_probing import probe_slurm  # noqa: PLC0415
+
+    with building(f"Testing {definition.name}") as screen:
+        report = probe_slurm(definition, workspace=str(Path.cwd()), progress=screen.progress)
+    if output is not TableFormat.table:
+        print_document(slurm_document(report), output)
+    else:
+        print_slurm(report)
+        if report.version and report.notes:
+            print()
+        _print_notes([(definition.name, note) for note in report.notes])
+    if not report.is_usable:
         raise typer.Exit(ExitCode.TARGET_FAILED)
 
 
@@ -86,7 +108,10 @@ def _print(reports: tuple[NodeReport, ...]) -> None:
         _print_stacked(heads, rows)
     else:
         print_table(heads, rows, styles=_STYLES)
-    _print_notes(reports)
+    notes = [(report.name, note) for report in reports for note in report.notes]
+    if notes:
+        print()
+    _print_notes(notes)
 
 
 def _print_stacked(heads: tuple[str, ...], rows: list[tuple[str, ...]]) -> None:
@@ -98,14 +123,11 @@ def _print_stacked(heads: tuple[str, ...], rows: list[tuple[str, ...]]) -> None:
                 print(f"  {head.lower().replace('gpus', 'GPUs').ljust(9)}  {text}")
 
 
-def _print_notes(reports: tuple[NodeReport, ...]) -> None:
+def _print_notes(notes: Sequence[tuple[str, Note]]) -> None:
     """What is to be known of nodes; what several have in common once, with their names."""
     nodes: dict[tuple[str, str, str], list[str]] = {}
-    for report in reports:
-        for note in report.notes:
-            nodes.setdefault((note.severity, note.message, note.hint), []).append(report.name)
-    if nodes:
-        print()
+    for name, note in notes:
+        nodes.setdefault((note.severity, note.message, note.hint), []).append(name)
     room = max(shutil.get_terminal_size().columns, 40) if sys.stdout.isatty() else 10_000
     order = {"error": 0, "warning": 1, "note": 2}
     for (severity, message, hint), names in sorted(nodes.items(), key=lambda item: order[item[0][0]]):
