@@ -4,12 +4,15 @@ from __future__ import annotations
 
 from collections.abc import Iterator
 from dataclasses import replace
+from typing import TYPE_CHECKING
 
 import pytest
-from cluster.node import Node
 from cluster_parts import TARGET, Cluster, docker_cluster, node_base, nodes
 from docker_parts import Daemon, base_image, docker_daemon, needed
-from support import Tfjob
+
+if TYPE_CHECKING:
+    from cluster.node import Node
+    from support import Tfjob
 
 __all__ = ["docker_cluster", "docker_daemon", "node_base", "nodes"]
 

@@ -7,12 +7,15 @@ import os
 import re
 import signal
 import time
+from typing import TYPE_CHECKING
 
 import pytest
 from cluster.node import Node
-from cluster_parts import Cluster
 from engines_cluster.conftest import containers, left, volumes
 from support import Tfjob, eventually, processes_of
+
+if TYPE_CHECKING:
+    from cluster_parts import Cluster
 
 pytestmark = [pytest.mark.root, pytest.mark.xdist_group("cluster"), pytest.mark.timeout(300)]
 Nodes = tuple[Node, ...]
@@ -195,7 +198,7 @@ echo step of $TFJOB_TASK_NAME >outputs/step; for i in $(seq 600); do sleep 0.1; 
         lab("compute", "update", "docker-lab", "-f", with_limits(lab, 4))
         command = "echo one >outputs/$TFJOB_TASK_NAME; for i in $(seq 80); do sleep 0.1; done; echo two >outputs/$TFJOB_TASK_NAME"
         run = lab.submit(job(lab, command, nodes=2))
-        eventually(lambda: (lab.run_directory(run) / "outputs/main-1").exists(), "the first merge")
+        eventually((lab.run_directory(run) / "outputs/main-1").exists, "the first merge")
         nodes[1].cut_cable()
         eventually(lambda: lab.record(run)["state"] == "Failed", "the end", 40)
         record = lab.record(run)
