@@ -15,7 +15,17 @@ __all__ = ["engine_of"]
 
 def engine_of(plan: Plan, workspace: Workspace, environ: Mapping[str, str]) -> Engine:
     """The engine for `plan`. `environ` is what the submitting shell had: tasks inherit from it, and it names Docker Engines."""
-    if plan.cluster is not None or plan.slurm is not None:
+    if plan.cluster is not None:
+        from tfjob.engines.cluster.engine import ClusterEngine  # noqa: PLC0415  # only for those who have several machines
+
+        return ClusterEngine(
+            plan.cluster,
+            environ=environ,
+            snapshots=workspace.snapshots,
+            runs=workspace.runs,
+            with_gpus=plan.gpus_per_node > 0,
+        )
+    if plan.slurm is not None:
         raise TargetError(f"target {plan.target} is of a kind that this version of tfjob can't run jobs on")
     target = local_target(
         declared_gpus=workspace.config.local_gpus if plan.gpus_per_node else 0,

@@ -263,6 +263,7 @@ class Supervision:
         try:
             self._engine.stop(self._handle, self._plan.limits.grace_period_s)
             self._note_changes(self._engine.poll(self._handle))
+            self._chronicle.change(notes=(*self._record.notes, *self._engine.notes(self._handle)))
         except Exception:  # noqa: BLE001  # what comes next must be recorded
             traceback.print_exc()
             return False
@@ -341,9 +342,8 @@ class Supervision:
 
     def _waiting(self, message: str) -> None:
         raise_if_canceled(self._run)
-        if message != self._last_wait:
+        if message and message != self._last_wait and self._chronicle.try_progress(message):
             self._last_wait = message
-            self._chronicle.progress(message)
 
 
 def _blameless(message: str) -> Failure:

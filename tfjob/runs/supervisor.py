@@ -39,6 +39,7 @@ from tfjob.workspace import Workspace
 _PATH_BYTES = 8192
 _FOR_THE_SUPERVISOR = (
     "CUDA_VISIBLE_DEVICES",
+    *("SSH_AUTH_SOCK", "TFJOB_SSH_CONFIG"),
     *("DOCKER_HOST", "DOCKER_CONFIG", "DOCKER_CERT_PATH", "DOCKER_TLS_VERIFY", "DOCKER_CONTEXT"),
 )
 """Variables of the submitting shell that say what the run may use; tasks do not inherit them."""
