@@ -226,7 +226,7 @@ def register(name: str, target: str, environ: Mapping[str, str]) -> None:
     tfjob = Path(sys.executable).with_name("tfjob")
     if subprocess.run([tfjob, "compute", "--help"], check=False, capture_output=True).returncode == 0:
         for verb in ("create", "update"):  # the second where it is there with other content
-            command = [tfjob, "compute", verb, "-f", file]
+            command = [str(tfjob), "compute", verb, "-f", str(file)]
             done = subprocess.run(
                 command, cwd=REPOSITORY, env={**os.environ, **environ}, check=False, capture_output=True, text=True
             )
