@@ -21,35 +21,51 @@ from pathlib import Path
 from typing import Final
 from urllib.parse import urlsplit
 
-from tfjob.errors import TargetError
+from tfjob.errors import TargetError, TargetRefused
 
 __all__ = ["SshHost", "SshTransport"]
 
 _REMOTE_SOCKET: Final = "/var/run/docker.sock"
 _READY: Final = b"tfjob: connected\n"
 _END_S: Final = 2.0
+_ASK_S: Final = 10.0
 _REASONS: Final = (
     (
         r"REMOTE HOST IDENTIFICATION HAS CHANGED",
         "the host key of {host} has changed",
         "If the machine was installed anew: ssh-keygen -R {host}, then log in once by hand. Otherwise somebody is in between.",
+        TargetRefused,
     ),
     (
         r"Host key verification failed|No \S+ host key is known",
         "the host key of {host} is not known",
         "Log in once by hand and compare the fingerprint: ssh {host}",
+        TargetRefused,
     ),
     (
         r"Permission denied",
         "{host} refuses the login",
         "`ssh {host}` must work without a question: put your public key there (ssh-copy-id), or load it in an agent.",
+        TargetRefused,
     ),
-    (r"Could not resolve hostname", "there is no host {host}", "Check the node's `engine`, or your ssh configuration."),
-    (r"Connection refused", "{host} takes no ssh connections", "Is sshd running there?"),
+    (
+        r"Temporary failure in name resolution",
+        "the name {host} can't be looked up now",
+        "Check the node's `engine`, and this machine's network.",
+        TargetError,
+    ),
+    (
+        r"Could not resolve hostname",
+        "there is no host {host}",
+        "Check the node's `engine`, or your ssh configuration.",
+        TargetRefused,
+    ),
+    (r"Connection refused", "{host} takes no ssh connections", "Is sshd running there?", TargetError),
     (
         r"timed out|No route to host|Network is unreachable|Host is down",
         "{host} can't be reached",
         "Is the machine up, and its network?",
+        TargetError,
     ),
 )
 _NOISE: Final = re.compile(r"^(Warning: Permanently added|\*\*|debug\d)|^\s*$")
@@ -150,6 +166,22 @@ class SshTransport:
             else "Is Docker running there, and is the user a member of the group docker? `docker info` must answer there.",
         )
 
+    def hostname(self) -> str:
+        """The host's name or address as ssh's configuration has it (ssh(1), -G), for those who reach it otherwise."""
+        asked = subprocess.run(
+            [*self._program(), "-G", *self._host.arguments()],
+            env=self._environ,
+            stdin=subprocess.DEVNULL,
+            capture_output=True,
+            timeout=_ASK_S,
+            check=False,
+        )
+        for line in asked.stdout.decode(errors="replace").splitlines():
+            key, _, value = line.partition(" ")
+            if key == "hostname":
+                return value
+        return self._host.host
+
     def close(self) -> None:
         """Log out. Later calls log in again."""
         with self._lock:
@@ -221,12 +253,10 @@ class SshTransport:
         return ""
 
     def _refused(self, said: str) -> TargetError:
-        for pattern, message, hint in _REASONS:
+        for pattern, message, hint, kind in _REASONS:
             if re.search(pattern, said):
                 last = said.splitlines()[-1]
-                return TargetError(
-                    f"{message.format(host=self._host.host)} (ssh: {last})", hint.format(host=self._host.host)
-                )
+                return kind(f"{message.format(host=self._host.host)} (ssh: {last})", hint.format(host=self._host.host))
         last = said.splitlines()[-1] if said else "it did not answer in time"
         return TargetError(
             f"{self._host.host} can't be reached by ssh: {last}", f"Try it by hand: ssh {self._host.host}"
