@@ -117,6 +117,12 @@ def described(layout: Layout = LAYOUT) -> Cluster:
     return Cluster(layout, tuple(nodes))
 
 
+def need_root() -> None:
+    """Raises CannotRunError where nodes can't be made."""
+    if os.geteuid() != 0:
+        raise CannotRunError("virtual nodes need root")
+
+
 def find_programs() -> None:
     """Make sure that all is there that the nodes need. Raises CannotRunError with what is missing."""
     find_dockerd()
@@ -170,6 +176,7 @@ def down(layout: Layout = LAYOUT, *, if_unused: bool = False) -> None:
 @contextlib.contextmanager
 def cluster_in_use() -> Iterator[Cluster]:
     """Use the cluster; the last user ends it. Raises CannotRunError when there can be none."""
+    need_root()
     try:
         with locked(LAYOUT.directory / "users.lock", fcntl.LOCK_SH):
             yield up()
@@ -246,6 +253,7 @@ def main() -> int:
     verb = sys.argv[1] if len(sys.argv) == 2 else ""
     cluster = described()
     try:
+        need_root()
         if verb == "down":
             forget(TARGET)
             down()
