@@ -26,7 +26,7 @@ from cluster import network
 from cluster.credentials import make_credentials
 from cluster.layout import GPUS, HEAD, LAYOUT, USER, Layout
 from cluster.node import Node, remove_cgroups
-from docker_parts import BASE, CannotRunError, find_dockerd, install, is_free, load_image, locked, needed
+from docker_parts import BASE, CannotRunError, find_dockerd, install, is_free, load_image, locked
 from support import REPOSITORY
 
 if TYPE_CHECKING:
@@ -50,6 +50,7 @@ class Cluster:
     layout: Layout
     nodes: tuple[Node, ...]
     faults: list[str] = field(default_factory=list, compare=False)  # of this session: what can't be mended fails fast
+    no_image: list[str] = field(default_factory=list, compare=False)  # why there is no base image, in this session
 
     @property
     def head(self) -> Node:
@@ -212,18 +213,16 @@ def nodes(docker_cluster: Cluster) -> tuple[Node, ...]:
     return docker_cluster.nodes
 
 
-@pytest.fixture(scope="session")
-def cluster_base(docker_cluster: Cluster) -> str:
-    """A base image with Python and SSH; skips, with the reason, where there can be none."""
-    docker_cluster.reset()
-    return needed(docker_cluster.load_base_image)
-
-
 @pytest.fixture
-def node_base(docker_cluster: Cluster, cluster_base: str, nodes: tuple[Node, ...]) -> str:
-    """The base image in every node's engine, under one id."""
+def node_base(docker_cluster: Cluster, nodes: tuple[Node, ...]) -> str:
+    """A base image with Python and SSH in every node's engine, under one id; skips where there can be none."""
     assert nodes
-    return docker_cluster.load_base_image(cluster_base)
+    if not docker_cluster.no_image:
+        try:
+            return docker_cluster.load_base_image()
+        except CannotRunError as reason:
+            docker_cluster.no_image.append(str(reason))
+    pytest.skip(docker_cluster.no_image[0])
 
 
 def register(name: str, target: str, environ: Mapping[str, str]) -> None:
