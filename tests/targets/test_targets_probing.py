@@ -252,3 +252,30 @@ def test_the_command_tells_it_in_a_table_a_document_and_its_exit_code(
     assert [node["usable"] for node in found["nodes"]] == [True, True, False]
     assert found["nodes"][0]["clock"]["error_s"] < 0.6
     assert found["nodes"][2]["notes"][0]["severity"] == "error"
+
+
+def test_an_engine_without_nvidias_toolkit_gives_no_gpus_and_that_is_told(
+    lab: ClusterDefinition, breakable: tuple[Node, ...], node_base: str
+) -> None:
+    node = breakable[0]
+    bare = node.exec(["cat", "/run/lab/bin/start-engine"]).replace("PATH=/run/lab/bin:", "PATH=")
+    node.stop_engine()
+    node.exec(["sh", "-c", bare])
+    node.wait_ready()
+    try:
+        by_ssh, by_tcp_too = (
+            replace(lab.nodes[0], gpus=4),
+            NodeDefinition("again", node.tcp_url, address=node.address, gpus=4),
+        )
+        reports = probe(replace(lab, nodes=(by_ssh, by_tcp_too)), images=(node_base,))
+        for report in reports:
+            assert any(
+                "its engine gives no GPUs to containers: could not select device" in one for one in errors(report)
+            )
+        assert len(reports[0].gpus) == 4
+        api = engine_at(node.tcp_url)
+        found = probe_node(NodeDefinition("a", node.tcp_url), api, address="", images=(node_base,))
+        assert "gives no GPUs to containers" in found.gpu_note
+    finally:
+        node.stop_engine()
+        node.start_engine()
