@@ -46,8 +46,6 @@ NOT_YET = {
     "outputs.named.NAME.mode": "outputs: {named: {model: {mode: upload}}}",
     "outputs.named.NAME.path": "outputs: {named: {model: {path: elsewhere}}}",
     "outputs.named.NAME.register": "outputs: {named: {model: {register: digits}}}",
-    "retries.max": "retries: {max: 1}",
-    "retries.on": "retries: {max: 1, on: [failure]}",
     "services": "services: {board: {type: tensor_board}}",
     "sweep": "sweep: {search_space: {lr: {type: choice, values: [1]}}, objective: {goal: maximize, primary_metric: a}, "
     "limits: {max_total_trials: 1}}",
@@ -61,7 +59,6 @@ _LIMITED = {
     "compute.max_node_count": "Not above `node_count` in this version.",
     "outputs.named.NAME.type": "Only `directory` and `file` in this version.",
     "outputs.named.NAME.mode": "Only `mount` in this version.",
-    "retries.max": "Only 0 in this version.",
 }
 """Of the keys in NOT_YET, those that can be used within limits. The others are refused in this version."""
 
@@ -77,6 +74,7 @@ _EXPRESSIONS = {
     "task.type": "`main`, `rank`, `chief`, `worker`, `ps` or `evaluator`",
     "task.index": "the task's number among those of its type",
     "node.index": "the number of the task's node",
+    "restart.count": "how often the run was started again: `0` at first",
 }
 
 _RECORD = {
@@ -95,6 +93,7 @@ _RECORD = {
         "phases": "The phases entered so far, in order.",
         "tasks": "Every task, the launcher last. Empty until the tasks have places.",
         "failure": "What failed first; null when nothing did.",
+        "attempts": "The attempts that failed and were followed by another. Phases and tasks are those of the last one.",
         "exit_code": "What `tfjob submit` and `tfjob wait` end with; null until the run is over.",
         "ended": "When it ended; null until then.",
         "outputs": "The kept files, at most 1000 of them.",
@@ -135,6 +134,14 @@ _RECORD = {
         "message": "What happened, in words.",
         "log_tail": "The task's last lines, at most 20.",
         "hint": "What to do, if tfjob has an idea.",
+        "kind": "The reason as `retries.on` names it; null for what is never tried again.",
+    },
+    "Attempt": {
+        "number": "1 for the first.",
+        "nodes": "The machines it ran on.",
+        "started": "When its tasks were started; null if they never were.",
+        "ended": "When it had failed.",
+        "failure": "What failed first.",
     },
     "Output": {"path": "The path under `outputs/`.", "size_bytes": "Its bytes."},
     "Supervisor": {
@@ -161,6 +168,7 @@ _EVENTS = {
     "progress": "what the phase is doing: `message`",
     "task": "`task` changed its `state`; with `exit_code` and `signal` when it ended",
     "note": "something out of the ordinary: `message`",
+    "retry": "`attempt`, a number, has failed (`message`), all of it has ended, and the next begins",
     "state": "the last word: `state`",
 }
 
@@ -181,6 +189,7 @@ _TASK_VARIABLES = {
     "TFJOB_TASK_COUNT": "How many tasks the job has, the launcher not counted.",
     "TFJOB_NODE_INDEX": "The number of its node.",
     "TFJOB_NODE_COUNT": "How many nodes the job has.",
+    "TFJOB_RESTART_COUNT": "How often the run was started again: 0 at first. See [Retries](../how-to/retries.md).",
     "TFJOB_OUTPUT_DIR": "What `./outputs` is.",
     "TFJOB_LOG_DIR": "What `./logs` is.",
     "TFJOB_DATASET_NAME": "Where the dataset `name` is: one variable for each dataset, its name in capitals.",
@@ -465,8 +474,13 @@ def task_environment() -> str:
             "[decision 4](../decisions/0004-few-inherited-variables.md)."
         ),
         (
-            "The launcher of an MPI job is no task of the user's: it has `PATH` and what is inherited. Ranks also have what "
+            "The launcher of an MPI job is no task of the user's: it has `PATH`, what is inherited, and those of "
+            "`environment_variables` that mpirun itself reads (`OMPI_MCA_*`, `PRTE_MCA_*`, `PMIX_MCA_*`). Ranks also have what "
             "the MPI library sets, such as `OMPI_COMM_WORLD_RANK`."
+        ),
+        (
+            "On several nodes tasks are told by which network interface they reach their peers: `NCCL_SOCKET_IFNAME`, and under "
+            "MPI `HOROVOD_GLOO_IFACE`. `environment_variables` win over both."
         ),
     ]
     return _page(parts)
@@ -477,6 +491,7 @@ _HEADINGS = {
     "Phase": "phases[]",
     "TaskRecord": "tasks[]",
     "Failure": "failure",
+    "Attempt": "attempts[]",
     "Output": "outputs[]",
     "Supervisor": "supervisor",
 }
@@ -638,10 +653,10 @@ def _type(hint: Any) -> str:
 
 def _events_in_code() -> set[str]:
     """The kinds of events that the supervisor writes."""
-    from tfjob.runs import supervision  # noqa: PLC0415  # only for this
+    from tfjob.runs import chronicle, supervision  # noqa: PLC0415  # only for this
 
-    source = inspect.getsource(supervision)
-    return {part.partition('"')[0] for part in source.split('_event("')[1:]}
+    source = inspect.getsource(supervision) + inspect.getsource(chronicle)
+    return {part.partition('"')[0] for part in source.split('.event("')[1:]}
 
 
 def _same(what: str, described: Iterable[str], real: Iterable[str]) -> None:

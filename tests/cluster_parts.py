@@ -16,7 +16,7 @@ import shutil
 import subprocess
 import sys
 from concurrent.futures import ThreadPoolExecutor
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from pathlib import Path
 from typing import TYPE_CHECKING
 
@@ -25,7 +25,7 @@ import yaml
 from cluster import network
 from cluster.credentials import make_credentials
 from cluster.layout import GPUS, HEAD, LAYOUT, USER, Layout
-from cluster.node import Node
+from cluster.node import Node, remove_cgroups
 from docker_parts import BASE, CannotRunError, find_dockerd, install, is_free, load_image, locked, needed
 from support import REPOSITORY
 
@@ -49,6 +49,7 @@ class Cluster:
 
     layout: Layout
     nodes: tuple[Node, ...]
+    faults: list[str] = field(default_factory=list, compare=False)  # of this session: what can't be mended fails fast
 
     @property
     def head(self) -> Node:
@@ -162,6 +163,7 @@ def down(layout: Layout = LAYOUT, *, if_unused: bool = False) -> None:
         for node in (*cluster.nodes, cluster.head):
             node.remove()
         network.remove_switch(layout)
+        remove_cgroups(layout.cgroup)
         shutil.rmtree(layout.sockets, ignore_errors=True)
 
 
@@ -185,18 +187,36 @@ def docker_cluster() -> Iterator[Cluster]:
         pytest.skip(str(reason))
 
 
+@contextlib.contextmanager
+def mended(faults: list[str], what: str) -> Iterator[None]:
+    """Fail at once, not after another wait, when `what` could not be brought back for an earlier test."""
+    if what in faults:
+        pytest.fail(f"{what} could not be brought back for an earlier test; see the first that failed")
+    faults.append(what)
+    yield
+    faults.remove(what)
+
+
 @pytest.fixture
 def nodes(docker_cluster: Cluster) -> tuple[Node, ...]:
     """The nodes: all on, plugged, and without what earlier tests left."""
-    docker_cluster.reset()
+    with mended(docker_cluster.faults, "the test cluster"):
+        docker_cluster.reset()
     return docker_cluster.nodes
 
 
-@pytest.fixture
-def node_base(docker_cluster: Cluster, nodes: tuple[Node, ...]) -> str:
-    """A base image with Python and SSH in every node's engine, under one id."""
-    assert nodes
+@pytest.fixture(scope="session")
+def cluster_base(docker_cluster: Cluster) -> str:
+    """A base image with Python and SSH; skips, with the reason, where there can be none."""
+    docker_cluster.reset()
     return needed(docker_cluster.load_base_image)
+
+
+@pytest.fixture
+def node_base(docker_cluster: Cluster, cluster_base: str, nodes: tuple[Node, ...]) -> str:
+    """The base image in every node's engine, under one id."""
+    assert nodes
+    return docker_cluster.load_base_image(cluster_base)
 
 
 def register(name: str, target: str, environ: Mapping[str, str]) -> None:
@@ -204,12 +224,21 @@ def register(name: str, target: str, environ: Mapping[str, str]) -> None:
     file = LAYOUT.directory / f"{name}.yml"
     file.write_text(target, encoding="utf-8")
     tfjob = Path(sys.executable).with_name("tfjob")
-    has_command = subprocess.run([tfjob, "compute", "--help"], check=False, capture_output=True)
-    if has_command.returncode == 0:
-        environ = {**os.environ, **environ}
-        subprocess.run(
-            [tfjob, "compute", "create", "-f", file], cwd=REPOSITORY, env=environ, check=True, stdout=sys.stderr
-        )
+    if subprocess.run([tfjob, "compute", "--help"], check=False, capture_output=True).returncode == 0:
+        for verb in ("create", "update"):  # the second where it is there with other content
+            command = [str(tfjob), "compute", verb, "-f", str(file)]
+            done = subprocess.run(
+                command, cwd=REPOSITORY, env={**os.environ, **environ}, check=False, capture_output=True, text=True
+            )
+            if done.returncode == 0:
+                return
+        raise CannotRunError(done.stderr.strip())
+
+
+def forget(name: str) -> None:
+    """Remove a compute target from the repository's own workspace, if it is there and no run uses it."""
+    tfjob = Path(sys.executable).with_name("tfjob")
+    subprocess.run([tfjob, "compute", "delete", name], cwd=REPOSITORY, check=False, capture_output=True)
 
 
 def main() -> int:
@@ -218,6 +247,7 @@ def main() -> int:
     cluster = described()
     try:
         if verb == "down":
+            forget(TARGET)
             down()
         elif verb in {"up", "env"}:
             if verb == "up":

@@ -14,7 +14,7 @@ import pytest
 import yaml
 from cluster.layout import LAYOUT
 from cluster.slurm import Slurm, find_slurm
-from cluster_parts import Cluster, cluster_in_use, described, down, register, up
+from cluster_parts import Cluster, cluster_in_use, described, down, forget, mended, register, up
 from docker_parts import CannotRunError
 
 if TYPE_CHECKING:
@@ -51,9 +51,10 @@ def slurm_cluster() -> Iterator[Slurm]:
 @pytest.fixture
 def slurm(slurm_cluster: Slurm, monkeypatch: pytest.MonkeyPatch) -> Slurm:
     """Slurm with no job and all nodes idle; this machine is a login node of it: sbatch and its like are on the PATH."""
-    for node in slurm_cluster.nodes:
-        node.reset()
-    slurm_cluster.reset()
+    with mended(slurm_cluster.faults, "Slurm"):
+        for node in slurm_cluster.nodes:
+            node.reset()
+        slurm_cluster.reset()
     monkeypatch.setenv("PATH", slurm_cluster.environ["PATH"])
     return slurm_cluster
 
@@ -64,6 +65,7 @@ def main() -> int:
     slurm = slurm_of(described())
     try:
         if verb == "down":
+            forget(TARGET)
             slurm.stop()
             (LAYOUT.directory / f"stays.{TARGET}").unlink(missing_ok=True)
             down(if_unused=True)

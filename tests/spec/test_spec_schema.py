@@ -24,10 +24,11 @@ SECTIONS: dict[str, Any] = {
     "outputs": job.OutputsSpec,
     "outputs.named.*": job.OutputSpec,
     "limits": job.LimitsSpec,
+    "retries": job.RetriesSpec,
 }
 # Keys without a field: nothing of them is left once a job is loaded, or this version cannot do them.
 WITHOUT_FIELD = {
-    "": {"$schema", "parameters", "retries", "services", "sweep"},
+    "": {"$schema", "parameters", "services", "sweep"},
     "compute": {"shm_size", "docker_args", "container_packages"},
     "outputs.named.*": {"mode", "path", "register"},
 }

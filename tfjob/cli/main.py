@@ -55,6 +55,7 @@ GROUPS = {
         "create": ("compute", "create", "Create one from a file"),
         "update": ("compute", "update", "Change one to what a file says"),
         "delete": ("compute", "delete", "Forget one"),
+        "clean": ("compute_clean", "clean", "Remove what runs that are over left on its nodes"),
     },
     "env base": {
         "create": ("environment_stores", "create_base", "Make one of Debian's packages, or from a tarball"),

@@ -47,11 +47,13 @@ def transport_to(address: str, *, tls: str | None = None, environ: Mapping[str, 
 
 
 def host_of(address: str, environ: Mapping[str, str] | None = None) -> str | None:
-    """The host that an address names; None for an engine of this machine."""
+    """The host that an address leads to, as ssh's configuration has it; None for an engine of this machine."""
     if address.startswith("context:"):
-        return host_of(_context(address.removeprefix("context:"), os.environ if environ is None else environ)[0])
+        return host_of(
+            _context(address.removeprefix("context:"), os.environ if environ is None else environ)[0], environ
+        )
     if address.startswith("ssh://"):
-        return SshHost.of(address).host
+        return SshTransport(SshHost.of(address), environ).hostname()
     return urlsplit(address).hostname if address.startswith("tcp://") else None
 
 

@@ -28,6 +28,7 @@ __all__ = ["SshHost", "SshTransport"]
 _REMOTE_SOCKET: Final = "/var/run/docker.sock"
 _READY: Final = b"tfjob: connected\n"
 _END_S: Final = 2.0
+_ASK_S: Final = 10.0
 _REASONS: Final = (
     (
         r"REMOTE HOST IDENTIFICATION HAS CHANGED",
@@ -164,6 +165,22 @@ class SshTransport:
             if forbidden
             else "Is Docker running there, and is the user a member of the group docker? `docker info` must answer there.",
         )
+
+    def hostname(self) -> str:
+        """The host's name or address as ssh's configuration has it (ssh(1), -G), for those who reach it otherwise."""
+        asked = subprocess.run(
+            [*self._program(), "-G", *self._host.arguments()],
+            env=self._environ,
+            stdin=subprocess.DEVNULL,
+            capture_output=True,
+            timeout=_ASK_S,
+            check=False,
+        )
+        for line in asked.stdout.decode(errors="replace").splitlines():
+            key, _, value = line.partition(" ")
+            if key == "hostname":
+                return value
+        return self._host.host
 
     def close(self) -> None:
         """Log out. Later calls log in again."""

@@ -13,6 +13,9 @@ Strings in a Plan are templates. What only a started run knows stands in them as
 ``environment.prefix``      the directory the environment is in
 ``node.K.address``          where peers reach node K
 ``node.K.name``             its name
+``node.K.interface``        the name of its network interface with that address
+``mpi.subnets``             the networks of the nodes' addresses (CIDR), each once, with commas
+``restart.count``           how often the run was started again: 0 at first
 ``port.TASK``               the port that task listens on, such as ``port.worker-0``
 ``gpus.TASK``               the GPUs it may see, as CUDA_VISIBLE_DEVICES wants them
 ``entrypoint``...           the program tfjob puts beside the user's command
