@@ -7,6 +7,7 @@ import os
 import re
 import signal
 import time
+from functools import partial
 from typing import TYPE_CHECKING
 
 import pytest
@@ -112,9 +113,13 @@ def test_gpus_are_leased_in_the_engines_first_come_first_served(lab: Tfjob, node
     assert "no room on docker-lab within 2 s: 1 node with 1 GPU asked for" in too_much.stderr
     lab("cancel", first)
     for run in (second, third):
-        eventually(lambda run=run: lab.record(run)["state"] == "Completed", f"run {run}")
+        eventually(partial(state_is, lab, run, "Completed"), f"run {run}")
     assert (lab.run_directory(second) / "logs/main-2.log").read_text() == "0,1\n"
     assert left(nodes) == []
+
+
+def state_is(lab: Tfjob, run: str, state: str) -> bool:
+    return bool(lab.record(run)["state"] == state)
 
 
 def events(lab: Tfjob, run: str) -> str:
@@ -132,7 +137,7 @@ def test_several_small_jobs_share_the_gpus_of_a_node(lab: Tfjob, nodes: Nodes) -
     assert sorted(labels) == [(node.name, gpus) for node in nodes for gpus in ("0,1", "2,3")]
     for run in runs:
         lab("cancel", run)
-        eventually(lambda run=run: lab.record(run)["state"] == "Canceled", "the end")
+        eventually(partial(state_is, lab, run, "Canceled"), "the end")
 
 
 def test_what_never_fits_is_refused_at_once(lab: Tfjob) -> None:

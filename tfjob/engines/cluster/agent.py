@@ -450,8 +450,9 @@ def walk(run: str, below: str) -> Iterator[tuple[str, os.stat_result]]:
 
 def directories(run: str, below: str) -> Iterator[str]:
     """Directories without anything in them: some formats have such."""
-    for parent, names, files in os.walk(os.path.join(run, below)):
-        if not names and not files:
+    top = os.path.join(run, below)
+    for parent, names, files in os.walk(top):
+        if not names and not files and parent != top:
             yield os.path.relpath(parent, run)
 
 

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import time
 from collections.abc import Callable, Iterator, Sequence
 from typing import Final
 
@@ -16,6 +17,7 @@ __all__ = ["send_image"]
 _PATIENT_S: Final = 24 * 3600.0
 _CHUNK_BYTES: Final = 1 << 20
 _TIMEOUT_S: Final = 60.0
+_SAY_S: Final = 1.0
 
 Nodes = Sequence[tuple[str, DockerApi]]
 Told = Callable[[str], None]
@@ -54,9 +56,18 @@ def _send_baked(bake: Bake, nodes: Nodes, here: DockerApi, told: Told) -> None:
     has = min(at_once(lambda node: shared_layers(node[1], bake.chain), list(nodes)))
     has = max(has, bake.below)
 
-    def tell(message: str) -> None:
-        told(f"{message}, to {_names(nodes)}")
+    said = time.monotonic()
 
+    def tell(message: str) -> None:
+        nonlocal said
+        whose = "" if time.monotonic() - said < _SAY_S else f"image for {_names(nodes)}: {message}"
+        said = time.monotonic() if whose else said
+        told(whose)
+
+    new = bake.layers[has - bake.below :]
+    told(
+        f"image for {_names(nodes)}: {len(new)} of {len(bake.layers)} layers to send, {sum(one.size_bytes for _, one in new) / 1e6:.0f} MB"
+    )
     _send(image_archive(bake, has, tell), nodes, bake.tag)
 
 
@@ -74,16 +85,16 @@ def _send_whole(image: str, nodes: Nodes, here: DockerApi, told: Told) -> None:
     total = int(about.get("Size", 0))
 
     def chunks() -> Iterator[bytes]:
-        sent = said = 0
+        sent, said = 0, time.monotonic()
         with here.saved([image], _PATIENT_S) as response:
             while data := response.read(_CHUNK_BYTES):
                 yield data
                 sent += len(data)
-                if sent - said >= 10 * _CHUNK_BYTES:
-                    said = sent
-                    told(f"sending the image to {_names(nodes)}: {sent / 1e6:.0f} of {total / 1e6:.0f} MB")
+                quiet = time.monotonic() - said < _SAY_S
+                said = said if quiet else time.monotonic()
+                told("" if quiet else f"image for {_names(nodes)}: sent {sent / 1e6:.0f} of {total / 1e6:.0f} MB")
 
-    told(f"sending the image to {_names(nodes)}: {total / 1e6:.0f} MB")
+    told(f"image for {_names(nodes)}: {total / 1e6:.0f} MB to send")
     _send(chunks(), nodes, image)
     tags = [str(tag) for tag in about.get("RepoTags") or ()]
     if tags:
