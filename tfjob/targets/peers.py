@@ -26,7 +26,7 @@ if TYPE_CHECKING:
     from tfjob.targets.definition import ClusterDefinition, NodeDefinition
     from tfjob.targets.node_shell import NodeShell
 
-__all__ = ["Peer", "check_peers", "peer_addresses"]
+__all__ = ["Peer", "check_peers", "host_for_peers", "peer_addresses"]
 
 _LISTEN_S: Final = 30
 _CONNECT_S: Final = 5
@@ -111,13 +111,14 @@ def peer_addresses(cluster: ClusterDefinition, environ: Mapping[str, str] | None
     The host of an ``ssh://`` address may be an alias of the user's ssh configuration: it is the HostName there. An engine
     of this machine is reached at the address this machine has on the way to the others.
     """
-    known = dict(os.environ if environ is None else environ)
-    found = {node.name: node.address or _host(node, known) for node in cluster.nodes}
+    known = os.environ if environ is None else environ
+    found = {node.name: node.address or host_for_peers(node, known) for node in cluster.nodes}
     others = [address for address in found.values() if address]
     return {name: address or _own_address(others) for name, address in found.items()}
 
 
-def _host(node: NodeDefinition, environ: dict[str, str]) -> str:
+def host_for_peers(node: NodeDefinition, environ: Mapping[str, str]) -> str:
+    """The host of a node's engine, as other machines know it; empty for an engine of this machine."""
     if address_of(node.engine).scheme == "ssh":
         return _ssh_host(node.engine, environ)
     try:
@@ -126,7 +127,7 @@ def _host(node: NodeDefinition, environ: dict[str, str]) -> str:
         return ""
 
 
-def _ssh_host(engine: str, environ: dict[str, str]) -> str:
+def _ssh_host(engine: str, environ: Mapping[str, str]) -> str:
     """The host that ssh connects to. Source: ssh(1), -G."""
     host = address_of(engine).host
     config = environ.get("TFJOB_SSH_CONFIG")
