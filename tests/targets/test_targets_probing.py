@@ -11,7 +11,7 @@ from dataclasses import replace
 from typing import TYPE_CHECKING
 
 import pytest
-from cluster_parts import docker_cluster, node_base, nodes  # noqa: F401  # fixtures
+from cluster_parts import cluster_base, docker_cluster, node_base, nodes  # noqa: F401  # fixtures
 from docker_parts import BASE
 
 from tfjob.dockerapi.reach import engine_at
@@ -22,6 +22,8 @@ from tfjob.targets.probing import answering, probe
 from tfjob.targets.report import NodeReport
 
 if TYPE_CHECKING:
+    from collections.abc import Iterator
+
     from cluster.node import Node
     from cluster_parts import Cluster
     from support import Tfjob
@@ -34,6 +36,13 @@ def lab(docker_cluster: Cluster, nodes: tuple[Node, ...], monkeypatch: pytest.Mo
     for name, value in docker_cluster.ssh_environ.items():
         monkeypatch.setenv(name, value)
     return ClusterDefinition("lab", tuple(NodeDefinition(node.name, node.ssh_url) for node in nodes), wait_s=10.0)
+
+
+@pytest.fixture
+def breakable(docker_cluster: Cluster, nodes: tuple[Node, ...]) -> Iterator[tuple[Node, ...]]:
+    """The nodes, of which a test leaves some off or without an engine."""
+    yield nodes
+    docker_cluster.reset()
 
 
 def by_tcp(*chosen: Node) -> ClusterDefinition:
@@ -100,9 +109,11 @@ def test_without_an_image_what_was_not_found_out_is_told(nodes: tuple[Node, ...]
     assert other.is_usable
 
 
-def test_a_cut_cable_and_a_dead_engine_are_waited_for_and_told(lab: ClusterDefinition, nodes: tuple[Node, ...]) -> None:
-    nodes[1].cut_cable()
-    nodes[2].stop_engine()
+def test_a_cut_cable_and_a_dead_engine_are_waited_for_and_told(
+    lab: ClusterDefinition, breakable: tuple[Node, ...]
+) -> None:
+    breakable[1].cut_cable()
+    breakable[2].stop_engine()
     told: list[str] = []
     reports = probe(lab, wait_s=3, progress=told.append)
     assert [report.is_usable for report in reports] == [True, False, False]
@@ -112,14 +123,14 @@ def test_a_cut_cable_and_a_dead_engine_are_waited_for_and_told(lab: ClusterDefin
     assert reports[0].peers == ()  # there is nobody left to reach
 
 
-def test_a_slow_node_is_waited_for(lab: ClusterDefinition, nodes: tuple[Node, ...]) -> None:
-    nodes[0].stop_engine()
+def test_a_slow_node_is_waited_for(lab: ClusterDefinition, breakable: tuple[Node, ...]) -> None:
+    breakable[0].stop_engine()
     waited: list[str] = []
 
     def start(message: str) -> None:
         waited.append(message)
         if len(waited) == 1:
-            nodes[0].start_engine()
+            breakable[0].start_engine()
 
     api = engine_at(lab.nodes[0].engine, environ=os.environ)
     try:
@@ -177,6 +188,7 @@ def test_an_address_of_another_network_is_not_taken_for_the_node(
     wrong = replace(lab, nodes=(lab.nodes[0], replace(lab.nodes[1], address=nodes[2].address)))
     report = probe(wrong)[0]
     assert [peer.reached for peer in report.peers] == [False]
+    assert f"node2: {nodes[2].address} is no address of its own" in errors(report)[0]
 
 
 def test_gpus_are_asked_for_again_each_time(lab: ClusterDefinition, nodes: tuple[Node, ...]) -> None:
@@ -213,15 +225,15 @@ def test_an_engine_by_a_socket_is_asked_like_one_by_tcp(nodes: tuple[Node, ...],
     assert node_base == BASE
 
 
-def test_a_node_that_never_answers_ends_with_its_reason(nodes: tuple[Node, ...]) -> None:
-    nodes[0].power_off()
-    api = engine_at(nodes[0].tcp_url)
+def test_a_node_that_never_answers_ends_with_its_reason(breakable: tuple[Node, ...]) -> None:
+    breakable[0].power_off()
+    api = engine_at(breakable[0].tcp_url)
     with pytest.raises(TargetError):
         answering(api, time.monotonic() + 0.5)
 
 
 def test_the_command_tells_it_in_a_table_a_document_and_its_exit_code(
-    tfjob: Tfjob, docker_cluster: Cluster, nodes: tuple[Node, ...]
+    tfjob: Tfjob, docker_cluster: Cluster, breakable: tuple[Node, ...]
 ) -> None:
     tfjob.environ.update(docker_cluster.ssh_environ)
     tfjob.write("lab.yml", docker_cluster.target())
@@ -231,7 +243,7 @@ def test_the_command_tells_it_in_a_table_a_document_and_its_exit_code(
     assert "4 x NVIDIA A100-SXM4-40GB (40 GiB)  535.183.01" in rows[1]
     assert rows[3].startswith("node3  ok ")
     assert rows[3].endswith("2 of 2")
-    nodes[2].stop_engine()
+    breakable[2].stop_engine()
     done = tfjob("compute", "test", "lab", "--wait", "1", exit_code=5)
     assert done.stdout.splitlines()[3].split() == ["node3", "unusable", "4", "declared"]
     assert "error: node3: no Docker Engine answers at ssh://root@node3" in done.stdout
@@ -240,3 +252,30 @@ def test_the_command_tells_it_in_a_table_a_document_and_its_exit_code(
     assert [node["usable"] for node in found["nodes"]] == [True, True, False]
     assert found["nodes"][0]["clock"]["error_s"] < 0.6
     assert found["nodes"][2]["notes"][0]["severity"] == "error"
+
+
+def test_an_engine_without_nvidias_toolkit_gives_no_gpus_and_that_is_told(
+    lab: ClusterDefinition, breakable: tuple[Node, ...], node_base: str
+) -> None:
+    node = breakable[0]
+    bare = node.exec(["cat", "/run/lab/bin/start-engine"]).replace("PATH=/run/lab/bin:", "PATH=")
+    node.stop_engine()
+    node.exec(["sh", "-c", bare])
+    node.wait_ready()
+    try:
+        by_ssh, by_tcp_too = (
+            replace(lab.nodes[0], gpus=4),
+            NodeDefinition("again", node.tcp_url, address=node.address, gpus=4),
+        )
+        reports = probe(replace(lab, nodes=(by_ssh, by_tcp_too)), images=(node_base,))
+        for report in reports:
+            assert any(
+                "its engine gives no GPUs to containers: could not select device" in one for one in errors(report)
+            )
+        assert len(reports[0].gpus) == 4
+        api = engine_at(node.tcp_url)
+        found = probe_node(NodeDefinition("a", node.tcp_url), api, address="", images=(node_base,))
+        assert "gives no GPUs to containers" in found.gpu_note
+    finally:
+        node.stop_engine()
+        node.start_engine()

@@ -42,7 +42,10 @@ def probe_node(
             definition.name, address, declared_gpus(definition.gpus), "The target's definition declares the GPUs."
         )
     is_here = not isinstance(api.transport, SshTransport) and is_this_machine(api, api.info(timeout_s))
-    probe = ask_gpus(api, images, is_here=is_here, timeout_s=timeout_s)
+    try:
+        probe = ask_gpus(api, images, is_here=is_here, timeout_s=timeout_s)
+    except RefusalError as error:
+        probe = GpuProbe((), note=f"Its engine gives no GPUs to containers: {error.message}")
     return Node(definition.name, address, probe.gpus, probe.note, probe.driver)
 
 
@@ -57,7 +60,10 @@ def is_this_machine(api: DockerApi, info: dict[str, object]) -> bool:
 
 
 def ask_gpus(api: DockerApi, images: Collection[str], *, is_here: bool, timeout_s: float = _TIMEOUT_S) -> GpuProbe:
-    """Ask for the GPUs of the engine's machine. No driver is an answer, not an error; the note says why there is no GPU."""
+    """Ask for the GPUs of the engine's machine. No driver is an answer, not an error; the note says why there is no GPU.
+
+    Raises RefusalError where they are asked for in a container and the engine gives none to it.
+    """
     if is_here:
         return probe_gpus()
     if isinstance(api.transport, SshTransport):
@@ -67,11 +73,8 @@ def ask_gpus(api: DockerApi, images: Collection[str], *, is_here: bool, timeout_
         return GpuProbe(
             (), note="Its GPUs were not asked for: there is no image of tfjob's on it yet. Declare them: gpus: N."
         )
-    try:
-        with container_shell(api, image, gpus=True, timeout_s=timeout_s) as shell:
-            return _told(shell, timeout_s)
-    except RefusalError as error:
-        return GpuProbe((), note=f"Its engine gives no GPUs to containers: {error.message}")
+    with container_shell(api, image, gpus=True, timeout_s=timeout_s) as shell:
+        return _told(shell, timeout_s)
 
 
 def _told(shell: NodeShell, timeout_s: float) -> GpuProbe:

@@ -1,7 +1,8 @@
 """Where the nodes of a cluster reach each other, and whether they do.
 
-Each node listens on a port that its system chooses; each of the others connects there and must be told a word that only
-this check knows. So it is the ports that tasks will use which are tried, and nothing else that listens is taken for a node.
+Each node listens at its address on a port that its system chooses, for half a minute at most. Each of the others connects
+there and must be told a word that only this check knows: the ports are like those of tasks, and nothing else that listens
+is taken for the node.
 """
 
 from __future__ import annotations
@@ -25,19 +26,22 @@ if TYPE_CHECKING:
     from tfjob.targets.definition import ClusterDefinition, NodeDefinition
     from tfjob.targets.node_shell import NodeShell
 
-__all__ = ["Peer", "check_peers", "peer_addresses"]
+__all__ = ["Peer", "check_peers", "host_for_peers", "peer_addresses"]
 
-_LISTEN_S: Final = 60
+_LISTEN_S: Final = 30
 _CONNECT_S: Final = 5
 _RUN_S: Final = 30.0
 
 _LISTENER: Final = """\
 import os, socket, sys, time
-word, seconds = sys.argv[1].encode(), float(sys.argv[2])
+word, seconds, address = sys.argv[1].encode(), float(sys.argv[2]), sys.argv[3]
 try:
-    server = socket.create_server(("::", 0), family=socket.AF_INET6, dualstack_ipv6=True)
-except (OSError, ValueError):
-    server = socket.create_server(("", 0))
+    family, kind, protocol, _, place = socket.getaddrinfo(address, 0, type=socket.SOCK_STREAM)[0]
+    server = socket.socket(family, kind, protocol)
+    server.bind(place)
+    server.listen(64)
+except OSError as error:
+    sys.exit("failed " + (error.strerror or str(error)))
 print("port", server.getsockname()[1], flush=True)
 if os.fork():
     os._exit(0)
@@ -85,6 +89,13 @@ print("found", json.dumps(found))
 """
 
 
+class _Deaf(NamedTuple):
+    """Why a node does not listen; `is_wrong` where its address is to blame."""
+
+    why: str
+    is_wrong: bool = False
+
+
 class Peer(NamedTuple):
     """Whether a node reaches another at its address; None where that was not tried, and `note` says why."""
 
@@ -100,13 +111,14 @@ def peer_addresses(cluster: ClusterDefinition, environ: Mapping[str, str] | None
     The host of an ``ssh://`` address may be an alias of the user's ssh configuration: it is the HostName there. An engine
     of this machine is reached at the address this machine has on the way to the others.
     """
-    known = dict(os.environ if environ is None else environ)
-    found = {node.name: node.address or _host(node, known) for node in cluster.nodes}
+    known = os.environ if environ is None else environ
+    found = {node.name: node.address or host_for_peers(node, known) for node in cluster.nodes}
     others = [address for address in found.values() if address]
     return {name: address or _own_address(others) for name, address in found.items()}
 
 
-def _host(node: NodeDefinition, environ: dict[str, str]) -> str:
+def host_for_peers(node: NodeDefinition, environ: Mapping[str, str]) -> str:
+    """The host of a node's engine, as other machines know it; empty for an engine of this machine."""
     if address_of(node.engine).scheme == "ssh":
         return _ssh_host(node.engine, environ)
     try:
@@ -115,7 +127,7 @@ def _host(node: NodeDefinition, environ: dict[str, str]) -> str:
         return ""
 
 
-def _ssh_host(engine: str, environ: dict[str, str]) -> str:
+def _ssh_host(engine: str, environ: Mapping[str, str]) -> str:
     """The host that ssh connects to. Source: ssh(1), -G."""
     host = address_of(engine).host
     config = environ.get("TFJOB_SSH_CONFIG")
@@ -150,7 +162,7 @@ def check_peers(
     The answer is by node, and has a Peer for every other node of `addresses`.
     """
     word = secrets.token_hex(8)
-    ports = dict(zip(shells, pool.map(lambda shell: _listen(shell, word), shells.values()), strict=True))
+    ports = dict(zip(shells, pool.map(lambda name: _listen(shells[name], word, addresses[name]), shells), strict=True))
 
     def peers_of(name: str) -> tuple[Peer, ...]:
         others = [other for other in addresses if other != name]
@@ -161,17 +173,19 @@ def check_peers(
     return dict(zip(addresses, pool.map(peers_of, addresses), strict=True))
 
 
-def _listen(shell: NodeShell, word: str) -> int | str:
+def _listen(shell: NodeShell, word: str, address: str) -> int | _Deaf:
     """The port that the node listens on from now on, or why it does not."""
     try:
-        told = shell.run(_python(_LISTENER, word, str(_LISTEN_S)), _RUN_S)
+        told = shell.run(_python(_LISTENER, word, str(_LISTEN_S), address), _RUN_S)
     except TargetError as error:
-        return error.message
+        return _Deaf(error.message)
     for line in told.text.splitlines():
         start, _, port = line.partition(" ")
         if start == "port" and port.isdecimal():
             return int(port)
-    return "there is no python3 on it" if "not found" in told.text else "its python3 does not run"
+        if start == "failed":
+            return _Deaf(f"{address} is no address of its own: {port}", is_wrong=True)
+    return _Deaf("there is no python3 on it" if "not found" in told.text else "its python3 does not run")
 
 
 def _connect(shell: NodeShell, word: str, wanted: list[tuple[str, str, int]]) -> dict[str, str]:
@@ -187,17 +201,14 @@ def _connect(shell: NodeShell, word: str, wanted: list[tuple[str, str, int]]) ->
     return {}
 
 
-def _peer(other: str, address: str, found: dict[str, str], port: int | str | None, shell: NodeShell | None) -> Peer:
+def _peer(other: str, address: str, found: dict[str, str], port: int | _Deaf | None, shell: NodeShell | None) -> Peer:
     if other in found:
         return Peer(other, address, not found[other], found[other])
-    if shell is None or port is None:
-        return Peer(
-            other,
-            address,
-            None,
-            "neither ssh nor an image to ask it with" if shell is None else f"{other} can't be asked",
-        )
-    return Peer(other, address, None, f"{other}: {port}" if isinstance(port, str) else "it can't be asked")
+    if isinstance(port, _Deaf):
+        return Peer(other, address, False if port.is_wrong else None, f"{other}: {port.why}")
+    if shell is None:
+        return Peer(other, address, None, "neither ssh nor an image to ask it with")
+    return Peer(other, address, None, f"{other} can't be asked" if port is None else "it can't be asked")
 
 
 def _python(program: str, *arguments: str) -> str:

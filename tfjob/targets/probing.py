@@ -22,6 +22,7 @@ from tfjob.dockerapi.ssh import SshTransport
 from tfjob.errors import TargetError, TargetRefused
 from tfjob.targets.clock import measure_skew
 from tfjob.targets.definition import ClusterDefinition, NodeDefinition
+from tfjob.targets.gpus import GpuProbe
 from tfjob.targets.node_gpus import ask_gpus, is_this_machine
 from tfjob.targets.node_shell import LocalShell, NodeShell, SshShell, container_shell, known_image
 from tfjob.targets.peers import check_peers, peer_addresses
@@ -159,7 +160,7 @@ class _Asked:
         image = known_image(api, self._images)
         is_here = is_this_machine(api, info)
         self.shell = self._find_shell(api, image, is_here=is_here)
-        gpus = ask_gpus(api, self._images, is_here=is_here)
+        gpus, refusal = self._gpus(api, image, is_here=is_here)
         options = info.get("SecurityOptions") or []
         return replace(
             report,
@@ -168,13 +169,28 @@ class _Asked:
             architecture=str(info.get("Architecture", "")),
             gpus=gpus.gpus,
             gpu_note=gpus.note,
-            gpu_refusal=_gpu_refusal(api, image) if image and (gpus.gpus or report.declared_gpus) else "",
+            gpu_refusal=refusal,
             driver=gpus.driver,
             disk_free_bytes=self._disk(str(info.get("DockerRootDir", "/"))),
             clock=measure_skew(lambda: api.clock(_CALL_S)),
             security=tuple(option.removeprefix("name=").partition(",")[0] for option in options),
             has_image=image is not None,
         )
+
+    def _gpus(self, api: DockerApi, image: str | None, *, is_here: bool) -> tuple[GpuProbe, str]:
+        """The GPUs, and why the engine gives none of them to containers; empty where it does, or that can't be tried."""
+        is_by_container = not is_here and not isinstance(api.transport, SshTransport)
+        try:
+            gpus = ask_gpus(api, self._images, is_here=is_here)
+        except RefusalError as error:
+            return GpuProbe(()), error.message
+        if not is_by_container and image is not None and (gpus.gpus or self.definition.gpus):
+            try:
+                with container_shell(api, image, gpus=True):
+                    pass
+            except RefusalError as error:
+                return gpus, error.message
+        return gpus, ""
 
     def _find_shell(self, api: DockerApi, image: str | None, *, is_here: bool) -> NodeShell | None:
         if is_here:
@@ -200,12 +216,3 @@ class _Asked:
             match for row in self.shell.run(line, _CALL_S).text.splitlines() if (match := _DF_ROW.search(f"{row} "))
         ]
         return int(rows[-1][1]) * 1024 if rows else None
-
-
-def _gpu_refusal(api: DockerApi, image: str) -> str:
-    """Why the engine gives no GPUs to containers; empty where it does."""
-    try:
-        with container_shell(api, image, gpus=True):
-            return ""
-    except RefusalError as error:
-        return error.message

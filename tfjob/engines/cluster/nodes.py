@@ -10,10 +10,11 @@ from dataclasses import dataclass
 from typing import Final
 
 from tfjob.dockerapi.api import DockerApi, RefusalError
-from tfjob.dockerapi.reach import engine_at, host_of
+from tfjob.dockerapi.reach import engine_at
 from tfjob.errors import TargetError, TargetRefused
 from tfjob.targets.definition import ClusterDefinition, NodeDefinition
 from tfjob.targets.node_gpus import probe_node
+from tfjob.targets.peers import host_for_peers
 from tfjob.targets.target import Node
 
 __all__ = ["Reached", "Reaching"]
@@ -113,13 +114,13 @@ class Reaching:
 
 def _address(definition: NodeDefinition, environ: Mapping[str, str]) -> str:
     """Where peers reach the node: as declared, else what its engine's address says, else this machine's way out."""
-    host = definition.address or host_of(definition.engine, environ)
-    if host is None:
+    host = definition.address or host_for_peers(definition, environ)
+    if not host:
         return own_address()
     try:
         return str(socket.getaddrinfo(host, None, socket.AF_INET)[0][4][0])
     except OSError:
-        return host  # a name of the ssh configuration, which nodes may know
+        return host  # which nodes may know, though this machine does not
 
 
 def own_address(towards: str = "192.0.2.1") -> str:
