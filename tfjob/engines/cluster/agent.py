@@ -1,6 +1,6 @@
 """The program beside tfjob's tasks in a container on another machine. Standard library only; any Python from 3.8.
 
-    python -I -S agent.py keep RUN                   the container's main process: it keeps the container until it is told to end
+    python -I -S agent.py end RUN                    what becomes of the container's main process when it is told to end
     python -I -S agent.py serve RUN PORTS ADDRESS    speaks with tfjob over its stdin and stdout
 
 RUN is the run's directory in the container, PORTS how many free ports are looked for, ADDRESS where peers reach this node.
@@ -41,6 +41,8 @@ if TYPE_CHECKING:
 
 BEAT_S = 1.0
 LOOK_S = 0.05
+QUICK_LOOK_S = 0.01
+QUICK_S = 3.0  # after the start: the first words are waited for
 CHUNK_BYTES = 1 << 18
 SILENT_S = 1.0
 SSHD_S = 20.0
@@ -49,10 +51,8 @@ REPORTS = ("started.json", "listening", "exit.json")
 ENTRYPOINT = os.path.join(os.path.dirname(os.path.abspath(__file__)), "entrypoint.py")
 
 
-def keep(run: str) -> None:
-    """Wait to be told to end; then tell every task, once, and stay until the last process of the container has ended."""
-    signal.pthread_sigmask(signal.SIG_BLOCK, {signal.SIGTERM, signal.SIGINT})
-    signal.sigwait({signal.SIGTERM, signal.SIGINT})
+def end(run: str) -> None:
+    """Tell every task to end, once, and stay until the last of them has ended: then the container ends."""
     agent = Agent(run)
     try:
         agent.tasks = os.listdir(os.path.join(run, "tasks"))
@@ -77,6 +77,7 @@ class Agent:
         self.silent: dict[str, float] = {}
         self.keep: list[str] = []
         self.code = ""
+        self.quick_until = 0.0
         self.merge_interval_s = 30.0
 
     # What is said.
@@ -110,7 +111,7 @@ class Agent:
             now = time.monotonic()
             if now >= next_look:
                 self.look()
-                next_look = now + LOOK_S
+                next_look = now + (QUICK_LOOK_S if now < self.quick_until else LOOK_S)
             if now >= next_beat:
                 self.say("beat")
                 next_beat = now + BEAT_S
@@ -240,6 +241,7 @@ class Agent:
                 )
             self.children[child.pid] = task
             child.returncode = 0  # `reap` waits for it, not the subprocess module
+        self.quick_until = time.monotonic() + QUICK_S
         self.say("ready", what="start")
 
     def do_stop(self, launcher: bool) -> None:
@@ -576,9 +578,9 @@ def start_ticks(pid: int) -> int:
 
 
 def main(arguments: list[str]) -> None:
-    """Keep the container, or serve."""
-    if arguments[0] == "keep":
-        keep(arguments[1])
+    """End the tasks, or serve."""
+    if arguments[0] == "end":
+        end(arguments[1])
         return
     _, run, ports, address = arguments
     signal.signal(signal.SIGPIPE, signal.SIG_DFL)

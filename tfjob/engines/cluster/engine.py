@@ -43,6 +43,7 @@ class ClusterEngine:
     """The engine of targets of the kind `docker`.
 
     `environ` is what the submitting shell had; `snapshots` where code lies by content, `runs` the workspace's runs.
+    `reaching` may have been begun before, to save the time it takes to log in.
     """
 
     def __init__(
@@ -53,12 +54,13 @@ class ClusterEngine:
         snapshots: Path,
         runs: Path,
         with_gpus: bool = False,
+        reaching: Reaching | None = None,
     ) -> None:
         self._target = target
         self._environ = environ
         self._snapshots = snapshots
         self._workspace = know_runs(runs)
-        self._reaching: Reaching | None = None
+        self._reaching = reaching
         self._with_gpus = with_gpus
         self._found: Found | None = None
 
@@ -67,19 +69,14 @@ class ClusterEngine:
         """Tasks are elsewhere."""
         return False
 
-    def reach(self) -> Reaching:
-        """Begin to reach the nodes, in the background; what takes long is done while something else is."""
-        self._reaching = self._reaching or Reaching(self._target, self._environ, with_gpus=self._with_gpus)
-        return self._reaching
-
     def acquire(self, plan: Plan, run: RunDirectory, deadline_s: float, waiting: Waiting) -> Allocation:
         """Claim nodes and GPUs, all or none. Raises TargetError also when too few nodes answer."""
-        reaching = self.reach()
+        begun, self._reaching = self._reaching, None
+        reaching = begun.lately() if begun else Reaching(self._target, self._environ, with_gpus=self._with_gpus)
         try:
             self._found = find_room(plan, self._key(run), reaching, deadline_s, waiting)
         finally:
             reaching.stop()
-            self._reaching = None
         return self._found.allocation(plan)
 
     def start(

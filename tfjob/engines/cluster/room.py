@@ -6,13 +6,11 @@ import os
 import random
 import time
 from collections.abc import Mapping
-from contextlib import suppress
 from dataclasses import dataclass
 from typing import Final
 
-from tfjob.dockerapi.api import RefusalError
 from tfjob.engines.base import Allocation, Waiting
-from tfjob.engines.cluster.at_once import at_once
+from tfjob.engines.cluster.at_once import at_once, try_at_once
 from tfjob.engines.cluster.choice import Candidate, can_ever_fit, choose, shares
 from tfjob.engines.cluster.clean import remove_left
 from tfjob.engines.cluster.leases import Claims, Holder, RunKey, Sight
@@ -27,6 +25,9 @@ _LOOK_S: Final = 0.5
 _BEAT_S: Final = 15.0
 _QUIET_S: Final = 0.5
 """So long nobody wants to be told that nodes are being asked."""
+
+_GATHER_S: Final = 0.005
+"""So long other nodes may answer too before all are looked at again."""
 
 _STRAGGLERS_S: Final = 0.5
 """How long nodes that have not answered yet are waited for when those that have would do: for a fair choice."""
@@ -47,10 +48,11 @@ class Found:
 def gpus_of_tasks(plan: Plan, gpus: tuple[tuple[int, ...], ...]) -> Mapping[str, tuple[int, ...]]:
     """Which GPUs each task sees, where `gpus` are those of the plan's nodes."""
     found: dict[str, tuple[int, ...]] = {}
-    for index, indices in enumerate(gpus):
-        found.update(
-            shares([(task.name, task.gpus, task.launched) for task in plan.tasks if task.node == index], indices)
-        )
+    asked: list[list[tuple[str, int, bool]]] = [[] for _ in gpus]
+    for task in plan.tasks:
+        asked[task.node].append((task.name, task.gpus, task.launched))
+    for tasks, indices in zip(asked, gpus, strict=True):
+        found.update(shares(tasks, indices))
     return found
 
 
@@ -135,29 +137,27 @@ class _Search:
             self.why = _who_has_it(reached, sights)
             self._get_in_line(reached)
             return None
-        return self._claim([next(node for node in reached if node.order == one.order) for one in found], found)
+        by_order = {node.order: node for node in reached}
+        return self._claim([by_order[one.order] for one in found], found)
 
     def rest(self) -> None:
         """Wait until something may have changed; say meanwhile that we are still here."""
         self._reaching.wait(_LOOK_S if self._ticket is not None else 0.05)
+        if self._reaching.open:
+            time.sleep(_GATHER_S)
         if self._ticket is not None and time.monotonic() - self._last_beat > _BEAT_S:
             self._last_beat = time.monotonic()
-            for claims in self._claims.values():
-                with suppress(TargetError, RefusalError):
-                    claims.beat()
+            try_at_once(Claims.beat, list(self._claims.values()))
 
     def leave_line(self, found: Found) -> None:
         """Have room: let go of what is not needed any more."""
         mine = {node.definition.name for node in found.nodes}
-        for name in self._in_line:
-            with suppress(TargetError, RefusalError):
-                self._claims[name].return_ticket() if name in mine else self._claims[name].release()
+        try_at_once(Claims.return_ticket, [self._claims[name] for name in self._in_line & mine])
+        try_at_once(Claims.release, [self._claims[name] for name in self._in_line - mine])
 
     def give_up(self) -> None:
         """Let go of everything."""
-        for claims in self._claims.values():
-            with suppress(TargetError, RefusalError):
-                claims.release()
+        try_at_once(Claims.release, list(self._claims.values()))
 
     def _see(self, reached: tuple[Reached, ...]) -> dict[str, Sight]:
         for node in reached:
@@ -171,8 +171,8 @@ class _Search:
         chosen = choose(candidates, self._plan.node_count, 0)
         if chosen is None:
             return None
-        nodes = tuple(next(node for node in reached if node.order == one.order) for one in chosen)
-        return Found(nodes, tuple(() for _ in nodes))
+        by_order = {node.order: node for node in reached}
+        return Found(tuple(by_order[one.order] for one in chosen), tuple(() for _ in chosen))
 
     def _claim(self, nodes: list[Reached], chosen: tuple[Candidate, ...]) -> Found | None:
         count = self._plan.gpus_per_node
@@ -182,8 +182,7 @@ class _Search:
         )
         if all(taken):
             return Found(tuple(nodes), gpus)
-        for node in nodes:  # all or none
-            self._claims[node.definition.name].release()
+        at_once(lambda node: self._claims[node.definition.name].release(), nodes)  # all or none
         self._in_line.clear()
         self.why = "another run wants the same GPUs"
         self._get_in_line(self._reaching.reached)
@@ -194,11 +193,10 @@ class _Search:
         """Draw a ticket on every node: its time is the first node's, so that all who wait agree on the order."""
         if self._ticket is None:
             self._ticket = reached[0].api.clock() + time.time() % 1
-        for node in reached:
-            name = node.definition.name
-            if name not in self._in_line:
-                self._claims[name].draw(self._ticket)
-                self._in_line.add(name)
+        ticket = self._ticket
+        names = [node.definition.name for node in reached if node.definition.name not in self._in_line]
+        at_once(lambda name: self._claims[name].draw(ticket), names)
+        self._in_line.update(names)
 
     def _waits_for_others(self, reached: int) -> bool:
         """Whether nodes that have not answered yet are waited for a moment longer."""
