@@ -131,7 +131,7 @@ class Bench:
         environment["dependencies"][-1]["pip"].append(more)
         (self.folder / "environment.yml").write_text(yaml.safe_dump(environment), encoding="utf-8")
         asked = prepare(
-            self.job("image", environment="{conda_file: environment.yml}", command="true"), workspace=self.workspace
+            self.job("image", environment="{conda_file: environment.yml}", command="echo"), workspace=self.workspace
         ).plan.environment
         assert asked is not None
         assert asked.definition is not None
