@@ -1,4 +1,4 @@
-"""Measures what tfjob promises about several machines, on the test cluster's three nodes, as ratios: `make bench-cluster`.
+"""Measures what tfjob promises about several machines, on the test cluster's three nodes, as ratios: the last part of `make bench`.
 
 The peer is what one does by hand, from one shell script: `docker -H ssh://... run` on every node at once; for MPI, containers
 with an SSH server, then mpirun in one of them; `docker save | ssh docker load` for images. Both use the same images, nodes and
