@@ -16,6 +16,7 @@
       tasks/TASK/          task.json, started.json, exit.json (see tfjob/entrypoint.py)
       work/TASK/           the task's working copy of the code; afterwards only what the script left there
       datasets/            links to (or copies of) the datasets, while the run lasts
+      datasets.json        what was fetched: every file of the datasets with its SHA-256
       inherited.json       the few variables tasks inherit from the shell that submitted it; no secrets
       cancel               made by whoever wants the run to end
       supervisor.lock      locked by the supervisor as long as it lives
@@ -107,6 +108,11 @@ class RunDirectory:
     def datasets(self) -> Path:
         """Where datasets are placed."""
         return self.path / "datasets"
+
+    @property
+    def fetched(self) -> Path:
+        """The datasets as they were fetched, where some of their files were behind addresses."""
+        return self.path / "datasets.json"
 
     @property
     def cancel_request(self) -> Path:

@@ -21,6 +21,7 @@ class SchemaName(StrEnum):
 
     job = "job"
     environment = "environment"
+    dataset = "dataset"
 
 
 def validate(
@@ -87,7 +88,12 @@ def submit(
 
 
 def schema(name: Annotated[SchemaName, typer.Argument(help="Which schema.")] = SchemaName.job) -> None:
-    """Print the JSON Schema of job files (or of environment files), for editors and other tools."""
+    """Print the JSON Schema of job files (or of environment or dataset files), for editors and other tools."""
     from tfjob.spec import schema as schemas  # noqa: PLC0415  # only for this
 
+    if name is SchemaName.dataset:
+        from tfjob.spec.dataset_file import dataset_file_schema  # noqa: PLC0415  # only for this
+
+        print_document(dataset_file_schema(), Format.json)
+        return
     print_document(schemas.schema() if name is SchemaName.job else schemas.environment_schema(), Format.json)

@@ -28,6 +28,7 @@ COMMANDS = {
     "download": ("transfer", "download", "Copy a run's outputs or logs to a directory"),
     "rerun": ("control", "rerun", "Run an earlier run's plan once more"),
     "env": ("", "", "Environments: create, build, lock, show, prune …"),
+    "dataset": ("", "", "Datasets: create, list, show, download, delete, cache"),
     "schema": ("jobs", "schema", "Print the JSON Schema of job files"),
     "doctor": ("setup", "doctor", "Say what works on this machine, and what to do"),
 }
@@ -46,6 +47,15 @@ GROUPS = {
         "save": ("environment_files", "save", "Write all that rebuilds it to a directory"),
         "prune": ("environment_stores", "prune", "Free what no run of the last days has used"),
         "base": ("", "", "Base images where none can be pulled"),
+    },
+    "dataset": {
+        "create": ("datasets", "create", "Register files by name and version; copy nothing"),
+        "list": ("datasets", "list_datasets", "List registered datasets"),
+        "show": ("datasets", "show", "Show one: paths, versions, digest, runs that used it"),
+        "files": ("datasets", "files", "List its files"),
+        "download": ("dataset_store", "download", "Copy its files to a directory"),
+        "delete": ("datasets", "delete", "Take one out of the list"),
+        "cache": ("dataset_store", "cache", "Show what was fetched and is kept; free it"),
     },
     "env base": {
         "create": ("environment_stores", "create_base", "Make one of Debian's packages, or from a tarball"),

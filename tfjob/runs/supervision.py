@@ -20,6 +20,7 @@ from tfjob.errors import ExitCode, PreparationError, TargetError, TfjobError
 from tfjob.planning.plan import Plan
 from tfjob.rundir import RunDirectory
 from tfjob.runs.advice import advice
+from tfjob.runs.data import RunData, dataset_records
 from tfjob.runs.events import append_event
 from tfjob.runs.record import (
     Failure,
@@ -35,7 +36,7 @@ from tfjob.runs.record import (
 )
 from tfjob.runs.tail import last_lines
 from tfjob.runs.verdict import Verdict, absent, judge
-from tfjob.runs.working import changed_datasets, clear_work, list_outputs, make_work
+from tfjob.runs.working import clear_work, list_outputs, make_work
 
 __all__ = ["CancelRequested", "Supervision"]
 
@@ -71,12 +72,14 @@ class Supervision:
         engine: Engine,
         prepare: Prepare,
         snapshots: Path,
+        data: RunData,
     ) -> None:
         self._run = run
         self._plan = plan
         self._engine = engine
         self._prepare = prepare
         self._snapshots = snapshots
+        self._data = data
         self._record = read_record(run)
         self._handle: Handle | None = None
         self._disk_was_full = False
@@ -122,6 +125,10 @@ class Supervision:
             prepared = self._prepare(self._progress)
             self._record = replace(self._record, environment_key=prepared.key)
             self._check_launcher(prepared)
+            self._plan, notes = self._data.prepare(self._progress)
+            self._record = replace(self._record, datasets=dataset_records(self._plan))
+            for note in notes:
+                self._note(note)
             make_work(self._plan, self._run, self._snapshots)
         self._raise_if_canceled()
         self._enter("Scaling")
@@ -213,7 +220,7 @@ class Supervision:
         if self._disk_is_full():
             notes = (*notes, "the disk that holds the run directory was full: logs and outputs may lack what came then")
         if any(phase.name == "Running" for phase in self._record.phases):
-            notes = (*notes, *changed_datasets(self._plan))
+            notes = (*notes, *self._data.changes(self._plan))
         left: tuple[str, ...] = ()
         try:
             left = clear_work(self._plan, self._run, self._snapshots)

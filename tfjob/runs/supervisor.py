@@ -21,6 +21,8 @@ from functools import partial
 from pathlib import Path
 
 from tfjob import entrypoint
+from tfjob.datasets.cache import Cache
+from tfjob.datasets.wanted import Settings
 from tfjob.durable import replace_json
 from tfjob.engines.base import Engine, Prepared
 from tfjob.engines.inherited import inherited_environment
@@ -28,6 +30,7 @@ from tfjob.engines.process import ProcessEngine, sweep
 from tfjob.errors import ExitCode, PreparationError, TfjobError
 from tfjob.planning.plan import Plan
 from tfjob.rundir import RunDirectory
+from tfjob.runs.data import RunData, with_fetched
 from tfjob.runs.prepare import prepare_environment
 from tfjob.runs.record import Failure, iso, read_record, write_record
 from tfjob.runs.run import request_cancel
@@ -60,7 +63,7 @@ def main() -> None:
 
 
 def _supervision(run: RunDirectory) -> Supervision:
-    plan = decode(Plan, json.loads(run.plan.read_bytes()))
+    plan = with_fetched(decode(Plan, json.loads(run.plan.read_bytes())), run)
     workspace = Workspace(run.path.parent.parent)
     store = workspace.config.store
     environ = _inherited(run, plan.secrets)
@@ -90,6 +93,19 @@ def _supervision(run: RunDirectory) -> Supervision:
         engine=_engine(plan, target.nodes[0], environ, store),
         prepare=prepare,
         snapshots=workspace.snapshots,
+        data=_data(plan, run, workspace),
+    )
+
+
+def _data(plan: Plan, run: RunDirectory, workspace: Workspace) -> RunData:
+    config = workspace.config
+    return RunData(
+        plan,
+        run,
+        Cache(config.dataset_cache),
+        config.cache_limit_gib,
+        workspace.datasets,
+        Settings(connections=config.connections, timeout_s=config.timeout_s),
     )
 
 

@@ -9,23 +9,22 @@ from collections.abc import Iterator
 from contextlib import suppress
 from pathlib import Path, PurePosixPath
 
-from tfjob.datasets.files import change_since, place
 from tfjob.errors import PreparationError
 from tfjob.planning.plan import Plan
 from tfjob.rundir import RunDirectory
 from tfjob.runs.record import Output
 from tfjob.snapshot import copy_tree
 
-__all__ = ["OUTPUT_LIMIT", "changed_datasets", "clear_work", "list_outputs", "make_work"]
+__all__ = ["OUTPUT_LIMIT", "clear_work", "list_outputs", "make_work"]
 
 OUTPUT_LIMIT = 1000
 """Files listed in a record by name; all are counted."""
 
 
 def make_work(plan: Plan, run: RunDirectory, snapshots: Path) -> None:
-    """Give every task a working copy of the code with ./outputs, ./logs and what else is kept in it, and place the datasets.
+    """Give every task a working copy of the code with ./outputs, ./logs and what else is kept in it.
 
-    Can be done again after it was interrupted. Raises PreparationError when a dataset has gone, or a directory to keep can't be one.
+    Can be done again after it was interrupted. Raises PreparationError when a directory to keep can't be one.
     """
     keep = _to_keep(plan, snapshots)
     for directory in (run.outputs, run.user_logs, *(run.outputs / name for name in plan.named_outputs)):
@@ -44,7 +43,6 @@ def make_work(plan: Plan, run: RunDirectory, snapshots: Path) -> None:
         run.work(plan.launcher.name).mkdir(parents=True, exist_ok=True)
     if plan.code:
         _link(run.code, snapshots / plan.code.digest)
-    _place_datasets(plan, run)
 
 
 def clear_work(plan: Plan, run: RunDirectory, snapshots: Path) -> tuple[str, ...]:
@@ -63,15 +61,6 @@ def clear_work(plan: Plan, run: RunDirectory, snapshots: Path) -> tuple[str, ...
     if not left:
         shutil.rmtree(work, ignore_errors=True)
     return left
-
-
-def changed_datasets(plan: Plan) -> tuple[str, ...]:
-    """What has changed in mounted datasets, a sentence each: nothing but good manners keeps a process from writing there."""
-    return tuple(
-        f"dataset {dataset.name} was changed while the run went on: {change}"
-        for dataset in plan.datasets
-        if dataset.mode == "mount" and (change := change_since(dataset.digest, dataset.files))
-    )
 
 
 def list_outputs(run: RunDirectory) -> tuple[tuple[Output, ...], int, int]:
@@ -99,19 +88,6 @@ def _to_keep(plan: Plan, snapshots: Path) -> tuple[str, ...]:
                     "Name another directory in outputs.keep, and write there.",
                 )
     return tuple(map(str, keep))
-
-
-def _place_datasets(plan: Plan, run: RunDirectory) -> None:
-    for dataset in plan.datasets:
-        if change := change_since(dataset.digest, dataset.files):
-            raise PreparationError(
-                f"dataset {dataset.name} has changed since the job was planned: {change}", "Submit the job again."
-            )
-        if dataset.mode == "download":
-            for task in plan.tasks:
-                place(dataset.files, run.datasets / task.name / dataset.name, copy=True)
-        else:
-            place(dataset.files, run.datasets / dataset.name, copy=False)
 
 
 def _link(at: Path, to: Path) -> None:
