@@ -6,7 +6,7 @@ from collections.abc import Iterator
 from pathlib import Path
 
 import pytest
-from datasets.web_server import WebServer, web_server
+from web_server import WebServer, web_server
 
 from tfjob.datasets.cache import Cache
 

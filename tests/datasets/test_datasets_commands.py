@@ -6,8 +6,8 @@ import json
 from pathlib import Path
 
 import pytest
-from datasets.web_server import Status, WebServer
 from support import Tfjob, eventually
+from web_server import Status, WebServer
 
 
 @pytest.fixture

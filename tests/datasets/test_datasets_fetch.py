@@ -10,7 +10,7 @@ from concurrent.futures import ThreadPoolExecutor
 from pathlib import Path
 
 import pytest
-from datasets.web_server import Cut, Fault, Hang, Redirect, Slow, Status, WebServer
+from web_server import Cut, Fault, Hang, Redirect, Slow, Status, WebServer
 
 from tfjob.datasets import fetch as module
 from tfjob.datasets.cache import Cache, Known

@@ -9,8 +9,8 @@ from concurrent.futures import ThreadPoolExecutor
 from pathlib import Path
 
 import pytest
-from datasets.web_server import Hang, Slow, Status, WebServer
 from support import Tfjob, eventually
+from web_server import Hang, Slow, Status, WebServer
 
 
 @pytest.fixture
