@@ -16,6 +16,7 @@ __all__ = ["engine_of"]
 def engine_of(plan: Plan, workspace: Workspace, environ: Mapping[str, str]) -> Engine:
     """The engine for `plan`. `environ` is what the submitting shell had: tasks inherit from it, and it names Docker Engines."""
     if plan.cluster is not None:
+        from tfjob.datasets.cache import Cache  # noqa: PLC0415  # the same
         from tfjob.engines.cluster.engine import ClusterEngine  # noqa: PLC0415  # only for those who have several machines
 
         return ClusterEngine(
@@ -23,6 +24,7 @@ def engine_of(plan: Plan, workspace: Workspace, environ: Mapping[str, str]) -> E
             environ=environ,
             snapshots=workspace.snapshots,
             runs=workspace.runs,
+            cache=Cache(workspace.config.dataset_cache),
             with_gpus=plan.gpus_per_node > 0,
         )
     if plan.slurm is not None:

@@ -21,10 +21,11 @@ from tfjob.runs.advice import advice
 from tfjob.runs.attempts import attempt_of, is_tried_again, left_by_attempts, put_away
 from tfjob.runs.canceling import CancelRequested, interruptible, raise_if_canceled
 from tfjob.runs.chronicle import Chronicle
+from tfjob.runs.data import RunData, dataset_records
 from tfjob.runs.record import Failure, Record, RunState, Supervisor, TaskRecord, boot_id, iso, seconds
 from tfjob.runs.tail import last_lines
 from tfjob.runs.verdict import Verdict, absent, judge
-from tfjob.runs.working import changed_datasets, clear_work, list_outputs, make_kept, make_work
+from tfjob.runs.working import clear_work, list_outputs, make_kept, make_work
 
 __all__ = ["Supervision"]
 
@@ -53,12 +54,14 @@ class Supervision:
         engine: Engine,
         prepare: Prepare,
         snapshots: Path,
+        data: RunData,
     ) -> None:
         self._run = run
         self._plan = plan
         self._engine = engine
         self._prepare = prepare
         self._snapshots = snapshots
+        self._data = data
         self._chronicle = Chronicle(run)
         self._prepared: Prepared | None = None
         self._allocation: Allocation | None = None
@@ -159,6 +162,11 @@ class Supervision:
         prepared = self._prepared or self._make_prepared()
         prepared = replace(prepared, values={**prepared.values, "restart.count": str(run.restart_count)})
         with interruptible(run):
+            self._plan, notes = self._data.prepare(self._chronicle.progress)
+            plan = self._plan
+            self._chronicle.change(datasets=dataset_records(plan))
+            for note in notes:
+                self._chronicle.note(note)
             if engine.shares_run_directory:
                 make_work(plan, run, self._snapshots)
             else:
@@ -277,7 +285,7 @@ class Supervision:
         if chronicle.disk_is_full():
             notes = (*notes, "the disk that holds the run directory was full: logs and outputs may lack what came then")
         if self._record.tasks:
-            notes = (*notes, *changed_datasets(self._plan))
+            notes = (*notes, *self._data.changes(self._plan))
         left = left_by_attempts(self._run)
         try:
             left += clear_work(self._plan, self._run, self._snapshots)

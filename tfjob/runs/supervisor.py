@@ -21,6 +21,8 @@ from functools import partial
 from pathlib import Path
 
 from tfjob import entrypoint
+from tfjob.datasets.cache import Cache
+from tfjob.datasets.wanted import Settings
 from tfjob.durable import replace_json
 from tfjob.engines.base import Prepared
 from tfjob.engines.inherited import inherited_environment
@@ -29,6 +31,7 @@ from tfjob.errors import ExitCode, PreparationError, TfjobError
 from tfjob.planning.plan import Plan
 from tfjob.rundir import RunDirectory
 from tfjob.runs.choice import engine_of
+from tfjob.runs.data import RunData, with_fetched
 from tfjob.runs.prepare import prepare_environment
 from tfjob.runs.record import Failure, iso, read_record, write_record
 from tfjob.runs.run import request_cancel
@@ -60,7 +63,7 @@ def main() -> None:
 
 
 def _supervision(run: RunDirectory) -> Supervision:
-    plan = decode(Plan, json.loads(run.plan.read_bytes()))
+    plan = with_fetched(decode(Plan, json.loads(run.plan.read_bytes())), run)
     workspace = Workspace(run.path.parent.parent)
     store = workspace.config.store
     environ = _inherited(run, plan.secrets)
@@ -80,12 +83,27 @@ def _supervision(run: RunDirectory) -> Supervision:
             )
         return prepare_environment(plan, run, store, environ, progress)
 
+    engine = engine_of(plan, workspace, environ)
     return Supervision(
         run,
         plan,
-        engine=engine_of(plan, workspace, environ),
+        engine=engine,
         prepare=prepare,
         snapshots=workspace.snapshots,
+        data=_data(plan, run, workspace, here=engine.shares_run_directory),
+    )
+
+
+def _data(plan: Plan, run: RunDirectory, workspace: Workspace, *, here: bool) -> RunData:
+    config = workspace.config
+    return RunData(
+        plan,
+        run,
+        Cache(config.dataset_cache),
+        config.cache_limit_gib,
+        workspace.datasets,
+        Settings(connections=config.connections, timeout_s=config.timeout_s),
+        here=here,
     )
 
 

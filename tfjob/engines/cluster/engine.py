@@ -14,6 +14,7 @@ from dataclasses import replace
 from pathlib import Path
 from typing import Final
 
+from tfjob.datasets.cache import Cache
 from tfjob.dockerapi.api import DockerApi, RefusalError
 from tfjob.dockerapi.reach import engine_at
 from tfjob.engines.base import Allocation, Prepared, TaskStatus, Waiting, tell_nobody
@@ -42,7 +43,8 @@ _REMOVE_S: Final = 30.0
 class ClusterEngine:
     """The engine of targets of the kind `docker`.
 
-    `environ` is what the submitting shell had; `snapshots` where code lies by content, `runs` the workspace's runs.
+    `environ` is what the submitting shell had; `snapshots` where code lies by content, `cache` data,
+    `runs` the workspace's runs.
     """
 
     def __init__(
@@ -52,11 +54,13 @@ class ClusterEngine:
         environ: Mapping[str, str],
         snapshots: Path,
         runs: Path,
+        cache: Cache,
         with_gpus: bool = False,
     ) -> None:
         self._target = target
         self._environ = environ
         self._snapshots = snapshots
+        self._cache = cache
         self._workspace = know_runs(runs)
         self._reaching: Reaching | None = None
         self._with_gpus = with_gpus
@@ -96,7 +100,7 @@ class ClusterEngine:
         """
         assert self._found is not None  # noqa: S101  # `acquire` comes before
         handle = ClusterHandle(plan, run, key=self._key(run))
-        site = Site(self._target, self._environ, self._snapshots)
+        site = Site(self._target, self._environ, self._snapshots, self._cache)
         try:
             Starting(handle, found=self._found, allocation=allocation, prepared=prepared, site=site, told=told).go()
         except BaseException:

@@ -13,7 +13,9 @@ from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import Any, Final
 
+from tfjob.datasets.cache import Cache
 from tfjob.dockerapi.api import DockerApi, RefusalError, socket_of
+from tfjob.durable import digest_of
 from tfjob.engines.base import Allocation, Prepared, Waiting
 from tfjob.engines.cluster.at_once import at_once
 from tfjob.engines.cluster.container import (
@@ -36,6 +38,7 @@ from tfjob.engines.cluster.nodes import Reached
 from tfjob.engines.cluster.room import Found
 from tfjob.engines.cluster.shipping import send_image
 from tfjob.engines.cluster.trees import Tree, send_trees, tree_of_directory
+from tfjob.engines.dataset_contents import contents
 from tfjob.engines.docker_errors import explained
 from tfjob.engines.reports import task_files
 from tfjob.engines.submitter import Submitter, submitter
@@ -54,11 +57,12 @@ _QUIET_S: Final = 1.0
 
 @dataclass(frozen=True)
 class Site:
-    """Where a run comes from and goes to: the target, the submitting shell's variables, and where code lies here."""
+    """Where a run comes from and goes to: the target, the submitting shell's variables, and where code and data lie here."""
 
     target: ClusterDefinition
     environ: Mapping[str, str]
     snapshots: Path
+    cache: Cache
 
     def shares(self, path: str) -> bool:
         """Whether the nodes have a path of this machine, on a file system that is declared to be shared."""
@@ -125,10 +129,7 @@ class Starting:
             trees["code"] = tree_of_directory(code.digest, "the code", directory)
         for dataset in self._plan.datasets:
             if not self._is_shared(dataset):
-                files = tuple((source, name) for source, name, _ in dataset.files)
-                trees[f"dataset {dataset.name}"] = Tree(
-                    dataset.digest, f"dataset {dataset.name}", files, dataset.size_bytes
-                )
+                trees[f"dataset {dataset.name}"] = _tree_of_dataset(dataset, self._site.cache)
         return trees
 
     def _is_shared(self, dataset: DatasetPlan) -> bool:
@@ -332,6 +333,13 @@ def node_tasks(plan: Plan, snapshots: Path, *, shared: Callable[[str], bool] = l
         NodeTasks(index, "", "", "", tuple(task.name for task in plan.all_tasks if task.node == index), keep, code, "")
         for index in range(plan.node_count)
     ]
+
+
+def _tree_of_dataset(dataset: DatasetPlan, cache: Cache) -> Tree:
+    found = list(contents(dataset, cache))
+    digest = digest_of([[one.name, one.sha256] for one in found])
+    files = tuple((one.source, one.name) for one in found)
+    return Tree(digest, f"dataset {dataset.name}", files, sum(one.size for one in found))
 
 
 def _to_keep(plan: Plan) -> tuple[str, ...]:
