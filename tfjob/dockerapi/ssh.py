@@ -255,7 +255,7 @@ class SshTransport:
     def _refused(self, said: str) -> TargetError:
         for pattern, message, hint, kind in _REASONS:
             if re.search(pattern, said):
-                last = said.splitlines()[-1]
+                last = said.splitlines()[-1].removeprefix("ssh: ")
                 return kind(f"{message.format(host=self._host.host)} (ssh: {last})", hint.format(host=self._host.host))
         last = said.splitlines()[-1] if said else "it did not answer in time"
         return TargetError(

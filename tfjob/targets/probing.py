@@ -122,7 +122,8 @@ class _Screen:
             self._say()
 
     def _say(self) -> None:
-        silent = [name for name, is_silent in self._silent.items() if is_silent]
+        some_answered = len(self._silent) < self._count
+        silent = [name for name, is_silent in self._silent.items() if is_silent or some_answered]
         named = f"; waiting for {', '.join(silent[:4])}{' …' if len(silent) > 4 else ''}" if silent else ""
         self._tell(f"asked {self._count - len(self._silent)} of {self._count} nodes{named}")
 
