@@ -26,7 +26,7 @@ from cluster import network
 from cluster.credentials import make_credentials
 from cluster.layout import GPUS, HEAD, LAYOUT, USER, Layout
 from cluster.node import Node, remove_cgroups
-from docker_parts import BASE, CannotRunError, find_dockerd, install, is_free, load_image, locked, needed
+from docker_parts import BASE, CannotRunError, find_dockerd, install, is_free, load_image, locked
 from support import REPOSITORY
 
 if TYPE_CHECKING:
@@ -50,6 +50,7 @@ class Cluster:
     layout: Layout
     nodes: tuple[Node, ...]
     faults: list[str] = field(default_factory=list, compare=False)  # of this session: what can't be mended fails fast
+    no_image: list[str] = field(default_factory=list, compare=False)  # why there is no base image, in this session
 
     @property
     def head(self) -> Node:
@@ -117,6 +118,12 @@ def described(layout: Layout = LAYOUT) -> Cluster:
     return Cluster(layout, tuple(nodes))
 
 
+def need_root() -> None:
+    """Raises CannotRunError where nodes can't be made."""
+    if os.geteuid() != 0:
+        raise CannotRunError("virtual nodes need root")
+
+
 def find_programs() -> None:
     """Make sure that all is there that the nodes need. Raises CannotRunError with what is missing."""
     find_dockerd()
@@ -170,6 +177,7 @@ def down(layout: Layout = LAYOUT, *, if_unused: bool = False) -> None:
 @contextlib.contextmanager
 def cluster_in_use() -> Iterator[Cluster]:
     """Use the cluster; the last user ends it. Raises CannotRunError when there can be none."""
+    need_root()
     try:
         with locked(LAYOUT.directory / "users.lock", fcntl.LOCK_SH):
             yield up()
@@ -205,18 +213,16 @@ def nodes(docker_cluster: Cluster) -> tuple[Node, ...]:
     return docker_cluster.nodes
 
 
-@pytest.fixture(scope="session")
-def cluster_base(docker_cluster: Cluster) -> str:
-    """A base image with Python and SSH; skips, with the reason, where there can be none."""
-    docker_cluster.reset()
-    return needed(docker_cluster.load_base_image)
-
-
 @pytest.fixture
-def node_base(docker_cluster: Cluster, cluster_base: str, nodes: tuple[Node, ...]) -> str:
-    """The base image in every node's engine, under one id."""
+def node_base(docker_cluster: Cluster, nodes: tuple[Node, ...]) -> str:
+    """A base image with Python and SSH in every node's engine, under one id; skips where there can be none."""
     assert nodes
-    return docker_cluster.load_base_image(cluster_base)
+    if not docker_cluster.no_image:
+        try:
+            return docker_cluster.load_base_image()
+        except CannotRunError as reason:
+            docker_cluster.no_image.append(str(reason))
+    pytest.skip(docker_cluster.no_image[0])
 
 
 def register(name: str, target: str, environ: Mapping[str, str]) -> None:
@@ -246,6 +252,7 @@ def main() -> int:
     verb = sys.argv[1] if len(sys.argv) == 2 else ""
     cluster = described()
     try:
+        need_root()
         if verb == "down":
             forget(TARGET)
             down()

@@ -14,7 +14,7 @@ import pytest
 import yaml
 from cluster.layout import LAYOUT
 from cluster.slurm import Slurm, find_slurm
-from cluster_parts import Cluster, cluster_in_use, described, down, forget, mended, register, up
+from cluster_parts import Cluster, cluster_in_use, described, down, forget, mended, need_root, register, up
 from docker_parts import CannotRunError
 
 if TYPE_CHECKING:
@@ -31,6 +31,7 @@ def slurm_of(cluster: Cluster) -> Slurm:
 @contextlib.contextmanager
 def slurm_in_use() -> Iterator[Slurm]:
     """Use Slurm; it ends with the cluster. Raises CannotRunError when there can be none."""
+    need_root()
     find_slurm()
     with cluster_in_use() as cluster:
         slurm = slurm_of(cluster)
@@ -64,6 +65,7 @@ def main() -> int:
     verb = sys.argv[1] if len(sys.argv) == 2 else ""
     slurm = slurm_of(described())
     try:
+        need_root()
         if verb == "down":
             forget(TARGET)
             slurm.stop()

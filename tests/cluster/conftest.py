@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from cluster_parts import cluster_base, docker_cluster, node_base, nodes
+from cluster_parts import docker_cluster, node_base, nodes
 from slurm_parts import slurm, slurm_cluster
 
-__all__ = ["cluster_base", "docker_cluster", "node_base", "nodes", "slurm", "slurm_cluster"]
+__all__ = ["docker_cluster", "node_base", "nodes", "slurm", "slurm_cluster"]

@@ -6,7 +6,7 @@ from typing import Any
 
 import pytest
 from engines.engine_bench import plan, task
-from hypothesis import given
+from hypothesis import given, settings
 from hypothesis import strategies as st
 
 from tfjob.rundir import RunDirectory
@@ -54,6 +54,7 @@ def test_output_is_read_from_where_it_was_left_in_task_order(run: RunDirectory) 
     assert [chunk.data for chunk in OutputReader(run, ["chief-0"], offsets).read()] == [b"more\n"]
 
 
+@settings(deadline=None)
 @given(
     st.lists(st.text(st.characters(exclude_characters="\n\r", codec="utf-8"), max_size=5), max_size=12),
     st.integers(1, 15),
@@ -120,6 +121,7 @@ def test_a_line_that_begins_in_the_block_before_is_whole(tmp_path: Path) -> None
 STEPS = st.lists(st.sampled_from(["write a-0", "write a-1", "put away", "read", "read", "build"]), max_size=30)
 
 
+@settings(deadline=None)  # it writes files
 @given(STEPS, st.booleans())
 def test_over_attempts_no_byte_is_lost_or_read_twice(
     tmp_path_factory: pytest.TempPathFactory, steps: list[str], builds: bool

@@ -11,7 +11,7 @@ from dataclasses import replace
 from typing import TYPE_CHECKING
 
 import pytest
-from cluster_parts import cluster_base, docker_cluster, node_base, nodes  # noqa: F401  # fixtures
+from cluster_parts import docker_cluster, node_base, nodes  # noqa: F401  # fixtures
 from docker_parts import BASE
 
 from tfjob.dockerapi.reach import engine_at

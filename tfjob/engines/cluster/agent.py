@@ -12,8 +12,9 @@ What it is told comes as lines of JSON: ``have`` (what tfjob has already), ``pre
     log       path, offset, length                      report    task, name, content
     file      path, size, mode, mtime_ns, last, length  link      path, target
     directory path                                      gone      path
-    silent    task, status: it ended without a word     ready     what was asked for is done
-    synced    everything was sent                       problem   message
+    silent    task, words: it ended without a report    ready     what: it is as it was asked for
+    synced    everything was sent                       done      number: of the order
+    problem   message
 
 When its stdin ends so does this program; tasks go on, and another one can be started that goes on from there.
 """
@@ -119,11 +120,13 @@ class Agent:
                 next_merge = time.monotonic() + self.merge_interval_s
 
     def obey(self, order: dict[str, Any]) -> None:
-        """Do one thing; what can't be done is a problem that is told."""
+        """Do one thing; what can't be done is a problem that is told. What was told twice, as its answer was lost, does no harm."""
+        number = order.pop("number", 0)
         try:
             getattr(self, "do_" + order.pop("do"))(**order)
         except (OSError, shutil.Error, subprocess.SubprocessError) as error:
             self.say("problem", message=str(error))
+        self.say("done", number=number)
 
     # What is done.
 
@@ -196,6 +199,9 @@ class Agent:
 
     def do_sshd(self, port: int, config: str) -> None:
         """Start the SSH server by which mpirun starts ranks here, and wait until it listens."""
+        if is_listening(port):
+            self.say("ready", what="sshd")
+            return
         program = shutil.which("sshd", path="/usr/sbin:/usr/local/sbin:/sbin:" + os.environ.get("PATH", ""))
         if program is None:
             self.say("problem", what="sshd", message="the image has no sshd")

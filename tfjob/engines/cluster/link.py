@@ -7,6 +7,7 @@ tasks have ended, as far as the run is concerned, and what it may say later is n
 from __future__ import annotations
 
 import json
+import sys
 import threading
 import time
 from collections.abc import Mapping
@@ -82,7 +83,9 @@ class NodeLink:
         self._closing = False
         self._sent_last = 0.0
         self._heard = time.monotonic()
-        self._pending: list[bytes] = []
+        self._writing = threading.Lock()
+        self._orders: dict[int, bytes] = {}
+        self._number = 0
         self._thread = threading.Thread(target=self._live, name=f"link to {self.node.name}", daemon=True)
 
     def open(self) -> None:
@@ -104,17 +107,15 @@ class NodeLink:
         return time.monotonic() - self._heard
 
     def tell(self, order: str, **facts: Any) -> None:
-        """Tell the agent to do something; if it can't be told now, it is when the connection is there again."""
-        line = json.dumps({"do": order, **facts}).encode() + b"\n"
+        """Tell the agent to do something. An order that it has not done when the connection breaks is told again."""
         with self._changed:
+            self._number += 1
+            line = json.dumps({"do": order, "number": self._number, **facts}).encode() + b"\n"
+            self._orders[self._number] = line
             stream = self._stream
-            if stream is None:
-                self._pending.append(line)
-                return
-        try:
-            stream.write(line)
-        except OSError:
-            self._pending.append(line)
+        if stream is not None:
+            with suppress(OSError), self._writing:  # whoever listens notices, and tells it again
+                stream.write(line)
 
     def said(self, what: str) -> int:
         """How often the agent has said something so far."""
@@ -167,8 +168,9 @@ class NodeLink:
     def _connected(self, stream: Hijacked) -> None:
         with self._changed:
             self._stream = stream
-            pending, self._pending = self._pending, []
-            for line in pending:
+            orders = list(self._orders.values())
+        with self._writing:
+            for line in orders:
                 stream.write(line)
 
     def _disconnected(self) -> None:
@@ -199,6 +201,9 @@ class NodeLink:
             self.ports = self.ports or header["ports"]
         elif kind == "problem":
             self.problems.append(header["message"])
+        elif kind == "done":
+            with self._changed:
+                self._orders.pop(header["number"], None)
         name = f"ready {header['what']}" if kind == "ready" else kind
         with self._changed:
             self._said[name] = self._said.get(name, 0) + 1
@@ -277,7 +282,8 @@ def _messages(stream: Hijacked) -> Any:
     buffer = bytearray()
     header: dict[str, Any] | None = None
     while (frame := stream.read_frame()) is not None:
-        if frame[0] != STDOUT:
+        if frame[0] != STDOUT:  # a fault of the agent's: where faults of the supervisor's go
+            sys.stderr.write(frame[1].decode(errors="replace"))
             continue
         buffer += frame[1]
         while True:
