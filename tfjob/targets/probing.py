@@ -148,8 +148,7 @@ class _Asked:
         )
         try:
             api = engine_at(node.engine, tls=node.tls, environ=environ)
-            if isinstance(api.transport, SshTransport):
-                self._open_shells.callback(api.transport.close)
+            self._open_shells.callback(api.close)
             info = answering(api, deadline, lambda _: screen.wait(node.name))
             return self._facts(report, api, info)
         except TargetError as error:
