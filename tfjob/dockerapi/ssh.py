@@ -6,10 +6,12 @@ host key is refused. The login's stdin is a lifeline: when this process ends, ho
 
 from __future__ import annotations
 
+import functools
 import os
 import re
 import shutil
 import socket
+import stat
 import subprocess
 import tempfile
 import threading
@@ -28,6 +30,8 @@ __all__ = ["SshHost", "SshTransport"]
 _REMOTE_SOCKET: Final = "/var/run/docker.sock"
 _READY: Final = b"tfjob: connected\n"
 _END_S: Final = 2.0
+_PREFIX: Final = "tfjob-ssh-"
+_ABANDONED_S: Final = 300.0  # longer than any login takes
 _ASK_S: Final = 10.0
 _REASONS: Final = (
     (
@@ -196,7 +200,8 @@ class SshTransport:
             return self._directory / "s"
 
     def _begin(self, timeout_s: float) -> None:
-        self._directory = Path(tempfile.mkdtemp(prefix="tfjob-ssh-"))  # mode 0700; short, as paths of sockets must be
+        _remove_abandoned()
+        self._directory = Path(tempfile.mkdtemp(prefix=_PREFIX))  # mode 0700; short, as paths of sockets must be
         forward = f"{self._directory / 's'}:{self._host.socket}"
         limit_s = str(max(int(timeout_s), 1))
         with (self._directory / "e").open("wb") as said:
@@ -255,7 +260,7 @@ class SshTransport:
     def _refused(self, said: str) -> TargetError:
         for pattern, message, hint, kind in _REASONS:
             if re.search(pattern, said):
-                last = said.splitlines()[-1]
+                last = said.splitlines()[-1].removeprefix("ssh: ")
                 return kind(f"{message.format(host=self._host.host)} (ssh: {last})", hint.format(host=self._host.host))
         last = said.splitlines()[-1] if said else "it did not answer in time"
         return TargetError(
@@ -278,3 +283,34 @@ class SshTransport:
                 process.wait()
         if directory is not None:
             shutil.rmtree(directory, ignore_errors=True)
+
+
+@functools.cache
+def _remove_abandoned() -> None:
+    """Remove the directories of logins whose tfjob was killed, once in the life of this process.
+
+    Their ssh ended with it, so nobody answers at the control socket any more.
+    """
+    for directory in Path(tempfile.gettempdir()).glob(f"{_PREFIX}*"):
+        with suppress(OSError):
+            status = directory.lstat()
+            is_old = time.time() - status.st_mtime > _ABANDONED_S
+            if (
+                is_old
+                and status.st_uid == os.geteuid()
+                and stat.S_ISDIR(status.st_mode)
+                and not _is_answered(directory / "c")
+            ):
+                shutil.rmtree(directory)
+
+
+def _is_answered(path: Path) -> bool:
+    with socket.socket(socket.AF_UNIX, socket.SOCK_STREAM) as connection:
+        connection.settimeout(1.0)
+        try:
+            connection.connect(str(path))
+        except (ConnectionRefusedError, FileNotFoundError):
+            return False
+        except OSError:
+            return True
+        return True

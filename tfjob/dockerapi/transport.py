@@ -34,6 +34,10 @@ class Transport(Protocol):
         """A new connection to the engine. Raises OSError, or TargetError where more is known."""
         ...
 
+    def close(self) -> None:
+        """Give up what the calls have in common, such as a login."""
+        ...
+
     def unanswered(self, error: Exception) -> TargetError:
         """The error for an engine that could not be reached, or broke off."""
         ...
@@ -60,6 +64,9 @@ class UnixTransport:
             connection.close()
             raise
         return connection
+
+    def close(self) -> None:
+        """Nothing is kept between calls."""
 
     def unanswered(self, error: Exception) -> TargetError:  # noqa: ARG002  # there is one reason only
         """Nobody listens there."""
@@ -109,6 +116,9 @@ class TcpTransport:
         except BaseException:
             connection.close()
             raise
+
+    def close(self) -> None:
+        """Nothing is kept between calls."""
 
     def unanswered(self, error: Exception) -> TargetError:
         """Say whether the certificate was refused or nobody was there."""
