@@ -7,14 +7,14 @@ from dataclasses import replace
 from typing import TYPE_CHECKING
 
 import pytest
-from cluster_parts import TARGET, Cluster, cluster_base, docker_cluster, node_base, nodes
+from cluster_parts import TARGET, Cluster, docker_cluster, node_base, nodes
 from docker_parts import Daemon, base_image, docker_daemon, needed
 
 if TYPE_CHECKING:
     from cluster.node import Node
     from support import Tfjob
 
-__all__ = ["cluster_base", "docker_cluster", "docker_daemon", "node_base", "nodes"]
+__all__ = ["docker_cluster", "docker_daemon", "node_base", "nodes"]
 
 
 @pytest.fixture

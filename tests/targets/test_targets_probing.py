@@ -11,7 +11,7 @@ from dataclasses import replace
 from typing import TYPE_CHECKING
 
 import pytest
-from cluster_parts import cluster_base, docker_cluster, node_base, nodes  # noqa: F401  # fixtures
+from cluster_parts import docker_cluster, node_base, nodes  # noqa: F401  # fixtures
 from docker_parts import BASE
 
 from tfjob.dockerapi.reach import engine_at
@@ -136,7 +136,7 @@ def test_a_slow_node_is_waited_for(lab: ClusterDefinition, breakable: tuple[Node
     try:
         assert answering(api, time.monotonic() + 60, start)["Name"] == "node1"
     finally:
-        api.transport.close()  # type: ignore[attr-defined]  # it is one by ssh
+        api.close()
     assert waited
 
 
@@ -206,7 +206,7 @@ def test_gpus_are_asked_for_again_each_time(lab: ClusterDefinition, nodes: tuple
         declared = probe_node(replace(definition, gpus=3), api, address="")
         assert [gpu.index for gpu in declared.gpus] == [0, 1, 2]
     finally:
-        api.transport.close()  # type: ignore[attr-defined]  # it is one by ssh
+        api.close()
 
 
 def test_more_gpus_declared_than_there_are(lab: ClusterDefinition, nodes: tuple[Node, ...]) -> None:

@@ -50,6 +50,10 @@ class DockerApi:
         self.address = self.transport.address
         self._version = ""
 
+    def close(self) -> None:
+        """Let go of what was kept open to reach the engine. A later call opens it again."""
+        self.transport.close()
+
     # The engine itself.
 
     def check(self, timeout_s: float = 10.0) -> frozenset[str]:

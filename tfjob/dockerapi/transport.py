@@ -15,6 +15,13 @@ __all__ = ["TcpTransport", "Transport", "UnixTransport"]
 
 TLS_PORT: Final = 2376
 PLAIN_PORT: Final = 2375
+_LIFE: Final = {
+    socket.TCP_KEEPIDLE: 10,
+    socket.TCP_KEEPINTVL: 5,
+    socket.TCP_KEEPCNT: 4,
+    socket.TCP_USER_TIMEOUT: 30_000,
+}
+"""So that a machine without power ends a long call within half a minute, whichever side was to speak (tcp(7); the last in ms)."""
 
 
 class Transport(Protocol):
@@ -36,6 +43,10 @@ class Transport(Protocol):
 
     def unanswered(self, error: Exception) -> TargetError:
         """The error for an engine that could not be reached, or broke off."""
+        ...
+
+    def close(self) -> None:
+        """Let go of what is kept open between calls, if anything. A later call opens it again."""
         ...
 
 
@@ -67,6 +78,9 @@ class UnixTransport:
             f"no Docker Engine answers at {self.address}",
             "Start Docker, or say where its socket is: DOCKER_HOST=unix:///path/to/docker.sock.",
         )
+
+    def close(self) -> None:
+        """Nothing is kept open."""
 
 
 @dataclass(frozen=True)
@@ -104,6 +118,8 @@ class TcpTransport:
         try:
             connection.setsockopt(socket.IPPROTO_TCP, socket.TCP_NODELAY, 1)
             connection.setsockopt(socket.SOL_SOCKET, socket.SO_KEEPALIVE, 1)
+            for option, value in _LIFE.items():
+                connection.setsockopt(socket.IPPROTO_TCP, option, value)
             context = self._context
             return context.wrap_socket(connection, server_hostname=self.host) if context else connection
         except BaseException:
@@ -128,3 +144,6 @@ class TcpTransport:
             f"no Docker Engine answers at {self.address}: {getattr(error, 'strerror', None) or error}",
             "Is the machine up, and does Docker listen there?",
         )
+
+    def close(self) -> None:
+        """Nothing is kept open."""
