@@ -23,14 +23,21 @@ class _Receiver:
         self.error: BaseException | None = None
         self.thread = threading.Thread(target=self._run, daemon=True)
 
-    def put(self, chunk: bytes | None) -> None:
+    def put(self, chunk: bytes | None, waiting: Callable[[], None]) -> None:
         """Give it a chunk, or None for the end; one that has given up needs none."""
         while self.thread.is_alive():
             try:
                 self._queue.put(chunk, timeout=_LOOK_S)
             except Full:
+                waiting()
                 continue
             return
+
+    def finish(self, waiting: Callable[[], None]) -> None:
+        """Wait until it has done with what it got."""
+        while self.thread.is_alive():
+            self.thread.join(_LOOK_S)
+            waiting()
 
     def abandon(self) -> None:
         """There will be no more, and no end: what it has is not whole."""
@@ -55,23 +62,40 @@ class _Receiver:
             yield chunk
 
 
-def broadcast(source: Iterable[bytes], receivers: Iterable[Callable[[Iterator[bytes]], None]]) -> None:
-    """Give every receiver all of `source`. Raises the first receiver's error when all are done, or the source's at once."""
+def _nobody() -> None:
+    """Take the place of a `waiting` that nobody listens to."""
+
+
+def broadcast(
+    source: Iterable[bytes],
+    receivers: Iterable[Callable[[Iterator[bytes]], None]],
+    waiting: Callable[[], None] = _nobody,
+) -> None:
+    """Give every receiver all of `source`. Raises the first receiver's error when all are done, or the source's at once.
+
+    `waiting` is called now and then while a receiver is waited for, and may raise to give up.
+    """
     threads = [_Receiver(receive) for receive in receivers]
     for one in threads:
         one.thread.start()
     try:
-        for chunk in source:
-            for one in threads:
-                one.put(chunk)
+        _give(source, threads, waiting)
+        for one in threads:
+            one.finish(waiting)
     except BaseException:
         for one in threads:
             one.abandon()
         raise
-    for one in threads:
-        one.put(None)
-    for one in threads:
-        one.thread.join()
     errors = [one.error for one in threads if one.error is not None]
     if errors:
         raise errors[0]
+
+
+def _give(source: Iterable[bytes], threads: Iterable[_Receiver], waiting: Callable[[], None]) -> None:
+    for chunk in source:
+        for one in threads:
+            one.put(chunk, waiting)
+        if not any(one.thread.is_alive() for one in threads):
+            return  # nobody wants the rest
+    for one in threads:
+        one.put(None, waiting)

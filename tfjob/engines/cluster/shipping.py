@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import threading
 import time
 from collections.abc import Callable, Iterator, Sequence
 from typing import Final
@@ -18,6 +19,7 @@ _PATIENT_S: Final = 24 * 3600.0
 _CHUNK_BYTES: Final = 1 << 20
 _TIMEOUT_S: Final = 60.0
 _SAY_S: Final = 1.0
+_LOOK_S: Final = 0.2
 
 Nodes = Sequence[tuple[str, DockerApi]]
 Told = Callable[[str], None]
@@ -68,7 +70,7 @@ def _send_baked(bake: Bake, nodes: Nodes, here: DockerApi, told: Told) -> None:
     told(
         f"image for {_names(nodes)}: {len(new)} of {len(bake.layers)} layers to send, {sum(one.size_bytes for _, one in new) / 1e6:.0f} MB"
     )
-    _send(image_archive(bake, has, tell), nodes, bake.tag)
+    _send(image_archive(bake, has, tell), nodes, bake.tag, told)
 
 
 def _send_whole(image: str, nodes: Nodes, here: DockerApi, told: Told) -> None:
@@ -95,7 +97,7 @@ def _send_whole(image: str, nodes: Nodes, here: DockerApi, told: Told) -> None:
                 told("" if quiet else f"image for {_names(nodes)}: sent {sent / 1e6:.0f} of {total / 1e6:.0f} MB")
 
     told(f"image for {_names(nodes)}: {total / 1e6:.0f} MB to send")
-    _send(chunks(), nodes, image)
+    _send(chunks(), nodes, image, told)
     tags = [str(tag) for tag in about.get("RepoTags") or ()]
     if tags:
         repository, _, tag = tags[0].rpartition(":")
@@ -114,11 +116,16 @@ def _pull(reference: str, image: str, nodes: Nodes, told: Told) -> Nodes:
             return False
         return node[1].image(image, _TIMEOUT_S) is not None
 
-    done = at_once(pull, list(nodes))
+    done: list[bool] = []
+    pulling = threading.Thread(target=lambda: done.extend(at_once(pull, list(nodes))), daemon=True)
+    pulling.start()
+    while pulling.is_alive():  # `told` may raise to give up; the nodes go on, and have it for the next time
+        pulling.join(_LOOK_S)
+        told("")
     return [node for node, has in zip(nodes, done, strict=True) if not has]
 
 
-def _send(chunks: Iterator[bytes], nodes: Nodes, what: str) -> None:
+def _send(chunks: Iterator[bytes], nodes: Nodes, what: str, told: Told) -> None:
     def receiver(node: tuple[str, DockerApi]) -> Callable[[Iterator[bytes]], None]:
         def receive(stream: Iterator[bytes]) -> None:
             try:
@@ -132,7 +139,7 @@ def _send(chunks: Iterator[bytes], nodes: Nodes, what: str) -> None:
 
         return receive
 
-    broadcast(chunks, [receiver(node) for node in nodes])
+    broadcast(chunks, [receiver(node) for node in nodes], lambda: told(""))
 
 
 def _names(nodes: Nodes) -> str:

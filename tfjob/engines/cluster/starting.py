@@ -37,7 +37,7 @@ from tfjob.engines.cluster.link import NodeLink, NodeTasks
 from tfjob.engines.cluster.nodes import Reached
 from tfjob.engines.cluster.room import Found
 from tfjob.engines.cluster.shipping import send_image
-from tfjob.engines.cluster.trees import Tree, send_trees, tree_of_directory
+from tfjob.engines.cluster.trees import Tree, archive, send_trees, tree_of_directory, tree_of_outputs
 from tfjob.engines.dataset_contents import contents
 from tfjob.engines.docker_errors import explained
 from tfjob.engines.reports import task_files
@@ -50,6 +50,7 @@ from tfjob.targets.target import Gpu
 __all__ = ["Site", "Starting", "node_tasks"]
 
 _BEAT_S: Final = 15.0
+_PATIENT_S: Final = 24 * 3600.0
 _HELLO_S: Final = 60.0
 _LOOK_S: Final = 0.05
 _QUIET_S: Final = 1.0
@@ -145,10 +146,13 @@ class Starting:
     def _keep_claims(self, done: threading.Event) -> None:
         """Say on every node that the run lives, for as long as nothing of it runs there."""
         claims = [Claims(node.api, self._handle.key) for node in self._found.nodes]
+
+        def beat(one: Claims) -> None:
+            with suppress(TargetError, RefusalError):
+                one.beat()
+
         while not done.wait(_BEAT_S):
-            for one in claims:
-                with suppress(TargetError, RefusalError):
-                    one.beat()
+            at_once(beat, claims)  # one that does not answer keeps no other waiting
 
     def _require_claims(self) -> None:
         """See that the GPUs are still ours: this process may have slept while others took it for dead."""
@@ -215,9 +219,9 @@ class Starting:
             files = [(name, make(_text(node.api, container, f"/etc/{name}"))) for name, make in complete]
             node.api.put(container, "/", accounts_archive(files))
         if self._attempt > 1 and self._run.outputs.is_dir():
-            node.api.put(
-                container, str(inside(self._run).path), _outputs_archive(self._run.outputs, self._who, node.options)
-            )
+            owner = (0, 0) if "rootless" in node.options else (self._who.uid, self._who.gid)
+            outputs = archive(tree_of_outputs(str(self._run.outputs)), owner)
+            node.api.put(container, str(inside(self._run).outputs), outputs, _PATIENT_S)
 
     def _ports_needed(self, index: int) -> int:
         """Ports for the node's tasks, and one for its sshd; never none, so that a node that has been heard has ports."""
@@ -381,17 +385,3 @@ def _text(api: DockerApi, container: str, path: str) -> str:
     with tarfile.open(fileobj=io.BytesIO(archive)) as tar:
         member = next((tar.extractfile(one) for one in tar if one.isfile()), None)
         return member.read().decode(errors="replace") if member else ""
-
-
-def _outputs_archive(outputs: Path, who: Submitter, options: frozenset[str]) -> Any:
-    """The outputs as they are now, for an attempt that goes on from them."""
-    uid, gid = (0, 0) if "rootless" in options else (who.uid, who.gid)
-
-    def owned(info: tarfile.TarInfo) -> tarfile.TarInfo:
-        info.uid, info.gid, info.uname, info.gname = uid, gid, "", ""
-        return info
-
-    buffer = io.BytesIO()
-    with tarfile.open(fileobj=buffer, mode="w", format=tarfile.PAX_FORMAT) as tar:
-        tar.add(outputs, "outputs", filter=owned)
-    return buffer.getvalue()
