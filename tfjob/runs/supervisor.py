@@ -4,7 +4,8 @@ It outlives the terminal that submitted the run. If it is killed, its lock is fr
 looks at the run starts another (`tfjob.runs.starting.recover`), which goes on from what the run directory says: it
 redoes what was not finished, and adopts tasks that still run.
 
-    python -P -m tfjob.runs.supervisor < SOCKET     the socket brings the run directory, its lock and its log
+    python -P -m tfjob.runs.supervisor < SOCKET     the socket brings the run directory, its lock and its log;
+                                                    before that, it may say what is to be loaded
 """
 
 from __future__ import annotations
@@ -35,6 +36,7 @@ from tfjob.runs.data import RunData, with_fetched
 from tfjob.runs.prepare import prepare_environment
 from tfjob.runs.record import Failure, iso, read_record, write_record
 from tfjob.runs.run import request_cancel
+from tfjob.runs.starting import SEVERAL_MACHINES
 from tfjob.runs.supervision import Supervision
 from tfjob.values import decode
 from tfjob.workspace import Workspace
@@ -65,9 +67,11 @@ def main() -> None:
 def _supervision(run: RunDirectory) -> Supervision:
     plan = with_fetched(decode(Plan, json.loads(run.plan.read_bytes())), run)
     workspace = Workspace(run.path.parent.parent)
-    store = workspace.config.store
     environ = _inherited(run, plan.secrets)
-    if key := read_record(run).environment_key:  # of an earlier supervisor's; see `prepare_environment`
+    record = read_record(run)
+    engine = engine_of(plan, workspace, environ, soon=record.supervisor is None)
+    store = workspace.config.store  # after the engine, which may log in to nodes meanwhile
+    if key := record.environment_key:  # of an earlier supervisor's; see `prepare_environment`
         from tfjob.environments.store import Store  # noqa: PLC0415
 
         Store(store).hold(key)
@@ -160,6 +164,9 @@ def _receive() -> RunDirectory | None:
     """
     with socket.socket(fileno=os.dup(0)) as door:
         path, descriptors, _, _ = socket.recv_fds(door, _PATH_BYTES, 2)
+        if path == SEVERAL_MACHINES:
+            _load_for_several_machines()
+            path, descriptors, _, _ = socket.recv_fds(door, _PATH_BYTES, 2)
     if not path:
         return None
     lock, log = descriptors
@@ -170,6 +177,12 @@ def _receive() -> RunDirectory | None:
     os.close(nothing)
     os.close(log)
     return RunDirectory(Path(os.fsdecode(path)))
+
+
+def _load_for_several_machines() -> None:
+    """Load now, while the run is being made, what one on several machines needs."""
+    import tfjob.engines.cluster.engine  # noqa: PLC0415  # only for those who have several machines
+    import tfjob.spec.config  # noqa: F401, PLC0415  # whose parser takes longer than the rest
 
 
 def _ask_to_cancel(run: RunDirectory, number: int, _frame: object) -> None:

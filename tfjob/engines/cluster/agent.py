@@ -1,6 +1,6 @@
 """The program beside tfjob's tasks in a container on another machine. Standard library only; any Python from 3.8.
 
-    python -I -S agent.py keep RUN                   the container's main process: it keeps the container until it is told to end
+    python -I -S agent.py end RUN                    what becomes of the container's main process when it is told to end
     python -I -S agent.py serve RUN PORTS ADDRESS    speaks with tfjob over its stdin and stdout
 
 RUN is the run's directory in the container, PORTS how many free ports are looked for, ADDRESS where peers reach this node.
@@ -44,6 +44,8 @@ if TYPE_CHECKING:
 
 BEAT_S = 1.0
 LOOK_S = 0.05
+QUICK_LOOK_S = 0.01
+QUICK_S = 3.0  # after the start: the first words are waited for
 CHUNK_BYTES = 1 << 18
 SILENT_S = 1.0
 BEGUN_S = 30.0
@@ -55,10 +57,8 @@ URGENT = ("stop", "kill")
 ENTRYPOINT = os.path.join(os.path.dirname(os.path.abspath(__file__)), "entrypoint.py")
 
 
-def keep(run: str) -> None:
-    """Wait to be told to end; then tell every task, once, and stay until the last process of the container has ended."""
-    signal.pthread_sigmask(signal.SIG_BLOCK, {signal.SIGTERM, signal.SIGINT})
-    signal.sigwait({signal.SIGTERM, signal.SIGINT})
+def end(run: str) -> None:
+    """Tell every task to end, once, and stay until the last of them has ended: then the container ends."""
     agent = Agent(run)
     try:  # so that nobody takes the end of the tasks for their own
         open(os.path.join(run, TOLD_TO_END), "w").close()
@@ -87,6 +87,7 @@ class Agent:
         self.silent: dict[str, float] = {}
         self.keep: list[str] = []
         self.code = ""
+        self.quick_until = 0.0
         self.merge_interval_s = 30.0
         self.orders: list[dict[str, Any]] = []
         self.buffer = b""
@@ -119,7 +120,7 @@ class Agent:
         threading.Thread(target=self.beat, daemon=True).start()
         next_merge = 0.0
         while True:
-            self.hear(LOOK_S)
+            self.hear(self.pause_s())
             while self.orders:
                 self.obey(self.orders.pop(0))
             if time.monotonic() >= self.next_look:
@@ -128,6 +129,10 @@ class Agent:
                 if next_merge:
                     self.look_at_outputs()
                 next_merge = time.monotonic() + self.merge_interval_s
+
+    def pause_s(self) -> float:
+        """How long nothing is looked at."""
+        return QUICK_LOOK_S if time.monotonic() < self.quick_until else LOOK_S
 
     def hear(self, wait_s: float) -> None:
         """Take what is told within a time. The end of it ends this program."""
@@ -293,6 +298,7 @@ class Agent:
                 )
             self.children[child.pid] = task
             child.returncode = 0  # `reap` waits for it, not the subprocess module
+        self.quick_until = time.monotonic() + QUICK_S
         self.say("ready", what="start")
 
     def do_stop(self, launcher: bool) -> None:
@@ -339,7 +345,7 @@ class Agent:
             self.leaving = True
             self.say("leaving")
         self.look_at_logs()
-        self.next_look = time.monotonic() + LOOK_S
+        self.next_look = time.monotonic() + self.pause_s()
         if self.leaving:
             return  # tasks end because they were told to, and not by tfjob
         for task, name in there:
@@ -659,9 +665,9 @@ def start_ticks(pid: int) -> int:
 
 
 def main(arguments: list[str]) -> None:
-    """Keep the container, or serve."""
-    if arguments[0] == "keep":
-        keep(arguments[1])
+    """End the tasks, or serve."""
+    if arguments[0] == "end":
+        end(arguments[1])
         return
     _, run, ports, address = arguments
     signal.signal(signal.SIGPIPE, signal.SIG_DFL)

@@ -49,7 +49,7 @@ class ClusterEngine:
     """The engine of targets of the kind `docker`.
 
     `environ` is what the submitting shell had; `snapshots` where code lies by content, `cache` data,
-    `runs` the workspace's runs.
+    `runs` the workspace's runs. `reaching` may have been begun before, to save the time it takes to log in.
     """
 
     def __init__(
@@ -61,13 +61,14 @@ class ClusterEngine:
         runs: Path,
         cache: Cache,
         with_gpus: bool = False,
+        reaching: Reaching | None = None,
     ) -> None:
         self._target = target
         self._environ = environ
         self._snapshots = snapshots
         self._cache = cache
         self._workspace = know_runs(runs)
-        self._reaching: Reaching | None = None
+        self._reaching = reaching
         self._with_gpus = with_gpus
         self._found: Found | None = None
 
@@ -76,19 +77,14 @@ class ClusterEngine:
         """Tasks are elsewhere."""
         return False
 
-    def reach(self) -> Reaching:
-        """Begin to reach the nodes, in the background; what takes long is done while something else is."""
-        self._reaching = self._reaching or Reaching(self._target, self._environ, with_gpus=self._with_gpus)
-        return self._reaching
-
     def acquire(self, plan: Plan, run: RunDirectory, deadline_s: float, waiting: Waiting) -> Allocation:
         """Claim nodes and GPUs, all or none. Raises TargetError also when too few nodes answer."""
-        reaching = self.reach()
+        begun, self._reaching = self._reaching, None
+        reaching = begun.lately() if begun else Reaching(self._target, self._environ, with_gpus=self._with_gpus)
         try:
             self._found = find_room(plan, self._key(run), reaching, deadline_s, waiting)
         finally:
             reaching.stop()
-            self._reaching = None
         unused = [node.api for node in reaching.reached if node not in self._found.nodes]
         later = threading.Timer(_UNUSED_S, at_once, (DockerApi.close, unused))
         later.daemon = True

@@ -5,13 +5,15 @@ from __future__ import annotations
 import threading
 import time
 from collections.abc import Callable, Iterator, Sequence
-from typing import Final
+from typing import TYPE_CHECKING, Final
 
 from tfjob.dockerapi.api import DockerApi, RefusalError
 from tfjob.engines.cluster.at_once import at_once
 from tfjob.engines.cluster.broadcast import broadcast
 from tfjob.errors import PreparationError, TargetError
-from tfjob.images.bake import Bake, image_archive, shared_layers
+
+if TYPE_CHECKING:
+    from tfjob.images.bake import Bake
 
 __all__ = ["send_image"]
 
@@ -52,6 +54,8 @@ def _lacking(image: str, nodes: Nodes) -> list[tuple[str, DockerApi]]:
 
 
 def _send_baked(bake: Bake, nodes: Nodes, here: DockerApi, told: Told) -> None:
+    from tfjob.images.bake import image_archive, shared_layers  # noqa: PLC0415  # where there is something to send
+
     without_base = _lacking(bake.base, nodes)
     if without_base:
         _send_whole(bake.base, without_base, here, told)
