@@ -83,11 +83,11 @@ class Cache:
             os.unlink(path)
         return False
 
-    def keep(self, partial: str, sha256: str) -> None:
-        """Make a finished file the object of its content, atomically."""
+    def keep(self, partial: str, descriptor: int, sha256: str) -> None:
+        """Make a finished file, open as `descriptor`, the object of its content, atomically."""
         path = self.object(sha256)
-        os.utime(partial, ns=(OBJECT_TIME_NS, OBJECT_TIME_NS))
-        os.chmod(partial, 0o444)
+        os.utime(descriptor, ns=(OBJECT_TIME_NS, OBJECT_TIME_NS))
+        os.fchmod(descriptor, 0o444)
         try:
             os.rename(partial, path)
         except FileNotFoundError:

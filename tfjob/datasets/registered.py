@@ -282,9 +282,9 @@ def _head(session: Any, address: str, settings: Settings) -> tuple[int, str]:
                     "Check the address and the network, and try again.",
                 ) from error
             time.sleep(max(error.wait_s, settings.pause_s * 2 ** (failures - 1)))
-    whole = answer.headers.get("Content-Range", "").rpartition("/")[2]
+    whole = answer.header("content-range").rpartition("/")[2]
     told = whole if answer.status != 200 else str(answer.length)
     size = int(told) if told.isdecimal() else -1
-    tag = tag_of(answer.headers)
+    tag = tag_of(answer)
     answer.skip()
     return size, tag

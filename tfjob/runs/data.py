@@ -10,8 +10,8 @@ from pathlib import Path
 
 from tfjob.datasets.cache import Cache
 from tfjob.datasets.eviction import evict
-from tfjob.datasets.fetch import fetch
-from tfjob.datasets.files import SHA256, DatasetFiles, change_since, is_address, with_marks
+from tfjob.datasets.fetch import Fetched, fetch
+from tfjob.datasets.files import SHA256, DatasetFiles, change_since, is_address, whole_directory, with_marks
 from tfjob.datasets.placing import clear, place
 from tfjob.datasets.registered import note_contents
 from tfjob.datasets.wanted import Settings, Wanted
@@ -24,8 +24,8 @@ from tfjob.values import decode, encode
 
 __all__ = ["RunData", "dataset_records", "with_fetched"]
 
-_MANY = 64
-"""Files from which on a mount is one link to a tree in the cache, made once for all runs."""
+_MANY = 256
+"""Files from which on a mount is one link: to their directory, or to a tree of links in the cache, made once for all runs."""
 _GIB = 1 << 30
 
 
@@ -59,19 +59,21 @@ class RunData:
             self._place(self.plan.datasets)
             return self.plan, ()
         self._make_room(remote)
-        notes: tuple[str, ...] = ()
+        fetched: Fetched | None = None
         with self.cache.filling():
             datasets = self.plan.datasets
             if remote:
                 wanted = [one for dataset in remote for one in _wanted(dataset)]
-                known, notes = fetch(wanted, self.cache, self.settings, progress)
-                held = {source: (one.size, one.sha256) for source, one in known.items()}
+                fetched = fetch(wanted, self.cache, self.settings, progress)
+                held = {source: (one.size, one.sha256) for source, one in fetched.known.items()}
                 datasets = tuple(_fetched(dataset, held) if dataset.marks else dataset for dataset in datasets)
                 replace_json(self.run.fetched, [encode(dataset) for dataset in datasets], force=False)
             self._use(datasets)
             self._place(datasets)
         self._note_contents(datasets)
-        return replace(self.plan, datasets=datasets), notes
+        if fetched is not None and fetched.received_bytes:
+            evict(self.cache, limit_bytes=int(self.limit_gib * _GIB))
+        return replace(self.plan, datasets=datasets), fetched.notes if fetched is not None else ()
 
     def changes(self, plan: Plan) -> tuple[str, ...]:
         """What has changed in mounted datasets, a sentence each: nothing but good manners keeps a process from writing there."""
@@ -85,6 +87,9 @@ class RunData:
         """What has changed in a dataset; a file of the cache that was written to is removed from it."""
         if change := change_since(dataset.digest, dataset.files, dataset.marks):
             return change
+        link = self.run.datasets / dataset.name
+        if _leads_to_directory(link, self.cache) and whole_directory(dataset.files) is None:
+            return f"files were added to {os.readlink(link)}"
         harmed = [
             name
             for name, _, size, sha256 in _rows(dataset)
@@ -100,20 +105,23 @@ class RunData:
             for _, _, size, sha256 in _rows(dataset)
             if sha256 and os.path.exists(self.cache.object(sha256))
         )
-        evict(self.cache, limit_bytes=int(self.limit_gib * _GIB), needed_bytes=max(needed - held, 0))
+        if needed > held:
+            evict(self.cache, limit_bytes=int(self.limit_gib * _GIB), needed_bytes=needed - held)
 
     def _use(self, datasets: Sequence[DatasetPlan]) -> None:
         """Have the trees of datasets in the cache, and this run among their users."""
         for dataset in datasets:
             if not _as_tree(dataset):
                 continue
-            tree = self.cache.tree(list(_rows(dataset)))
-            self.cache.use(tree, self.run.path)
+            whole = None if dataset.marks else whole_directory(dataset.files)
+            if whole is None:
+                tree = self.cache.tree(list(_rows(dataset)))
+                self.cache.use(tree, self.run.path)
             if self.here and dataset.mode == "mount":
                 link = self.run.datasets / dataset.name
                 clear(link)
                 link.parent.mkdir(exist_ok=True)
-                link.symlink_to(tree)
+                link.symlink_to(whole or tree)
 
     def _place(self, datasets: Sequence[DatasetPlan]) -> None:
         for dataset in datasets if self.here else ():
@@ -157,6 +165,11 @@ def dataset_records(plan: Plan) -> tuple[DatasetRecord, ...]:
     return tuple(
         DatasetRecord(one.name, one.registered, one.digest, one.file_count, one.size_bytes) for one in plan.datasets
     )
+
+
+def _leads_to_directory(link: Path, cache: Cache) -> bool:
+    """Whether a dataset is a link, and not to a tree of the cache but to a directory of the user's."""
+    return link.is_symlink() and not os.readlink(link).startswith(f"{cache.root}/")
 
 
 def _as_tree(dataset: DatasetPlan) -> bool:
