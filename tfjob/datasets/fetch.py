@@ -21,18 +21,18 @@ from tfjob.datasets.cache import Known
 from tfjob.datasets.wanted import Fetcher, Partial, Settings, Transfer, Wanted, unwritable
 from tfjob.datasets.web import Session, Transient
 from tfjob.errors import PreparationError
-from tfjob.spec.addresses import WEB, scheme_of, shown_address
+from tfjob.spec.addresses import WEB, is_web, scheme_of, shown_address
 
 if TYPE_CHECKING:
     from collections.abc import Callable, Iterator, Sequence
 
     from tfjob.datasets.cache import Cache
 
-__all__ = ["MANY", "Fetched", "fetch"]
+__all__ = ["HOUR_S", "MANY", "Fetched", "fetch"]
 
 MANY: Final = 200
 """Web addresses that are asked at every use whether they have changed; more of them are asked once an hour."""
-_HOUR_S: Final = 3600.0
+HOUR_S: Final = 3600.0
 _BATCH: Final = 100
 _BATCH_S: Final = 0.3
 _PROGRESS_S: Final = 0.5
@@ -56,7 +56,7 @@ def fetch(wanted: Sequence[Wanted], cache: Cache, settings: Settings, progress: 
     """
     unique = {one.source: one for one in wanted}
     known = cache.known(list(unique))
-    many = sum(scheme_of(source) in WEB for source in unique) > MANY
+    many = sum(map(is_web, unique)) > MANY
     found: dict[str, Known] = {}
     missing: deque[Wanted] = deque()
     for one in unique.values():
@@ -89,8 +89,8 @@ def _at_hand(  # noqa: PLR0911  # a table of what needs no asking
         return Known("", size, expected, 0)
     if known is None:
         return None
-    if scheme_of(wanted.source) in WEB:
-        if not trust_recent or not 0 <= time.time() - known.checked < _HOUR_S:
+    if is_web(wanted.source):
+        if not trust_recent or not 0 <= time.time() - known.checked < HOUR_S:
             return None
         if (kind == "seen" and known.sha256 != expected) or (kind == "tag" and known.tag != expected):
             return None
