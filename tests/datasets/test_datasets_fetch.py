@@ -30,8 +30,7 @@ def sum_of(content: bytes) -> str:
 def got(cache: Cache, *urls: str, mark: str = "", size: int = -1, settings: Settings = QUICK) -> dict[str, Known]:
     said: list[str] = []
     with cache.filling():
-        found, _ = fetch([Wanted(url, size, mark, "digits@1") for url in urls], cache, settings, said.append)
-    return found
+        return fetch([Wanted(url, size, mark, "digits@1") for url in urls], cache, settings, said.append).known
 
 
 def objects(cache: Cache) -> list[str]:
@@ -221,9 +220,9 @@ def test_a_registered_content_in_the_cache_outlives_its_server(web: WebServer, c
     web.put("a", b"content", Status(503))
     with cache.filling():
         wanted = Wanted(url, 7, f"seen:{sum_of(b'content')}", "digits@1")
-        found, notes = fetch([wanted], cache, IMPATIENT, lambda _: None)
-    assert found[url].sha256 == sum_of(b"content")
-    assert "could not be asked whether it has changed" in notes[0]
+        fetched = fetch([wanted], cache, IMPATIENT, lambda _: None)
+    assert fetched.known[url].sha256 == sum_of(b"content")
+    assert "could not be asked whether it has changed" in fetched.notes[0]
 
 
 def test_an_object_that_was_written_to_is_fetched_again(web: WebServer, cache: Cache) -> None:

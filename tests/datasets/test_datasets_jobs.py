@@ -234,10 +234,17 @@ def test_who_writes_through_a_mount_is_told_and_the_cache_is_repaired(job: Tfjob
 
 
 def test_many_files_of_this_machine_are_one_link(job: Tfjob) -> None:
-    for number in range(100):
-        job.write(f"data/{number % 7}/{number}.txt", f"{number}\n")
-    write(job, "d: {paths: data}", "readlink ${{ dataset.d }}; cat ${{ dataset.d }}/*/*.txt | sort -n | tail -1")
+    for number in range(300):
+        (job.directory / "data" / str(number % 7)).mkdir(parents=True, exist_ok=True)
+        (job.directory / "data" / str(number % 7) / f"{number}.txt").write_text(f"{number}\n")
+    write(
+        job, "d: {paths: data}", "readlink ${{ dataset.d }}; touch ${{ dataset.d }}/added; rm ${{ dataset.d }}/3/10.txt"
+    )
+    assert job("submit", "job.yml").stdout.splitlines()[0] == f"{job.directory}/data"
+    assert any("10.txt is gone" in note for note in job.show()["notes"])
+    command = "readlink ${{ dataset.d }}; cat ${{ dataset.d }}/*/*.txt | sort -n | tail -1"
+    write(job, "d: {paths: 'data/*/*.txt'}", command)
     done = [job("submit", "job.yml").stdout.splitlines() for _ in range(2)]
     assert done[0] == done[1]
     assert done[0][0].startswith(f"{job.environ['TFJOB_STORE']}/datasets/trees/")
-    assert done[0][1] == "99"
+    assert done[0][1] == "299"
