@@ -23,6 +23,7 @@ __all__ = [
     "End",
     "Entrypoint",
     "Watch",
+    "dataset_places",
     "status",
     "write_tasks",
 ]
@@ -78,7 +79,7 @@ def write_tasks(
 ) -> None:
     """Write task.json of every task, bound to what the run was given. `more` goes into each as it is."""
     for task in plan.all_tasks:
-        bound = bind(task, {**_places(plan, run, allocation, entrypoint), **values, **_dataset_places(task, plan, run)})
+        bound = bind(task, {**_places(plan, run, allocation, entrypoint), **values, **dataset_places(task, plan, run)})
         run.task(task.name).mkdir(parents=True, exist_ok=True)
         replace_json(
             run.task(task.name) / "task.json",
@@ -173,7 +174,7 @@ def _places(plan: Plan, run: RunDirectory, allocation: Allocation, entrypoint: E
     }
 
 
-def _dataset_places(task: TaskPlan, plan: Plan, run: RunDirectory) -> dict[str, str]:
+def dataset_places(task: TaskPlan, plan: Plan, run: RunDirectory) -> dict[str, str]:
     """Where each dataset is for this task: a directory, or the one file in it if the job asks for a file."""
     places = {}
     for dataset in plan.datasets:
