@@ -46,7 +46,7 @@ def cluster_of(plan: Plan) -> dict[str, list[str]]:
 def bound(plan: Plan, number: int, values: dict[str, str]) -> tuple[tuple[str, str], ...]:
     task = plan.tasks[number]
     others = dict.fromkeys(
-        ("run.id", "run.dir", "outputs.dir", "logs.dir", "environment.path", f"gpus.{task.name}"), "x"
+        ("run.id", "run.dir", "outputs.dir", "logs.dir", "environment.path", "restart.count", f"gpus.{task.name}"), "x"
     )
     return bind(task, {**others, **values}).env
 
@@ -71,6 +71,7 @@ def test_a_single_task(planned: Planned) -> None:
         "TFJOB_TASK_COUNT": "1",
         "TFJOB_NODE_INDEX": "0",
         "TFJOB_NODE_COUNT": "1",
+        "TFJOB_RESTART_COUNT": "${{ restart.count }}",
         "TFJOB_OUTPUT_DIR": "${{ outputs.dir }}",
         "TFJOB_LOG_DIR": "${{ logs.dir }}",
     }
@@ -298,7 +299,7 @@ def test_what_is_known_of_a_task_is_replaced_and_the_rest_is_kept(planned: Plann
 
 def test_the_name_of_a_script_is_no_template(planned: Planned) -> None:
     task = planned(script="odd ${{ run.id }} $${{.py").tasks[0]
-    values = dict.fromkeys(("run.id", "run.dir", "outputs.dir", "logs.dir", "environment.path"), "x")
+    values = dict.fromkeys(("run.id", "run.dir", "outputs.dir", "logs.dir", "environment.path", "restart.count"), "x")
     assert bind(task, values).argv == ("python3", "odd ${{ run.id }} $${{.py")
 
 
@@ -347,7 +348,7 @@ def test_variables_of_the_environment_are_set_and_those_of_the_job_win(planned: 
     )
     environment = ResolvedEnvironment(definition=Definition(), variables=variables)
     plan = planned(found={"environment": environment}, environment_variables=(("BOTH", "b"),))
-    names = ("run.id", "run.dir", "outputs.dir", "logs.dir", "environment.path", "environment.prefix")
+    names = ("run.id", "run.dir", "outputs.dir", "logs.dir", "environment.path", "environment.prefix", "restart.count")
     env = dict(bind(plan.tasks[0], dict.fromkeys(names, "x")).env)
     assert {name: env[name] for name, _ in variables} == {**dict(variables), "BOTH": "b"}
 

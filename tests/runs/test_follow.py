@@ -9,7 +9,7 @@ from hypothesis import strategies as st
 
 from tfjob.rundir import RunDirectory
 from tfjob.runs.events import EventReader, append_event
-from tfjob.runs.follow import read_output, tail_offsets
+from tfjob.runs.follow import OutputReader, tail_offsets
 from tfjob.runs.tail import last_lines
 
 
@@ -43,11 +43,12 @@ def test_output_is_read_from_where_it_was_left_in_task_order(run: RunDirectory) 
         run.log(name).write_text(f"{name}\n")
     run.environment_log.write_text("not a task\n")
     offsets: dict[str, int] = {}
-    assert [chunk.task for chunk in read_output(run, offsets, None)] == ["chief-0", "worker-2", "worker-10"]
-    assert list(read_output(run, offsets, None)) == []
+    reader = OutputReader(run, None, offsets)
+    assert [chunk.task for chunk in reader.read()] == ["chief-0", "worker-2", "worker-10"]
+    assert list(reader.read()) == []
     with run.log("chief-0").open("a") as file:
         file.write("more\n")
-    assert [chunk.data for chunk in read_output(run, offsets, ["chief-0"])] == [b"more\n"]
+    assert [chunk.data for chunk in OutputReader(run, ["chief-0"], offsets).read()] == [b"more\n"]
 
 
 @given(

@@ -16,10 +16,14 @@ from tfjob.rundir import RunDirectory
 from tfjob.targets.leases import Lease
 from tfjob.targets.target import Node
 
-__all__ = ["Allocation", "Engine", "Handle", "Mount", "Prepared", "TaskStatus", "Waiting"]
+__all__ = ["Allocation", "Engine", "Handle", "Mount", "Prepared", "TaskStatus", "Waiting", "tell_nobody"]
 
 Waiting = Callable[[str], None]
 """Called with what is waited for, now and then; may raise to give up."""
+
+
+def tell_nobody(_message: str) -> None:
+    """Take the place of a `Waiting` that nobody listens to."""
 
 
 @dataclass(frozen=True)
@@ -35,7 +39,7 @@ class Mount:
 class Prepared:
     """An environment at hand, ready for tasks.
 
-    `values` are bindings for the plan's expressions (``environment.path``, ``environment.prefix``); `key` names the
+    `values` are bindings for the plan's expressions (``environment.path``, ``environment.prefix``, ``restart.count``); `key` names the
     prefix, None for the machine's or image's own packages. The rest is for containers: the `image` they are started
     from (an id the engine knows), what has to be mounted for the environment, and the `python` in them (a path there)
     that can run tfjob's entrypoint.
@@ -63,7 +67,9 @@ class TaskStatus:
     """How one task is. `time` is when it ended (seconds since the epoch); `listening` that it reached the rendezvous.
 
     `exit_code` and `signal` are both None while it runs, and also when it ended without a report (`note` says so).
-    `stopped` means tfjob asked it to end.
+    `stopped` means tfjob asked it to end. `node_lost`: it ended, as far as anybody can know, because its node can't be
+    reached any more. `heard` is when the node last said how the task is, by this machine's clock; None where tasks are
+    seen directly.
     """
 
     task: str
@@ -75,6 +81,8 @@ class TaskStatus:
     listening: bool = False
     stopped: bool = False
     note: str = ""
+    node_lost: bool = False
+    heard: float | None = None
 
     @property
     def failed(self) -> bool:
@@ -89,12 +97,32 @@ Handle = Any
 class Engine(Protocol):
     """One way to run a Plan."""
 
+    @property
+    def shares_run_directory(self) -> bool:
+        """Whether tasks see the run directory itself.
+
+        Otherwise they run elsewhere, and outlive this machine's restart. The engine brings them code and datasets
+        (`start`), and their logs, reports and outputs into the run directory: a task that has ended has its log whole,
+        and when `stop` returns all is there.
+        """
+        ...
+
     def acquire(self, plan: Plan, run: RunDirectory, deadline_s: float, waiting: Waiting) -> Allocation:
         """Room for all of the plan or for none of it. Raises TargetError when there was none within `deadline_s`."""
         ...
 
-    def start(self, plan: Plan, run: RunDirectory, allocation: Allocation, prepared: Prepared) -> Handle:
-        """Start the plan's tasks in the prepared environment."""
+    def start(
+        self,
+        plan: Plan,
+        run: RunDirectory,
+        allocation: Allocation,
+        prepared: Prepared,
+        told: Waiting = tell_nobody,
+    ) -> Handle:
+        """Start the plan's tasks in the prepared environment, all or none.
+
+        `told` hears of what takes long on the way, and raises to give up.
+        """
         ...
 
     def adopt(self, plan: Plan, run: RunDirectory) -> Handle:

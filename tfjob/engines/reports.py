@@ -162,6 +162,7 @@ def _places(plan: Plan, run: RunDirectory, allocation: Allocation, entrypoint: E
     return {
         "run.id": run.id,
         "run.dir": str(run.path),
+        "restart.count": str(run.restart_count),
         "outputs.dir": str(run.outputs),
         "logs.dir": str(run.user_logs),
         **{f"outputs.{name}": str(run.outputs / name) for name in plan.named_outputs},

@@ -17,6 +17,7 @@ from tfjob.planning.plan import (
     EnvironmentPlan,
     LimitsPlan,
     Plan,
+    RetriesPlan,
     TaskPlan,
 )
 from tfjob.planning.single import single_tasks
@@ -74,6 +75,7 @@ def make_plan(job: ResolvedJob) -> Plan:
         container=ContainerPlan(container.shm_size, container.docker_args, container.packages)
         if job.runtime == "docker"
         else None,
+        retries=RetriesPlan(spec.retries.most, spec.retries.on) if spec.retries.most else None,
     )
 
 
@@ -127,6 +129,7 @@ def _complete(task: TaskPlan, job: ResolvedJob, *, world_size: int) -> TaskPlan:
         "TFJOB_TASK_COUNT": str(world_size),
         "TFJOB_NODE_INDEX": str(task.node),
         "TFJOB_NODE_COUNT": str(spec.compute.node_count),
+        "TFJOB_RESTART_COUNT": "${{ restart.count }}",
         "TFJOB_OUTPUT_DIR": "${{ outputs.dir }}",
         "TFJOB_LOG_DIR": "${{ logs.dir }}",
         **{_late_variable(f"dataset.{name}"): f"${{{{ dataset.{name} }}}}" for name, _ in spec.dataset},

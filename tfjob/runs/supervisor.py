@@ -15,25 +15,24 @@ import signal
 import socket
 import time
 import traceback
-from collections.abc import Callable, Mapping
+from collections.abc import Callable
 from dataclasses import replace
 from functools import partial
 from pathlib import Path
 
 from tfjob import entrypoint
 from tfjob.durable import replace_json
-from tfjob.engines.base import Engine, Prepared
+from tfjob.engines.base import Prepared
 from tfjob.engines.inherited import inherited_environment
-from tfjob.engines.process import ProcessEngine, sweep
+from tfjob.engines.marked import sweep
 from tfjob.errors import ExitCode, PreparationError, TfjobError
 from tfjob.planning.plan import Plan
 from tfjob.rundir import RunDirectory
+from tfjob.runs.choice import engine_of
 from tfjob.runs.prepare import prepare_environment
 from tfjob.runs.record import Failure, iso, read_record, write_record
 from tfjob.runs.run import request_cancel
 from tfjob.runs.supervision import Supervision
-from tfjob.targets.local import local_target
-from tfjob.targets.target import Node
 from tfjob.values import decode
 from tfjob.workspace import Workspace
 
@@ -64,10 +63,6 @@ def _supervision(run: RunDirectory) -> Supervision:
     workspace = Workspace(run.path.parent.parent)
     store = workspace.config.store
     environ = _inherited(run, plan.secrets)
-    target = local_target(
-        declared_gpus=workspace.config.local_gpus if plan.gpus_per_node else 0,
-        cuda_visible_devices=environ.get("CUDA_VISIBLE_DEVICES"),
-    )
     if key := read_record(run).environment_key:  # of an earlier supervisor's; see `prepare_environment`
         from tfjob.environments.store import Store  # noqa: PLC0415
 
@@ -87,18 +82,10 @@ def _supervision(run: RunDirectory) -> Supervision:
     return Supervision(
         run,
         plan,
-        engine=_engine(plan, target.nodes[0], environ, store),
+        engine=engine_of(plan, workspace, environ),
         prepare=prepare,
         snapshots=workspace.snapshots,
     )
-
-
-def _engine(plan: Plan, node: Node, environ: Mapping[str, str], store: Path) -> Engine:
-    if plan.runtime == "docker":
-        from tfjob.engines.docker import DockerEngine  # noqa: PLC0415  # 100 ms that only containers need
-
-        return DockerEngine(node, environ=environ, cache=store / "accounts")
-    return ProcessEngine(node, environ=environ)
 
 
 def _inherited(run: RunDirectory, secrets: tuple[str, ...]) -> dict[str, str]:
@@ -123,7 +110,7 @@ def _inherited(run: RunDirectory, secrets: tuple[str, ...]) -> dict[str, str]:
 def _give_up(run: RunDirectory, error: BaseException) -> None:
     """Record that the run can't be watched over, and end what is left of it."""
     sweep(run.id)
-    _end_containers(run)
+    _end_tasks(run)
     message = error.message if isinstance(error, TfjobError) else f"tfjob itself failed: {error!r}"
     failure = Failure(None, None, None, None, f"{message}; see {run.supervisor_log}")
     record = read_record(run)
@@ -136,12 +123,12 @@ def _give_up(run: RunDirectory, error: BaseException) -> None:
         )
 
 
-def _end_containers(run: RunDirectory) -> None:
-    """Remove the run's containers, as far as that can be: what it failed of may keep this from working too."""
+def _end_tasks(run: RunDirectory) -> None:
+    """End the run's tasks wherever they are, as far as that can be: what it failed of may keep this from working too."""
     try:
         plan = decode(Plan, json.loads(run.plan.read_bytes()))
-        if plan.runtime == "docker":
-            engine = _engine(plan, Node("", ""), os.environ, Path("/nonexistent"))
+        if plan.runtime != "process" or plan.slurm or plan.cluster:
+            engine = engine_of(plan, Workspace(run.path.parent.parent), os.environ)
             engine.stop(engine.adopt(plan, run), 0)
     except Exception:  # noqa: BLE001  # it is said in the supervisor's log, and the record comes next
         traceback.print_exc()

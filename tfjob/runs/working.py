@@ -16,7 +16,7 @@ from tfjob.rundir import RunDirectory
 from tfjob.runs.record import Output
 from tfjob.snapshot import copy_tree
 
-__all__ = ["OUTPUT_LIMIT", "changed_datasets", "clear_work", "list_outputs", "make_work"]
+__all__ = ["OUTPUT_LIMIT", "changed_datasets", "clear_work", "list_outputs", "make_kept", "make_work"]
 
 OUTPUT_LIMIT = 1000
 """Files listed in a record by name; all are counted."""
@@ -27,9 +27,7 @@ def make_work(plan: Plan, run: RunDirectory, snapshots: Path) -> None:
 
     Can be done again after it was interrupted. Raises PreparationError when a dataset has gone, or a directory to keep can't be one.
     """
-    keep = _to_keep(plan, snapshots)
-    for directory in (run.outputs, run.user_logs, *(run.outputs / name for name in plan.named_outputs)):
-        directory.mkdir(parents=True, exist_ok=True)
+    keep = make_kept(plan, run, snapshots)
     for task in plan.tasks:
         work = run.work(task.name)
         if plan.code:
@@ -42,9 +40,20 @@ def make_work(plan: Plan, run: RunDirectory, snapshots: Path) -> None:
             _link(work / kept, target)
     if plan.launcher:
         run.work(plan.launcher.name).mkdir(parents=True, exist_ok=True)
+    _place_datasets(plan, run)
+
+
+def make_kept(plan: Plan, run: RunDirectory, snapshots: Path) -> tuple[str, ...]:
+    """Make what stays of a run in its directory. Returns the directories of a working copy that are kept.
+
+    Raises PreparationError when a directory to keep can't be one.
+    """
+    keep = _to_keep(plan, snapshots)
+    for directory in (run.outputs, run.user_logs, *(run.outputs / name for name in plan.named_outputs)):
+        directory.mkdir(parents=True, exist_ok=True)
     if plan.code:
         _link(run.code, snapshots / plan.code.digest)
-    _place_datasets(plan, run)
+    return keep
 
 
 def clear_work(plan: Plan, run: RunDirectory, snapshots: Path) -> tuple[str, ...]:
