@@ -41,8 +41,6 @@ NOT_YET = {
     "dataset.NAME.name": "dataset: {digits: digits@2}",
     "dataset.NAME.type": "dataset: {digits: {paths: data, type: mltable}}",
     "dataset.NAME.mode": "dataset: {digits: {paths: data, mode: direct}}",
-    "compute.target": "compute: {target: cluster}",
-    "compute.node_count": "compute: {node_count: 2}",
     "compute.max_node_count": "compute: {node_count: 1, max_node_count: 2}",
     "outputs.named.NAME.type": "outputs: {named: {model: {type: mltable}}}",
     "outputs.named.NAME.mode": "outputs: {named: {model: {mode: upload}}}",
@@ -60,8 +58,6 @@ _LIMITED = {
     "dataset.NAME.name": "Registered datasets come later; give `paths`.",
     "dataset.NAME.type": "Only `directory` and `file` in this version.",
     "dataset.NAME.mode": "`direct` comes later.",
-    "compute.target": "Only `local` in this version.",
-    "compute.node_count": "Only 1 in this version.",
     "compute.max_node_count": "Not above `node_count` in this version.",
     "outputs.named.NAME.type": "Only `directory` and `file` in this version.",
     "outputs.named.NAME.mode": "Only `mount` in this version.",
@@ -69,10 +65,7 @@ _LIMITED = {
 }
 """Of the keys in NOT_YET, those that can be used within limits. The others are refused in this version."""
 
-NO_EFFECT = (
-    "display_name",
-    *("compute.node_type", "compute.priority", "compute.properties"),
-)
+NO_EFFECT = ("display_name",)
 """Keys that this version accepts and does nothing with."""
 
 _EXPRESSIONS = {
@@ -209,6 +202,7 @@ def pages() -> dict[Path, str]:
     return {
         REFERENCE / "job-file.md": job_file(),
         REFERENCE / "environment-file.md": environment_file(),
+        REFERENCE / "target-file.md": target_file(),
         REFERENCE / "workspace.md": workspace_settings(),
         REFERENCE / "cli.md": command_line(),
         REFERENCE / "exit-codes.md": exit_codes(),
@@ -290,6 +284,23 @@ def environment_file() -> str:
         f"{registered['properties']['build']['description']}",
         _table(registered["properties"]["build"], "build"),
     ]
+    return _page(parts)
+
+
+def target_file() -> str:
+    """The page of the target file's keys, from its schema."""
+    whole = schemas.target_schema()
+    parts = [
+        "# The target file",
+        GENERATED,
+        f"{whole['description']} `tfjob compute create -f FILE` reads it; problems in it are reported as those of a job file.",
+        (
+            "The target `local`, this machine, needs no file and is always there. See [Nodes with Docker]"
+            "(../how-to/docker-nodes.md)."
+        ),
+    ]
+    for kind, said in whole["$defs"].items():
+        parts += [f"## kind: {kind}", said["description"], _table(said, ""), *_sections(said, "", 3)]
     return _page(parts)
 
 

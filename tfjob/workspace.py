@@ -7,6 +7,7 @@
       runs/RUN/            one directory a run (see tfjob/rundir.py)
       snapshots/DIGEST/    source directories by content
       environments/        registered environments, by name and version
+      compute/             compute targets, by name
       .gitignore           keeps all of it out of version control
 
 Environments are large and the same for all workspaces: they are kept once per user, in `store`.
@@ -81,6 +82,11 @@ class Workspace:
     def environments(self) -> Path:
         """The directory of registered environments."""
         return self.root / "environments"
+
+    @property
+    def compute(self) -> Path:
+        """The directory of compute targets."""
+        return self.root / "compute"
 
     @property
     def snapshots(self) -> Path:

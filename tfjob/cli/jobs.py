@@ -21,6 +21,7 @@ class SchemaName(StrEnum):
 
     job = "job"
     environment = "environment"
+    target = "target"
 
 
 def validate(
@@ -87,7 +88,12 @@ def submit(
 
 
 def schema(name: Annotated[SchemaName, typer.Argument(help="Which schema.")] = SchemaName.job) -> None:
-    """Print the JSON Schema of job files (or of environment files), for editors and other tools."""
+    """Print the JSON Schema of job files (or of conda files, or of target files), for editors and other tools."""
     from tfjob.spec import schema as schemas  # noqa: PLC0415  # only for this
 
-    print_document(schemas.schema() if name is SchemaName.job else schemas.environment_schema(), Format.json)
+    known = {
+        SchemaName.job: schemas.schema,
+        SchemaName.environment: schemas.environment_schema,
+        SchemaName.target: schemas.target_schema,
+    }
+    print_document(known[name](), Format.json)

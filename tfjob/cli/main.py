@@ -28,6 +28,7 @@ COMMANDS = {
     "download": ("transfer", "download", "Copy a run's outputs or logs to a directory"),
     "rerun": ("control", "rerun", "Run an earlier run's plan once more"),
     "env": ("", "", "Environments: create, build, lock, show, prune …"),
+    "compute": ("", "", "Compute targets: create, test, show, update …"),
     "schema": ("jobs", "schema", "Print the JSON Schema of job files"),
     "doctor": ("setup", "doctor", "Say what works on this machine, and what to do"),
 }
@@ -46,6 +47,13 @@ GROUPS = {
         "save": ("environment_files", "save", "Write all that rebuilds it to a directory"),
         "prune": ("environment_stores", "prune", "Free what no run of the last days has used"),
         "base": ("", "", "Base images where none can be pulled"),
+    },
+    "compute": {
+        "list": ("compute", "list_targets", "List compute targets"),
+        "show": ("compute", "show", "Show one as it is defined"),
+        "create": ("compute", "create", "Create one from a file"),
+        "update": ("compute", "update", "Change one to what a file says"),
+        "delete": ("compute", "delete", "Forget one"),
     },
     "env base": {
         "create": ("environment_stores", "create_base", "Make one of Debian's packages, or from a tarball"),

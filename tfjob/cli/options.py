@@ -19,6 +19,7 @@ __all__ = [
     "Set",
     "TableFormat",
     "TableOutput",
+    "TargetName",
     "complete_environment",
 ]
 
@@ -67,6 +68,16 @@ def complete_environment(incomplete: str) -> list[str]:
     return sorted(name for name in names if name.startswith(incomplete))
 
 
+def _complete_target(incomplete: str) -> list[str]:
+    """Names of compute targets for the shell's completion."""
+    from tfjob.targets.registered import Targets  # noqa: PLC0415  # only when the shell asks
+    from tfjob.workspace import find_workspace  # noqa: PLC0415
+
+    workspace = find_workspace()
+    names = ("local", *Targets(workspace.compute if workspace else None).names())
+    return sorted(name for name in names if name.startswith(incomplete))
+
+
 JobFile = Annotated[Path, typer.Argument(metavar="FILE", help="The job file.", show_default=False)]
 RunName = Annotated[
     str,
@@ -76,6 +87,10 @@ RunName = Annotated[
         show_default=False,
         autocompletion=_complete_run,
     ),
+]
+TargetName = Annotated[
+    str,
+    typer.Argument(metavar="TARGET", help="Its name.", show_default=False, autocompletion=_complete_target),
 ]
 Set = Annotated[
     list[str] | None,

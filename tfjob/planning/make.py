@@ -5,7 +5,7 @@ from __future__ import annotations
 import re
 from dataclasses import replace
 from pathlib import Path
-from typing import TYPE_CHECKING
+from typing import TYPE_CHECKING, Any
 
 from tfjob.environments.prefix import variables
 from tfjob.planning.mpi import mpi_tasks
@@ -76,7 +76,22 @@ def make_plan(job: ResolvedJob) -> Plan:
         if job.runtime == "docker"
         else None,
         retries=RetriesPlan(spec.retries.most, spec.retries.on) if spec.retries.most else None,
+        **_target(job),
     )
+
+
+def _target(job: ResolvedJob) -> dict[str, Any]:
+    """What the plan says of a target that is not this machine."""
+    target, compute = job.target, job.spec.compute
+    if target.cluster is None and target.slurm is None:
+        return {}
+    return {
+        "cluster": target.cluster,
+        "slurm": target.slurm,
+        "node_type": compute.node_type,
+        "priority": compute.priority,
+        "target_properties": compute.properties,
+    }
 
 
 def _command(job: ResolvedJob) -> tuple[str, ...]:

@@ -149,7 +149,8 @@ class RetriesPlan:
 class Plan:
     """Everything a run will be. `tasks` are the user's processes; `launcher` the one that starts them, under MPI.
 
-    `cluster` or `slurm` is the definition of the target as it was when the job was planned; neither for `local`.
+    `cluster` or `slurm` is the definition of the target as it was when the job was planned, narrowed to what the job asks for
+    with `node_type`, `priority` and `target_properties`; for `local` there is none of all these.
     """
 
     name: str
@@ -174,6 +175,9 @@ class Plan:
     retries: RetriesPlan | None = None
     cluster: ClusterDefinition | None = None
     slurm: SlurmDefinition | None = None
+    node_type: str | None = None
+    priority: str = "normal"
+    target_properties: Pairs = ()
     version: int = PLAN_VERSION
 
     @property

@@ -1,0 +1,7 @@
+"""What tests of the test cluster itself need."""
+
+from __future__ import annotations
+
+from cluster_parts import docker_cluster, node_base, nodes
+
+__all__ = ["docker_cluster", "node_base", "nodes"]
