@@ -15,7 +15,11 @@ __all__ = ["engine_of"]
 
 def engine_of(plan: Plan, workspace: Workspace, environ: Mapping[str, str]) -> Engine:
     """The engine for `plan`. `environ` is what the submitting shell had: tasks inherit from it, and it names Docker Engines."""
-    if plan.cluster is not None or plan.slurm is not None:
+    if plan.slurm is not None:
+        from tfjob.engines.slurm.engine import SlurmEngine  # noqa: PLC0415  # only for its targets
+
+        return SlurmEngine(environ=environ, cache=workspace.root / "cache")
+    if plan.cluster is not None:
         raise TargetError(f"target {plan.target} is of a kind that this version of tfjob can't run jobs on")
     target = local_target(
         declared_gpus=workspace.config.local_gpus if plan.gpus_per_node else 0,

@@ -39,6 +39,7 @@ from tfjob.workspace import Workspace
 _PATH_BYTES = 8192
 _FOR_THE_SUPERVISOR = (
     "CUDA_VISIBLE_DEVICES",
+    "SLURM_CONF",
     *("DOCKER_HOST", "DOCKER_CONFIG", "DOCKER_CERT_PATH", "DOCKER_TLS_VERIFY", "DOCKER_CONTEXT"),
 )
 """Variables of the submitting shell that say what the run may use; tasks do not inherit them."""
@@ -61,7 +62,7 @@ def main() -> None:
 def _supervision(run: RunDirectory) -> Supervision:
     plan = decode(Plan, json.loads(run.plan.read_bytes()))
     workspace = Workspace(run.path.parent.parent)
-    store = workspace.config.store
+    store = _store(plan, workspace)
     environ = _inherited(run, plan.secrets)
     if key := read_record(run).environment_key:  # of an earlier supervisor's; see `prepare_environment`
         from tfjob.environments.store import Store  # noqa: PLC0415
@@ -79,13 +80,21 @@ def _supervision(run: RunDirectory) -> Supervision:
             )
         return prepare_environment(plan, run, store, environ, progress)
 
-    return Supervision(
-        run,
-        plan,
-        engine=engine_of(plan, workspace, environ),
-        prepare=prepare,
-        snapshots=workspace.snapshots,
-    )
+    engine = engine_of(plan, workspace, environ)
+    if plan.slurm is not None:
+        from tfjob.engines.slurm.engine import SlurmEngine  # noqa: PLC0415  # only for its targets
+        from tfjob.runs.slurm import SlurmSupervision  # noqa: PLC0415  # the same
+
+        assert isinstance(engine, SlurmEngine)  # noqa: S101  # the plan says so to both
+        return SlurmSupervision(run, plan, engine=engine, prepare=prepare, snapshots=workspace.snapshots)
+    return Supervision(run, plan, engine=engine, prepare=prepare, snapshots=workspace.snapshots)
+
+
+def _store(plan: Plan, workspace: Workspace) -> Path:
+    """Where environments are kept: for Slurm on the file system that its nodes share, if the target says which."""
+    if plan.slurm is not None and plan.slurm.directory is not None:
+        return Path(plan.slurm.directory) / "store"
+    return workspace.config.store
 
 
 def _inherited(run: RunDirectory, secrets: tuple[str, ...]) -> dict[str, str]:

@@ -92,7 +92,8 @@ class SlurmClient:
         environ = self._environ if environ is None else environ
         if shutil.which(name, path=environ.get("PATH")) is None:
             raise TargetError(
-                f"{name} is not on PATH: this machine can't submit to Slurm", "Run tfjob on a login node of the cluster."
+                f"{name} is not on PATH: this machine can't submit to Slurm",
+                "Run tfjob on a login node of the cluster.",
             )
         try:
             done = subprocess.run(
@@ -104,7 +105,9 @@ class SlurmClient:
                 check=False,
             )
         except subprocess.TimeoutExpired:
-            raise TargetError(f"{name} did not answer within {patience_s:g} s", "Is slurmctld well? Try `sinfo`.") from None
+            raise TargetError(
+                f"{name} did not answer within {patience_s:g} s", "Is slurmctld well? Try `sinfo`."
+            ) from None
         except OSError as error:
             raise TargetError(f"{name} can't be run: {error.strerror}") from error
         if done.returncode != 0:

@@ -16,7 +16,7 @@ from typing import Any, Final, Literal
 
 from tfjob import entrypoint
 from tfjob.durable import replace_json, replace_text
-from tfjob.engines.base import Allocation, Prepared, TaskStatus, Waiting
+from tfjob.engines.base import Allocation, Prepared, TaskStatus, Waiting, tell_nobody
 from tfjob.engines.inherited import inherited_environment
 from tfjob.engines.slurm.client import SlurmClient
 from tfjob.engines.slurm.gang import PROGRAMS, gang_of, program_directory, python_of
@@ -29,7 +29,7 @@ from tfjob.planning.plan import Plan
 from tfjob.rundir import RunDirectory
 from tfjob.targets.target import Node
 
-__all__ = ["JobView", "SlurmEngine"]
+__all__ = ["Handle", "JobView", "SlurmEngine"]
 
 _QUICK_S: Final = 2.0
 """How old the queue's answer may be while the job waits, or is about to end."""
@@ -55,7 +55,9 @@ class JobView:
 
 
 @dataclass
-class _Handle:
+class Handle:
+    """One run's job, as one process follows it."""
+
     plan: Plan
     run: RunDirectory
     job: str
@@ -87,7 +89,11 @@ class SlurmEngine:
         replace_json(directory / "gang.json", gang_of(plan, run, prepared), force=False)
         replace_text(directory / "job.sh", render_script(plan, run, python_of(prepared.values)), force=False)
 
-    def submit(self, plan: Plan, run: RunDirectory) -> _Handle:
+    def is_submitted(self, run: RunDirectory) -> bool:
+        """Whether the run's job was submitted, or may have been."""
+        return (run.path / "slurm" / "submitting").exists()
+
+    def submit(self, plan: Plan, run: RunDirectory) -> Handle:
         """Submit the job once, however often it is called. Raises TargetError when Slurm does not take it."""
         if (job := _kept_job(run)) is None:
             job = self._submitted_before(run)
@@ -95,9 +101,9 @@ class SlurmEngine:
             variables = inherited_environment(self._environ, plan.secrets)
             job = self._client.submit(run.path / "slurm" / "job.sh", variables)
         replace_json(run.path / "slurm" / "job.json", {"job": job})
-        return _Handle(plan, run, job)
+        return Handle(plan, run, job)
 
-    def look(self, handle: _Handle) -> JobView:
+    def look(self, handle: Handle) -> JobView:
         """How the job is. Raises TargetError when neither its report nor Slurm can say."""
         handle.view = self._look(handle)
         return handle.view
@@ -124,21 +130,23 @@ class SlurmEngine:
                 raise
             time.sleep(_POLL_S)
 
-    def start(self, plan: Plan, run: RunDirectory, allocation: Allocation, prepared: Prepared) -> _Handle:
+    def start(
+        self, plan: Plan, run: RunDirectory, allocation: Allocation, prepared: Prepared, told: Waiting = tell_nobody
+    ) -> Handle:
         """The job has started its tasks itself."""
-        del allocation, prepared
+        del allocation, prepared, told
         return self.submit(plan, run)
 
-    def adopt(self, plan: Plan, run: RunDirectory) -> _Handle:
+    def adopt(self, plan: Plan, run: RunDirectory) -> Handle:
         """Go on with a job that another process submitted."""
         return self.submit(plan, run)
 
-    def poll(self, handle: _Handle) -> tuple[TaskStatus, ...]:
+    def poll(self, handle: Handle) -> tuple[TaskStatus, ...]:
         """How every task is, by the job's report."""
         view = self.look(handle)
         return statuses_of(handle.plan, view.report, is_over=view.stage == "over")
 
-    def stop(self, handle: _Handle, grace_s: float) -> None:
+    def stop(self, handle: Handle, grace_s: float) -> None:
         """Ask the job to end its tasks with their grace; after that Slurm ends it."""
         if self.look(handle).stage == "over":
             return
@@ -155,7 +163,7 @@ class SlurmEngine:
         while self.look(handle).stage != "over" and time.monotonic() < deadline:
             time.sleep(_POLL_S)
 
-    def _look(self, handle: _Handle) -> JobView:
+    def _look(self, handle: Handle) -> JobView:
         report = read_report(handle.run)
         if report is not None and report.is_over and report.end is not None:
             return JobView("over", report, end=report.end)
@@ -170,6 +178,9 @@ class SlurmEngine:
             if is_well:  # slurmctld is being started anew, say; the job runs on without it
                 return JobView("running", report)
             return JobView(handle.view.stage, report, "Slurm can't be asked now")
+        return self._view(handle, report, job)
+
+    def _view(self, handle: Handle, report: Report | None, job: Job | None) -> JobView:
         if job is None:
             return self._over(handle, report, _unknown(self._client, handle.job))
         if job.state in _WAITS:
@@ -181,7 +192,7 @@ class SlurmEngine:
             return JobView("running", report, f"on {job.node_list}")
         return self._over(handle, report, _end(job.state, job.node_list))
 
-    def _over(self, handle: _Handle, report: Report | None, end: End) -> JobView:
+    def _over(self, handle: Handle, report: Report | None, end: End) -> JobView:
         """Slurm calls the job over. Its program's last word may take a moment to be seen here; some ends it can't tell of."""
         now = time.monotonic()
         handle.over_since = handle.over_since or now
@@ -189,12 +200,16 @@ class SlurmEngine:
         if says_itself and (report is None or report.end is None) and now - handle.over_since < _LAST_WORD_S:
             return JobView("running", report)
         if says_itself and report is not None and report.end is not None:
-            end = report.end if report.end.outcome != "slurm" else End("failed", report.end.message, None, report.end.kind)
+            end = (
+                report.end
+                if report.end.outcome != "slurm"
+                else End("failed", report.end.message, None, report.end.kind)
+            )
         return JobView("over", report, end=end)
 
     def _reason(self, plan: Plan, job: Job) -> str:
         try:
-            return waiting_for(plan, job, self._queue.pending(_REASONS_S), self._queue.free_nodes(_REASONS_S))
+            return waiting_for(plan, job, self._queue.pending(_REASONS_S), self._queue.nodes(_REASONS_S))
         except TargetError:
             return f"waiting: Slurm says {job.reason}"
 

@@ -90,7 +90,9 @@ class _Late(dict[str, str]):
 
 
 def _places(plan: Plan, run: RunDirectory, prepared: Prepared, python: str) -> dict[str, str]:
-    known = {name: value for name, value in prepared.values.items() if name not in ("environment.path", "restart.count")}
+    known = {
+        name: value for name, value in prepared.values.items() if name not in ("environment.path", "restart.count")
+    }
     return {
         **known,
         "run.id": run.id,

@@ -6,7 +6,7 @@ import re
 from collections.abc import Iterable, Sequence
 from typing import Final
 
-from tfjob.engines.slurm.queue import Job
+from tfjob.engines.slurm.queue import Job, NodeLine
 from tfjob.planning.plan import Plan
 
 __all__ = ["count_gpus", "waiting_for"]
@@ -41,9 +41,7 @@ _GPUS: Final = re.compile(r"(?:^|,)gpu(?::[^:,(]*)??:(\d+)")
 _USABLE: Final = ("idle", "mixed")
 
 
-def waiting_for(
-    plan: Plan, job: Job, pending: Sequence[Job], nodes: Iterable[tuple[str, str, str, str, str]]
-) -> str:
+def waiting_for(plan: Plan, job: Job, pending: Sequence[Job], nodes: Iterable[NodeLine]) -> str:
     """What the job waits for: "waiting for 2 nodes with 4 GPUs; 1 free; position 3"."""
     count, gpus = plan.node_count, plan.gpus_per_node
     wanted = f"waiting for {count} node{'s' if count != 1 else ''}"
@@ -52,7 +50,7 @@ def waiting_for(
     reason = job.reason.strip("()")
     if reason not in _QUEUEING:
         return f"{wanted}: {_reason(job, reason)}"
-    free = sum(1 for _, partition, state, has, used in nodes if _is_free(job, partition, state, has, used, gpus))
+    free = sum(_is_free(node, job.partition, gpus) for node in nodes)
     queue = [one.id for one in pending if one.partition == job.partition]
     place = f"; position {queue.index(job.id) + 1}" if job.id in queue else ""
     start = f"; Slurm expects it to start at {job.start}" if re.match(r"\d{4}-", job.start) else ""
@@ -64,18 +62,18 @@ def count_gpus(gres: str) -> int:
     return sum(int(number) for number in _GPUS.findall(re.sub(r"\([^)]*\)", "", gres)))
 
 
-def _is_free(job: Job, partition: str, state: str, has: str, used: str, gpus: int) -> bool:
-    if partition.rstrip("*") != job.partition:
+def _is_free(node: NodeLine, partition: str, gpus: int) -> bool:
+    if node.partition.rstrip("*") != partition:
         return False
-    if not state.startswith(_USABLE) or "drain" in state or state.endswith("*"):
+    if not node.state.startswith(_USABLE) or "drain" in node.state or node.state.endswith("*"):
         return False
     if not gpus:
-        return state.startswith("idle")
-    return count_gpus(has) - count_gpus(used) >= gpus
+        return node.state.startswith("idle")
+    return count_gpus(node.gres) - count_gpus(node.used) >= gpus
 
 
 def _reason(job: Job, reason: str) -> str:
-    known = _WORDS.get(reason.split(",")[0])
+    known = _WORDS.get(reason.partition(",")[0])
     if known:
         return known.format(id=job.id, partition=job.partition, start=job.start)
     if reason.startswith(("QOS", "Assoc", "Max")):

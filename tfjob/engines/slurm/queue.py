@@ -12,6 +12,7 @@ import os
 import time
 from collections.abc import Iterator
 from contextlib import contextmanager
+from itertools import accumulate, pairwise
 from pathlib import Path
 from typing import Any, Final, NamedTuple
 
@@ -19,7 +20,7 @@ from tfjob.durable import replace_json
 from tfjob.engines.slurm.client import SlurmClient
 from tfjob.errors import TargetError
 
-__all__ = ["Job", "Queue"]
+__all__ = ["Job", "NodeLine", "Queue"]
 
 _FORMAT: Final = "%i|%T|%D|%P|%Q|%u|%S|%e|%N|%r"
 _FIELDS: Final = ("id", "state", "nodes", "partition", "priority", "user", "start", "end", "node_list", "reason")
@@ -38,6 +39,23 @@ class Job(NamedTuple):
     end: str
     node_list: str
     reason: str
+
+
+class NodeLine(NamedTuple):
+    """A node in one of its partitions, as sinfo(1) tells of it; `gres` is what it has, `used` what of it is in use."""
+
+    name: str
+    partition: str
+    state: str
+    gres: str
+    used: str
+
+
+_NODE_WIDTHS: Final = (256, 128, 64, 512, 512)
+_NODE_FORMAT: Final = ",".join(
+    f"{name}:{width}"
+    for name, width in zip(("NodeList", "PartitionName", "StateLong", "Gres", "GresUsed"), _NODE_WIDTHS, strict=True)
+)
 
 
 class Queue:
@@ -61,12 +79,10 @@ class Queue:
         found = self._ask("pending", age_s, lambda: self._jobs("--states=PENDING", "--sort=-p,i"))
         return tuple(map(_job, found))
 
-    def free_nodes(self, age_s: float) -> tuple[tuple[str, str, str, str, str], ...]:
-        """(name, partition, state, GRES, GRES in use) of every node, as sinfo tells them."""
-        fields = "NodeList:256,PartitionName:128,StateLong:64,Gres:512,GresUsed:512"
-        found = self._ask("nodes", age_s, lambda: _lines(self._client.nodes("--Node", f"--Format={fields}")))
-        widths = (256, 128, 64, 512, 512)
-        return tuple(_cut(line, widths) for line in found)
+    def nodes(self, age_s: float) -> tuple[NodeLine, ...]:
+        """Every node, once for each partition it is in."""
+        found = self._ask("nodes", age_s, lambda: _lines(self._client.nodes("--Node", f"--Format={_NODE_FORMAT}")))
+        return tuple(map(_node, found))
 
     def _jobs(self, *arguments: str) -> list[str]:
         return _lines(self._client.queue(*arguments, f"--format={_FORMAT}"))
@@ -115,9 +131,6 @@ def _job(line: str) -> Job:
     return Job(*fields)
 
 
-def _cut(line: str, widths: tuple[int, ...]) -> tuple[str, str, str, str, str]:
-    cells, position = [], 0
-    for width in widths:
-        cells.append(line[position : position + width].strip())
-        position += width
-    return cells[0], cells[1], cells[2], cells[3], cells[4]
+def _node(line: str) -> NodeLine:
+    ends = accumulate(_NODE_WIDTHS, initial=0)
+    return NodeLine(*(line[begin:end].strip() for begin, end in pairwise(ends)))

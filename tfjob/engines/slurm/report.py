@@ -60,7 +60,9 @@ def read_report(run: RunDirectory) -> Report | None:
 def statuses_of(plan: Plan, report: Report | None, *, is_over: bool = False) -> tuple[TaskStatus, ...]:
     """How every task is, in plan order. With `is_over` nothing runs any more, whatever the last word was."""
     tasks = (report.tasks if report else None) or {}
-    return tuple(_status(task.name, tasks.get(task.name, {"state": "pending"}), is_over=is_over) for task in plan.all_tasks)
+    return tuple(
+        _status(task.name, tasks.get(task.name, {"state": "pending"}), is_over=is_over) for task in plan.all_tasks
+    )
 
 
 def _status(name: str, said: dict[str, Any], *, is_over: bool) -> TaskStatus:

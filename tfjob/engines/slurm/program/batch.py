@@ -21,12 +21,15 @@ import sys
 import threading
 import time
 
-import slurm
-from state import State, write_json
-
 TYPE_CHECKING = False
 if TYPE_CHECKING:
     from typing import Any
+
+    from tfjob.engines.slurm.program import slurm
+    from tfjob.engines.slurm.program.state import State, write_json
+else:  # they lie beside this file
+    import slurm
+    from state import State, write_json
 
 BEAT_S = 2.0
 START_S = 300.0  # for every node's program to say what it has
@@ -40,7 +43,7 @@ SIGNALS = (signal.SIGUSR1, signal.SIGUSR2, signal.SIGTERM, signal.SIGINT, signal
 NAME = re.compile("\0([^\0]*)\0")  # how the plan's late expressions stand in gang.json
 
 
-class Ended(Exception):  # noqa: N818  # it is no error
+class Ended(Exception):
     """The gang is over, or shall be: `outcome` says how, `kind` why, as retries name it."""
 
     def __init__(self, outcome: str, message: str, task: str | None = None, kind: str | None = None) -> None:
@@ -125,7 +128,7 @@ class Attempt:
             if not self.has_begun and len(self.ready) == self.gang["node_count"]:
                 self.begin()
             if not self.has_begun and now - began > START_S:
-                raise Ended("failed", "not every node's program started within {:g} s: {}".format(START_S, self.step_log()))
+                raise Ended("failed", f"not every node's program started within {START_S:g} s: {self.step_log()}")
             self.state.put(self.statuses)
             if self.has_begun:
                 self.judge(now)
@@ -138,7 +141,7 @@ class Attempt:
                     raise Ended("canceled", read_reason(self.run))
             if self.deadline is not None and now > self.deadline:
                 limit = self.gang["limits"]["timeout_s"]
-                raise Ended("failed", "the run took longer than limits.timeout_s = {:g} s".format(limit))
+                raise Ended("failed", f"the run took longer than limits.timeout_s = {limit:g} s")
             if self.slurm_deadline is not None and now > self.slurm_deadline:
                 raise Ended("failed", "it reached the time limit that Slurm gave it", kind="time_limit")
 
@@ -146,11 +149,11 @@ class Attempt:
         """What the nodes said within `wait_s`, and signals."""
         output = self.step.stdout
         assert output is not None  # noqa: S101
-        readable = select.select([output, self.wakeup], [], [], wait_s)[0]
+        readable = select.select([output.fileno(), self.wakeup], [], [], wait_s)[0]
         if self.wakeup in readable:
             for number in os.read(self.wakeup, 4096):
                 self.on_signal(number)
-        if output in readable:
+        if output.fileno() in readable:
             data = os.read(output.fileno(), 1 << 16)
             if not data:
                 time.sleep(0.05)  # srun is about to end
@@ -211,8 +214,8 @@ class Attempt:
         values = {"restart.count": str(self.number)}
         for index, node in enumerate(nodes):
             # mpirun knows the nodes of an allocation by their names.
-            values["node.{}.name".format(index)] = node["name"]
-            values["node.{}.address".format(index)] = node["name"] if self.gang["launcher"] else node["address"]
+            values[f"node.{index}.name"] = node["name"]
+            values[f"node.{index}.address"] = node["name"] if self.gang["launcher"] else node["address"]
         values.update(("port." + name, str(port)) for name, port in self.ports.items())
         values.update(("gpus." + name, gpus) for name, gpus in shares(self.gang, self.hellos).items())
         path = os.environ.get("PATH", os.defpath)
@@ -249,7 +252,7 @@ class Attempt:
         self.waiting_since = (self.waiting_since or now) if missing else None
         limit = self.gang["limits"]["rendezvous_timeout_s"]
         if self.waiting_since is not None and now - self.waiting_since > limit:
-            others = " (and {} more)".format(len(missing) - 1) if len(missing) > 1 else ""
+            others = f" (and {len(missing) - 1} more)" if len(missing) > 1 else ""
             message = "did not come to the rendezvous within {:g} s{}: its peers wait for it, and it does not listen on its port"
             if self.gang["launcher"]:
                 message = "was not started by mpirun within {:g} s{}"

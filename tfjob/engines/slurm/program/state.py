@@ -68,12 +68,15 @@ class State:
         self.was_cut_off = False
         if number == 0:
             return
-        logs = os.path.join(self.run, "logs", "attempt-{}".format(number))
-        os.makedirs(logs, exist_ok=True)
-        for task in tasks:
-            log = os.path.join(self.run, "logs", task + ".log")
-            if os.path.exists(log):
-                os.replace(log, os.path.join(logs, task + ".log"))
+        logs = os.path.join(self.run, "logs", f"attempt-{number}")
+        part = os.path.join(self.run, "logs", f".attempt-{number}")
+        if not os.path.isdir(logs):  # it is there whole or not at all: who follows the run goes by that
+            os.makedirs(part, exist_ok=True)
+            for task in tasks:
+                log = os.path.join(self.run, "logs", task + ".log")
+                if os.path.exists(log):
+                    os.replace(log, os.path.join(part, task + ".log"))
+            os.rename(part, logs)
         kept = os.path.join(self.run, "attempts", str(number))
         os.makedirs(kept, exist_ok=True)
         link = os.path.join(kept, "tasks")
