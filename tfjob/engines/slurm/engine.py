@@ -95,9 +95,9 @@ class SlurmEngine:
 
     def submit(self, plan: Plan, run: RunDirectory) -> Handle:
         """Submit the job once, however often it is called. Raises TargetError when Slurm does not take it."""
-        if (job := _kept_job(run)) is None:
-            job = self._submitted_before(run)
+        job = _kept_job(run) or self._submitted_before(run)
         if job is None:
+            (run.path / "slurm" / "submitting").touch()
             variables = inherited_environment(self._environ, plan.secrets)
             job = self._client.submit(run.path / "slurm" / "job.sh", variables)
         replace_json(run.path / "slurm" / "job.json", {"job": job})
@@ -138,8 +138,8 @@ class SlurmEngine:
         return self.submit(plan, run)
 
     def adopt(self, plan: Plan, run: RunDirectory) -> Handle:
-        """Go on with a job that another process submitted."""
-        return self.submit(plan, run)
+        """Go on with a job that another process submitted. Submits nothing: there may be none."""
+        return Handle(plan, run, _kept_job(run) or self._submitted_before(run) or "")
 
     def poll(self, handle: Handle) -> tuple[TaskStatus, ...]:
         """How every task is, by the job's report."""
@@ -167,6 +167,8 @@ class SlurmEngine:
         report = read_report(handle.run)
         if report is not None and report.is_over and report.end is not None:
             return JobView("over", report, end=report.end)
+        if not handle.job:
+            return JobView("over", report, end=End("failed", "its job was never submitted"))
         is_well = report is not None and report.phase in ("starting", "running", "ending") and not handle.stopping
         if report is not None and report.attempt != handle.begun[0]:
             handle.begun = (report.attempt, time.time())
@@ -215,8 +217,7 @@ class SlurmEngine:
 
     def _submitted_before(self, run: RunDirectory) -> str | None:
         """The job of this run that a supervisor submitted and had no time to note: jobs bear the run's id as their name."""
-        if not (run.path / "slurm" / "submitting").exists():
-            (run.path / "slurm" / "submitting").touch()
+        if not self.is_submitted(run):
             return None
         found = self._client.queue("--me", "--states=all", f"--name={run.id}", "--format=%i").split()
         return found[0] if found else None

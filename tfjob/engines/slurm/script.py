@@ -10,12 +10,13 @@ import math
 import shlex
 from collections import Counter
 from collections.abc import Iterable, Iterator
+from pathlib import Path
 from typing import Final
 
 from tfjob.planning.plan import Plan
 from tfjob.rundir import RunDirectory
 
-__all__ = ["render_script", "script_options"]
+__all__ = ["preview_script", "render_script", "script_options"]
 
 _WARNING_S: Final = 60
 """How long before a time limit Slurm warns, beside the grace period: it may do so up to a minute earlier."""
@@ -38,6 +39,12 @@ def render_script(plan: Plan, run: RunDirectory, python: str) -> str:
         f"exec {command}",
     )
     return "".join(f"{line}\n" for line in lines)
+
+
+def preview_script(plan: Plan, runs: Path) -> str:
+    """The script as a run of the plan among `runs` will have it; RUN and PREFIX stand for what is not known before."""
+    has_prefix = plan.environment is not None and plan.environment.definition is not None
+    return render_script(plan, RunDirectory(runs / "RUN"), "PREFIX/bin/python3" if has_prefix else "python3")
 
 
 def script_options(plan: Plan, run: RunDirectory) -> tuple[str, ...]:
