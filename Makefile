@@ -6,7 +6,7 @@ STAMP := $(VENV)/.installed
 PYTEST_WORKERS ?= 2
 
 .DEFAULT_GOAL := help
-.PHONY: help setup demo test check fmt bench docs cluster-up cluster-down clean
+.PHONY: help setup demo test check fmt bench docs cluster-up cluster-down slurm-up slurm-down clean
 
 help:  ## list the targets
 	@grep -hE '^[a-z-]+:.*##' $(MAKEFILE_LIST) | sed -E 's/^([a-z-]+):.*## /  make \1\t/' | expand -t 20
@@ -51,6 +51,12 @@ cluster-up: $(STAMP)  ## start three virtual nodes with Docker Engines: the targ
 
 cluster-down: $(STAMP)  ## end them
 	@$(BIN)/python tests/cluster_parts.py down
+
+slurm-up: $(STAMP)  ## start Slurm on the same nodes: the target slurm-lab
+	@$(BIN)/python tests/slurm_parts.py up
+
+slurm-down: $(STAMP)  ## end it
+	@$(BIN)/python tests/slurm_parts.py down
 
 clean:  ## remove what was made here, but no run
 	rm -rf $(VENV) .cache .mypy_cache .ruff_cache .pytest_cache .hypothesis build dist *.egg-info

@@ -24,13 +24,13 @@ import pytest
 import yaml
 from cluster import network
 from cluster.credentials import make_credentials
-from cluster.layout import GPUS, LAYOUT, USER, Layout
+from cluster.layout import GPUS, HEAD, LAYOUT, USER, Layout
 from cluster.node import Node
 from docker_parts import BASE, CannotRunError, find_dockerd, install, is_free, load_image, locked, needed
 from support import REPOSITORY
 
 if TYPE_CHECKING:
-    from collections.abc import Callable, Iterator
+    from collections.abc import Callable, Iterator, Mapping
 
 NODES = 3
 TARGET = "docker-lab"
@@ -49,6 +49,11 @@ class Cluster:
 
     layout: Layout
     nodes: tuple[Node, ...]
+
+    @property
+    def head(self) -> Node:
+        """Slurm's controller and login node, which only runs when Slurm does."""
+        return Node(self.layout, HEAD, self.layout.head_address, has_engine=False)
 
     @property
     def ssh_config(self) -> Path:
@@ -122,13 +127,14 @@ def find_programs() -> None:
         raise CannotRunError("/usr/bin/docker-init is not installed; Debian's docker.io brings it")
 
 
-def up(layout: Layout = LAYOUT, *, stays: bool = False) -> Cluster:
-    """Return the cluster, with what is off of it started. With `stays` it runs until `down`."""
+def up(layout: Layout = LAYOUT, *, stays: str | None = None) -> Cluster:
+    """Return the cluster, with what is off of it started. With `stays`, somebody's name, it runs until `down`."""
     cluster = described(layout)
     with locked(layout.directory / "cluster.lock", fcntl.LOCK_EX):
         find_programs()
         if not all(node.runs for node in cluster.nodes):
-            make_credentials(layout, {node.name: node.address for node in cluster.nodes}, tls=cluster.nodes[-1].name)
+            addresses = {HEAD: layout.head_address, **{node.name: node.address for node in cluster.nodes}}
+            make_credentials(layout, addresses, tls=cluster.nodes[-1].name)
             shutil.copytree(REPOSITORY / "tests" / "cluster" / "bin", layout.programs, dirs_exist_ok=True)
             layout.shared.mkdir(parents=True, exist_ok=True)
             layout.shared.chmod(0o1777)
@@ -140,7 +146,7 @@ def up(layout: Layout = LAYOUT, *, stays: bool = False) -> Cluster:
                 node.plug_cable()
             node.wait_ready()
         if stays:
-            (layout.directory / "stays").touch()
+            (layout.directory / f"stays.{stays}").touch()
     return cluster
 
 
@@ -149,10 +155,11 @@ def down(layout: Layout = LAYOUT, *, if_unused: bool = False) -> None:
     cluster = described(layout)
     directory = layout.directory
     with locked(directory / "cluster.lock", fcntl.LOCK_EX):
-        if if_unused and ((directory / "stays").exists() or not is_free(directory / "users.lock")):
+        if if_unused and (any(directory.glob("stays.*")) or not is_free(directory / "users.lock")):
             return
-        (directory / "stays").unlink(missing_ok=True)
-        for node in cluster.nodes:
+        for stays in directory.glob("stays.*"):
+            stays.unlink(missing_ok=True)
+        for node in (*cluster.nodes, cluster.head):
             node.remove()
         network.remove_switch(layout)
         shutil.rmtree(layout.sockets, ignore_errors=True)
@@ -192,15 +199,17 @@ def node_base(docker_cluster: Cluster, nodes: tuple[Node, ...]) -> str:
     return needed(docker_cluster.load_base_image)
 
 
-def register(cluster: Cluster) -> None:
-    """Register the cluster as a compute target of the repository's own workspace."""
-    file = cluster.layout.directory / f"{TARGET}.yml"
-    file.write_text(cluster.target(), encoding="utf-8")
+def register(name: str, target: str, environ: Mapping[str, str]) -> None:
+    """Register a compute target in the repository's own workspace; its file is kept beside the cluster."""
+    file = LAYOUT.directory / f"{name}.yml"
+    file.write_text(target, encoding="utf-8")
     tfjob = Path(sys.executable).with_name("tfjob")
     has_command = subprocess.run([tfjob, "compute", "--help"], check=False, capture_output=True)
     if has_command.returncode == 0:
-        environ = {**os.environ, **cluster.ssh_environ}
-        subprocess.run([tfjob, "compute", "create", "-f", file], cwd=REPOSITORY, env=environ, check=True)
+        environ = {**os.environ, **environ}
+        subprocess.run(
+            [tfjob, "compute", "create", "-f", file], cwd=REPOSITORY, env=environ, check=True, stdout=sys.stderr
+        )
 
 
 def main() -> int:
@@ -212,8 +221,8 @@ def main() -> int:
             down()
         elif verb in {"up", "env"}:
             if verb == "up":
-                up(stays=True).load_base_image()
-                register(cluster)
+                up(stays=TARGET).load_base_image()
+                register(TARGET, cluster.target(), cluster.ssh_environ)
             elif not all(node.runs for node in cluster.nodes):
                 sys.stderr.write("the cluster is not running: python tests/cluster_parts.py up\n")
                 return 1

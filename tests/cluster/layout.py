@@ -8,9 +8,10 @@ from pathlib import Path
 
 from support import REPOSITORY
 
-__all__ = ["GPUS", "LAYOUT", "USER", "USER_ID", "Layout"]
+__all__ = ["GPUS", "HEAD", "LAYOUT", "USER", "USER_ID", "Layout"]
 
 GPUS = 4  # stand-in GPUs that each node has
+HEAD = "head"  # Slurm's controller and login node
 USER = "tfjob-user"  # on every node, beside root; in the group docker
 USER_ID = 10077
 
@@ -52,6 +53,11 @@ class Layout:
         """The network namespace of a node."""
         return f"tfjob-{self.tag}-{name}"
 
+    @property
+    def head_address(self) -> str:
+        """Slurm's controller and login node."""
+        return f"{self.network}.10"
+
     def address(self, index: int) -> str:
         return f"{self.network}.{11 + index}"
 
@@ -78,6 +84,11 @@ class Layout:
     def programs(self) -> Path:
         """What is on the PATH of every node, before the machine's own programs."""
         return self.directory / "bin"
+
+    @property
+    def slurm(self) -> Path:
+        """Slurm's settings, state and logs, for all nodes."""
+        return self.directory / "slurm"
 
     @property
     def shared(self) -> Path:

@@ -67,7 +67,8 @@ def make_switch(layout: Layout) -> None:
 
 
 def remove_switch(layout: Layout) -> None:
-    """Remove the bridge and the machine's cable; nodes are disconnected before."""
+    """Remove the bridge and the machine's cable, and end what runs beside the bridge; nodes are disconnected before."""
+    _end(layout, "switch")
     for command in (("link", "del", layout.machine_interface), ("netns", "del", layout.switch)):
         subprocess.run(["ip", *command], check=False, capture_output=True)
 
@@ -77,7 +78,9 @@ def connect(layout: Layout, name: str, address: str) -> None:
     disconnect(layout, name)
     namespace = layout.namespace(name)
     ip("netns", "add", namespace)
-    ip("link", "add", "eth0", "netns", namespace, "type", "veth", "peer", "name", name, "netns", layout.switch)
+    mac = ":".join(f"{number:02x}" for number in (2, 0, *map(int, address.split("."))))  # the same after every boot
+    end = ["eth0", "address", mac, "netns", namespace]
+    ip("link", "add", *end, "type", "veth", "peer", "name", name, "netns", layout.switch)
     ip("-n", layout.switch, "link", "set", name, "master", BRIDGE, "up")
     ip("-n", namespace, "link", "set", "lo", "up")
     ip("-n", namespace, "addr", "add", f"{address}/24", "dev", "eth0")
@@ -86,21 +89,25 @@ def connect(layout: Layout, name: str, address: str) -> None:
 
 def disconnect(layout: Layout, name: str) -> None:
     """Remove a node's namespace and cable, and end whatever still runs in it."""
-    for pid in occupants(layout, name):
-        signalled(pid, signal.SIGKILL)
-    wait_for(lambda: not occupants(layout, name), END_S)
+    _end(layout, name)
     subprocess.run(["ip", "-n", layout.switch, "link", "del", name], check=False, capture_output=True)
     subprocess.run(["ip", "netns", "del", layout.namespace(name)], check=False, capture_output=True)
 
 
 def occupants(layout: Layout, name: str) -> list[int]:
-    """The processes in a node's network, in its containers too."""
+    """The processes in the network of a node or, by the name ``switch``, beside the bridge; in containers too."""
     if not (NAMESPACES / layout.namespace(name)).exists():
         return []
     listed = subprocess.run(
         ["ip", "netns", "pids", layout.namespace(name)], check=False, capture_output=True, text=True
     )
     return [int(pid) for pid in listed.stdout.split()]
+
+
+def _end(layout: Layout, name: str) -> None:
+    for pid in occupants(layout, name):
+        signalled(pid, signal.SIGKILL)
+    wait_for(lambda: not occupants(layout, name), END_S)
 
 
 def plug(layout: Layout, name: str, *, plugged: bool) -> None:

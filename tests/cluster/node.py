@@ -43,6 +43,7 @@ class Node:
     name: str
     address: str
     has_tls: bool = False
+    has_engine: bool = True
 
     @property
     def directory(self) -> Path:
@@ -98,7 +99,8 @@ class Node:
     @property
     def answers(self) -> bool:
         """Its engine answers, and so does its SSH server."""
-        return self.runs and _engine_answers(self._socket) and _listens(self.pid, SSH_PORT)
+        has_engine = not self.has_engine or _engine_answers(self._socket)
+        return has_engine and self.runs and _listens(self.pid, SSH_PORT)
 
     def boot(self, *, wait: bool = True) -> None:
         """Switch it on if it is off, with a plugged cable. Raises CannotRunError if it isn't ready in time."""
@@ -109,11 +111,33 @@ class Node:
             self.wait_ready()
 
     def _boot(self) -> None:
-        for needed in (self.directory, self._socket.parent):
+        slurm = self.layout.slurm / "etc"
+        for needed in (self.directory, self._socket.parent, slurm, self.layout.sockets / "munge"):
             needed.mkdir(parents=True, exist_ok=True)
         self._socket.unlink(missing_ok=True)
         (self.directory / "node.json").unlink(missing_ok=True)
         network.connect(self.layout, self.name, self.address)
+        namespaces = ["--mount", "--uts", "--ipc", "--pid", "--fork", "--kill-child", "--mount-proc"]
+        script = ["/bin/sh", str(SCRIPT), self.name, *map(str, self._places)]
+        enter = ["nsenter", f"--net={network.NAMESPACES / self.layout.namespace(self.name)}", "unshare", *namespaces]
+        with (self.directory / "boot.log").open("wb") as log:
+            process = subprocess.Popen(
+                [*enter, "/usr/bin/docker-init", "--", *script, *self._engine_options()],
+                cwd="/",
+                env={"PATH": PATH, "HOME": "/root", "LANG": "C.UTF-8"},
+                stdin=subprocess.DEVNULL,
+                stdout=log,
+                stderr=log,
+                start_new_session=True,
+            )
+        state = {"pid": process.pid, "started": start_time(process.pid)}
+        (self.directory / "node.json").write_text(json.dumps(state), encoding="utf-8")
+        if not wait_for(lambda: process.poll() is not None or self.runs, STOP_S) or not self.runs:
+            raise CannotRunError(f"{self.name} does not boot: {_last_line(self.directory / 'boot.log')}")
+
+    def _engine_options(self) -> list[str]:
+        if not self.has_engine:
+            return []
         options = [*OPTIONS, "--data-root=/run/lab/node/docker", "--exec-root=/run/docker", "--pidfile=/run/docker.pid"]
         options += ["--config-file=/run/lab/etc/daemon.json", f"--cgroup-parent=/{self.layout.cgroup}/{self.name}"]
         options += [
@@ -126,23 +150,7 @@ class Node:
             options += ["--tlsverify", *(f"--{option}=/run/lab/etc/tls/{file}.pem" for option, file in places.items())]
         else:
             options += ["--tls=false"]  # said in words: dockerd waits for 15 s where it isn't
-        namespaces = ["--mount", "--uts", "--ipc", "--pid", "--fork", "--kill-child", "--mount-proc"]
-        script = ["/bin/sh", str(SCRIPT), self.name, *map(str, self._places)]
-        enter = ["nsenter", f"--net={network.NAMESPACES / self.layout.namespace(self.name)}", "unshare", *namespaces]
-        with (self.directory / "boot.log").open("wb") as log:
-            process = subprocess.Popen(
-                [*enter, "/usr/bin/docker-init", "--", *script, *options],
-                cwd="/",
-                env={"PATH": PATH, "HOME": "/root", "LANG": "C.UTF-8"},
-                stdin=subprocess.DEVNULL,
-                stdout=log,
-                stderr=log,
-                start_new_session=True,
-            )
-        state = {"pid": process.pid, "started": start_time(process.pid)}
-        (self.directory / "node.json").write_text(json.dumps(state), encoding="utf-8")
-        if not wait_for(lambda: process.poll() is not None or self.runs, STOP_S) or not self.runs:
-            raise CannotRunError(f"{self.name} does not boot: {_last_line(self.directory / 'boot.log')}")
+        return options
 
     def wait_ready(self) -> None:
         """Wait until it answers. Raises CannotRunError, with what it said last, if it doesn't in time or ends."""

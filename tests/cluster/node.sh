@@ -10,12 +10,16 @@ hostname "$name"
 run=$directory/nodes/$name/run # becomes /run when all that it takes from the machine is in it
 mkdir -p "$run"
 mount -t tmpfs -o mode=755 tmpfs "$run"
-mkdir -p "$run/sshd" "$run/lock" "$run/lab/etc" "$run/lab/bin" "$run/lab/node" "$run/lab/shared" "$run/lab/socket"
+for made in sshd lock lab/etc lab/bin lab/node lab/shared lab/slurm lab/socket "${sockets#/run/}/munge"; do
+  mkdir -p "$run/$made"
+done
 mount --bind "$directory/etc" "$run/lab/etc"
 mount --bind "$directory/bin" "$run/lab/bin"
 mount --bind "$directory/nodes/$name" "$run/lab/node"
 mount --bind "$directory/shared" "$run/lab/shared"
+mount --bind "$directory/slurm" "$run/lab/slurm"
 mount --bind "$sockets/$name" "$run/lab/socket"
+mount --bind "$sockets/munge" "$run/${sockets#/run/}/munge"
 mount -n --move "$run" /run
 for hidden in "$repository" /tmp /home /root; do
   mkdir -p "/run/lab/machine$hidden"
@@ -33,9 +37,13 @@ mount -t tmpfs -o mode=1777 tmpfs /dev/shm
 for file in hosts passwd shadow group; do
   mount --bind /run/lab/etc/$file /etc/$file
 done
+[ ! -d /etc/slurm ] || mount --bind /run/lab/slurm/etc /etc/slurm
 install -d -o tfjob-user -g tfjob-user -m 700 /home/tfjob-user
 cd /
 /usr/sbin/sshd -f /run/lab/etc/sshd_config -h "/run/lab/etc/$name" -E /run/lab/node/sshd.log
-printf '%s\n' "$@" >/run/lab/engine-options
-/run/lab/bin/start-engine
+printf '%s\n' "$repository" /tmp /home /root >/run/lab/hidden
+if [ $# -gt 0 ]; then
+  printf '%s\n' "$@" >/run/lab/engine-options
+  /run/lab/bin/start-engine
+fi
 exec sleep infinity
