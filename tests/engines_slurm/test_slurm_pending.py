@@ -44,6 +44,10 @@ def test_a_start_that_slurm_expects_is_told() -> None:
         ("PartitionTimeLimit", "it asks for more time than the partition gpu allows: lower limits.timeout_s"),
         ("JobHeldUser", "it is held; `scontrol release 7` lets it go"),
         ("(ReqNodeNotAvail, UnavailableNodes:n[1-3])", "nodes that it needs are not there, or reserved"),
+        (
+            "Nodes required for job are DOWN, DRAINED or reserved for jobs in higher priority partitions",
+            "nodes that it needs are down, drained, or kept for jobs of higher priority",
+        ),
         ("QOSMaxGRESPerUser", "a limit of the site is reached (Slurm: QOSMaxGRESPerUser)"),
         ("AssocGrpCPUMinutesLimit", "a limit of the site is reached (Slurm: AssocGrpCPUMinutesLimit)"),
         ("SomethingNew", "Slurm says: SomethingNew"),

@@ -32,6 +32,7 @@ _WORDS: Final = {
     "InvalidQOS": "Slurm does not know the target's qos",
     "AccountNotAllowed": "the partition {partition} is not for the target's account",
     "QOSNotAllowed": "the partition {partition} is not for the target's qos",
+    "Nodes required for job are DOWN": "nodes that it needs are down, drained, or kept for jobs of higher priority",
     "ReqNodeNotAvail": "nodes that it needs are not there, or reserved",
     "Reservation": "its reservation has not begun",
     "MaxMemPerLimit": "it asks for more memory than the site allows",

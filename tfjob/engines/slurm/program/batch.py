@@ -115,7 +115,6 @@ class Attempt:
                 stdin=subprocess.PIPE,
                 stdout=subprocess.PIPE,
                 stderr=log,
-                env=dict(os.environ, TFJOB_RUN_ID=self.gang["run"], TFJOB_ATTEMPT=self.word),
                 start_new_session=True,
             )
 
@@ -142,7 +141,7 @@ class Attempt:
             if self.deadline is not None and now > self.deadline:
                 limit = self.gang["limits"]["timeout_s"]
                 raise Ended("failed", f"the run took longer than limits.timeout_s = {limit:g} s")
-            if self.slurm_deadline is not None and now > self.slurm_deadline:
+            if self.slurm_deadline is not None and now > self.slurm_deadline and self.is_due():
                 raise Ended("failed", "it reached the time limit that Slurm gave it", kind="time_limit")
 
     def take(self, wait_s: float) -> None:
@@ -195,16 +194,24 @@ class Attempt:
     def on_signal(self, number: int) -> None:
         """Slurm's warning, tfjob's request, or an end that comes from outside."""
         if number == signal.SIGUSR1:
-            left_s = slurm.time_left_s()
-            if left_s is not None:
-                # The warning may come up to a minute early (sbatch(1), --signal): the tasks get all the time there is.
-                grace_s = self.gang["limits"]["grace_period_s"]
-                self.slurm_deadline = time.monotonic() + max(left_s - grace_s - END_MARGIN_S, 0)
-                self.state.say(warned=time.time())
+            self.is_due()
         elif number == signal.SIGUSR2:
             raise Ended("canceled", read_reason(self.run))
         elif number in SIGNALS:
             raise slurm.why_ending(Ended)
+
+    def is_due(self) -> bool:
+        """Ask Slurm for its time limit, which may have been changed. Returns whether it is time to end for it.
+
+        Slurm's warning may come a minute early (sbatch(1), --signal), or late: the tasks get all the time there is.
+        """
+        left_s = slurm.time_left_s()
+        if left_s is None:
+            self.slurm_deadline = None
+            return False
+        left_s -= self.gang["limits"]["grace_period_s"] + END_MARGIN_S
+        self.slurm_deadline = time.monotonic() + left_s
+        return bool(left_s <= 0)
 
     def begin(self) -> None:
         """Every node has said what it has: bind the tasks and let them start."""
@@ -233,6 +240,7 @@ class Attempt:
         if self.gang["limits"]["timeout_s"] is not None:
             self.deadline = now + self.gang["limits"]["timeout_s"]
         self.state.say(phase="running", nodes=nodes, started=time.time())
+        self.is_due()
 
     def judge(self, now: float) -> None:
         """Raise Ended if the gang is over. The same rules as tfjob/runs/verdict.py, which judges runs elsewhere."""
@@ -402,6 +410,7 @@ def main(run: str) -> int:
         end = Attempt(run, gang, state).go()
         if end.outcome == "slurm":
             state.cut_off(end.message, end.kind)
+            replace(os.path.join(run, "slurm", "attempt"), "over\n")  # for nodes that can't be told otherwise
             if gang["requeues"]:
                 time.sleep(STAY_S)  # who ends by himself is not put back in the queue
             return 1
@@ -409,6 +418,7 @@ def main(run: str) -> int:
             state.fail_attempt(end.message, end.task, end.kind)
             continue
         state.finish(end.outcome, end.message, task=end.task, kind=end.kind)
+        replace(os.path.join(run, "slurm", "attempt"), "over\n")
         return 0 if end.outcome == "completed" else 1
 
 

@@ -13,6 +13,15 @@ if TYPE_CHECKING:
     from typing import Any
 
 PATIENCE_S = 20.0
+WORDS = {
+    "CANCELLED": ("canceled from outside of tfjob", "canceled"),
+    "TIMEOUT": ("it reached the time limit that Slurm gave it", "time_limit"),
+    "DEADLINE": ("it reached the deadline that Slurm gave it", "time_limit"),
+    "PREEMPTED": ("Slurm preempted it", "preempted"),
+    "PENDING": ("Slurm put it back in the queue", "requeued"),
+    "REQUEUED": ("Slurm put it back in the queue", "requeued"),
+}
+DOWN = re.compile(r"DOWN|NOT_RESPONDING|FAIL|\*")
 FIELD = re.compile(r"(?:^|\s)([A-Za-z][A-Za-z:]*)=(\S*)")
 
 
@@ -55,21 +64,23 @@ def addresses(names: list[str]) -> dict[str, str]:
     return {name: found.get(name) or name for name in names}
 
 
+def lost_nodes() -> list[str]:
+    """Those of this job's nodes that Slurm does not hear from."""
+    lines = ask("show", "node", "-o", os.environ.get("SLURM_JOB_NODELIST", "")).splitlines()
+    nodes = [dict(FIELD.findall(line)) for line in lines]
+    return [node.get("NodeName", "") for node in nodes if DOWN.search(node.get("State", ""))]
+
+
 def why_ending(make: Any) -> Any:
     """Why Slurm ends this job, by what it says of it. Its last word stands in the queue, where tfjob reads it."""
     found = job()
     state = found.get("JobState", "")
     if found.get("PreemptTime", "None") != "None" and state not in ("CANCELLED", "TIMEOUT"):
         return make("slurm", "Slurm preempted it", kind="preempted")
-    words = {
-        "CANCELLED": ("canceled from outside of tfjob", "canceled"),
-        "TIMEOUT": ("it reached the time limit that Slurm gave it", "time_limit"),
-        "DEADLINE": ("it reached the deadline that Slurm gave it", "time_limit"),
-        "PREEMPTED": ("Slurm preempted it", "preempted"),
-        "NODE_FAIL": ("a node was lost", "node_lost"),
-        "COMPLETING": ("Slurm ended it", "node_lost"),
-        "PENDING": ("Slurm put it back in the queue", "requeued"),
-        "REQUEUED": ("Slurm put it back in the queue", "requeued"),
-    }
-    message, kind = words.get(state, ("Slurm ended it", ""))
-    return make("slurm", message, kind=kind)
+    if state in WORDS:
+        message, kind = WORDS[state]
+        return make("slurm", message, kind=kind)
+    lost = lost_nodes()
+    if lost:
+        return make("slurm", "a node was lost: {}".format(", ".join(lost)), kind="node_lost")
+    return make("slurm", "Slurm ended it", kind="")

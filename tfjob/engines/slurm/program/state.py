@@ -48,7 +48,8 @@ class State:
     @property
     def was_lost(self) -> bool:
         """Whether the attempt before was lost with a node, and Slurm has started the job again."""
-        return self.was_cut_off and (self.value["end"] or {}).get("kind") not in ("preempted", "requeued", "canceled")
+        end = self.value["end"]
+        return self.was_cut_off and (end is None or end["kind"] == "node_lost")
 
     def begin_attempt(self) -> int:
         """Put the attempt before away, if there was one, and begin another; returns its number."""
