@@ -2,31 +2,16 @@
 
 from __future__ import annotations
 
-import os
 import time
 from concurrent.futures import ThreadPoolExecutor
 from pathlib import Path
 
 import pytest
+from engines_slurm.slurm_commands import calls, commands
 
 from tfjob.engines.slurm.client import SlurmClient
 from tfjob.engines.slurm.queue import Queue
 from tfjob.errors import TargetError
-
-
-def commands(directory: Path, **texts: str) -> SlurmClient:
-    """Slurm's commands as scripts; each notes its call in `calls`."""
-    directory.mkdir(exist_ok=True)
-    for name, text in texts.items():
-        program = directory / name
-        program.write_text(f'#!/bin/sh\necho {name} "$@" >>"{directory}/calls"\n{text}\n')
-        program.chmod(0o755)
-    return SlurmClient({**os.environ, "PATH": f"{directory}:{os.environ['PATH']}", "SQUEUE_FORMAT": "%A", "X": "y"})
-
-
-def calls(directory: Path) -> list[str]:
-    return (directory / "calls").read_text().splitlines()
-
 
 JOBS = "\n".join(f"echo '{number}|RUNNING|2|gpu|10|ada|N/A|N/A|n[1-2]|a|b c'" for number in range(100))
 
