@@ -44,7 +44,6 @@ def gang_of(plan: Plan, run: RunDirectory, prepared: Prepared) -> dict[str, Any]
         "launcher": plan.launcher.name if plan.launcher else None,
         "needs_addresses": plan.launcher is None and any(task.port for task in plan.tasks),
         "python": [python, *_FLAGS],
-        "entrypoint": [python, "-I", "-S", "-X", "utf8", f"{program_directory(run)}/entrypoint.py"],
         "path": [f"{prepared.values['environment.prefix']}/bin"] if "environment.prefix" in prepared.values else [],
         "limits": {
             "timeout_s": plan.limits.timeout_s,

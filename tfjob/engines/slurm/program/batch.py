@@ -76,9 +76,11 @@ class Attempt:
 
     def go(self) -> Ended:
         """Take the gang to its end, whatever it is."""
-        self.take_over()
+        os.makedirs(os.path.join(self.directory, "tasks"), exist_ok=True)
+        replace(os.path.join(self.run, "slurm", "attempt"), self.word + "\n")
         signal.set_wakeup_fd(self.wake, warn_on_full_buffer=False)
-        self.step = self.start_step()
+        self.step = self.start_step()  # it takes its time; its programs wait for `go`
+        self.take_over()
         threading.Thread(target=self.beat, daemon=True).start()
         try:
             self.watch()
@@ -90,9 +92,7 @@ class Attempt:
         return found
 
     def take_over(self) -> None:
-        """Make this the attempt that counts. What an earlier one on a lost node still runs kills itself, and is given time to."""
-        os.makedirs(os.path.join(self.directory, "tasks"), exist_ok=True)
-        replace(os.path.join(self.run, "slurm", "attempt"), self.word + "\n")
+        """Make this the attempt whose reports count. What an earlier one on a lost node still runs is given time to kill itself."""
         if self.state.was_cut_off:
             time.sleep(FENCE_S)
         self.state.put_away(self.number, [task["name"] for task in self.gang["tasks"]])

@@ -10,21 +10,22 @@ holds WORD, another attempt at this run has begun elsewhere: everything here is 
 
 from __future__ import annotations
 
-import errno
 import json
 import os
-import random
 import select
 import signal
-import socket
-import subprocess
 import sys
 import threading
 import time
 
 TYPE_CHECKING = False
 if TYPE_CHECKING:
+    import socket
     from typing import Any
+
+    from tfjob import entrypoint
+else:  # it lies beside this file
+    import entrypoint
 
 PORTS = range(20000, 32000)  # unprivileged, and below the range the kernel takes for outgoing connections (ip(7))
 TICK_S = 0.1
@@ -49,7 +50,7 @@ class Node:
             self.gang: dict[str, Any] = json.load(file)
         self.index = int(os.environ["SLURM_NODEID"])
         self.tasks = [task for task in self.gang["tasks"] if task["node"] == self.index]
-        self.children: dict[str, subprocess.Popen[bytes]] = {}
+        self.children: dict[str, Child] = {}
         self.told: dict[str, dict[str, Any]] = {}
         self.held: list[socket.socket] = []
         self.heard = time.monotonic()
@@ -65,7 +66,6 @@ class Node:
 
     def go(self) -> int:
         """Take this node's tasks to their end."""
-        threading.Thread(target=self.watch_fence, daemon=True).start()
         self.end_earlier_attempts()
         self.say(
             hello={"name": os.environ.get("SLURMD_NODENAME", ""), "gpus": os.environ.get("CUDA_VISIBLE_DEVICES", "")}
@@ -123,15 +123,9 @@ class Node:
                 continue
             if task["launcher"]:
                 environ["SLURM_OVERLAP"] = "1"  # mpirun's own step shares what this one holds
-            self.children[task["name"]] = subprocess.Popen(
-                [*self.gang["entrypoint"], tasks, task["name"]],
-                env=environ,
-                cwd=self.run,
-                stdin=subprocess.DEVNULL,
-                stdout=sys.stderr,
-                start_new_session=True,
-            )
+            self.children[task["name"]] = Child(lambda name=task["name"]: entrypoint.main(tasks, name), environ)
         self.has_begun = True
+        threading.Thread(target=self.watch_fence, daemon=True).start()  # after the forks: they take no thread along
 
     def look(self) -> None:
         """Tell what is new of this node's tasks."""
@@ -143,7 +137,7 @@ class Node:
             if told["state"] == "ended":
                 continue
             child = self.children.get(name)
-            gone = child is not None and child.poll() is not None
+            gone = child is not None and child.has_ended()
             now = self.status(task, gone=gone)
             if now != told:
                 self.told[name] = now
@@ -163,11 +157,8 @@ class Node:
         if result:
             found.update(result, state="ended")
         elif gone or (report and task["launched"] and start_ticks(report["pid"]) != report["start_ticks"]):
-            code = self.children[task["name"]].returncode if gone else None
-            found.update(state="ended", time=time.time(), lost=True)
-            found["signal"] = -code if code is not None and code < 0 else None
-            found["exit_code"] = None
-            found["stopped"] = False
+            found.update(state="ended", time=time.time(), lost=True, exit_code=None, stopped=False)
+            found["signal"] = self.children[task["name"]].signal if gone else None
         return found
 
     def stop(self, *, launched: bool) -> None:
@@ -176,8 +167,8 @@ class Node:
             if task["launched"] != launched:
                 continue
             child = self.children.get(task["name"])
-            if child is not None and child.poll() is None:
-                child.send_signal(signal.SIGTERM)
+            if child is not None and not child.has_ended():
+                send(child.pid, signal.SIGTERM)
             elif launched:
                 report = read(os.path.join(self.attempt, "tasks", task["name"], "started.json"))
                 if report and start_ticks(report["pid"]) == report["start_ticks"]:
@@ -217,15 +208,15 @@ class Node:
 
     def hold_port(self) -> int:
         """A port that is free on this node, kept until the tasks start."""
+        import socket  # only for tasks that listen: it takes milliseconds
+
         for _ in range(1000):
-            port = random.choice(PORTS)  # noqa: S311  # no secret: two runs shall seldom try the same one first
             one = socket.socket(socket.AF_INET, socket.SOCK_STREAM)
+            port = PORTS.start + int.from_bytes(os.urandom(4), "big") % len(PORTS)  # seldom what another run tries
             try:
                 one.bind(("", port))  # held, never listened on
-            except OSError as error:
+            except OSError:
                 one.close()
-                if error.errno not in (errno.EADDRINUSE, errno.EACCES):
-                    raise
                 continue
             self.held.append(one)
             return port
@@ -238,6 +229,46 @@ class Node:
             os.write(1, line[:LINE_BYTES] + b"\n")
         except OSError:
             pass
+
+
+class Child:
+    """A process that runs `main` and nothing else of this program: the entrypoint of a task, without the start of a Python."""
+
+    def __init__(self, main: Any, environ: dict[str, str]) -> None:
+        self.status: int | None = None
+        self.pid = os.fork()
+        if self.pid:
+            return
+        code = 70
+        try:
+            signal.set_wakeup_fd(-1)
+            for number in (signal.SIGCHLD, signal.SIGTERM, signal.SIGINT, signal.SIGHUP):
+                signal.signal(number, signal.SIG_DFL)
+            os.setsid()
+            nothing = os.open(os.devnull, os.O_RDONLY)
+            os.dup2(nothing, 0)
+            os.dup2(2, 1)  # what it says of itself is not for batch.py
+            os.environ.clear()
+            os.environ.update(environ)
+            code = main()
+        except BaseException:
+            sys.excepthook(*sys.exc_info())
+        finally:
+            sys.stderr.flush()
+            os._exit(code)
+
+    def has_ended(self) -> bool:
+        """Whether it is over; it is then reaped."""
+        if self.status is None:
+            pid, status = os.waitpid(self.pid, os.WNOHANG)
+            if pid:
+                self.status = status
+        return self.status is not None
+
+    @property
+    def signal(self) -> int | None:
+        """The signal that ended it, if one did."""
+        return os.WTERMSIG(self.status) if self.status is not None and os.WIFSIGNALED(self.status) else None
 
 
 def is_attempt(variable: bytes) -> bool:

@@ -6,7 +6,6 @@ import os
 import re
 import subprocess
 import time
-from datetime import datetime
 
 TYPE_CHECKING = False
 if TYPE_CHECKING:
@@ -49,10 +48,10 @@ def job() -> dict[str, str]:
 def time_left_s() -> float | None:
     """Seconds until Slurm ends this job for its time limit; None when it has none, or does not say."""
     try:
-        end = datetime.strptime(job().get("EndTime", ""), "%Y-%m-%dT%H:%M:%S")  # noqa: DTZ007  # Slurm's are local times
-    except ValueError:
+        end = time.mktime(time.strptime(job().get("EndTime", ""), "%Y-%m-%dT%H:%M:%S"))  # Slurm's are local times
+    except (ValueError, OverflowError):
         return None
-    return end.timestamp() - time.time()
+    return end - time.time()
 
 
 def addresses(names: list[str]) -> dict[str, str]:

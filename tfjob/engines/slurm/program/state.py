@@ -15,7 +15,6 @@ from __future__ import annotations
 
 import json
 import os
-import socket
 import time
 
 TYPE_CHECKING = False
@@ -61,7 +60,7 @@ class State:
         number: int = self.value["attempt"] + 1
         self.value.update(attempt=number, tasks={}, end=None, nodes=[], started=None)
         job = os.environ.get("SLURM_JOB_ID", "")
-        self.say(phase="starting", job=job, host=socket.gethostname(), begun=time.time())
+        self.say(phase="starting", job=job, host=os.uname().nodename, begun=time.time())
         return number
 
     def put_away(self, number: int, tasks: list[str]) -> None:
