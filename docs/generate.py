@@ -30,6 +30,7 @@ from tfjob.cli.parser import app
 from tfjob.engines.inherited import _NAMES, _PREFIXES
 from tfjob.runs import record
 from tfjob.spec import schema as schemas
+from tfjob.spec.dataset_file import dataset_file_schema
 from tfjob.spec.environment_file import environment_file_schema
 from tfjob.spec.load import load_text
 from tfjob.spec.substitution import LATE_NAMES
@@ -38,7 +39,6 @@ from tfjob.values import Pairs
 REFERENCE = Path(__file__).parent / "reference"
 GENERATED = "<!-- Made by docs/generate.py. Do not edit: change the code or the script, then run `make docs`. -->"
 NOT_YET = {
-    "dataset.NAME.name": "dataset: {digits: digits@2}",
     "dataset.NAME.type": "dataset: {digits: {paths: data, type: mltable}}",
     "dataset.NAME.mode": "dataset: {digits: {paths: data, mode: direct}}",
     "compute.max_node_count": "compute: {node_count: 1, max_node_count: 2}",
@@ -46,8 +46,6 @@ NOT_YET = {
     "outputs.named.NAME.mode": "outputs: {named: {model: {mode: upload}}}",
     "outputs.named.NAME.path": "outputs: {named: {model: {path: elsewhere}}}",
     "outputs.named.NAME.register": "outputs: {named: {model: {register: digits}}}",
-    "retries.max": "retries: {max: 1}",
-    "retries.on": "retries: {max: 1, on: [failure]}",
     "services": "services: {board: {type: tensor_board}}",
     "sweep": "sweep: {search_space: {lr: {type: choice, values: [1]}}, objective: {goal: maximize, primary_metric: a}, "
     "limits: {max_total_trials: 1}}",
@@ -55,13 +53,11 @@ NOT_YET = {
 """Keys that this version refuses, in part or wholly, each with a part of a job file that shows it. Tests submit each."""
 
 _LIMITED = {
-    "dataset.NAME.name": "Registered datasets come later; give `paths`.",
     "dataset.NAME.type": "Only `directory` and `file` in this version.",
     "dataset.NAME.mode": "`direct` comes later.",
     "compute.max_node_count": "Not above `node_count` in this version.",
     "outputs.named.NAME.type": "Only `directory` and `file` in this version.",
     "outputs.named.NAME.mode": "Only `mount` in this version.",
-    "retries.max": "Only 0 in this version.",
 }
 """Of the keys in NOT_YET, those that can be used within limits. The others are refused in this version."""
 
@@ -77,6 +73,7 @@ _EXPRESSIONS = {
     "task.type": "`main`, `rank`, `chief`, `worker`, `ps` or `evaluator`",
     "task.index": "the task's number among those of its type",
     "node.index": "the number of the task's node",
+    "restart.count": "how often the run was started again: `0` at first",
 }
 
 _RECORD = {
@@ -95,6 +92,7 @@ _RECORD = {
         "phases": "The phases entered so far, in order.",
         "tasks": "Every task, the launcher last. Empty until the tasks have places.",
         "failure": "What failed first; null when nothing did.",
+        "attempts": "The attempts that failed and were followed by another. Phases and tasks are those of the last one.",
         "exit_code": "What `tfjob submit` and `tfjob wait` end with; null until the run is over.",
         "ended": "When it ended; null until then.",
         "outputs": "The kept files, at most 1000 of them.",
@@ -105,6 +103,7 @@ _RECORD = {
         "left_in_work": "Files that tasks wrote outside of what is kept, and that were left in `work/`; at most 100.",
         "code_digest": "The snapshot of the code; null without `code`.",
         "environment_key": "The environment's prefix; null for the machine's own Python.",
+        "datasets": "What data it had, in the order of the job file.",
         "overrides": "What `--set` changed.",
         "rerun_of": "The run whose plan this one repeats.",
         "notes": "What else happened, such as a supervisor that was replaced.",
@@ -135,8 +134,24 @@ _RECORD = {
         "message": "What happened, in words.",
         "log_tail": "The task's last lines, at most 20.",
         "hint": "What to do, if tfjob has an idea.",
+        "kind": "The reason as `retries.on` names it; null for what is never tried again.",
+    },
+    "Attempt": {
+        "number": "1 for the first.",
+        "nodes": "The machines it ran on.",
+        "started": "When its tasks were started; null if they never were.",
+        "ended": "When it had failed.",
+        "failure": "What failed first.",
     },
     "Output": {"path": "The path under `outputs/`.", "size_bytes": "Its bytes."},
+    "DatasetRecord": {
+        "name": "The dataset's name in the job.",
+        "registered": "The registered dataset it is, `name@version`; null for paths of the job itself.",
+        "digest": "A SHA-256 over the names, sizes and SHA-256 of files that were fetched, and over names, sizes and times "
+        "of change of files of this machine. Until they are fetched, over what was asked for.",
+        "file_count": "How many files it had.",
+        "size_bytes": "Their bytes; without those of files that are not fetched yet and whose server told no size.",
+    },
     "Supervisor": {
         "pid": "Its process id.",
         "host": "The machine it runs on.",
@@ -161,6 +176,7 @@ _EVENTS = {
     "progress": "what the phase is doing: `message`",
     "task": "`task` changed its `state`; with `exit_code` and `signal` when it ended",
     "note": "something out of the ordinary: `message`",
+    "retry": "`attempt`, a number, has failed (`message`), all of it has ended, and the next begins",
     "state": "the last word: `state`",
 }
 
@@ -181,6 +197,7 @@ _TASK_VARIABLES = {
     "TFJOB_TASK_COUNT": "How many tasks the job has, the launcher not counted.",
     "TFJOB_NODE_INDEX": "The number of its node.",
     "TFJOB_NODE_COUNT": "How many nodes the job has.",
+    "TFJOB_RESTART_COUNT": "How often the run was started again: 0 at first. See [Retries](../how-to/retries.md).",
     "TFJOB_OUTPUT_DIR": "What `./outputs` is.",
     "TFJOB_LOG_DIR": "What `./logs` is.",
     "TFJOB_DATASET_NAME": "Where the dataset `name` is: one variable for each dataset, its name in capitals.",
@@ -203,6 +220,7 @@ def pages() -> dict[Path, str]:
         REFERENCE / "job-file.md": job_file(),
         REFERENCE / "environment-file.md": environment_file(),
         REFERENCE / "target-file.md": target_file(),
+        REFERENCE / "dataset-file.md": dataset_file(),
         REFERENCE / "workspace.md": workspace_settings(),
         REFERENCE / "cli.md": command_line(),
         REFERENCE / "exit-codes.md": exit_codes(),
@@ -304,6 +322,22 @@ def target_file() -> str:
     return _page(parts)
 
 
+def dataset_file() -> str:
+    """The page of the dataset file's keys, from its schema."""
+    said = dataset_file_schema()
+    parts = [
+        "# The dataset file",
+        GENERATED,
+        (
+            f"{said['description']} `tfjob dataset create -f FILE` reads it. Unknown keys are errors; relative paths are "
+            "relative to the file. See [Datasets](../how-to/datasets.md)."
+        ),
+        _table(said, ""),
+        *_sections(said, "", 2),
+    ]
+    return _page(parts)
+
+
 def workspace_settings() -> str:
     """The page of the workspace and its settings, from their schema and the module that opens it."""
     said = schemas.config_schema()
@@ -323,9 +357,9 @@ def workspace_settings() -> str:
         _table(said, ""),
         *_sections(said, "", 3),
         (
-            "Environments are kept once per user, in `~/.cache/tfjob` (or under `XDG_CACHE_HOME`). `store` in config.yml "
-            "or the variable `TFJOB_STORE` name another place. In config.yml a relative path begins at the folder that `.tfjob` "
-            "is in; `TFJOB_STORE` must be absolute (or begin with `~`)."
+            "Environments, and data that was fetched, are kept once per user, in `~/.cache/tfjob` (or under "
+            "`XDG_CACHE_HOME`). `store` in config.yml or the variable `TFJOB_STORE` name another place. In config.yml a "
+            "relative path begins at the folder that `.tfjob` is in; `TFJOB_STORE` must be absolute (or begin with `~`)."
         ),
     ]
     return _page(parts)
@@ -465,8 +499,13 @@ def task_environment() -> str:
             "[decision 4](../decisions/0004-few-inherited-variables.md)."
         ),
         (
-            "The launcher of an MPI job is no task of the user's: it has `PATH` and what is inherited. Ranks also have what "
+            "The launcher of an MPI job is no task of the user's: it has `PATH`, what is inherited, and those of "
+            "`environment_variables` that mpirun itself reads (`OMPI_MCA_*`, `PRTE_MCA_*`, `PMIX_MCA_*`). Ranks also have what "
             "the MPI library sets, such as `OMPI_COMM_WORLD_RANK`."
+        ),
+        (
+            "On several nodes tasks are told by which network interface they reach their peers: `NCCL_SOCKET_IFNAME`, and under "
+            "MPI `HOROVOD_GLOO_IFACE`. `environment_variables` win over both."
         ),
     ]
     return _page(parts)
@@ -477,7 +516,9 @@ _HEADINGS = {
     "Phase": "phases[]",
     "TaskRecord": "tasks[]",
     "Failure": "failure",
+    "Attempt": "attempts[]",
     "Output": "outputs[]",
+    "DatasetRecord": "datasets[]",
     "Supervisor": "supervisor",
 }
 
@@ -638,10 +679,10 @@ def _type(hint: Any) -> str:
 
 def _events_in_code() -> set[str]:
     """The kinds of events that the supervisor writes."""
-    from tfjob.runs import supervision  # noqa: PLC0415  # only for this
+    from tfjob.runs import chronicle, supervision  # noqa: PLC0415  # only for this
 
-    source = inspect.getsource(supervision)
-    return {part.partition('"')[0] for part in source.split('_event("')[1:]}
+    source = inspect.getsource(supervision) + inspect.getsource(chronicle)
+    return {part.partition('"')[0] for part in source.split('.event("')[1:]}
 
 
 def _same(what: str, described: Iterable[str], real: Iterable[str]) -> None:

@@ -16,7 +16,7 @@ import shutil
 import subprocess
 import sys
 from concurrent.futures import ThreadPoolExecutor
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from pathlib import Path
 from typing import TYPE_CHECKING
 
@@ -25,8 +25,8 @@ import yaml
 from cluster import network
 from cluster.credentials import make_credentials
 from cluster.layout import GPUS, HEAD, LAYOUT, USER, Layout
-from cluster.node import Node
-from docker_parts import BASE, CannotRunError, find_dockerd, install, is_free, load_image, locked, needed
+from cluster.node import Node, remove_cgroups
+from docker_parts import BASE, CannotRunError, find_dockerd, install, is_free, load_image, locked
 from support import REPOSITORY
 
 if TYPE_CHECKING:
@@ -49,6 +49,8 @@ class Cluster:
 
     layout: Layout
     nodes: tuple[Node, ...]
+    faults: list[str] = field(default_factory=list, compare=False)  # of this session: what can't be mended fails fast
+    no_image: list[str] = field(default_factory=list, compare=False)  # why there is no base image, in this session
 
     @property
     def head(self) -> Node:
@@ -116,6 +118,12 @@ def described(layout: Layout = LAYOUT) -> Cluster:
     return Cluster(layout, tuple(nodes))
 
 
+def need_root() -> None:
+    """Raises CannotRunError where nodes can't be made."""
+    if os.geteuid() != 0:
+        raise CannotRunError("virtual nodes need root")
+
+
 def find_programs() -> None:
     """Make sure that all is there that the nodes need. Raises CannotRunError with what is missing."""
     find_dockerd()
@@ -162,12 +170,14 @@ def down(layout: Layout = LAYOUT, *, if_unused: bool = False) -> None:
         for node in (*cluster.nodes, cluster.head):
             node.remove()
         network.remove_switch(layout)
+        remove_cgroups(layout.cgroup)
         shutil.rmtree(layout.sockets, ignore_errors=True)
 
 
 @contextlib.contextmanager
 def cluster_in_use() -> Iterator[Cluster]:
     """Use the cluster; the last user ends it. Raises CannotRunError when there can be none."""
+    need_root()
     try:
         with locked(LAYOUT.directory / "users.lock", fcntl.LOCK_SH):
             yield up()
@@ -185,18 +195,34 @@ def docker_cluster() -> Iterator[Cluster]:
         pytest.skip(str(reason))
 
 
+@contextlib.contextmanager
+def mended(faults: list[str], what: str) -> Iterator[None]:
+    """Fail at once, not after another wait, when `what` could not be brought back for an earlier test."""
+    if what in faults:
+        pytest.fail(f"{what} could not be brought back for an earlier test; see the first that failed")
+    faults.append(what)
+    yield
+    faults.remove(what)
+
+
 @pytest.fixture
 def nodes(docker_cluster: Cluster) -> tuple[Node, ...]:
     """The nodes: all on, plugged, and without what earlier tests left."""
-    docker_cluster.reset()
+    with mended(docker_cluster.faults, "the test cluster"):
+        docker_cluster.reset()
     return docker_cluster.nodes
 
 
 @pytest.fixture
 def node_base(docker_cluster: Cluster, nodes: tuple[Node, ...]) -> str:
-    """A base image with Python and SSH in every node's engine, under one id."""
+    """A base image with Python and SSH in every node's engine, under one id; skips where there can be none."""
     assert nodes
-    return needed(docker_cluster.load_base_image)
+    if not docker_cluster.no_image:
+        try:
+            return docker_cluster.load_base_image()
+        except CannotRunError as reason:
+            docker_cluster.no_image.append(str(reason))
+    pytest.skip(docker_cluster.no_image[0])
 
 
 def register(name: str, target: str, environ: Mapping[str, str]) -> None:
@@ -204,12 +230,21 @@ def register(name: str, target: str, environ: Mapping[str, str]) -> None:
     file = LAYOUT.directory / f"{name}.yml"
     file.write_text(target, encoding="utf-8")
     tfjob = Path(sys.executable).with_name("tfjob")
-    has_command = subprocess.run([tfjob, "compute", "--help"], check=False, capture_output=True)
-    if has_command.returncode == 0:
-        environ = {**os.environ, **environ}
-        subprocess.run(
-            [tfjob, "compute", "create", "-f", file], cwd=REPOSITORY, env=environ, check=True, stdout=sys.stderr
-        )
+    if subprocess.run([tfjob, "compute", "--help"], check=False, capture_output=True).returncode == 0:
+        for verb in ("create", "update"):  # the second where it is there with other content
+            command = [str(tfjob), "compute", verb, "-f", str(file)]
+            done = subprocess.run(
+                command, cwd=REPOSITORY, env={**os.environ, **environ}, check=False, capture_output=True, text=True
+            )
+            if done.returncode == 0:
+                return
+        raise CannotRunError(done.stderr.strip())
+
+
+def forget(name: str) -> None:
+    """Remove a compute target from the repository's own workspace, if it is there and no run uses it."""
+    tfjob = Path(sys.executable).with_name("tfjob")
+    subprocess.run([tfjob, "compute", "delete", name], cwd=REPOSITORY, check=False, capture_output=True)
 
 
 def main() -> int:
@@ -217,7 +252,9 @@ def main() -> int:
     verb = sys.argv[1] if len(sys.argv) == 2 else ""
     cluster = described()
     try:
+        need_root()
         if verb == "down":
+            forget(TARGET)
             down()
         elif verb in {"up", "env"}:
             if verb == "up":

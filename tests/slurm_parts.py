@@ -14,7 +14,7 @@ import pytest
 import yaml
 from cluster.layout import LAYOUT
 from cluster.slurm import Slurm, find_slurm
-from cluster_parts import Cluster, cluster_in_use, described, down, register, up
+from cluster_parts import Cluster, cluster_in_use, described, down, forget, mended, need_root, register, up
 from docker_parts import CannotRunError
 
 if TYPE_CHECKING:
@@ -31,6 +31,7 @@ def slurm_of(cluster: Cluster) -> Slurm:
 @contextlib.contextmanager
 def slurm_in_use() -> Iterator[Slurm]:
     """Use Slurm; it ends with the cluster. Raises CannotRunError when there can be none."""
+    need_root()
     find_slurm()
     with cluster_in_use() as cluster:
         slurm = slurm_of(cluster)
@@ -51,9 +52,10 @@ def slurm_cluster() -> Iterator[Slurm]:
 @pytest.fixture
 def slurm(slurm_cluster: Slurm, monkeypatch: pytest.MonkeyPatch) -> Slurm:
     """Slurm with no job and all nodes idle; this machine is a login node of it: sbatch and its like are on the PATH."""
-    for node in slurm_cluster.nodes:
-        node.reset()
-    slurm_cluster.reset()
+    with mended(slurm_cluster.faults, "Slurm"):
+        for node in slurm_cluster.nodes:
+            node.reset()
+        slurm_cluster.reset()
     monkeypatch.setenv("PATH", slurm_cluster.environ["PATH"])
     return slurm_cluster
 
@@ -63,7 +65,9 @@ def main() -> int:
     verb = sys.argv[1] if len(sys.argv) == 2 else ""
     slurm = slurm_of(described())
     try:
+        need_root()
         if verb == "down":
+            forget(TARGET)
             slurm.stop()
             (LAYOUT.directory / f"stays.{TARGET}").unlink(missing_ok=True)
             down(if_unused=True)

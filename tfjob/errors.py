@@ -8,7 +8,8 @@
     ├── NotFound               3   a run, workspace or registered name that is not there
     ├── PreparationError       4   an environment, image or dataset could not be made
     ├── TargetError            5   the compute target could not be reached, or had no room in time
-    │   └── NodeLost           5   a node that the run had can't be reached any more
+    │   ├── NodeLost           5   a node that the run had can't be reached any more
+    │   └── TargetRefused      5   it said no, or does not exist: waiting for it does not help
     ├── RunFailed              1   the run itself ended in Failed or Canceled
     ├── TimedOut             124   `tfjob wait --timeout` ran out (the code of coreutils' timeout)
     └── Interrupted          130   the person (or the CI system) stopped the command
@@ -33,6 +34,7 @@ __all__ = [
     "Problem",
     "RunFailed",
     "TargetError",
+    "TargetRefused",
     "TfjobError",
     "TimedOut",
     "UsageError",
@@ -117,6 +119,10 @@ class TargetError(TfjobError):
 
 class NodeLost(TargetError):
     """A node that a run had can't be reached any more. The run may start again on others."""
+
+
+class TargetRefused(TargetError):
+    """A login, a host key or a certificate was refused, or a name leads nowhere: waiting does not change the answer."""
 
 
 class RunFailed(TfjobError):

@@ -24,7 +24,7 @@ from docker_parts import BASE, OPTIONS, CannotRunError, children, locked, signal
 if TYPE_CHECKING:
     from cluster.layout import Layout
 
-__all__ = ["Node"]
+__all__ = ["Node", "remove_cgroups"]
 
 SCRIPT = Path(__file__).with_name("node.sh")
 PATH = "/run/lab/bin:/usr/local/sbin:/usr/local/bin:/usr/sbin:/usr/bin:/sbin:/bin"
@@ -176,7 +176,7 @@ class Node:
         wait_for(lambda: not network.occupants(self.layout, self.name), STOP_S)
         self._socket.unlink(missing_ok=True)
         (self.directory / "node.json").unlink(missing_ok=True)
-        _remove_cgroups(f"{self.layout.cgroup}/{self.name}")
+        remove_cgroups(f"{self.layout.cgroup}/{self.name}")
 
     def remove(self) -> None:
         """Take its power and its network; its disk stays, for the next time."""
@@ -255,7 +255,7 @@ class Node:
         """A Docker client for its engine, by the socket that needs no network."""
         import docker  # noqa: PLC0415  # 100 ms that only the tests that use it should pay
 
-        return contextlib.closing(docker.DockerClient(base_url=self.docker_host, timeout=120))
+        return contextlib.closing(docker.DockerClient(base_url=self.docker_host, timeout=30))
 
 
 def _engine_answers(path: Path) -> bool:
@@ -281,7 +281,7 @@ def _last_line(log: Path) -> str:
     return ""
 
 
-def _remove_cgroups(name: str) -> None:
+def remove_cgroups(name: str) -> None:
     """Remove the control groups that containers left when their node lost its power."""
     root = Path("/sys/fs/cgroup")
     for top in [root / name, *(controller / name for controller in root.iterdir() if controller.is_dir())]:

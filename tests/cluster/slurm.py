@@ -29,6 +29,7 @@ __all__ = ["CLIENTS", "Slurm", "find_slurm"]
 CLIENTS = ("sbatch", "squeue", "scontrol", "scancel", "sinfo", "srun", "salloc", "sacct", "sacctmgr", "sstat", "sdiag")
 PACKAGES = {"slurmctld": "slurmctld", "slurmd": "slurmd", "sbatch": "slurm-client", "munged": "munge"}
 READY_S = 30
+STOP_S = 3
 CPUS = 16
 MEMORY_MIB = 64000
 CLOUD = {"cloud1": 6828, "cloud2": 6829}  # the ports of their slurmd, on the head node
@@ -65,6 +66,7 @@ OPTIONS = {
     "GresTypes": "gpu",
     "PreemptType": "preempt/partition_prio",
     "PreemptMode": "REQUEUE",
+    "PrivateData": "cloud",  # nodes that are not there are shown: idle~
     "ResumeProgram": "/run/lab/bin/slurm-resume",
     "SuspendProgram": "/run/lab/bin/slurm-suspend",
     "ResumeTimeout": "20",
@@ -87,6 +89,7 @@ class Slurm:
     head: Node
     nodes: tuple[Node, ...]
     options: Mapping[str, str] = field(default_factory=dict)
+    faults: list[str] = field(default_factory=list, compare=False)
 
     @property
     def directory(self) -> Path:
@@ -136,6 +139,12 @@ class Slurm:
 
         The nodes themselves must run. Other `options` than it was started with are taken up by a restart.
         """
+        self._start()
+        if not wait_for(self._is_idle, READY_S):
+            last = (self.directory / "log" / "slurmctld.log").read_text(encoding="utf-8").splitlines()[-3:]
+            raise CannotRunError(f"Slurm's nodes are not idle: {self.states()} {last}")
+
+    def _start(self) -> None:
         with locked(self.layout.directory / "slurm.lock", fcntl.LOCK_EX):
             if not self.head.runs:  # the first start: not a controller that ended and comes back to its jobs
                 self._forget()
@@ -144,15 +153,11 @@ class Slurm:
             if not self.head.is_plugged:
                 self.head.plug_cable()
             self._start_munge()
-            if not wait_for(self.socket.is_socket, READY_S):
-                raise CannotRunError("munged does not start")
             self._start_daemon(self.head, "slurmctld")
-            wait_for(lambda: " is UP" in self.run("scontrol", "ping", check=False), READY_S)
+            if not wait_for(lambda: " is UP" in self.run("scontrol", "ping", check=False), READY_S):
+                raise CannotRunError("slurmctld does not start")
             for node in self.nodes:
                 self.start_node(node)
-        if not wait_for(self._is_idle, READY_S):
-            last = (self.directory / "log" / "slurmctld.log").read_text(encoding="utf-8").splitlines()[-3:]
-            raise CannotRunError(f"Slurm's nodes are not idle: {self.run('sinfo', '-N', '-h')} {last}")
 
     def start_node(self, node: Node) -> None:
         """Start the slurmd of a node, as after a boot, if it doesn't run."""
@@ -164,7 +169,10 @@ class Slurm:
         wait_for(lambda: not self._has(node, name), READY_S)
 
     def stop(self) -> None:
-        """End all of Slurm with its jobs, by taking the power of the head node; the other nodes stay."""
+        """End all of Slurm with its jobs; the nodes stay, but for the head node."""
+        if self.head.runs and self._has(self.head, "slurmctld"):
+            self._cancel_all()
+            wait_for(lambda: not self.run("squeue", "-h", check=False), STOP_S)
         with locked(self.layout.directory / "slurm.lock", fcntl.LOCK_EX):
             for node in self.nodes:
                 if node.runs:
@@ -189,26 +197,29 @@ class Slurm:
         return done.stdout
 
     def states(self) -> dict[str, str]:
-        """The state of each node, as sinfo says it: idle, mixed, down*, …; cloud nodes that are not there are left out."""
+        """The state of each node, as sinfo says it: idle, mixed, down*, …"""
         listed = self.run("sinfo", "-N", "-h", "-o", "%N %T").splitlines()
         return dict(sorted((line.split()[0], line.split()[1]) for line in listed))
 
     def reset(self) -> None:
         """Bring it back to how a test wants to find it: no jobs, every node idle."""
-        with locked(self.layout.directory / "slurm.lock", fcntl.LOCK_EX):
-            for node in self.nodes:
-                self.start_node(node)
-            self._start_daemon(self.head, "slurmctld")
-        if jobs := self.run("squeue", "-h", "-o", "%A").split():
-            self.run("scancel", "--signal=KILL", "--full", *jobs, check=False)
-            self.run("scancel", *jobs, check=False)
-        for name, state in self.states().items():
-            if name in CLOUD and not state.endswith("~"):
+        self._start()
+        self._cancel_all()
+        for name in CLOUD:
+            state = self.run("scontrol", "--oneliner", "show", "node", name).partition("State=")[2].split()[0]
+            if state.startswith("DOWN"):  # given up
+                self._update(name, "RESUME")
+            elif "POWERED_DOWN" not in state and "POWERING_DOWN" not in state:
                 self._update(name, "POWER_DOWN_FORCE")
         if not wait_for(self._is_idle, 3):
             for state in ("DOWN", "RESUME"):  # a node that was lost with its jobs would be completing for long
                 self._update(",".join(node.name for node in self.nodes), state)
             assert wait_for(self._is_idle, READY_S), self.states()
+
+    def _cancel_all(self) -> None:
+        if jobs := self.run("squeue", "-h", "-o", "%A").split():
+            self.run("scancel", "--signal=KILL", "--full", *jobs, check=False)
+            self.run("scancel", *jobs, check=False)
 
     def _update(self, nodes: str, state: str) -> None:
         self.run("scontrol", "update", f"nodename={nodes}", f"state={state}", "reason=test", check=False)
@@ -272,6 +283,8 @@ exec nsenter --net='{namespace}' /usr/bin/{name} "$@"
         )
         if done.returncode != 0:
             raise CannotRunError(f"munged does not start: {done.stderr.strip()[-300:]}")
+        if not wait_for(self.socket.is_socket, READY_S):
+            raise CannotRunError("munged does not start")
 
     def _start_daemon(self, node: Node, name: str) -> None:
         if not self._has(node, name):

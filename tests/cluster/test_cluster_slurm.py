@@ -29,7 +29,8 @@ def test_a_job_gets_gpus_on_several_nodes_and_sees_this_machines_files(slurm: Sl
     assert done.returncode == 0, done.stderr
     said = sorted((tmp_path / f"{rank}.out").read_text(encoding="utf-8") for rank in (0, 1))
     assert said == ["node1 0,1 seen\n", "node2 0,1 seen\n"]
-    assert slurm.states() == {"node1": "idle", "node2": "idle", "node3": "idle"}
+    states = slurm.states()
+    assert [states[node.name] for node in slurm.nodes] == ["idle", "idle", "idle"]
 
 
 def test_a_user_submits_on_the_login_node(slurm: Slurm, docker_cluster: Cluster) -> None:

@@ -274,7 +274,7 @@ def _check_one(words: list[str], block: Block) -> None:
     if program == "timeout":
         _check_one(words[next(i for i, word in enumerate(words) if word == "tfjob") :], block)
     elif program == "make":
-        targets = re.findall(r"^([a-z]+):", (REPOSITORY / "Makefile").read_text(encoding="utf-8"), re.MULTILINE)
+        targets = re.findall(r"^([a-z-]+):", (REPOSITORY / "Makefile").read_text(encoding="utf-8"), re.MULTILINE)
         assert set(arguments) <= set(targets), f"{block}: no such target: make {' '.join(arguments)}"
     elif program == "tfjob":
         _check_options(arguments, block)

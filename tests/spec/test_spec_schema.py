@@ -24,15 +24,16 @@ SECTIONS: dict[str, Any] = {
     "outputs": job.OutputsSpec,
     "outputs.named.*": job.OutputSpec,
     "limits": job.LimitsSpec,
+    "retries": job.RetriesSpec,
 }
 # Keys without a field: nothing of them is left once a job is loaded, or this version cannot do them.
 WITHOUT_FIELD = {
-    "": {"$schema", "parameters", "retries", "services", "sweep"},
+    "": {"$schema", "parameters", "services", "sweep"},
     "compute": {"shm_size", "docker_args", "container_packages"},
     "outputs.named.*": {"mode", "path", "register"},
 }
 # Fields without a key.
-WITHOUT_KEY = {"": {"base_dir", "file", "source", "overrides"}, "compute": {"container"}}
+WITHOUT_KEY = {"": {"base_dir", "file", "source", "overrides"}, "compute": {"container"}, "dataset.*": {"sha256"}}
 
 
 def walk(said: Said, where: str = "") -> Iterator[tuple[str, Said]]:

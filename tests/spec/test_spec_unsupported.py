@@ -12,7 +12,6 @@ Problems = Callable[..., list[str]]
 @pytest.mark.parametrize(
     ("line", "place", "what", "hint"),
     [
-        ("retries: {max: 1}", "11: retries.max", "a retry", "Use 0, or submit again with tfjob rerun."),
         ("services: {a: {port: 1}}", "1: services", "a service", "Remove it."),
         (
             "sweep: {search_space: {}, objective: {goal: maximize, primary_metric: a}, limits: {max_total_trials: 1}}",
@@ -33,12 +32,6 @@ Problems = Callable[..., list[str]]
             "28: dataset.a.type",
             "the type mltable",
             "Use directory or file.",
-        ),
-        (
-            "dataset: {a: {paths: [s3://a/b]}}",
-            "23: dataset.a.paths[0]",
-            "data from an address",
-            "Fetch it first and give its path.",
         ),
         (
             "outputs: {named: {a: {type: mltable}}}",
@@ -64,18 +57,6 @@ Problems = Callable[..., list[str]]
             "registering an output",
             "Remove it; the output is kept with the run.",
         ),
-        (
-            "dataset: {a: digits@2}",
-            "11: dataset.a",
-            'the registered dataset "digits@2"',
-            "Name its files: a: {paths: [PATH]}.",
-        ),
-        (
-            "dataset: {a: {name: digits, mode: mount}}",
-            "15: dataset.a.name",
-            'the registered dataset "digits"',
-            "Name its files with paths: [PATH].",
-        ),
     ],
 )
 def test_one_problem(problems_of: Problems, line: str, place: str, what: str, hint: str) -> None:
@@ -92,13 +73,14 @@ def test_what_has_a_problem_already_is_passed_over(problems_of: Problems, line: 
 @pytest.mark.parametrize(
     "line",
     [
-        "retries: {max: 0}\nservices: {}",
+        "retries: {max: 2, on: [failure]}\nservices: {}",
         "compute: {runtime: auto}",
         "compute: {runtime: docker, container_packages: baked}",
         "compute: {target: box, node_count: 3, gpus_per_node: 99}",  # for the workspace to say
         "environment: {}",
         "environment: {conda_file: environment.yml}",
         "environment: tf@3",
+        "dataset: {a: digits@2, b: {name: digits, mode: download}, c: {paths: s3://a/b}}",
         "environment: {name: tf}",
         "environment: {image: a/b:1}",
         "environment: {dockerfile: Dockerfile, build_context: src, build_arguments: {A: 1}}",

@@ -31,12 +31,13 @@ def problems(folder: Path, text: str) -> list[str]:
 
 def test_an_address_is_enough_for_a_node(tmp_path: Path) -> None:
     found = read(
-        tmp_path, "name: lab\nkind: docker\nnodes: [ssh://me@gpu1:2222, tcp://10.0.0.2:2376, local, context:far]\n"
+        tmp_path,
+        "name: lab\nkind: docker\nnodes: [ssh://me@gpu1:2222/run/docker.sock, tcp://10.0.0.2:2376, local, context:far]\n",
     )
     assert found == ClusterDefinition(
         "lab",
         (
-            NodeDefinition("gpu1", "ssh://me@gpu1:2222"),
+            NodeDefinition("gpu1", "ssh://me@gpu1:2222/run/docker.sock"),
             NodeDefinition("10.0.0.2", "tcp://10.0.0.2:2376"),
             NodeDefinition("local", "local"),
             NodeDefinition("far", "context:far"),
@@ -243,6 +244,7 @@ def test_the_schema_for_editors_judges_as_tfjob_does() -> None:
     [
         ("ssh://h", Address("ssh", "h")),
         ("ssh://me@h:22", Address("ssh", "h", 22, "me")),
+        ("ssh://h/run/user/7/docker.sock", Address("ssh", "h", rest="/run/user/7/docker.sock")),
         ("tcp://[::1]:2376", Address("tcp", "::1", 2376)),
         ("unix:///a/b", Address("unix", rest="/a/b")),
         ("context:a", Address("context", rest="a")),
@@ -257,3 +259,13 @@ def test_what_is_no_address() -> None:
     for text in ("", "ssh://", "http://a", "context:"):
         with pytest.raises(ValueError, match="no address"):
             address_of(text)
+
+
+def test_a_thousand_nodes_are_not_too_many(tmp_path: Path) -> None:
+    nodes = "".join(
+        f"  - {{name: n{n}, engine: ssh://u@n{n}, address: n{n}, gpus: 8, labels: {{type: a100}}}}\n"
+        for n in range(1000)
+    )
+    found = read(tmp_path, f"name: big\nkind: docker\nnodes:\n{nodes}")
+    assert isinstance(found, ClusterDefinition)
+    assert len(found.nodes) == 1000

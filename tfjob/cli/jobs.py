@@ -22,6 +22,7 @@ class SchemaName(StrEnum):
     job = "job"
     environment = "environment"
     target = "target"
+    dataset = "dataset"
 
 
 def validate(
@@ -96,12 +97,14 @@ def submit(
 
 
 def schema(name: Annotated[SchemaName, typer.Argument(help="Which schema.")] = SchemaName.job) -> None:
-    """Print the JSON Schema of job files (or of conda files, or of target files), for editors and other tools."""
+    """Print the JSON Schema of job files (or of environment, target or dataset files), for editors and other tools."""
     from tfjob.spec import schema as schemas  # noqa: PLC0415  # only for this
+    from tfjob.spec.dataset_file import dataset_file_schema  # noqa: PLC0415  # the same
 
     known = {
         SchemaName.job: schemas.schema,
         SchemaName.environment: schemas.environment_schema,
         SchemaName.target: schemas.target_schema,
+        SchemaName.dataset: dataset_file_schema,
     }
     print_document(known[name](), Format.json)

@@ -13,12 +13,12 @@ import json
 from collections.abc import Callable, Iterable, Iterator, Mapping
 from contextlib import contextmanager, suppress
 from email.utils import parsedate_to_datetime
-from typing import Any, Final
+from typing import Any, Final, Self
 from urllib.parse import quote, urlencode
 
 from tfjob.dockerapi.stream import Hijacked
 from tfjob.dockerapi.transport import Transport, UnixTransport
-from tfjob.errors import TargetError
+from tfjob.errors import TargetError, TargetRefused
 
 __all__ = ["DockerApi", "RefusalError", "socket_of"]
 
@@ -46,9 +46,19 @@ class DockerApi:
     """
 
     def __init__(self, reached: str | Transport) -> None:
-        self._transport = UnixTransport(reached) if isinstance(reached, str) else reached
-        self.address = self._transport.address
+        self.transport = UnixTransport(reached) if isinstance(reached, str) else reached
+        self.address = self.transport.address
         self._version = ""
+
+    def __enter__(self) -> Self:
+        return self
+
+    def __exit__(self, *_: object) -> None:
+        self.close()
+
+    def close(self) -> None:
+        """Log out where a login leads to the engine. Later calls log in again."""
+        self.transport.close()
 
     # The engine itself.
 
@@ -230,7 +240,7 @@ class DockerApi:
         timeout_s: float,
         headers: Mapping[str, str] | None = None,
     ) -> Iterator[http.client.HTTPResponse]:
-        connection = _Connection(self._transport, timeout_s)
+        connection = _Connection(self.transport, timeout_s)
         sent = dict(headers or {})
         is_stream = content is not None and not isinstance(content, bytes)
         if is_stream:
@@ -252,7 +262,7 @@ class DockerApi:
 
     def _hijack(self, path: str, body: Mapping[str, Any], timeout_s: float) -> Hijacked:
         """A call whose connection becomes a stream of both directions."""
-        connection = _Connection(self._transport, timeout_s)
+        connection = _Connection(self.transport, timeout_s)
         headers = {"Content-Type": "application/json", "Connection": "Upgrade", "Upgrade": "tcp"}
         try:
             connection.request("POST", self._path(path, timeout_s), json.dumps(body).encode(), headers)
@@ -268,16 +278,16 @@ class DockerApi:
 
     def _unanswered(self, error: Exception, timeout_s: float) -> TargetError:
         if isinstance(error, PermissionError):
-            return TargetError(
+            return TargetRefused(
                 f"this user may not use the Docker Engine at {self.address}",
                 "Add the user to the group that owns the socket (mostly `docker`), and log in again.",
             )
         if isinstance(error, TimeoutError):
             return TargetError(
                 f"the Docker Engine at {self.address} did not answer within {timeout_s:g} s",
-                "Restart Docker." if self._transport.is_local else "Look at the network and at Docker there.",
+                "Restart Docker." if self.transport.is_local else "Look at the network and at Docker there.",
             )
-        return self._transport.unanswered(error)
+        return self.transport.unanswered(error)
 
 
 def socket_of(environ: Mapping[str, str]) -> str:

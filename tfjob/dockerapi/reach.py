@@ -12,7 +12,7 @@ from urllib.parse import urlsplit
 from tfjob.dockerapi.api import DockerApi, socket_of
 from tfjob.dockerapi.ssh import SshHost, SshTransport
 from tfjob.dockerapi.transport import PLAIN_PORT, TLS_PORT, TcpTransport, Transport, UnixTransport
-from tfjob.errors import TargetError
+from tfjob.errors import TargetRefused
 
 __all__ = ["FORMS", "engine_at", "host_of", "transport_to"]
 
@@ -42,16 +42,18 @@ def transport_to(address: str, *, tls: str | None = None, environ: Mapping[str, 
             port = parts.port or (TLS_PORT if tls else PLAIN_PORT)
             return TcpTransport(address, parts.hostname, port, Path(tls).expanduser() if tls else None)
     except ValueError as error:
-        raise TargetError(str(error), f"Allowed: {FORMS}.") from error
-    raise TargetError(f"{address} is no address of a Docker Engine", f"Allowed: {FORMS}.")
+        raise TargetRefused(str(error), f"Allowed: {FORMS}.") from error
+    raise TargetRefused(f"{address} is no address of a Docker Engine", f"Allowed: {FORMS}.")
 
 
 def host_of(address: str, environ: Mapping[str, str] | None = None) -> str | None:
-    """The host that an address names; None for an engine of this machine."""
+    """The host that an address leads to, as ssh's configuration has it; None for an engine of this machine."""
     if address.startswith("context:"):
-        return host_of(_context(address.removeprefix("context:"), os.environ if environ is None else environ)[0])
+        return host_of(
+            _context(address.removeprefix("context:"), os.environ if environ is None else environ)[0], environ
+        )
     if address.startswith("ssh://"):
-        return SshHost.of(address).host
+        return SshTransport(SshHost.of(address), environ).hostname()
     return urlsplit(address).hostname if address.startswith("tcp://") else None
 
 
@@ -67,9 +69,9 @@ def _context(name: str, environ: Mapping[str, str]) -> tuple[str, str | None]:
         meta = json.loads((contexts / "meta" / digest / "meta.json").read_bytes())
         host = str(meta["Endpoints"]["docker"]["Host"])
     except FileNotFoundError:
-        raise TargetError(f"there is no Docker context {name}", "See those there are: docker context ls.") from None
+        raise TargetRefused(f"there is no Docker context {name}", "See those there are: docker context ls.") from None
     except (OSError, ValueError, KeyError, TypeError) as error:
-        raise TargetError(
+        raise TargetRefused(
             f"the Docker context {name} can't be read: {error}", "Look at it: docker context inspect."
         ) from error
     certificates = contexts / "tls" / digest / "docker"

@@ -6,10 +6,12 @@ host key is refused. The login's stdin is a lifeline: when this process ends, ho
 
 from __future__ import annotations
 
+import functools
 import os
 import re
 import shutil
 import socket
+import stat
 import subprocess
 import tempfile
 import threading
@@ -21,35 +23,53 @@ from pathlib import Path
 from typing import Final
 from urllib.parse import urlsplit
 
-from tfjob.errors import TargetError
+from tfjob.errors import TargetError, TargetRefused
 
 __all__ = ["SshHost", "SshTransport"]
 
 _REMOTE_SOCKET: Final = "/var/run/docker.sock"
 _READY: Final = b"tfjob: connected\n"
 _END_S: Final = 2.0
+_PREFIX: Final = "tfjob-ssh-"
+_ABANDONED_S: Final = 300.0  # longer than any login takes
+_ASK_S: Final = 10.0
 _REASONS: Final = (
     (
         r"REMOTE HOST IDENTIFICATION HAS CHANGED",
         "the host key of {host} has changed",
         "If the machine was installed anew: ssh-keygen -R {host}, then log in once by hand. Otherwise somebody is in between.",
+        TargetRefused,
     ),
     (
         r"Host key verification failed|No \S+ host key is known",
         "the host key of {host} is not known",
         "Log in once by hand and compare the fingerprint: ssh {host}",
+        TargetRefused,
     ),
     (
         r"Permission denied",
         "{host} refuses the login",
         "`ssh {host}` must work without a question: put your public key there (ssh-copy-id), or load it in an agent.",
+        TargetRefused,
     ),
-    (r"Could not resolve hostname", "there is no host {host}", "Check the node's `engine`, or your ssh configuration."),
-    (r"Connection refused", "{host} takes no ssh connections", "Is sshd running there?"),
+    (
+        r"Temporary failure in name resolution",
+        "the name {host} can't be looked up now",
+        "Check the node's `engine`, and this machine's network.",
+        TargetError,
+    ),
+    (
+        r"Could not resolve hostname",
+        "there is no host {host}",
+        "Check the node's `engine`, or your ssh configuration.",
+        TargetRefused,
+    ),
+    (r"Connection refused", "{host} takes no ssh connections", "Is sshd running there?", TargetError),
     (
         r"timed out|No route to host|Network is unreachable|Host is down",
         "{host} can't be reached",
         "Is the machine up, and its network?",
+        TargetError,
     ),
 )
 _NOISE: Final = re.compile(r"^(Warning: Permanently added|\*\*|debug\d)|^\s*$")
@@ -150,6 +170,22 @@ class SshTransport:
             else "Is Docker running there, and is the user a member of the group docker? `docker info` must answer there.",
         )
 
+    def hostname(self) -> str:
+        """The host's name or address as ssh's configuration has it (ssh(1), -G), for those who reach it otherwise."""
+        asked = subprocess.run(
+            [*self._program(), "-G", *self._host.arguments()],
+            env=self._environ,
+            stdin=subprocess.DEVNULL,
+            capture_output=True,
+            timeout=_ASK_S,
+            check=False,
+        )
+        for line in asked.stdout.decode(errors="replace").splitlines():
+            key, _, value = line.partition(" ")
+            if key == "hostname":
+                return value
+        return self._host.host
+
     def close(self) -> None:
         """Log out. Later calls log in again."""
         with self._lock:
@@ -164,7 +200,8 @@ class SshTransport:
             return self._directory / "s"
 
     def _begin(self, timeout_s: float) -> None:
-        self._directory = Path(tempfile.mkdtemp(prefix="tfjob-ssh-"))  # mode 0700; short, as paths of sockets must be
+        _remove_abandoned()
+        self._directory = Path(tempfile.mkdtemp(prefix=_PREFIX))  # mode 0700; short, as paths of sockets must be
         forward = f"{self._directory / 's'}:{self._host.socket}"
         limit_s = str(max(int(timeout_s), 1))
         with (self._directory / "e").open("wb") as said:
@@ -221,12 +258,10 @@ class SshTransport:
         return ""
 
     def _refused(self, said: str) -> TargetError:
-        for pattern, message, hint in _REASONS:
+        for pattern, message, hint, kind in _REASONS:
             if re.search(pattern, said):
-                last = said.splitlines()[-1]
-                return TargetError(
-                    f"{message.format(host=self._host.host)} (ssh: {last})", hint.format(host=self._host.host)
-                )
+                last = said.splitlines()[-1].removeprefix("ssh: ")
+                return kind(f"{message.format(host=self._host.host)} (ssh: {last})", hint.format(host=self._host.host))
         last = said.splitlines()[-1] if said else "it did not answer in time"
         return TargetError(
             f"{self._host.host} can't be reached by ssh: {last}", f"Try it by hand: ssh {self._host.host}"
@@ -248,3 +283,34 @@ class SshTransport:
                 process.wait()
         if directory is not None:
             shutil.rmtree(directory, ignore_errors=True)
+
+
+@functools.cache
+def _remove_abandoned() -> None:
+    """Remove the directories of logins whose tfjob was killed, once in the life of this process.
+
+    Their ssh ended with it, so nobody answers at the control socket any more.
+    """
+    for directory in Path(tempfile.gettempdir()).glob(f"{_PREFIX}*"):
+        with suppress(OSError):
+            status = directory.lstat()
+            is_old = time.time() - status.st_mtime > _ABANDONED_S
+            if (
+                is_old
+                and status.st_uid == os.geteuid()
+                and stat.S_ISDIR(status.st_mode)
+                and not _is_answered(directory / "c")
+            ):
+                shutil.rmtree(directory)
+
+
+def _is_answered(path: Path) -> bool:
+    with socket.socket(socket.AF_UNIX, socket.SOCK_STREAM) as connection:
+        connection.settimeout(1.0)
+        try:
+            connection.connect(str(path))
+        except (ConnectionRefusedError, FileNotFoundError):
+            return False
+        except OSError:
+            return True
+        return True

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import socket
+import ssl
 from contextlib import suppress
 from typing import BinaryIO, Final
 
@@ -22,6 +23,7 @@ class Hijacked:
 
     def __init__(self, connection: socket.socket, response: BinaryIO) -> None:
         self._connection = connection
+        self._response = response  # which closes its file when it is gone
         # The answer's own file may have read ahead: some bytes of the stream are in its buffer.
         self._file = getattr(response, "fp", None) or connection.makefile("rb")
 
@@ -51,7 +53,9 @@ class Hijacked:
         return data
 
     def end_input(self) -> None:
-        """Let the program see the end of its stdin."""
+        """Let the program see the end of its stdin; over TLS it sees that only with `close`."""
+        if isinstance(self._connection, ssl.SSLSocket):
+            return  # its shutdown drops the encryption, in both directions
         with suppress(OSError):
             self._connection.shutdown(socket.SHUT_WR)
 

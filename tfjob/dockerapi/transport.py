@@ -9,7 +9,7 @@ from functools import cached_property
 from pathlib import Path
 from typing import Final, Protocol
 
-from tfjob.errors import TargetError
+from tfjob.errors import TargetError, TargetRefused
 
 __all__ = ["TcpTransport", "Transport", "UnixTransport"]
 
@@ -32,6 +32,10 @@ class Transport(Protocol):
 
     def connect(self, timeout_s: float) -> socket.socket:
         """A new connection to the engine. Raises OSError, or TargetError where more is known."""
+        ...
+
+    def close(self) -> None:
+        """Give up what the calls have in common, such as a login."""
         ...
 
     def unanswered(self, error: Exception) -> TargetError:
@@ -60,6 +64,9 @@ class UnixTransport:
             connection.close()
             raise
         return connection
+
+    def close(self) -> None:
+        """Nothing is kept between calls."""
 
     def unanswered(self, error: Exception) -> TargetError:  # noqa: ARG002  # there is one reason only
         """Nobody listens there."""
@@ -92,7 +99,7 @@ class TcpTransport:
             context = ssl.create_default_context(cafile=str(self.tls / "ca.pem"))
             context.load_cert_chain(self.tls / "cert.pem", self.tls / "key.pem")
         except OSError as error:  # ssl.SSLError is one
-            raise TargetError(
+            raise TargetRefused(
                 f"the certificates in {self.tls} can't be used: {error.strerror or error}",
                 "The directory must hold ca.pem, cert.pem and key.pem.",
             ) from error
@@ -110,20 +117,23 @@ class TcpTransport:
             connection.close()
             raise
 
+    def close(self) -> None:
+        """Nothing is kept between calls."""
+
     def unanswered(self, error: Exception) -> TargetError:
         """Say whether the certificate was refused or nobody was there."""
         if isinstance(error, ssl.SSLCertVerificationError):
-            return TargetError(
+            return TargetRefused(
                 f"the certificate of the Docker Engine at {self.address} is not to be trusted: {error.verify_message}",
                 "Its certificate must name this host, and be signed by the ca.pem that `tls` names.",
             )
         if isinstance(error, ssl.SSLError):
-            return TargetError(
+            return TargetRefused(
                 f"the Docker Engine at {self.address} and tfjob can't agree on TLS: {error.reason or error}",
                 "Set `tls` for an engine that asks for certificates, and leave it out for one that does not.",
             )
-        if isinstance(error, socket.gaierror):
-            return TargetError(f"there is no host {self.host}: {error.strerror}", "Check the node's `engine`.")
+        if isinstance(error, socket.gaierror) and error.errno != socket.EAI_AGAIN:
+            return TargetRefused(f"there is no host {self.host}: {error.strerror}", "Check the node's `engine`.")
         return TargetError(
             f"no Docker Engine answers at {self.address}: {getattr(error, 'strerror', None) or error}",
             "Is the machine up, and does Docker listen there?",

@@ -9,17 +9,20 @@ from __future__ import annotations
 
 from collections.abc import Callable, Mapping
 from dataclasses import dataclass, field
-from typing import Any, Literal, Protocol
+from typing import TYPE_CHECKING, Any, Literal, Protocol
 
 from tfjob.planning.plan import Plan
 from tfjob.rundir import RunDirectory
 from tfjob.targets.leases import Lease
 from tfjob.targets.target import Node
 
+if TYPE_CHECKING:
+    from tfjob.images.bake import Bake
+
 __all__ = ["Allocation", "Engine", "Handle", "Mount", "Prepared", "TaskStatus", "Waiting", "tell_nobody"]
 
 Waiting = Callable[[str], None]
-"""Called with what is waited for, now and then; may raise to give up."""
+"""Called with what is waited for, now and then, or with an empty text; may raise to give up."""
 
 
 def tell_nobody(_message: str) -> None:
@@ -42,7 +45,7 @@ class Prepared:
     `values` are bindings for the plan's expressions (``environment.path``, ``environment.prefix``, ``restart.count``); `key` names the
     prefix, None for the machine's or image's own packages. The rest is for containers: the `image` they are started
     from (an id the engine knows), what has to be mounted for the environment, and the `python` in them (a path there)
-    that can run tfjob's entrypoint.
+    that can run tfjob's entrypoint. `bake` says what an image that was baked here is made of, for engines that lack it.
     """
 
     key: str | None
@@ -50,6 +53,7 @@ class Prepared:
     image: str | None = None
     python: str | None = None
     mounts: tuple[Mount, ...] = ()
+    bake: Callable[[], Bake] | None = None
 
 
 @dataclass(frozen=True)
@@ -135,4 +139,8 @@ class Engine(Protocol):
 
     def stop(self, handle: Handle, grace_s: float) -> None:
         """End every task: ask, wait `grace_s`, kill. Returns when none is left. Can be called again."""
+        ...
+
+    def notes(self, handle: Handle) -> tuple[str, ...]:
+        """What the run's record should say of how it was brought to its end, a sentence each."""
         ...

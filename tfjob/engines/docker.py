@@ -139,7 +139,14 @@ class DockerEngine:
         api, options = self._connect()
         handle = _Handle(plan, run, api=api)
         shape = Shape(
-            plan, run, prepared, submitter(), self._environ, options, dataset_mounts(plan.datasets), self._node.gpus
+            plan,
+            run,
+            prepared,
+            submitter(),
+            self._environ,
+            options,
+            dataset_mounts(plan.datasets, run.datasets),
+            self._node.gpus,
         )
         more = {"umask": _umask()}
         seen = numbered_from_zero(allocation, plan)
@@ -172,6 +179,10 @@ class DockerEngine:
         if handle.adopted is not None and not handle.stopping:
             _find_missing(handle)
         return tuple(_status(handle, task) for task in handle.plan.all_tasks)
+
+    def notes(self, handle: _Handle) -> tuple[str, ...]:  # noqa: ARG002  # the Protocol's
+        """Nothing is to be said of it."""
+        return ()
 
     def stop(self, handle: _Handle, grace_s: float) -> None:
         """SIGTERM to every task, which kills what remains after the grace period; then no container is left.

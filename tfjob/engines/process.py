@@ -80,6 +80,10 @@ class ProcessEngine:
         """Read each task's reports, and whether its process lives."""
         return tuple(_status(handle, task) for task in handle.plan.all_tasks)
 
+    def notes(self, handle: _Handle) -> tuple[str, ...]:  # noqa: ARG002  # the Protocol's
+        """Nothing is to be said of it."""
+        return ()
+
     def stop(self, handle: _Handle, grace_s: float) -> None:
         """SIGTERM to every task, which kills what remains after the grace period; then SIGKILL to whatever bears the run's id.
 

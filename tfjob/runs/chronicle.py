@@ -79,11 +79,16 @@ class Chronicle:
 
     def progress(self, message: str) -> None:
         """Note what the phase is at; of messages that come faster than anybody reads, some."""
+        self.try_progress(message)
+
+    def try_progress(self, message: str) -> bool:
+        """The same; returns whether it was noted."""
         now = time.monotonic()
         if message[:8] == self._last_progress[1] and now - self._last_progress[0] < _PROGRESS_S:
-            return
+            return False
         self._last_progress = (now, message[:8])
         self.event("progress", phase=self.record.state, message=message)
+        return True
 
     def event(self, kind: str, **facts: Any) -> None:
         """Append an event."""

@@ -20,6 +20,7 @@ from tfjob.planning.plan import Plan
 from tfjob.rundir import RunDirectory
 from tfjob.runs.advice import advice
 from tfjob.runs.canceling import CancelRequested, interruptible, raise_if_canceled
+from tfjob.runs.data import RunData, dataset_records
 from tfjob.runs.record import Attempt, Failure, Supervisor, TaskRecord, iso
 from tfjob.runs.supervision import Supervision
 from tfjob.runs.tail import last_lines
@@ -47,8 +48,9 @@ class SlurmSupervision(Supervision):
         engine: SlurmEngine,
         prepare: Callable[[Callable[[str], None]], Prepared],
         snapshots: Path,
+        data: RunData,
     ) -> None:
-        super().__init__(run, plan, engine=engine, prepare=prepare, snapshots=snapshots)
+        super().__init__(run, plan, engine=engine, prepare=prepare, snapshots=snapshots, data=data)
         self._slurm = engine
 
     def _try(self, before: Supervisor | None) -> Verdict:
@@ -57,6 +59,11 @@ class SlurmSupervision(Supervision):
         if not self._slurm.is_submitted(run):
             prepared = self._make_prepared()
             with interruptible(run):
+                self._plan, notes = self._data.prepare(self._chronicle.progress)
+                plan = self._plan
+                self._chronicle.change(datasets=dataset_records(plan))
+                for note in notes:
+                    self._chronicle.note(note)
                 make_work(plan, run, self._snapshots)
                 self._slurm.keep(plan, run, prepared)
             raise_if_canceled(run)

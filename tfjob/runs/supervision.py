@@ -21,10 +21,11 @@ from tfjob.runs.advice import advice
 from tfjob.runs.attempts import attempt_of, is_tried_again, left_by_attempts, put_away
 from tfjob.runs.canceling import CancelRequested, interruptible, raise_if_canceled
 from tfjob.runs.chronicle import Chronicle
+from tfjob.runs.data import RunData, dataset_records
 from tfjob.runs.record import Failure, Record, RunState, Supervisor, TaskRecord, boot_id, iso, seconds
 from tfjob.runs.tail import last_lines
 from tfjob.runs.verdict import Verdict, absent, judge
-from tfjob.runs.working import changed_datasets, clear_work, list_outputs, make_kept, make_work
+from tfjob.runs.working import clear_work, list_outputs, make_kept, make_work
 
 __all__ = ["Supervision"]
 
@@ -53,12 +54,14 @@ class Supervision:
         engine: Engine,
         prepare: Prepare,
         snapshots: Path,
+        data: RunData,
     ) -> None:
         self._run = run
         self._plan = plan
         self._engine = engine
         self._prepare = prepare
         self._snapshots = snapshots
+        self._data = data
         self._chronicle = Chronicle(run)
         self._prepared: Prepared | None = None
         self._allocation: Allocation | None = None
@@ -135,12 +138,16 @@ class Supervision:
         """End what still runs of an attempt that is to be followed by another, and clear its place."""
         if self._handle is None:
             self._handle = self._engine.adopt(self._plan, self._run)
-        self._end_tasks()
+        attempt = self._record.attempts[-1]
+        if not self._end_tasks():
+            raise TargetError(
+                f"attempt {attempt.number} could not be ended, and another must not run beside it",
+                f"What kept it from being ended is in {self._run.supervisor_log}.",
+            )
         self._handle = None
         for lease in self._allocation.leases if self._allocation else ():
             lease.release()
         self._allocation = None
-        attempt = self._record.attempts[-1]
         # All it printed has been printed, and whoever follows the run reads that before the logs are moved.
         self._chronicle.event("retry", attempt=attempt.number, message=attempt.failure.told)
         put_away(self._plan, self._run, self._snapshots, attempt.number)
@@ -155,6 +162,11 @@ class Supervision:
         prepared = self._prepared or self._make_prepared()
         prepared = replace(prepared, values={**prepared.values, "restart.count": str(run.restart_count)})
         with interruptible(run):
+            self._plan, notes = self._data.prepare(self._chronicle.progress)
+            plan = self._plan
+            self._chronicle.change(datasets=dataset_records(plan))
+            for note in notes:
+                self._chronicle.note(note)
             if engine.shares_run_directory:
                 make_work(plan, run, self._snapshots)
             else:
@@ -208,7 +220,7 @@ class Supervision:
             waiting = bool(absent(self._plan, statuses))
             now = time.monotonic()
             waiting_since = (waiting_since or now) if waiting else None
-            if failure_seen is None and any(status.failed for status in statuses):
+            if failure_seen is None and any(status.failed or status.stopped for status in statuses):
                 failure_seen = time.time()
             waited_s = now - waiting_since if waiting_since else None
             verdict = judge(self._plan, statuses, waited_s, time.time(), failure_seen)
@@ -252,15 +264,18 @@ class Supervision:
             with suppress(OSError):
                 self._chronicle.save()
 
-    def _end_tasks(self) -> None:
-        """End what still runs, and note how every task ended. Never raises: whatever comes next must be recorded."""
+    def _end_tasks(self) -> bool:
+        """End what still runs, and note how every task ended. Returns whether that went well; whatever comes must be recorded."""
         if self._handle is None:
-            return
+            return True
         try:
             self._engine.stop(self._handle, self._plan.limits.grace_period_s)
             self._note_changes(self._engine.poll(self._handle))
+            self._chronicle.change(notes=(*self._record.notes, *self._engine.notes(self._handle)))
         except Exception:  # noqa: BLE001  # what comes next must be recorded
             traceback.print_exc()
+            return False
+        return True
 
     def _finish(self) -> None:
         """Finalizing, then the last word."""
@@ -270,7 +285,7 @@ class Supervision:
         if chronicle.disk_is_full():
             notes = (*notes, "the disk that holds the run directory was full: logs and outputs may lack what came then")
         if self._record.tasks:
-            notes = (*notes, *changed_datasets(self._plan))
+            notes = (*notes, *self._data.changes(self._plan))
         left = left_by_attempts(self._run)
         try:
             left += clear_work(self._plan, self._run, self._snapshots)
@@ -335,9 +350,8 @@ class Supervision:
 
     def _waiting(self, message: str) -> None:
         raise_if_canceled(self._run)
-        if message != self._last_wait:
+        if message and message != self._last_wait and self._chronicle.try_progress(message):
             self._last_wait = message
-            self._chronicle.progress(message)
 
 
 def _blameless(message: str) -> Failure:

@@ -21,6 +21,8 @@ from functools import partial
 from pathlib import Path
 
 from tfjob import entrypoint
+from tfjob.datasets.cache import Cache
+from tfjob.datasets.wanted import Settings
 from tfjob.durable import replace_json
 from tfjob.engines.base import Prepared
 from tfjob.engines.inherited import inherited_environment
@@ -29,6 +31,7 @@ from tfjob.errors import ExitCode, PreparationError, TfjobError
 from tfjob.planning.plan import Plan
 from tfjob.rundir import RunDirectory
 from tfjob.runs.choice import engine_of
+from tfjob.runs.data import RunData, with_fetched
 from tfjob.runs.prepare import prepare_environment
 from tfjob.runs.record import Failure, iso, read_record, write_record
 from tfjob.runs.run import request_cancel
@@ -40,6 +43,7 @@ _PATH_BYTES = 8192
 _FOR_THE_SUPERVISOR = (
     "CUDA_VISIBLE_DEVICES",
     "SLURM_CONF",
+    *("SSH_AUTH_SOCK", "TFJOB_SSH_CONFIG"),
     *("DOCKER_HOST", "DOCKER_CONFIG", "DOCKER_CERT_PATH", "DOCKER_TLS_VERIFY", "DOCKER_CONTEXT"),
 )
 """Variables of the submitting shell that say what the run may use; tasks do not inherit them."""
@@ -60,9 +64,10 @@ def main() -> None:
 
 
 def _supervision(run: RunDirectory) -> Supervision:
-    plan = decode(Plan, json.loads(run.plan.read_bytes()))
+    plan = with_fetched(decode(Plan, json.loads(run.plan.read_bytes())), run)
     workspace = Workspace(run.path.parent.parent)
-    store = _store(plan, workspace)
+    shared = _shared(plan)
+    store = shared / "store" if shared else workspace.config.store
     environ = _inherited(run, plan.secrets)
     if key := read_record(run).environment_key:  # of an earlier supervisor's; see `prepare_environment`
         from tfjob.environments.store import Store  # noqa: PLC0415
@@ -81,20 +86,33 @@ def _supervision(run: RunDirectory) -> Supervision:
         return prepare_environment(plan, run, store, environ, progress)
 
     engine = engine_of(plan, workspace, environ)
+    data = _data(plan, run, workspace, here=engine.shares_run_directory)
     if plan.slurm is not None:
         from tfjob.engines.slurm.engine import SlurmEngine  # noqa: PLC0415  # only for its targets
         from tfjob.runs.slurm import SlurmSupervision  # noqa: PLC0415  # the same
 
         assert isinstance(engine, SlurmEngine)  # noqa: S101  # the plan says so to both
-        return SlurmSupervision(run, plan, engine=engine, prepare=prepare, snapshots=workspace.snapshots)
-    return Supervision(run, plan, engine=engine, prepare=prepare, snapshots=workspace.snapshots)
+        return SlurmSupervision(run, plan, engine=engine, prepare=prepare, snapshots=workspace.snapshots, data=data)
+    return Supervision(run, plan, engine=engine, prepare=prepare, snapshots=workspace.snapshots, data=data)
 
 
-def _store(plan: Plan, workspace: Workspace) -> Path:
-    """Where environments are kept: for Slurm on the file system that its nodes share, if the target says which."""
-    if plan.slurm is not None and plan.slurm.directory is not None:
-        return Path(plan.slurm.directory) / "store"
-    return workspace.config.store
+def _shared(plan: Plan) -> Path | None:
+    """Where environments and datasets are kept for Slurm's nodes, if the target says which file system they share."""
+    directory = plan.slurm.directory if plan.slurm is not None else None
+    return Path(directory) if directory is not None else None
+
+
+def _data(plan: Plan, run: RunDirectory, workspace: Workspace, *, here: bool) -> RunData:
+    config, shared = workspace.config, _shared(plan)
+    return RunData(
+        plan,
+        run,
+        Cache(shared / "datasets" if shared else config.dataset_cache),
+        config.cache_limit_gib,
+        workspace.datasets,
+        Settings(connections=config.connections, timeout_s=config.timeout_s),
+        here=here,
+    )
 
 
 def _inherited(run: RunDirectory, secrets: tuple[str, ...]) -> dict[str, str]:

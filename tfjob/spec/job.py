@@ -28,10 +28,14 @@ __all__ = [
 
 @dataclass(frozen=True)
 class DatasetSpec:
-    """One input of the job: a registered name, or paths given inline (absolute globs once loaded)."""
+    """One input of the job: a registered name, or paths given inline (absolute globs once loaded, or addresses).
+
+    `sha256` are the sums that the content of some paths must have.
+    """
 
     name: str | None = None
     paths: tuple[str, ...] = ()
+    sha256: tuple[tuple[str, str], ...] = ()
     type: Literal["directory", "file"] = "directory"
     mode: Literal["mount", "download"] = "mount"
 
@@ -118,7 +122,7 @@ class LimitsSpec:
 class RetriesSpec:
     """How often a run that failed starts again, at most, and for which reasons."""
 
-    most: int = 0
+    max: int = 0
     on: tuple[Literal["node_lost", "failure"], ...] = ("node_lost",)
 
 

@@ -14,12 +14,12 @@ from typing import NamedTuple
 __all__ = ["Address", "address_of"]
 
 _ADDRESS = re.compile(
-    r"(?P<scheme>ssh|tcp)://(?:(?P<user>[^@/]+)@)?(?:\[(?P<ipv6>[^\]]+)\]|(?P<host>[^:/\[\]]+))(?::(?P<port>\d+))?"
+    r"(?P<scheme>ssh|tcp)://(?:(?P<user>[^@/]+)@)?(?:\[(?P<ipv6>[^\]]+)\]|(?P<host>[^:/\[\]]+))(?::(?P<port>\d+))?(?P<path>/.*)?"
 )
 
 
 class Address(NamedTuple):
-    """The parts of an address. `rest` is the path of a ``unix`` socket, or the name of a ``context``."""
+    """The parts of an address. `rest` is the path of a socket, here (``unix``) or there, or the name of a ``context``."""
 
     scheme: str
     host: str = ""
@@ -39,4 +39,5 @@ def address_of(text: str) -> Address:
     if match is None:
         raise ValueError(f"{text!r} is no address of a Docker Engine")
     port = match["port"]
-    return Address(match["scheme"], match["ipv6"] or match["host"], int(port) if port else None, match["user"])
+    host = match["ipv6"] or match["host"]
+    return Address(match["scheme"], host, int(port) if port else None, match["user"], match["path"] or "")

@@ -146,6 +146,15 @@ class SlurmEngine:
         view = self.look(handle)
         return statuses_of(handle.plan, view.report, is_over=view.stage == "over")
 
+    def notes(self, handle: Handle) -> tuple[str, ...]:
+        """Whether Slurm has let the job go."""
+        is_over = handle.view.stage == "over"
+        return (
+            ()
+            if is_over
+            else (f"Slurm was asked to end job {handle.job}, and has not done it yet: scancel {handle.job}",)
+        )
+
     def stop(self, handle: Handle, grace_s: float) -> None:
         """Ask the job to end its tasks with their grace; after that Slurm ends it."""
         if self.look(handle).stage == "over":

@@ -1,0 +1,259 @@
+"""Room on several nodes: all of a run's nodes and GPUs or none, first come, first served, whoever submits from wherever."""
+
+from __future__ import annotations
+
+import os
+import random
+import time
+from collections.abc import Mapping
+from contextlib import suppress
+from dataclasses import dataclass
+from typing import Final
+
+from tfjob.dockerapi.api import RefusalError
+from tfjob.engines.base import Allocation, Waiting
+from tfjob.engines.cluster.at_once import at_once
+from tfjob.engines.cluster.choice import Candidate, can_ever_fit, choose, shares
+from tfjob.engines.cluster.clean import remove_left
+from tfjob.engines.cluster.leases import Claims, Holder, RunKey, Sight
+from tfjob.engines.cluster.nodes import Reached, Reaching
+from tfjob.errors import TargetError
+from tfjob.planning.plan import Plan
+from tfjob.targets.target import Node
+
+__all__ = ["Found", "find_room"]
+
+_LOOK_S: Final = 0.5
+_BEAT_S: Final = 15.0
+_QUIET_S: Final = 0.5
+"""So long nobody wants to be told that nodes are being asked."""
+
+_STRAGGLERS_S: Final = 0.5
+"""How long nodes that have not answered yet are waited for when those that have would do: for a fair choice."""
+
+
+@dataclass(frozen=True)
+class Found:
+    """The room that was found: the nodes, in the order of the plan's, and which GPUs and tasks are whose."""
+
+    nodes: tuple[Reached, ...]
+    gpus: tuple[tuple[int, ...], ...]
+
+    def allocation(self, plan: Plan) -> Allocation:
+        """The room as an engine's callers know it. Ports are found later, on the nodes themselves."""
+        return Allocation(tuple(node.node for node in self.nodes), gpus_of_tasks(plan, self.gpus))
+
+
+def gpus_of_tasks(plan: Plan, gpus: tuple[tuple[int, ...], ...]) -> Mapping[str, tuple[int, ...]]:
+    """Which GPUs each task sees, where `gpus` are those of the plan's nodes."""
+    found: dict[str, tuple[int, ...]] = {}
+    for index, indices in enumerate(gpus):
+        found.update(
+            shares([(task.name, task.gpus, task.launched) for task in plan.tasks if task.node == index], indices)
+        )
+    return found
+
+
+def find_room(plan: Plan, key: RunKey, reaching: Reaching, deadline_s: float, waiting: Waiting) -> Found:
+    """Claim the plan's GPUs on as many nodes as it asks for. Raises TargetError for what can't be, or was not in time."""
+    search = _Search(plan, key, reaching)
+    begun = time.monotonic()
+    deadline = begun + deadline_s
+    try:
+        while True:
+            found = search.look()
+            if found is not None:
+                search.leave_line(found)
+                return found
+            if time.monotonic() >= deadline:
+                raise search.in_vain(deadline_s)  # noqa: TRY301  # what was taken is let go of below
+            patient = time.monotonic() - begun < _QUIET_S
+            waiting("" if patient else f"waiting for {search.wanted} on {plan.target}: {search.why}")
+            search.rest()
+    except BaseException:
+        search.give_up()
+        raise
+
+
+class _Search:
+    """One run's search for room."""
+
+    def __init__(self, plan: Plan, key: RunKey, reaching: Reaching) -> None:
+        self._plan = plan
+        self._key = key
+        self._reaching = reaching
+        self._claims: dict[str, Claims] = {}
+        self._ticket: float | None = None
+        self._in_line: set[str] = set()
+        self._last_beat = time.monotonic()
+        self._enough_since: float | None = None
+        self.why = "no node has answered yet"
+
+    @property
+    def wanted(self) -> str:
+        """What is asked for, in words."""
+        nodes = f"{self._plan.node_count} node{'s' if self._plan.node_count != 1 else ''}"
+        gpus = self._plan.gpus_per_node
+        return nodes + (f" with {gpus} GPU{'s' if gpus != 1 else ''}" if gpus else "")
+
+    def in_vain(self, deadline_s: float) -> TargetError:
+        """The error for a search that took too long."""
+        return TargetError(
+            f"no room on {self._plan.target} within {deadline_s:g} s: {self.wanted} asked for; {self.why}",
+            "Wait for those runs, or raise `limits.allocation_timeout_s`.",
+        )
+
+    def look(self) -> Found | None:
+        """One look at all nodes that answer; the room, if there is enough and it is our turn."""
+        reached = self._reaching.reached
+        self._refuse_the_impossible(reached)
+        if len(reached) < self._plan.node_count or self._waits_for_others(len(reached)):
+            self.why = self._who_is_silent() or f"{len(reached)} of {len(self._reaching.target.nodes)} nodes answer"
+            return None
+        sights = self._see(reached)
+        remove_left(self._key, [(node.api, sights[node.definition.name]) for node in reached])
+        if not self._plan.gpus_per_node:
+            return self._without_gpus(reached, sights)
+        before = tuple(dict.fromkeys(one for sight in sights.values() for one in sight.before))
+        if before and self._ticket is not None:
+            self.why = f"{', '.join(map(str, before[:3]))} came first"
+            return None
+        found = choose(
+            [
+                Candidate(
+                    node.order,
+                    node.node,
+                    _free(node.node, sights[node.definition.name]),
+                    sights[node.definition.name].load,
+                )
+                for node in reached
+            ],
+            self._plan.node_count,
+            self._plan.gpus_per_node,
+        )
+        if found is None or before:
+            self.why = _who_has_it(reached, sights)
+            self._get_in_line(reached)
+            return None
+        return self._claim([next(node for node in reached if node.order == one.order) for one in found], found)
+
+    def rest(self) -> None:
+        """Wait until something may have changed; say meanwhile that we are still here."""
+        self._reaching.wait(_LOOK_S if self._ticket is not None else 0.05)
+        if self._ticket is not None and time.monotonic() - self._last_beat > _BEAT_S:
+            self._last_beat = time.monotonic()
+            for claims in self._claims.values():
+                with suppress(TargetError, RefusalError):
+                    claims.beat()
+
+    def leave_line(self, found: Found) -> None:
+        """Have room: let go of what is not needed any more."""
+        mine = {node.definition.name for node in found.nodes}
+        for name in self._in_line:
+            with suppress(TargetError, RefusalError):
+                self._claims[name].return_ticket() if name in mine else self._claims[name].release()
+
+    def give_up(self) -> None:
+        """Let go of everything."""
+        for claims in self._claims.values():
+            with suppress(TargetError, RefusalError):
+                claims.release()
+
+    def _see(self, reached: tuple[Reached, ...]) -> dict[str, Sight]:
+        for node in reached:
+            self._claims.setdefault(node.definition.name, Claims(node.api, self._key))
+        ticket = self._ticket if self._ticket is not None else float("inf")
+        sights = at_once(lambda node: self._claims[node.definition.name].look(ticket), reached)
+        return {node.definition.name: sight for node, sight in zip(reached, sights, strict=True)}
+
+    def _without_gpus(self, reached: tuple[Reached, ...], sights: Mapping[str, Sight]) -> Found | None:
+        candidates = [Candidate(node.order, node.node, (), sights[node.definition.name].load) for node in reached]
+        chosen = choose(candidates, self._plan.node_count, 0)
+        if chosen is None:
+            return None
+        nodes = tuple(next(node for node in reached if node.order == one.order) for one in chosen)
+        return Found(nodes, tuple(() for _ in nodes))
+
+    def _claim(self, nodes: list[Reached], chosen: tuple[Candidate, ...]) -> Found | None:
+        count = self._plan.gpus_per_node
+        gpus = tuple(one.free[:count] for one in chosen)
+        taken = at_once(
+            lambda pair: self._claims[pair[0].definition.name].claim(pair[1]), list(zip(nodes, gpus, strict=True))
+        )
+        if all(taken):
+            return Found(tuple(nodes), gpus)
+        for node in nodes:  # all or none
+            self._claims[node.definition.name].release()
+        self._in_line.clear()
+        self.why = "another run wants the same GPUs"
+        self._get_in_line(self._reaching.reached)
+        time.sleep(random.uniform(0.0, 0.2))  # noqa: S311  # no secret: two who want the same shall not meet again
+        return None
+
+    def _get_in_line(self, reached: tuple[Reached, ...]) -> None:
+        """Draw a ticket on every node: its time is the first node's, so that all who wait agree on the order."""
+        if self._ticket is None:
+            self._ticket = reached[0].api.clock() + time.time() % 1
+        for node in reached:
+            name = node.definition.name
+            if name not in self._in_line:
+                self._claims[name].draw(self._ticket)
+                self._in_line.add(name)
+
+    def _waits_for_others(self, reached: int) -> bool:
+        """Whether nodes that have not answered yet are waited for a moment longer."""
+        if self._reaching.open == 0 or reached == len(self._reaching.target.nodes):
+            return False
+        self._enough_since = self._enough_since or time.monotonic()
+        return time.monotonic() - self._enough_since < _STRAGGLERS_S
+
+    def _refuse_the_impossible(self, reached: tuple[Reached, ...]) -> None:
+        plan, target = self._plan, self._reaching.target
+        silent = self._who_is_silent()
+        if target.least_nodes and len(reached) + self._reaching.open < target.least_nodes:
+            raise TargetError(
+                f"{target.name} needs {target.least_nodes} nodes that answer, and {len(reached)} do; {silent}",
+                f"Look at them: tfjob compute test {target.name}.",
+            )
+        nodes = [node.node for node in reached]
+        if can_ever_fit(nodes, self._reaching.open, plan.node_count, plan.gpus_per_node):
+            return
+        has = (
+            ", ".join(f"{node.name} has {len(node.gpus)}" for node in nodes)
+            if plan.gpus_per_node
+            else f"{len(nodes)} answer"
+        )
+        raise TargetError(
+            f"the job asks for {self.wanted}; {has}" + (f"; {silent}" if silent else ""),
+            f"Look at the nodes: tfjob compute test {target.name}.",
+        )
+
+    def _who_is_silent(self) -> str:
+        return "; ".join(f"{name} does not answer: {error.message}" for name, error in self._reaching.problems.items())
+
+
+def _free(node: Node, sight: Sight) -> tuple[int, ...]:
+    return tuple(gpu.index for gpu in node.gpus if gpu.index not in sight.held)
+
+
+def _who_has_it(reached: tuple[Reached, ...], sights: Mapping[str, Sight]) -> str:
+    holders: dict[Holder, int] = {}
+    free = 0
+    for node in reached:
+        sight = sights[node.definition.name]
+        free += len(_free(node.node, sight))
+        for holder in sight.held.values():
+            holders[holder] = holders.get(holder, 0) + 1
+    has = ", ".join(f"{holder} has {count}" for holder, count in holders.items()) or "others are before this run"
+    return f"{free} GPU{'s' if free != 1 else ''} free; {has}"
+
+
+def submitted_by() -> str:
+    """Who submits, for messages: the user and this machine."""
+    import pwd  # noqa: PLC0415  # only where something is claimed
+
+    try:
+        user = pwd.getpwuid(os.geteuid()).pw_name
+    except KeyError:
+        user = str(os.geteuid())
+    return f"{user}@{os.uname().nodename}"
