@@ -13,15 +13,15 @@ from collections.abc import Callable, Iterator
 from contextlib import contextmanager, suppress
 from dataclasses import replace
 from pathlib import Path
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
 from tfjob.engines.base import Allocation, Engine, Handle, Prepared, TaskStatus
 from tfjob.errors import ExitCode, PreparationError, TargetError, TfjobError
 from tfjob.planning.plan import Plan
 from tfjob.rundir import RunDirectory
 from tfjob.runs.advice import advice
-from tfjob.runs.data import RunData, dataset_records
 from tfjob.runs.events import append_event
+from tfjob.runs.fetched import dataset_records
 from tfjob.runs.record import (
     Failure,
     Phase,
@@ -37,6 +37,9 @@ from tfjob.runs.record import (
 from tfjob.runs.tail import last_lines
 from tfjob.runs.verdict import Verdict, absent, judge
 from tfjob.runs.working import clear_work, list_outputs, make_work
+
+if TYPE_CHECKING:
+    from tfjob.runs.data import RunData
 
 __all__ = ["CancelRequested", "Supervision"]
 
@@ -72,7 +75,7 @@ class Supervision:
         engine: Engine,
         prepare: Prepare,
         snapshots: Path,
-        data: RunData,
+        data: RunData | None = None,
     ) -> None:
         self._run = run
         self._plan = plan
@@ -125,10 +128,7 @@ class Supervision:
             prepared = self._prepare(self._progress)
             self._record = replace(self._record, environment_key=prepared.key)
             self._check_launcher(prepared)
-            self._plan, notes = self._data.prepare(self._progress)
-            self._record = replace(self._record, datasets=dataset_records(self._plan))
-            for note in notes:
-                self._note(note)
+            self._prepare_data()
             make_work(self._plan, self._run, self._snapshots)
         self._raise_if_canceled()
         self._enter("Scaling")
@@ -137,6 +137,15 @@ class Supervision:
         self._place_tasks(allocation)
         self._enter("Running")
         self._handle = self._engine.start(self._plan, self._run, allocation, prepared)
+
+    def _prepare_data(self) -> None:
+        """Have the datasets at hand; the plan and the record then say what they hold."""
+        if self._data is None:
+            return
+        self._plan, notes = self._data.prepare(self._progress)
+        self._record = replace(self._record, datasets=dataset_records(self._plan))
+        for note in notes:
+            self._note(note)
 
     def _adopt(self, before: Supervisor) -> None:
         self._handle = self._engine.adopt(self._plan, self._run)
@@ -220,7 +229,7 @@ class Supervision:
         if self._disk_is_full():
             notes = (*notes, "the disk that holds the run directory was full: logs and outputs may lack what came then")
         if any(phase.name == "Running" for phase in self._record.phases):
-            notes = (*notes, *self._data.changes(self._plan))
+            notes = (*notes, *(self._data.changes(self._plan) if self._data else ()))
         left: tuple[str, ...] = ()
         try:
             left = clear_work(self._plan, self._run, self._snapshots)

@@ -19,10 +19,9 @@ from collections.abc import Callable, Mapping
 from dataclasses import replace
 from functools import partial
 from pathlib import Path
+from typing import TYPE_CHECKING
 
 from tfjob import entrypoint
-from tfjob.datasets.cache import Cache
-from tfjob.datasets.wanted import Settings
 from tfjob.durable import replace_json
 from tfjob.engines.base import Engine, Prepared
 from tfjob.engines.inherited import inherited_environment
@@ -30,7 +29,7 @@ from tfjob.engines.process import ProcessEngine, sweep
 from tfjob.errors import ExitCode, PreparationError, TfjobError
 from tfjob.planning.plan import Plan
 from tfjob.rundir import RunDirectory
-from tfjob.runs.data import RunData, with_fetched
+from tfjob.runs.fetched import with_fetched
 from tfjob.runs.prepare import prepare_environment
 from tfjob.runs.record import Failure, iso, read_record, write_record
 from tfjob.runs.run import request_cancel
@@ -39,6 +38,9 @@ from tfjob.targets.local import local_target
 from tfjob.targets.target import Node
 from tfjob.values import decode
 from tfjob.workspace import Workspace
+
+if TYPE_CHECKING:
+    from tfjob.runs.data import RunData
 
 _PATH_BYTES = 8192
 _FOR_THE_SUPERVISOR = (
@@ -93,11 +95,15 @@ def _supervision(run: RunDirectory) -> Supervision:
         engine=_engine(plan, target.nodes[0], environ, store),
         prepare=prepare,
         snapshots=workspace.snapshots,
-        data=_data(plan, run, workspace),
+        data=_data(plan, run, workspace) if plan.datasets else None,
     )
 
 
 def _data(plan: Plan, run: RunDirectory, workspace: Workspace) -> RunData:
+    from tfjob.datasets.cache import Cache  # noqa: PLC0415  # only jobs with data pay for it
+    from tfjob.datasets.wanted import Settings  # noqa: PLC0415
+    from tfjob.runs.data import RunData  # noqa: PLC0415
+
     config = workspace.config
     return RunData(
         plan,
