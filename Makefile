@@ -6,10 +6,10 @@ STAMP := $(VENV)/.installed
 PYTEST_WORKERS ?= 2
 
 .DEFAULT_GOAL := help
-.PHONY: help setup demo test check fmt bench docs clean
+.PHONY: help setup demo test check fmt bench docs cluster-up cluster-down slurm-up slurm-down clean
 
 help:  ## list the targets
-	@grep -hE '^[a-z]+:.*##' $(MAKEFILE_LIST) | sed -E 's/^([a-z]+):.*## /  make \1\t/' | expand -t 16
+	@grep -hE '^[a-z-]+:.*##' $(MAKEFILE_LIST) | sed -E 's/^([a-z-]+):.*## /  make \1\t/' | expand -t 20
 
 setup: $(STAMP)  ## make .venv with tfjob and everything its tests need
 
@@ -46,5 +46,18 @@ bench: $(STAMP)  ## the measurements, as ratios against peers in the same run
 docs: $(STAMP)  ## make the generated pages of the reference
 	$(BIN)/python docs/generate.py
 
+cluster-up: $(STAMP)  ## start three virtual nodes with Docker Engines: the target docker-lab
+	@$(BIN)/python tests/cluster_parts.py up
+
+cluster-down: $(STAMP)  ## end them
+	@$(BIN)/python tests/cluster_parts.py down
+
+slurm-up: $(STAMP)  ## start Slurm on the same nodes: the target slurm-lab
+	@$(BIN)/python tests/slurm_parts.py up
+
+slurm-down: $(STAMP)  ## end it
+	@$(BIN)/python tests/slurm_parts.py down
+
 clean:  ## remove what was made here, but no run
+	@[ ! -d .cache/cluster ] || [ ! -x $(BIN)/python ] || $(BIN)/python tests/cluster_parts.py down
 	rm -rf $(VENV) .cache .mypy_cache .ruff_cache .pytest_cache .hypothesis build dist *.egg-info

@@ -41,15 +41,11 @@ GENERATED = "<!-- Made by docs/generate.py. Do not edit: change the code or the 
 NOT_YET = {
     "dataset.NAME.type": "dataset: {digits: {paths: data, type: mltable}}",
     "dataset.NAME.mode": "dataset: {digits: {paths: data, mode: direct}}",
-    "compute.target": "compute: {target: cluster}",
-    "compute.node_count": "compute: {node_count: 2}",
     "compute.max_node_count": "compute: {node_count: 1, max_node_count: 2}",
     "outputs.named.NAME.type": "outputs: {named: {model: {type: mltable}}}",
     "outputs.named.NAME.mode": "outputs: {named: {model: {mode: upload}}}",
     "outputs.named.NAME.path": "outputs: {named: {model: {path: elsewhere}}}",
     "outputs.named.NAME.register": "outputs: {named: {model: {register: digits}}}",
-    "retries.max": "retries: {max: 1}",
-    "retries.on": "retries: {max: 1, on: [failure]}",
     "services": "services: {board: {type: tensor_board}}",
     "sweep": "sweep: {search_space: {lr: {type: choice, values: [1]}}, objective: {goal: maximize, primary_metric: a}, "
     "limits: {max_total_trials: 1}}",
@@ -59,19 +55,13 @@ NOT_YET = {
 _LIMITED = {
     "dataset.NAME.type": "Only `directory` and `file` in this version.",
     "dataset.NAME.mode": "`direct` comes later.",
-    "compute.target": "Only `local` in this version.",
-    "compute.node_count": "Only 1 in this version.",
     "compute.max_node_count": "Not above `node_count` in this version.",
     "outputs.named.NAME.type": "Only `directory` and `file` in this version.",
     "outputs.named.NAME.mode": "Only `mount` in this version.",
-    "retries.max": "Only 0 in this version.",
 }
 """Of the keys in NOT_YET, those that can be used within limits. The others are refused in this version."""
 
-NO_EFFECT = (
-    "display_name",
-    *("compute.node_type", "compute.priority", "compute.properties"),
-)
+NO_EFFECT = ("display_name",)
 """Keys that this version accepts and does nothing with."""
 
 _EXPRESSIONS = {
@@ -83,6 +73,7 @@ _EXPRESSIONS = {
     "task.type": "`main`, `rank`, `chief`, `worker`, `ps` or `evaluator`",
     "task.index": "the task's number among those of its type",
     "node.index": "the number of the task's node",
+    "restart.count": "how often the run was started again: `0` at first",
 }
 
 _RECORD = {
@@ -101,6 +92,7 @@ _RECORD = {
         "phases": "The phases entered so far, in order.",
         "tasks": "Every task, the launcher last. Empty until the tasks have places.",
         "failure": "What failed first; null when nothing did.",
+        "attempts": "The attempts that failed and were followed by another. Phases and tasks are those of the last one.",
         "exit_code": "What `tfjob submit` and `tfjob wait` end with; null until the run is over.",
         "ended": "When it ended; null until then.",
         "outputs": "The kept files, at most 1000 of them.",
@@ -142,6 +134,14 @@ _RECORD = {
         "message": "What happened, in words.",
         "log_tail": "The task's last lines, at most 20.",
         "hint": "What to do, if tfjob has an idea.",
+        "kind": "The reason as `retries.on` names it; null for what is never tried again.",
+    },
+    "Attempt": {
+        "number": "1 for the first.",
+        "nodes": "The machines it ran on.",
+        "started": "When its tasks were started; null if they never were.",
+        "ended": "When it had failed.",
+        "failure": "What failed first.",
     },
     "Output": {"path": "The path under `outputs/`.", "size_bytes": "Its bytes."},
     "DatasetRecord": {
@@ -176,6 +176,7 @@ _EVENTS = {
     "progress": "what the phase is doing: `message`",
     "task": "`task` changed its `state`; with `exit_code` and `signal` when it ended",
     "note": "something out of the ordinary: `message`",
+    "retry": "`attempt`, a number, has failed (`message`), all of it has ended, and the next begins",
     "state": "the last word: `state`",
 }
 
@@ -196,6 +197,7 @@ _TASK_VARIABLES = {
     "TFJOB_TASK_COUNT": "How many tasks the job has, the launcher not counted.",
     "TFJOB_NODE_INDEX": "The number of its node.",
     "TFJOB_NODE_COUNT": "How many nodes the job has.",
+    "TFJOB_RESTART_COUNT": "How often the run was started again: 0 at first. See [Retries](../how-to/retries.md).",
     "TFJOB_OUTPUT_DIR": "What `./outputs` is.",
     "TFJOB_LOG_DIR": "What `./logs` is.",
     "TFJOB_DATASET_NAME": "Where the dataset `name` is: one variable for each dataset, its name in capitals.",
@@ -217,6 +219,7 @@ def pages() -> dict[Path, str]:
     return {
         REFERENCE / "job-file.md": job_file(),
         REFERENCE / "environment-file.md": environment_file(),
+        REFERENCE / "target-file.md": target_file(),
         REFERENCE / "dataset-file.md": dataset_file(),
         REFERENCE / "workspace.md": workspace_settings(),
         REFERENCE / "cli.md": command_line(),
@@ -299,6 +302,23 @@ def environment_file() -> str:
         f"{registered['properties']['build']['description']}",
         _table(registered["properties"]["build"], "build"),
     ]
+    return _page(parts)
+
+
+def target_file() -> str:
+    """The page of the target file's keys, from its schema."""
+    whole = schemas.target_schema()
+    parts = [
+        "# The target file",
+        GENERATED,
+        f"{whole['description']} `tfjob compute create -f FILE` reads it; problems in it are reported as those of a job file.",
+        (
+            "The target `local`, this machine, needs no file and is always there. See [Nodes with Docker]"
+            "(../how-to/docker-nodes.md)."
+        ),
+    ]
+    for kind, said in whole["$defs"].items():
+        parts += [f"## kind: {kind}", said["description"], _table(said, ""), *_sections(said, "", 3)]
     return _page(parts)
 
 
@@ -479,8 +499,13 @@ def task_environment() -> str:
             "[decision 4](../decisions/0004-few-inherited-variables.md)."
         ),
         (
-            "The launcher of an MPI job is no task of the user's: it has `PATH` and what is inherited. Ranks also have what "
+            "The launcher of an MPI job is no task of the user's: it has `PATH`, what is inherited, and those of "
+            "`environment_variables` that mpirun itself reads (`OMPI_MCA_*`, `PRTE_MCA_*`, `PMIX_MCA_*`). Ranks also have what "
             "the MPI library sets, such as `OMPI_COMM_WORLD_RANK`."
+        ),
+        (
+            "On several nodes tasks are told by which network interface they reach their peers: `NCCL_SOCKET_IFNAME`, and under "
+            "MPI `HOROVOD_GLOO_IFACE`. `environment_variables` win over both."
         ),
     ]
     return _page(parts)
@@ -491,6 +516,7 @@ _HEADINGS = {
     "Phase": "phases[]",
     "TaskRecord": "tasks[]",
     "Failure": "failure",
+    "Attempt": "attempts[]",
     "Output": "outputs[]",
     "DatasetRecord": "datasets[]",
     "Supervisor": "supervisor",
@@ -653,10 +679,10 @@ def _type(hint: Any) -> str:
 
 def _events_in_code() -> set[str]:
     """The kinds of events that the supervisor writes."""
-    from tfjob.runs import supervision  # noqa: PLC0415  # only for this
+    from tfjob.runs import chronicle, supervision  # noqa: PLC0415  # only for this
 
-    source = inspect.getsource(supervision)
-    return {part.partition('"')[0] for part in source.split('_event("')[1:]}
+    source = inspect.getsource(supervision) + inspect.getsource(chronicle)
+    return {part.partition('"')[0] for part in source.split('.event("')[1:]}
 
 
 def _same(what: str, described: Iterable[str], real: Iterable[str]) -> None:

@@ -10,8 +10,10 @@ from tfjob.datasets.files import DatasetFiles
 from tfjob.environments import Definition
 from tfjob.environments.resolved import DockerfileSource, ResolvedEnvironment
 from tfjob.errors import ExitCode, TargetError, UsageError
-from tfjob.resolve import ResolvedJob, resolve, unknown_target
+from tfjob.resolve import ResolvedJob, resolve
 from tfjob.spec.job import ComputeSpec, DatasetSpec, JobSpec
+from tfjob.targets.definition import ClusterDefinition, NodeDefinition, SlurmDefinition
+from tfjob.targets.request import defined_target
 from tfjob.targets.target import Gpu, Node, Target
 
 GPUS = (Gpu(0, "GPU-a"), Gpu(1, "GPU-b"))
@@ -111,7 +113,37 @@ def test_a_dataset_of_one_file_has_one(files: int) -> None:
         resolved(ComputeSpec(), dataset=DatasetSpec(type="file"), files=files)
 
 
-def test_an_unknown_target_names_the_known_ones() -> None:
-    error = unknown_target("lab", ("local", "farm"))
-    assert error.message == "there is no compute target 'lab'"
-    assert error.hint == "Known targets: local, farm."
+LAB = ClusterDefinition(
+    "lab", (NodeDefinition("a", "ssh://a", gpus=2), NodeDefinition("b", "ssh://b")), shared=("/data",)
+)
+
+
+def test_a_cluster_always_runs_containers() -> None:
+    target = defined_target(LAB)
+    assert resolved(ComputeSpec(), target).runtime == "docker"
+    assert resolved(ComputeSpec(node_count=2, gpus_per_node=2), target, environment=PACKAGES).runtime == "docker"
+    with pytest.raises(UsageError, match="the nodes of target lab run containers") as caught:
+        resolved(ComputeSpec(runtime="process"), target)
+    assert "compute.target: local" in caught.value.hint
+    with pytest.raises(TargetError, match="asks for 3 nodes; target lab has 2"):
+        resolved(ComputeSpec(node_count=3), target)
+
+
+@pytest.mark.parametrize(
+    ("store", "packages"), [(None, "baked"), (Path("/home/me/store"), "baked"), (Path("/data/store"), "mounted")]
+)
+def test_packages_are_baked_unless_all_nodes_have_the_store(store: Path | None, packages: str) -> None:
+    spec = JobSpec("job", "experiment", script="train.py")
+    found = resolve(spec, code=None, datasets=(), environment=PACKAGES, target=defined_target(LAB), store=store)
+    assert found.spec.compute.container.packages == packages
+
+
+def test_slurm_runs_what_the_job_asks_for_and_is_asked_about_room_later() -> None:
+    target = defined_target(SlurmDefinition("site"))
+    assert resolved(ComputeSpec(node_count=99, gpus_per_node=8), target).runtime == "process"
+    assert resolved(ComputeSpec(), target, environment=IMAGE).runtime == "docker"
+    without = defined_target(SlurmDefinition("site", runtime="none"))
+    assert resolved(ComputeSpec(), without, environment=PACKAGES).runtime == "process"
+    for environment in (IMAGE, DOCKERFILE):
+        with pytest.raises(UsageError, match="target site runs none"):
+            resolved(ComputeSpec(), without, environment=environment)

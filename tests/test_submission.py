@@ -2,6 +2,7 @@ from __future__ import annotations
 
 import inspect
 import stat
+from dataclasses import replace
 from pathlib import Path
 from typing import cast
 
@@ -10,10 +11,12 @@ import pytest
 from tfjob import submission
 from tfjob.environments.definition import definition_of
 from tfjob.environments.lock import Lock
-from tfjob.errors import NotFound, UsageError
+from tfjob.errors import NotFound, TargetError, UsageError
 from tfjob.rundir import RunDirectory
 from tfjob.runs.starting import StartingSupervisor
 from tfjob.spec.job import EnvironmentSpec
+from tfjob.targets.definition import ClusterDefinition, NodeDefinition, SlurmDefinition
+from tfjob.targets.registered import Targets
 from tfjob.workspace import GPU_IMAGE, make_workspace
 
 JOB = """\
@@ -148,3 +151,28 @@ def test_a_rerun_needs_its_secrets_in_the_shell_that_asks_for_it(job: Path, monk
 @pytest.mark.parametrize("name", ["plan", "prepare", "prepare_rerun", "submit"])
 def test_no_environment_is_taken_that_the_supervisor_would_not_have(name: str) -> None:
     assert "environ" not in inspect.signature(getattr(submission, name)).parameters
+
+
+def test_a_rerun_uses_the_target_as_it_is_now(job: Path) -> None:
+    workspace, _ = make_workspace(job.parent)
+    targets = Targets(workspace.compute)
+    a, b = (NodeDefinition(name, f"ssh://{name}", labels=(("type", "x"),)) for name in "ab")
+    targets.create(ClusterDefinition("lab", (a, b, NodeDefinition("c", "ssh://c"))))
+    job.write_text(f"{JOB}compute: {{target: lab, node_count: 2, node_type: x}}\n")
+    supervisor = NoSupervisor()
+    submission.begin(submission.prepare(job, workspace=workspace), workspace, cast("StartingSupervisor", supervisor))
+    (run,) = supervisor.given
+    d = replace(a, name="d", engine="ssh://d")
+    targets.update(ClusterDefinition("lab", (a, d, NodeDefinition("c", "ssh://c")), wait_s=5.0))
+    again = submission.prepare_rerun(workspace, run).plan
+    assert again.cluster == ClusterDefinition("lab", (a, d), wait_s=5.0)
+    targets.update(ClusterDefinition("lab", (a,)))
+    with pytest.raises(TargetError, match="asks for 2 nodes; target lab has 1"):
+        submission.prepare_rerun(workspace, run)
+    targets.update(SlurmDefinition("lab"))
+    with pytest.raises(UsageError, match="lab is of kind slurm now"):
+        submission.prepare_rerun(workspace, run)
+    targets.delete("lab")
+    planned = submission.prepare_rerun(workspace, run).plan.cluster
+    assert planned is not None
+    assert planned.nodes == (a, b)

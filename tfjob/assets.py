@@ -31,7 +31,7 @@ if TYPE_CHECKING:
     from collections.abc import Iterable, Iterator, Mapping, Sequence
     from pathlib import Path
 
-__all__ = ["LATEST", "Assets", "Entry", "split_name"]
+__all__ = ["LATEST", "Assets", "Entry", "differences", "split_name"]
 
 _NAME = re.compile(r"[A-Za-z0-9][A-Za-z0-9_.-]{0,62}")
 _ALLOWED = "at most 63 letters, digits, _, . and -, starting with a letter or digit"
@@ -189,14 +189,14 @@ class Assets:
         if same.digest == digest:
             return replace(same, is_new=False)
         raise UsageError(
-            f"the {self.kind} {same.full_name} exists with another content:{_differences(same.content, content)}",
+            f"the {self.kind} {same.full_name} exists with another content:{differences(same.content, content)}",
             "A version never changes: give another one, or leave it out and use --new-version.",
         )
 
     def _changed(self, latest: Entry, content: dict[str, Any]) -> UsageError:
         return UsageError(
             f"the {self.kind} {latest.name} exists, and its latest version {latest.version} differs:"
-            f"{_differences(latest.content, content)}",
+            f"{differences(latest.content, content)}",
             "Keep this beside it with --new-version (or --version NAME), or register it under another name.",
         )
 
@@ -272,7 +272,7 @@ def _after(created: str) -> str:
     return now.isoformat(timespec="microseconds")
 
 
-def _differences(old: Any, new: Any, where: str = "") -> str:
+def differences(old: Any, new: Any, where: str = "") -> str:
     """Say in lines what differs, a line for each value: ``- dependencies[1]: "numpy" → "numpy<2"``."""
     lines = list(_compare(old, new, where))
     more = [f"… and {len(lines) - 8} more"] if len(lines) > 9 else []

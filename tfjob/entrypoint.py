@@ -12,6 +12,8 @@ task.json:
     exit.json        exit_code or signal, time, stopped (true when tfjob asked for the end), and out_of_memory if the
                      kernel killed something of the task's control group for that
 
+The log of a task that is tried again begins with a line that says so (TFJOB_RESTART_COUNT in `env`, not 0).
+
 SIGTERM is passed on to the command's whole process group; after the grace period everything left is killed. When the
 command has ended, whatever it started and left behind is killed too: nothing outlives a task. The result file's space
 is taken at the start, so that a full disk can't lose how a task ended.
@@ -56,6 +58,9 @@ def main(tasks_directory: str, name: str) -> int:
     signal.pthread_sigmask(signal.SIG_BLOCK, SIGNALS)
     prctl(PR_SET_CHILD_SUBREAPER, 1)
     kills = out_of_memory_kills()
+    restarts = task["env"].get("TFJOB_RESTART_COUNT", "0")
+    if restarts.isdigit() and int(restarts):
+        complain("tfjob: this is attempt {}".format(int(restarts) + 1))
     child = spawn(task)
     write(directory, "started.json", {"pid": os.getpid(), "start_ticks": start_ticks(os.getpid()), "time": time.time()})
     status, stopped = watch(child, task, directory)

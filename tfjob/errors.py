@@ -8,6 +8,8 @@
     ├── NotFound               3   a run, workspace or registered name that is not there
     ├── PreparationError       4   an environment, image or dataset could not be made
     ├── TargetError            5   the compute target could not be reached, or had no room in time
+    │   ├── NodeLost           5   a node that the run had can't be reached any more
+    │   └── TargetRefused      5   it said no, or does not exist: waiting for it does not help
     ├── RunFailed              1   the run itself ended in Failed or Canceled
     ├── TimedOut             124   `tfjob wait --timeout` ran out (the code of coreutils' timeout)
     └── Interrupted          130   the person (or the CI system) stopped the command
@@ -26,11 +28,13 @@ __all__ = [
     "ExitCode",
     "Interrupted",
     "InvalidFile",
+    "NodeLost",
     "NotFound",
     "PreparationError",
     "Problem",
     "RunFailed",
     "TargetError",
+    "TargetRefused",
     "TfjobError",
     "TimedOut",
     "UsageError",
@@ -111,6 +115,14 @@ class TargetError(TfjobError):
     """A compute target could not be reached, or had no room in time."""
 
     exit_code = ExitCode.TARGET_FAILED
+
+
+class NodeLost(TargetError):
+    """A node that a run had can't be reached any more. The run may start again on others."""
+
+
+class TargetRefused(TargetError):
+    """A login, a host key or a certificate was refused, or a name leads nowhere: waiting does not change the answer."""
 
 
 class RunFailed(TfjobError):

@@ -2,12 +2,15 @@
 
 from __future__ import annotations
 
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from typing import TYPE_CHECKING, Literal
 
-from tfjob.errors import NotFound, TargetError, UsageError
+from tfjob.errors import TargetError, UsageError
+from tfjob.targets.request import refuse_what_never_fits, shares
 
 if TYPE_CHECKING:
+    from pathlib import Path
+
     from tfjob.datasets.files import DatasetFiles
     from tfjob.environments.resolved import ResolvedEnvironment
     from tfjob.snapshot import Snapshot
@@ -39,21 +42,62 @@ def resolve(
     datasets: tuple[tuple[str, DatasetFiles], ...],
     environment: ResolvedEnvironment | None,
     target: Target,
+    store: Path | None = None,
 ) -> ResolvedJob:
     """Put the job and what its names stand for together, refusing what the target can never run.
+
+    `store` is where environments are kept on this machine: nodes of a cluster that do not share it get packages in images.
 
     Raises TargetError when the job asks for more nodes or GPUs than the target has at all, and UsageError for an
     environment that its runtime does not have and for a dataset that is to be one file and is not.
     """
     compute = spec.compute
+    runtime = _runtime(spec, environment, target)
+    if target.cluster is not None:
+        refuse_what_never_fits(target.cluster, compute.node_count, compute.gpus_per_node)
+        if store is None or not shares(target.cluster, store):
+            baked = replace(compute.container, packages="baked")
+            spec = replace(spec, compute=replace(compute, container=baked))
+    elif target.slurm is None:
+        _refuse_room(spec, target)
+    for name, dataset in datasets:
+        if dict(spec.dataset)[name].type == "file" and len(dataset.files) != 1:
+            raise UsageError(
+                f"dataset {name} is of the type file, and its paths name {_count(len(dataset.files), 'file')}",
+                "Name one file, or leave the type out: the expression then stands for the directory that holds them.",
+            )
+    return ResolvedJob(spec, code, datasets, environment, target, runtime)
+
+
+def _runtime(spec: JobSpec, environment: ResolvedEnvironment | None, target: Target) -> Literal["process", "docker"]:
+    """Whether tasks run in containers: always on a cluster, elsewhere where the job or its environment says so."""
+    asked = spec.compute.runtime
     in_container = environment is not None and environment.needs_container
-    if compute.runtime == "process" and environment is not None and in_container:
+    if target.cluster is not None and asked == "process":
+        raise UsageError(
+            f"compute.runtime is process, and the nodes of target {target.name} run containers",
+            "Leave compute.runtime out; processes are for `compute.target: local` and for Slurm.",
+        )
+    if asked == "process" and environment is not None and in_container:
         what = "an image" if environment.image else "a Dockerfile"
         raise UsageError(
             f"compute.runtime is process, and the environment {environment.name or ''} is {what}".replace("  ", " "),
             "Set `compute.runtime: docker`, or leave it out.",
         )
-    runtime: Literal["process", "docker"] = "docker" if compute.runtime == "docker" or in_container else "process"
+    runtime: Literal["process", "docker"] = (
+        "docker" if target.cluster is not None or asked == "docker" or in_container else "process"
+    )
+    if target.slurm is not None and target.slurm.runtime == "none" and runtime == "docker":
+        raise UsageError(
+            f"the job needs containers, and target {target.name} runs none (runtime: none)",
+            "Use an environment of packages without compute.runtime: docker, or give the target a runtime.",
+        )
+    return runtime
+
+
+def _refuse_room(spec: JobSpec, target: Target) -> None:
+    """Raise TargetError for more nodes or GPUs than were found."""
+    compute = spec.compute
     if compute.node_count > len(target.nodes):
         raise TargetError(
             f"the job asks for {_count(compute.node_count, 'node')}; target {target.name} has {len(target.nodes)}",
@@ -66,18 +110,6 @@ def resolve(
                 f"the job asks for {_count(compute.gpus_per_node, 'GPU')} per node; {found}",
                 node.gpu_note or f"Set `compute.gpus_per_node` to at most {len(node.gpus)}.",
             )
-    for name, dataset in datasets:
-        if dict(spec.dataset)[name].type == "file" and len(dataset.files) != 1:
-            raise UsageError(
-                f"dataset {name} is of the type file, and its paths name {_count(len(dataset.files), 'file')}",
-                "Name one file, or leave the type out: the expression then stands for the directory that holds them.",
-            )
-    return ResolvedJob(spec, code, datasets, environment, target, runtime)
-
-
-def unknown_target(name: str, known: tuple[str, ...]) -> NotFound:
-    """The error for a compute target nobody has defined."""
-    return NotFound(f"there is no compute target {name!r}", f"Known targets: {', '.join(known)}.")
 
 
 def _count(number: int, noun: str) -> str:

@@ -12,9 +12,11 @@
       environment.image    the image the run used, by its id, where that was not made of a lock
       logs/TASK.log        each task's output; what the script writes to ./logs is in logs/user/
       logs/environment.log how the environment was built
+      logs/attempt-N/      the tasks' logs of an attempt that failed and was tried again, N from 1
       outputs/             what the script wrote to ./outputs
       tasks/TASK/          task.json, started.json, exit.json (see tfjob/entrypoint.py)
       work/TASK/           the task's working copy of the code; afterwards only what the script left there
+      attempts/N/          tasks/ and work/ of an attempt that failed and was tried again
       datasets/            links to (or copies of) the datasets, while the run lasts
       datasets.json        what was fetched: every file of the datasets with its SHA-256
       inherited.json       the few variables tasks inherit from the shell that submitted it; no secrets
@@ -26,6 +28,7 @@
 from __future__ import annotations
 
 import json
+import os
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
@@ -110,6 +113,19 @@ class RunDirectory:
         return self.path / "datasets"
 
     @property
+    def attempts(self) -> Path:
+        """What is kept of attempts that failed and were tried again, a directory each, its name the number."""
+        return self.path / "attempts"
+
+    @property
+    def restart_count(self) -> int:
+        """How many attempts have been put away: 0 while the first goes on."""
+        try:
+            return sum(name.isdecimal() for name in os.listdir(self.attempts))
+        except FileNotFoundError:
+            return 0
+
+    @property
     def fetched(self) -> Path:
         """The datasets as they were fetched, where some of their files were behind addresses."""
         return self.path / "datasets.json"
@@ -146,6 +162,10 @@ class RunDirectory:
     def log(self, task: str) -> Path:
         """A task's log."""
         return self.logs / f"{task}.log"
+
+    def attempt_logs(self, number: int) -> Path:
+        """The directory of the tasks' logs of an attempt that has been put away. It is there whole or not at all."""
+        return self.logs / f"attempt-{number}"
 
     def work(self, task: str) -> Path:
         """A task's working directory."""

@@ -8,7 +8,7 @@ import shutil
 import tempfile
 import time
 from collections.abc import Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from functools import partial
 from pathlib import Path
 
@@ -21,7 +21,7 @@ from tfjob.errors import NotFound, UsageError
 from tfjob.foresight.pairings import Finding
 from tfjob.planning.make import make_plan
 from tfjob.planning.plan import Plan
-from tfjob.resolve import ResolvedJob, resolve, unknown_target
+from tfjob.resolve import ResolvedJob, resolve
 from tfjob.rundir import RunDirectory
 from tfjob.runs.fetched import dataset_records, with_fetched
 from tfjob.runs.record import Record, iso, read_record, write_record
@@ -30,7 +30,11 @@ from tfjob.runs.starting import StartingSupervisor
 from tfjob.snapshot import Snapshot, scan, take
 from tfjob.spec.job import DatasetSpec, JobSpec
 from tfjob.spec.load import load
+from tfjob.targets.definition import SlurmDefinition
 from tfjob.targets.local import LOCAL, local_target
+from tfjob.targets.registered import Targets
+from tfjob.targets.request import defined_target, narrowed, refuse_what_never_fits
+from tfjob.targets.target import Target
 from tfjob.values import decode, encode
 from tfjob.workspace import Config, Workspace, default_config, find_workspace, make_workspace
 
@@ -107,7 +111,8 @@ def begin(ready: Ready, workspace: Workspace, supervisor: StartingSupervisor | N
 def prepare_rerun(workspace: Workspace, run: RunDirectory) -> Ready:
     """The very Plan of an earlier run, to `begin` once more: the same code, environment, datasets and arguments.
 
-    Raises UsageError when a secret it needs is not set in this shell, and NotFound when its code is no longer kept.
+    Its target is used as it is defined now. Raises UsageError when a secret it needs is not set in this shell, NotFound
+    when its code is no longer kept, and TargetError when the target can no longer run it.
     """
     made = with_fetched(decode(Plan, json.loads(run.plan.read_bytes())), run)
     missing = [name for name in made.secrets if name not in os.environ]
@@ -120,6 +125,7 @@ def prepare_rerun(workspace: Workspace, run: RunDirectory) -> Ready:
     source = run.job_file.read_text(encoding="utf-8")
     lock = run.lock_file.read_text(encoding="utf-8") if run.lock_file.exists() else None
     image = run.image_file.read_text(encoding="utf-8") if run.image_file.exists() else None
+    made = _on_present_target(made, workspace)
     return Ready(made, None, source, read_record(run).overrides, rerun_of=run.id, lock=lock, image=image)
 
 
@@ -135,18 +141,49 @@ def _loaded(job: JobSpec | Path | str, overrides: Sequence[str]) -> JobSpec:
 
 def _look_up(spec: JobSpec, workspace: Workspace | None, config: Config) -> ResolvedJob:
     """The edge of the pure part: read what the job's names stand for, from the disk and the target, now."""
-    if spec.compute.target != LOCAL:
-        raise unknown_target(spec.compute.target, (LOCAL,))
-    # A job without GPUs need not ask the driver: the answer takes longer than the job may.
-    declared = config.local_gpus if spec.compute.gpus_per_node else 0
-    target = local_target(declared_gpus=declared, cuda_visible_devices=os.environ.get("CUDA_VISIBLE_DEVICES"))
+    target = _target(spec, workspace, config)
     return resolve(
         spec,
         code=scan(spec.code, config.snapshot_limit_mib) if spec.code else None,
         datasets=tuple((name, _dataset_files(dataset, workspace)) for name, dataset in spec.dataset),
-        environment=_environment(spec, workspace, config),
+        environment=_environment(spec, workspace, config, in_container=target.cluster is not None),
         target=target,
+        store=config.store,
     )
+
+
+def _target(spec: JobSpec, workspace: Workspace | None, config: Config) -> Target:
+    """This machine as it is now, or another target as its definition says. Raises NotFound where there is none."""
+    compute = spec.compute
+    if compute.target == LOCAL:
+        # A job without GPUs need not ask the driver: the answer takes longer than the job may.
+        declared = config.local_gpus if compute.gpus_per_node else 0
+        return local_target(declared_gpus=declared, cuda_visible_devices=os.environ.get("CUDA_VISIBLE_DEVICES"))
+    definition = Targets(workspace.compute if workspace else None).get(compute.target).definition
+    return defined_target(
+        narrowed(definition, node_type=compute.node_type, priority=compute.priority, properties=compute.properties)
+    )
+
+
+def _on_present_target(made: Plan, workspace: Workspace) -> Plan:
+    """An earlier plan on its target as that is defined now, if it still is. Raises TargetError where it no longer fits."""
+    if made.cluster is None and made.slurm is None:
+        return made
+    registered = Targets(workspace.compute).find(made.target)
+    if registered is None:
+        return made
+    definition = narrowed(
+        registered.definition, node_type=made.node_type, priority=made.priority, properties=made.target_properties
+    )
+    if definition.kind != ("docker" if made.cluster else "slurm"):
+        raise UsageError(
+            f"the compute target {made.target} is of kind {definition.kind} now, and the run was planned for another",
+            "Submit the job again: tfjob submit JOB.yml",
+        )
+    if isinstance(definition, SlurmDefinition):
+        return replace(made, slurm=definition)
+    refuse_what_never_fits(definition, made.node_count, made.gpus_per_node)
+    return replace(made, cluster=definition)
 
 
 def _foreseen(resolved: ResolvedJob, config: Config) -> tuple[Finding, ...]:
@@ -164,7 +201,9 @@ def _foreseen(resolved: ResolvedJob, config: Config) -> tuple[Finding, ...]:
     return found
 
 
-def _environment(spec: JobSpec, workspace: Workspace | None, config: Config) -> ResolvedEnvironment | None:
+def _environment(
+    spec: JobSpec, workspace: Workspace | None, config: Config, *, in_container: bool
+) -> ResolvedEnvironment | None:
     resolve_from = partial(resolve_environment, base_dir=spec.base_dir, image_of=config.image)
     if spec.environment.name is None:
         found = resolve_from(spec.environment)
@@ -173,7 +212,7 @@ def _environment(spec: JobSpec, workspace: Workspace | None, config: Config) -> 
 
         named = find(spec.environment.name, workspace.environments if workspace else None)
         found = resolve_from(named.spec, name=named.full_name, variables=named.variables, lock=named.lock)
-    if found is None and spec.compute.runtime == "docker":
+    if found is None and (in_container or spec.compute.runtime == "docker"):
         return ResolvedEnvironment(image=config.image(spec.environment.base))
     return found
 

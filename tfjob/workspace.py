@@ -7,6 +7,7 @@
       runs/RUN/            one directory a run (see tfjob/rundir.py)
       snapshots/DIGEST/    source directories by content
       environments/        registered environments, by name and version
+      compute/             compute targets, by name
       datasets/            registered datasets, by name and version
       .gitignore           keeps all of it out of version control
 
@@ -99,6 +100,11 @@ class Workspace:
     def environments(self) -> Path:
         """The directory of registered environments."""
         return self.root / "environments"
+
+    @property
+    def compute(self) -> Path:
+        """The directory of compute targets."""
+        return self.root / "compute"
 
     @property
     def datasets(self) -> Path:

@@ -29,12 +29,13 @@ from tfjob.cli.parser import app
 from tfjob.errors import InvalidFile
 from tfjob.spec import conda
 from tfjob.spec.load import load_text
+from tfjob.targets.file import load as load_target
 
 __all__ = ["PAGES", "Block", "Player", "blocks", "check_commands", "is_known"]
 
 PAGES = sorted([REPOSITORY / "README.md", REPOSITORY / "CHANGELOG.md", *(REPOSITORY / "docs").rglob("*.md")])
 KINDS = {
-    "yaml": ("", "part", "environment", "wrong", "other"),
+    "yaml": ("", "part", "environment", "target", "wrong", "other"),
     "console": ("", "real", "docker"),
     "sh": ("", "check"),
     "python": ("",),
@@ -126,6 +127,10 @@ class Player:
             file = self.folder / (block.title or "shown-environment.yml")
             file.write_text(block.text, encoding="utf-8")
             conda.load(file)
+        elif block.kind == "target":
+            file = self.folder / (block.title or "shown-target.yml")
+            file.write_text(block.text, encoding="utf-8")
+            load_target(file, name="shown")
         elif block.kind == "other":
             yaml.safe_load(block.text)
         elif block.kind == "wrong":
@@ -269,7 +274,7 @@ def _check_one(words: list[str], block: Block) -> None:
     if program == "timeout":
         _check_one(words[next(i for i, word in enumerate(words) if word == "tfjob") :], block)
     elif program == "make":
-        targets = re.findall(r"^([a-z]+):", (REPOSITORY / "Makefile").read_text(encoding="utf-8"), re.MULTILINE)
+        targets = re.findall(r"^([a-z-]+):", (REPOSITORY / "Makefile").read_text(encoding="utf-8"), re.MULTILINE)
         assert set(arguments) <= set(targets), f"{block}: no such target: make {' '.join(arguments)}"
     elif program == "tfjob":
         _check_options(arguments, block)

@@ -51,9 +51,6 @@ def test_what_is_said_to_be_missing_is_refused(key: str, tmp_path: Path) -> None
 def test_what_is_said_to_have_no_effect_is_accepted_and_changes_nothing(tmp_path: Path) -> None:
     values = {
         "display_name": "display_name: Another name",
-        "compute.node_type": "compute: {node_type: a100}",
-        "compute.priority": "compute: {priority: low}",
-        "compute.properties": "compute: {properties: {partition: gpu}}",
     }
     assert set(values) == set(GENERATE.NO_EFFECT)
     without = _plan("", tmp_path)

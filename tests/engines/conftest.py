@@ -11,8 +11,8 @@ from docker_parts import Daemon, docker_daemon, docker_engine, test_base
 from engines.engine_bench import ENGINES, IMAGE, PREPARED, Bench, plan
 from support import processes_of
 
+from tfjob.dockerapi.api import DockerApi
 from tfjob.engines.base import Prepared
-from tfjob.engines.docker_api import DockerApi
 from tfjob.planning.plan import TaskPlan
 from tfjob.rundir import RunDirectory
 

@@ -19,9 +19,9 @@ from support import eventually
 
 from tfjob.datasets.files import find_files
 from tfjob.datasets.placing import place
+from tfjob.dockerapi.api import DockerApi
 from tfjob.engines.base import Prepared
 from tfjob.engines.docker import DockerEngine
-from tfjob.engines.docker_api import DockerApi
 from tfjob.planning.plan import DatasetPlan
 from tfjob.rundir import RunDirectory
 

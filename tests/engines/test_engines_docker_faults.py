@@ -16,9 +16,9 @@ from engines.docker_bench import FOREVER, PYTHON, end, given
 from engines.engine_bench import ENGINES, IMAGE, PREPARED, Bench, plan, task
 from support import eventually, processes_of
 
+from tfjob.dockerapi.api import DockerApi
 from tfjob.engines import docker
 from tfjob.engines.base import Prepared
-from tfjob.engines.docker_api import DockerApi
 from tfjob.errors import PreparationError, TargetError
 from tfjob.rundir import RunDirectory
 

@@ -35,7 +35,13 @@ def planned() -> Planned:
             distribution=distribution,
         )
         target = Target("local", "local", tuple(Node(f"n{number}", f"host{number}") for number in range(nodes)))
-        looked_up: dict[str, Any] = {"code": None, "datasets": (), "environment": None, **(found or {})}
-        return make_plan(ResolvedJob(spec, target=target, **looked_up))
+        looked_up: dict[str, Any] = {
+            "code": None,
+            "datasets": (),
+            "environment": None,
+            "target": target,
+            **(found or {}),
+        }
+        return make_plan(ResolvedJob(spec, **looked_up))
 
     return planned

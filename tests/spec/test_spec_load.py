@@ -241,7 +241,7 @@ def test_everything_is_reported_at_once(problems_of: Problems) -> None:
         "command: z\n"
         "arguments: ['${{ env.NOPE }}', null]\n"
         "compute: {node_count: 0}\n"
-        "retries: {max: 3}\n"
+        "services: {a: {port: 1}}\n"
     )
     assert [(line.split(":")[1], line.split(": ")[1]) for line in found] == [
         ("1", "name"),
@@ -253,7 +253,7 @@ def test_everything_is_reported_at_once(problems_of: Problems) -> None:
         ("7", "arguments[0]"),
         ("7", "arguments[1]"),
         ("8", "compute.node_count"),
-        ("9", "retries.max"),
+        ("9", "services"),
     ]
 
 

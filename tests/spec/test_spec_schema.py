@@ -10,7 +10,7 @@ import pytest
 from jsonschema import Draft202012Validator
 
 from tfjob.spec import job
-from tfjob.spec.schema import default, environment_schema, lookup, schema
+from tfjob.spec.schema import default, environment_schema, lookup, schema, target_schema
 
 Said = dict[str, Any]
 
@@ -24,10 +24,11 @@ SECTIONS: dict[str, Any] = {
     "outputs": job.OutputsSpec,
     "outputs.named.*": job.OutputSpec,
     "limits": job.LimitsSpec,
+    "retries": job.RetriesSpec,
 }
 # Keys without a field: nothing of them is left once a job is loaded, or this version cannot do them.
 WITHOUT_FIELD = {
-    "": {"$schema", "parameters", "retries", "services", "sweep"},
+    "": {"$schema", "parameters", "services", "sweep"},
     "compute": {"shm_size", "docker_args", "container_packages"},
     "outputs.named.*": {"mode", "path", "register"},
 }
@@ -44,10 +45,11 @@ def walk(said: Said, where: str = "") -> Iterator[tuple[str, Said]]:
             yield from walk(said[inner], where + mark)
 
 
-EVERY = [*walk(schema()), *walk(environment_schema())]
+TARGETS = [target_schema("docker"), target_schema("slurm")]
+EVERY = [entry for content in (schema(), environment_schema(), *TARGETS) for entry in walk(content)]
 
 
-@pytest.mark.parametrize("content", [schema(), environment_schema()])
+@pytest.mark.parametrize("content", [schema(), environment_schema(), *TARGETS])
 def test_it_is_a_schema(content: Said) -> None:
     Draft202012Validator.check_schema(content)
     assert not any("$ref" in said for _, said in walk(content))
@@ -164,7 +166,7 @@ def test_defaults() -> None:
         (("environment", "conda_file"), "`tfjob env lock`"),
         (("environment", "conda", "variables"), "the job's value holds"),
         (("compute", "node_type"), "no effect on the target local"),
-        (("compute", "priority"), "no effect on the target local"),
+        (("compute", "priority"), "no effect on other targets"),
         (("compute", "properties"), "no effect on the target local"),
     ],
 )

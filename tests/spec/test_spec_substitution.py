@@ -98,7 +98,7 @@ def test_overrides_take_part(load_job: Load) -> None:
             "command: ${{ run.di }}",
             (
                 "command: found the unknown name run.di; env.NAME, parameters.NAME, dataset.digits, logs.dir, node.index, "
-                "outputs.dir, run.dir, run.id, task.index, task.name, task.type are allowed. Did you mean run.dir?"
+                "outputs.dir, restart.count, run.dir, run.id, task.index, task.name, task.type are allowed. Did you mean run.dir?"
             ),
         ),
         (

@@ -12,7 +12,6 @@ Problems = Callable[..., list[str]]
 @pytest.mark.parametrize(
     ("line", "place", "what", "hint"),
     [
-        ("retries: {max: 1}", "11: retries.max", "a retry", "Use 0, or submit again with tfjob rerun."),
         ("services: {a: {port: 1}}", "1: services", "a service", "Remove it."),
         (
             "sweep: {search_space: {}, objective: {goal: maximize, primary_metric: a}, limits: {max_total_trials: 1}}",
@@ -74,7 +73,7 @@ def test_what_has_a_problem_already_is_passed_over(problems_of: Problems, line: 
 @pytest.mark.parametrize(
     "line",
     [
-        "retries: {max: 0}\nservices: {}",
+        "retries: {max: 2, on: [failure]}\nservices: {}",
         "compute: {runtime: auto}",
         "compute: {runtime: docker, container_packages: baked}",
         "compute: {target: box, node_count: 3, gpus_per_node: 99}",  # for the workspace to say

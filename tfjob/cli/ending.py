@@ -18,6 +18,8 @@ def print_end(record: Record, screen: TextIO) -> None:
     state = colored(record.state, STATE_STYLES.get(record.state, ""), screen)
     phases = "" if uses_color(screen) else _phases(record)
     print(f"{state} in {duration(record.duration_s)}{phases}", file=screen)
+    for attempt in record.attempts:
+        print(f"  {f'attempt {attempt.number}'.ljust(9)} {attempt.failure.told}", file=screen)
     if record.failure:
         _print_failure(record, screen)
     for note in record.notes:
@@ -38,7 +40,8 @@ def _places(record: Record) -> list[tuple[str, str]]:
         lines.append(("outputs", f"{shown_path(f'{record.dir}/outputs')}  ({held})"))
     if record.left_in_work:
         kept = f"{plural(len(record.left_in_work), 'file')} written outside of ./outputs"
-        lines.append(("also kept", f"{shown_path(f'{record.dir}/work')}  ({kept})"))
+        place = record.dir if record.left_in_work[0].startswith("attempts/") else f"{record.dir}/work"
+        lines.append(("also kept", f"{shown_path(place)}  ({kept})"))
     return [*lines, ("logs", shown_path(f"{record.dir}/logs"))]
 
 

@@ -21,7 +21,7 @@ from tfjob.workspace import open_workspace
 
 if TYPE_CHECKING:
     from tfjob.cli.task_output import TaskOutput
-    from tfjob.runs.record import Record
+    from tfjob.runs.record import Attempt, Record
 
 __all__ = ["list_runs", "logs", "show"]
 
@@ -67,19 +67,24 @@ def logs(
 ) -> None:
     """Print what the tasks of a run have printed; with -f, go on until the run is over."""
     from tfjob.cli.task_output import TaskOutput  # noqa: PLC0415  # only for this
-    from tfjob.runs.follow import read_output, tail_offsets  # noqa: PLC0415
+    from tfjob.runs.follow import OutputReader, tail_offsets  # noqa: PLC0415
     from tfjob.runs.record import read_record  # noqa: PLC0415
 
     directory = find_run(open_workspace(), run)
     names = _task_names(directory, task)
     output = TaskOutput(names, sys.stdout.buffer, sys.stdout)
-    offsets = tail_offsets(directory, names, tail) if tail else {}
+    last = directory.restart_count + 1
+    first, offsets = (last, tail_offsets(directory, names, tail)) if tail else (1, {})
     if follow:
-        _follow(directory, names, offsets, output)
+        _follow(directory, names, (first, offsets), output)
         return
+    reader = OutputReader(directory, names, offsets, attempt=first)
     try:
-        for chunk in read_output(directory, offsets, names):
-            output.write(chunk)
+        for attempt in range(first, last + 1):
+            reader.last = attempt
+            for chunk in reader.read():
+                output.write(chunk)
+            output.close()
     finally:
         output.close()
     record = read_record(directory)
@@ -88,8 +93,8 @@ def logs(
         print(f"tfjob: {record.state}; `tfjob logs -f {record.id}` goes on", file=sys.stderr)
 
 
-def _follow(directory: RunDirectory, names: list[str], offsets: dict[str, int], output: TaskOutput) -> None:
-    """Print output until the run is over; before there is any, what the run is at."""
+def _follow(directory: RunDirectory, names: list[str], begin: tuple[int, dict[str, int]], output: TaskOutput) -> None:
+    """Print output until the run is over; before there is any, what the run is at. `begin`: in which attempt, and where."""
     from tfjob.cli.live import print_stopped, watched  # noqa: PLC0415  # only for this
     from tfjob.runs.follow import Chunk, follow  # noqa: PLC0415
     from tfjob.runs.record import read_record  # noqa: PLC0415
@@ -98,12 +103,15 @@ def _follow(directory: RunDirectory, names: list[str], offsets: dict[str, int], 
         with watched(directory):
             is_quiet = not read_record(directory).is_over
             try:
-                for item in follow(directory, names, offsets=offsets):
+                for item in follow(directory, names, attempt=begin[0], offsets=begin[1]):
                     if isinstance(item, Chunk):
                         is_quiet = False
                         output.write(item)
                     elif item is None:
                         output.refresh()
+                    elif item["event"] == "retry":
+                        output.close()
+                        print(f"tfjob: attempt {item['attempt']} failed: {item['message']}", file=sys.stderr)
                     elif is_quiet and item["event"] == "progress":
                         print(f"tfjob: {item['phase']}: {item['message']}", file=sys.stderr)
             finally:
@@ -211,10 +219,20 @@ def _print_phases_and_tasks(record: Record) -> None:
             end = seconds(phase.ended) if phase.ended else None
             rows.append((phase.name, duration(end - seconds(phase.started)) if end else "now"))
         print_table(("PHASE", "TIME"), rows)
+    if record.attempts:
+        print()
+        print_table(("ATTEMPT", "NODES", "TIME", "END"), [_attempt(attempt) for attempt in record.attempts])
     if record.tasks:
         print()
         ends = [(task.name, task.node, task.state, _end(task.exit_code, task.signal)) for task in record.tasks]
         print_table(("TASK", "NODE", "STATE", "EXIT"), ends)
+
+
+def _attempt(attempt: Attempt) -> tuple[str, str, str, str]:
+    from tfjob.runs.record import seconds  # noqa: PLC0415  # not for list, which must be fast
+
+    taken = duration(seconds(attempt.ended) - seconds(attempt.started)) if attempt.started else ""
+    return (str(attempt.number), ", ".join(attempt.nodes), taken, attempt.failure.told)
 
 
 def _end(exit_code: int | None, number: int | None) -> str:

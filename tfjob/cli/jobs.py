@@ -21,6 +21,7 @@ class SchemaName(StrEnum):
 
     job = "job"
     environment = "environment"
+    target = "target"
     dataset = "dataset"
 
 
@@ -88,12 +89,14 @@ def submit(
 
 
 def schema(name: Annotated[SchemaName, typer.Argument(help="Which schema.")] = SchemaName.job) -> None:
-    """Print the JSON Schema of job files (or of environment or dataset files), for editors and other tools."""
+    """Print the JSON Schema of job files (or of environment, target or dataset files), for editors and other tools."""
     from tfjob.spec import schema as schemas  # noqa: PLC0415  # only for this
+    from tfjob.spec.dataset_file import dataset_file_schema  # noqa: PLC0415  # the same
 
-    if name is SchemaName.dataset:
-        from tfjob.spec.dataset_file import dataset_file_schema  # noqa: PLC0415  # only for this
-
-        print_document(dataset_file_schema(), Format.json)
-        return
-    print_document(schemas.schema() if name is SchemaName.job else schemas.environment_schema(), Format.json)
+    known = {
+        SchemaName.job: schemas.schema,
+        SchemaName.environment: schemas.environment_schema,
+        SchemaName.target: schemas.target_schema,
+        SchemaName.dataset: dataset_file_schema,
+    }
+    print_document(known[name](), Format.json)

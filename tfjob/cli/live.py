@@ -168,6 +168,10 @@ class LiveRun:
         elif kind == "note":
             self._stop_spinner()
             self._say(f"Note: {event['message']}", "yellow")
+        elif kind == "retry":
+            self._stop_spinner()
+            self._output.close()
+            self._say(f"Attempt {event['attempt']} failed: {event['message']}; trying again", "yellow")
         elif kind == "state":
             self._end_phase(seconds(event["time"]))
 

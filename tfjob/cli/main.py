@@ -28,6 +28,7 @@ COMMANDS = {
     "download": ("transfer", "download", "Copy a run's outputs or logs to a directory"),
     "rerun": ("control", "rerun", "Run an earlier run's plan once more"),
     "env": ("", "", "Environments: create, build, lock, show, prune …"),
+    "compute": ("", "", "Compute targets: create, test, show, update …"),
     "dataset": ("", "", "Datasets: create, list, show, download, delete, cache"),
     "schema": ("jobs", "schema", "Print the JSON Schema of job files"),
     "doctor": ("setup", "doctor", "Say what works on this machine, and what to do"),
@@ -47,6 +48,15 @@ GROUPS = {
         "save": ("environment_files", "save", "Write all that rebuilds it to a directory"),
         "prune": ("environment_stores", "prune", "Free what no run of the last days has used"),
         "base": ("", "", "Base images where none can be pulled"),
+    },
+    "compute": {
+        "list": ("compute", "list_targets", "List compute targets"),
+        "show": ("compute", "show", "Show one as it is defined"),
+        "test": ("compute_probe", "probe_target", "Ask its nodes what they are like now"),
+        "create": ("compute", "create", "Create one from a file"),
+        "update": ("compute", "update", "Change one to what a file says"),
+        "delete": ("compute", "delete", "Forget one"),
+        "clean": ("compute_clean", "clean", "Remove what runs that are over left on its nodes"),
     },
     "dataset": {
         "create": ("datasets", "create", "Register files by name and version; copy nothing"),

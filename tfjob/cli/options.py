@@ -19,6 +19,7 @@ __all__ = [
     "Set",
     "TableFormat",
     "TableOutput",
+    "TargetName",
     "complete_dataset",
     "complete_environment",
 ]
@@ -68,6 +69,16 @@ def complete_environment(incomplete: str) -> list[str]:
     return sorted(name for name in names if name.startswith(incomplete))
 
 
+def _complete_target(incomplete: str) -> list[str]:
+    """Names of compute targets for the shell's completion."""
+    from tfjob.targets.registered import Targets  # noqa: PLC0415  # only when the shell asks
+    from tfjob.workspace import find_workspace  # noqa: PLC0415
+
+    workspace = find_workspace()
+    names = ("local", *Targets(workspace.compute if workspace else None).names())
+    return sorted(name for name in names if name.startswith(incomplete))
+
+
 def complete_dataset(incomplete: str) -> list[str]:
     """Names of datasets for the shell's completion."""
     from tfjob.datasets.registered import assets  # noqa: PLC0415  # only when the shell asks
@@ -87,6 +98,10 @@ RunName = Annotated[
         show_default=False,
         autocompletion=_complete_run,
     ),
+]
+TargetName = Annotated[
+    str,
+    typer.Argument(metavar="TARGET", help="Its name.", show_default=False, autocompletion=_complete_target),
 ]
 Set = Annotated[
     list[str] | None,

@@ -9,17 +9,24 @@ from __future__ import annotations
 
 from collections.abc import Callable, Mapping
 from dataclasses import dataclass, field
-from typing import Any, Literal, Protocol
+from typing import TYPE_CHECKING, Any, Literal, Protocol
 
 from tfjob.planning.plan import Plan
 from tfjob.rundir import RunDirectory
 from tfjob.targets.leases import Lease
 from tfjob.targets.target import Node
 
-__all__ = ["Allocation", "Engine", "Handle", "Mount", "Prepared", "TaskStatus", "Waiting"]
+if TYPE_CHECKING:
+    from tfjob.images.bake import Bake
+
+__all__ = ["Allocation", "Engine", "Handle", "Mount", "Prepared", "TaskStatus", "Waiting", "tell_nobody"]
 
 Waiting = Callable[[str], None]
-"""Called with what is waited for, now and then; may raise to give up."""
+"""Called with what is waited for, now and then, or with an empty text; may raise to give up."""
+
+
+def tell_nobody(_message: str) -> None:
+    """Take the place of a `Waiting` that nobody listens to."""
 
 
 @dataclass(frozen=True)
@@ -35,10 +42,10 @@ class Mount:
 class Prepared:
     """An environment at hand, ready for tasks.
 
-    `values` are bindings for the plan's expressions (``environment.path``, ``environment.prefix``); `key` names the
+    `values` are bindings for the plan's expressions (``environment.path``, ``environment.prefix``, ``restart.count``); `key` names the
     prefix, None for the machine's or image's own packages. The rest is for containers: the `image` they are started
     from (an id the engine knows), what has to be mounted for the environment, and the `python` in them (a path there)
-    that can run tfjob's entrypoint.
+    that can run tfjob's entrypoint. `bake` says what an image that was baked here is made of, for engines that lack it.
     """
 
     key: str | None
@@ -46,6 +53,7 @@ class Prepared:
     image: str | None = None
     python: str | None = None
     mounts: tuple[Mount, ...] = ()
+    bake: Callable[[], Bake] | None = None
 
 
 @dataclass(frozen=True)
@@ -63,7 +71,9 @@ class TaskStatus:
     """How one task is. `time` is when it ended (seconds since the epoch); `listening` that it reached the rendezvous.
 
     `exit_code` and `signal` are both None while it runs, and also when it ended without a report (`note` says so).
-    `stopped` means tfjob asked it to end.
+    `stopped` means tfjob asked it to end. `node_lost`: it ended, as far as anybody can know, because its node can't be
+    reached any more. `heard` is when the node last said how the task is, by this machine's clock; None where tasks are
+    seen directly.
     """
 
     task: str
@@ -75,6 +85,8 @@ class TaskStatus:
     listening: bool = False
     stopped: bool = False
     note: str = ""
+    node_lost: bool = False
+    heard: float | None = None
 
     @property
     def failed(self) -> bool:
@@ -89,12 +101,32 @@ Handle = Any
 class Engine(Protocol):
     """One way to run a Plan."""
 
+    @property
+    def shares_run_directory(self) -> bool:
+        """Whether tasks see the run directory itself.
+
+        Otherwise they run elsewhere, and outlive this machine's restart. The engine brings them code and datasets
+        (`start`), and their logs, reports and outputs into the run directory: a task that has ended has its log whole,
+        and when `stop` returns all is there.
+        """
+        ...
+
     def acquire(self, plan: Plan, run: RunDirectory, deadline_s: float, waiting: Waiting) -> Allocation:
         """Room for all of the plan or for none of it. Raises TargetError when there was none within `deadline_s`."""
         ...
 
-    def start(self, plan: Plan, run: RunDirectory, allocation: Allocation, prepared: Prepared) -> Handle:
-        """Start the plan's tasks in the prepared environment."""
+    def start(
+        self,
+        plan: Plan,
+        run: RunDirectory,
+        allocation: Allocation,
+        prepared: Prepared,
+        told: Waiting = tell_nobody,
+    ) -> Handle:
+        """Start the plan's tasks in the prepared environment, all or none.
+
+        `told` hears of what takes long on the way, and raises to give up.
+        """
         ...
 
     def adopt(self, plan: Plan, run: RunDirectory) -> Handle:
@@ -107,4 +139,8 @@ class Engine(Protocol):
 
     def stop(self, handle: Handle, grace_s: float) -> None:
         """End every task: ask, wait `grace_s`, kill. Returns when none is left. Can be called again."""
+        ...
+
+    def notes(self, handle: Handle) -> tuple[str, ...]:
+        """What the run's record should say of how it was brought to its end, a sentence each."""
         ...

@@ -26,12 +26,22 @@ from tfjob.rundir import RunDirectory
 from tfjob.spec.docker_arguments import DockerArguments, parse, size_bytes
 from tfjob.targets.target import Gpu
 
-__all__ = ["Shape", "container_of", "labels", "name_of", "numbered_from_zero"]
+__all__ = [
+    "LOG_DRIVER",
+    "Shape",
+    "bind_mount",
+    "container_of",
+    "device_request",
+    "labels",
+    "name_of",
+    "numbered_from_zero",
+]
 
 ENTRYPOINT_FILE: Final = "/opt/tfjob/entrypoint.py"
 _CERTIFICATES: Final = "/opt/tfjob/certificates"
 _CERTIFICATE_VARIABLES: Final = ("SSL_CERT_FILE", "REQUESTS_CA_BUNDLE", "CURL_CA_BUNDLE")
-_LOG: Final = {"Type": "json-file", "Config": {"max-size": "1m", "max-file": "1"}}
+LOG_DRIVER: Final = {"Type": "json-file", "Config": {"max-size": "1m", "max-file": "1"}}
+"""What a container's first process says is kept, but not much: tasks have logs of their own."""
 
 
 @dataclass(frozen=True)
@@ -108,22 +118,23 @@ def _host(shape: Shape, arguments: DockerArguments, mounts: Iterable[Mount], gpu
         "NetworkMode": "host",
         "Init": True,
         "ShmSize": size_bytes(shape.plan.container.shm_size if shape.plan.container else "2g"),
-        "LogConfig": _LOG,
+        "LogConfig": LOG_DRIVER,
         # A container's users as this machine's: those that the engine shifts could not write to the run directory.
         **({"UsernsMode": "host"} if "userns" in shape.options else {}),
-        **({"DeviceRequests": [_device_request(gpus)]} if gpus else {}),
+        **({"DeviceRequests": [device_request(gpus)]} if gpus else {}),
         **arguments.host,
         "GroupAdd": groups,
-        "Mounts": [*map(_mount, mounts), *arguments.mounts],
+        "Mounts": [*map(bind_mount, mounts), *arguments.mounts],
         "Ulimits": list(arguments.ulimits.values()),
     }
 
 
-def _mount(mount: Mount) -> dict[str, Any]:
+def bind_mount(mount: Mount) -> dict[str, Any]:
+    """A mount as the Docker Engine's API wants it."""
     return {"Type": "bind", "Source": mount.source, "Target": mount.target, "ReadOnly": mount.read_only}
 
 
-def _device_request(gpus: list[Gpu]) -> dict[str, Any]:
+def device_request(gpus: Iterable[Gpu]) -> dict[str, Any]:
     """The GPUs by UUID, which no change of their order can mistake; by number those that config.yml declares."""
     names = [str(gpu.index) if gpu.uuid.startswith("declared-") else gpu.uuid for gpu in gpus]
     return {"DeviceIDs": names, "Capabilities": [["gpu"]]}

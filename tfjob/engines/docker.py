@@ -17,12 +17,12 @@ from pathlib import Path
 from signal import SIGKILL, SIGTERM
 from typing import Any, Final
 
+from tfjob.dockerapi.api import DockerApi, RefusalError, socket_of
 from tfjob.durable import replace_json
 from tfjob.engines import holder
-from tfjob.engines.base import Allocation, Prepared, TaskStatus, Waiting
+from tfjob.engines.base import Allocation, Prepared, TaskStatus, Waiting, tell_nobody
 from tfjob.engines.container import Shape, container_of, labels, name_of, numbered_from_zero
 from tfjob.engines.dataset_mounts import dataset_mounts
-from tfjob.engines.docker_api import DockerApi, RefusalError, socket_of
 from tfjob.engines.docker_errors import explained
 from tfjob.engines.image_files import accounts
 from tfjob.engines.marked import MARKER, signal_process, sweep
@@ -95,6 +95,8 @@ class DockerEngine:
     is a directory to keep what was read from images, for the next run.
     """
 
+    shares_run_directory: Final = True
+
     def __init__(
         self,
         node: Node,
@@ -121,11 +123,19 @@ class DockerEngine:
             self._api = api, api.check()
         return self._api
 
-    def start(self, plan: Plan, run: RunDirectory, allocation: Allocation, prepared: Prepared) -> _Handle:
+    def start(
+        self,
+        plan: Plan,
+        run: RunDirectory,
+        allocation: Allocation,
+        prepared: Prepared,
+        told: Waiting = tell_nobody,
+    ) -> _Handle:
         """Write every task's file, then start the containers, all or none.
 
         Raises TargetError or PreparationError, in the engine's words, when one can't be made or started.
         """
+        del told  # nothing takes long
         api, options = self._connect()
         handle = _Handle(plan, run, api=api)
         shape = Shape(
@@ -169,6 +179,10 @@ class DockerEngine:
         if handle.adopted is not None and not handle.stopping:
             _find_missing(handle)
         return tuple(_status(handle, task) for task in handle.plan.all_tasks)
+
+    def notes(self, handle: _Handle) -> tuple[str, ...]:  # noqa: ARG002  # the Protocol's
+        """Nothing is to be said of it."""
+        return ()
 
     def stop(self, handle: _Handle, grace_s: float) -> None:
         """SIGTERM to every task, which kills what remains after the grace period; then no container is left.

@@ -5,8 +5,8 @@ from __future__ import annotations
 from collections.abc import Iterator
 from contextlib import contextmanager
 
+from tfjob.dockerapi.api import DockerApi, RefusalError
 from tfjob.engines.base import Prepared
-from tfjob.engines.docker_api import DockerApi, RefusalError
 from tfjob.errors import PreparationError, TargetError, TfjobError
 from tfjob.planning.plan import Plan
 

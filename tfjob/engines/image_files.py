@@ -9,10 +9,10 @@ from dataclasses import replace
 from pathlib import Path
 from typing import Final
 
+from tfjob.dockerapi.api import DockerApi, RefusalError
 from tfjob.durable import replace_json
 from tfjob.engines.base import Mount
 from tfjob.engines.container import Shape, labels
-from tfjob.engines.docker_api import DockerApi, RefusalError
 
 __all__ = ["accounts"]
 

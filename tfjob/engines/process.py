@@ -13,7 +13,7 @@ from signal import SIGKILL, SIGTERM
 from typing import Any, Final
 
 from tfjob import entrypoint
-from tfjob.engines.base import Allocation, Prepared, TaskStatus, Waiting
+from tfjob.engines.base import Allocation, Prepared, TaskStatus, Waiting, tell_nobody
 from tfjob.engines.inherited import inherited_environment
 from tfjob.engines.marked import MARKER, signal_process, sweep
 from tfjob.engines.reports import End, Entrypoint, Watch, status, write_tasks
@@ -40,6 +40,8 @@ class _Handle(Watch):
 class ProcessEngine:
     """The engine of the target `local` without containers. `environ` is where tasks' few inherited variables come from."""
 
+    shares_run_directory: Final = True
+
     def __init__(self, node: Node, *, environ: Mapping[str, str], lease_directory: Path | None = None) -> None:
         self._room = Room(node, lease_directory)
         self._environ = environ
@@ -48,8 +50,16 @@ class ProcessEngine:
         """Lease the plan's GPUs and ports. Raises TargetError when the GPUs were not free within `deadline_s`."""
         return self._room.acquire(plan, run, deadline_s, waiting)
 
-    def start(self, plan: Plan, run: RunDirectory, allocation: Allocation, prepared: Prepared) -> _Handle:
+    def start(
+        self,
+        plan: Plan,
+        run: RunDirectory,
+        allocation: Allocation,
+        prepared: Prepared,
+        told: Waiting = tell_nobody,
+    ) -> _Handle:
         """Write every task's file, then start those the engine starts."""
+        del told  # nothing takes long
         write_tasks(plan, run, allocation, prepared.values, entrypoint=_ENTRYPOINT)
         handle = _Handle(plan, run)
         environment = inherited_environment(self._environ, plan.secrets)
@@ -69,6 +79,10 @@ class ProcessEngine:
     def poll(self, handle: _Handle) -> tuple[TaskStatus, ...]:
         """Read each task's reports, and whether its process lives."""
         return tuple(_status(handle, task) for task in handle.plan.all_tasks)
+
+    def notes(self, handle: _Handle) -> tuple[str, ...]:  # noqa: ARG002  # the Protocol's
+        """Nothing is to be said of it."""
+        return ()
 
     def stop(self, handle: _Handle, grace_s: float) -> None:
         """SIGTERM to every task, which kills what remains after the grace period; then SIGKILL to whatever bears the run's id.

@@ -24,6 +24,7 @@ __all__ = [
     "Entrypoint",
     "Watch",
     "status",
+    "task_files",
     "write_tasks",
 ]
 
@@ -45,11 +46,12 @@ class Entrypoint(NamedTuple):
 
 
 class End(NamedTuple):
-    """What is known of a task that ended without a report. `note` says it in words; no word when tfjob ended it."""
+    """What is known of a task that ended without a report. `note` says it in words; `node_lost` that its machine is to blame."""
 
     note: str
     exit_code: int | None = None
     signal: int | None = None
+    node_lost: bool = False
 
 
 @dataclass
@@ -77,22 +79,35 @@ def write_tasks(
     more: Mapping[str, Any] | None = None,
 ) -> None:
     """Write task.json of every task, bound to what the run was given. `more` goes into each as it is."""
+    for name, content in task_files(plan, run, allocation, values, entrypoint=entrypoint, more=more).items():
+        run.task(name).mkdir(parents=True, exist_ok=True)
+        replace_json(run.task(name) / "task.json", content)
+
+
+def task_files(
+    plan: Plan,
+    run: RunDirectory,
+    allocation: Allocation,
+    values: Mapping[str, str],
+    *,
+    entrypoint: Entrypoint,
+    more: Mapping[str, Any] | None = None,
+) -> dict[str, dict[str, Any]]:
+    """What task.json of every task holds, where `run` is the run's directory as the tasks know it."""
+    found = {}
     for task in plan.all_tasks:
         bound = bind(task, {**_places(plan, run, allocation, entrypoint), **values, **_dataset_places(task, plan, run)})
-        run.task(task.name).mkdir(parents=True, exist_ok=True)
-        replace_json(
-            run.task(task.name) / "task.json",
-            {
-                "argv": bound.argv,
-                "env": dict(bound.env),
-                "cwd": str(run.work(task.name)),
-                "log": str(run.log(task.name)),
-                "port": allocation.ports.get(task.port) if task.port else None,
-                "grace_period_s": plan.limits.grace_period_s,
-                "launched": task.launched,
-                **(more or {}),
-            },
-        )
+        found[task.name] = {
+            "argv": bound.argv,
+            "env": dict(bound.env),
+            "cwd": str(run.work(task.name)),
+            "log": str(run.log(task.name)),
+            "port": allocation.ports.get(task.port) if task.port else None,
+            "grace_period_s": plan.limits.grace_period_s,
+            "launched": task.launched,
+            **(more or {}),
+        }
+    return found
 
 
 def status(
@@ -153,6 +168,7 @@ def _lost(watch: Watch, task: TaskPlan, started: float | None, end: Callable[[],
         started=started,
         stopped=stopped,
         note="" if stopped else found.note,
+        node_lost=found.node_lost and not stopped,
     )
 
 
@@ -161,6 +177,7 @@ def _places(plan: Plan, run: RunDirectory, allocation: Allocation, entrypoint: E
     return {
         "run.id": run.id,
         "run.dir": str(run.path),
+        "restart.count": str(run.restart_count),
         "outputs.dir": str(run.outputs),
         "logs.dir": str(run.user_logs),
         **{f"outputs.{name}": str(run.outputs / name) for name in plan.named_outputs},

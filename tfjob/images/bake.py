@@ -32,10 +32,23 @@ if TYPE_CHECKING:
 
     from docker import DockerClient
 
+    from tfjob.dockerapi.api import DockerApi
     from tfjob.environments.prefix import Prefix
     from tfjob.images.base import BaseImage
 
-__all__ = ["LOCK_NAME", "Baked", "bake", "bake_image", "build", "find_or_pull", "push"]
+__all__ = [
+    "LOCK_NAME",
+    "Bake",
+    "Baked",
+    "bake",
+    "bake_image",
+    "build",
+    "find_or_pull",
+    "image_archive",
+    "made_of",
+    "push",
+    "shared_layers",
+]
 
 # The lock of an environment, in its folder in the image.
 LOCK_NAME = "environment.lock"
@@ -47,6 +60,18 @@ _KEPT = ("User", "ExposedPorts", "Env", "Entrypoint", "Cmd", "Volumes", "Working
 # Less than this on the engine's disk is none.
 _FEW_BYTES = 64 << 20
 _NO_TIME = "1970-01-01T00:00:00Z"
+
+
+@dataclass(frozen=True)
+class Bake:
+    """What a baked image is made of: its configuration, its layers from the bottom, of which the lowest are the `base` image's."""
+
+    tag: str
+    base: str
+    config: bytes
+    chain: tuple[str, ...]
+    below: int
+    layers: tuple[tuple[Layer, LayerDigest], ...]
 
 
 @dataclass(frozen=True)
@@ -89,46 +114,84 @@ def bake_image(
     has none. Raises PreparationError when it cannot be made, TargetError when no engine answers.
     """
     tag = f"{_REPOSITORY}:{prefix.key}"
-    lock = prefix.lock.read_bytes()
-    about = {
-        "tfjob.key": prefix.key,
-        "tfjob.lock": hashlib.sha256(lock).hexdigest(),
-        "tfjob.version": __version__,
-        "tfjob.base": base.image,
-        "tfjob.store": store_name(store_root),
-    }
+    about = _about(prefix, base, store_root)
     found = find_image(tag)
     if found is not None:
         labels = (found.get("Config") or {}).get("Labels") or {}
         same = all(labels.get(name) == about[name] for name in ("tfjob.key", "tfjob.lock", "tfjob.base"))
         if same and (not ssh or labels.get("tfjob.ssh") == "yes"):
             return Baked(str(found["Id"]), tag, int(found.get("Size", 0)), layers=len(found["RootFS"]["Layers"]))
+    with _files_explained(tag):
+        made_of = _made_of(prefix, base, about, store_root=store_root, ssh=ssh, log=log, progress=progress)
+    layers = made_of.layers
+    doing = f"take the image {tag}"
+    with _files_explained(tag), connected(doing, patient=True) as client:
+        has = max(_shared(client, made_of.chain), made_of.below)
+        new = layers[has - made_of.below :]
+        sent = sum(one.size_bytes for _, one in new)
+        log(f"{len(new)} of {len(layers)} layers are new to the engine, {sent / 1e6:.1f} MB")
+        _load(client, image_archive(made_of, has, progress), doing, log=log, progress=progress)
+    made = find_image(tag)
+    if made is None:
+        raise PreparationError(f"the image {tag} was removed while it was made", "Submit again.")
+    parent = find_image(made_of.base) or {}
+    total = int(parent.get("Size", 0)) + sum(one.size_bytes for _, one in layers)
+    return Baked(str(made["Id"]), tag, total, sent, len(layers), len(new))
+
+
+def made_of(
+    prefix: Prefix,
+    base: BaseImage,
+    *,
+    store_root: Path,
+    log: Callable[[str], None],
+    progress: Callable[[str], None],
+    ssh: bool = True,
+) -> Bake:
+    """Say what the image of a prefix is made of, for an engine that lacks it. See `bake_image`."""
+    tag = f"{_REPOSITORY}:{prefix.key}"
+    with _files_explained(tag):
+        about = _about(prefix, base, store_root)
+        return _made_of(prefix, base, about, store_root=store_root, ssh=ssh, log=log, progress=progress)
+
+
+def _about(prefix: Prefix, base: BaseImage, store_root: Path) -> dict[str, str]:
+    """Return the labels of the image of a prefix."""
+    return {
+        "tfjob.key": prefix.key,
+        "tfjob.lock": hashlib.sha256(prefix.lock.read_bytes()).hexdigest(),
+        "tfjob.version": __version__,
+        "tfjob.base": base.image,
+        "tfjob.store": store_name(store_root),
+    }
+
+
+def _made_of(
+    prefix: Prefix,
+    base: BaseImage,
+    about: dict[str, str],
+    *,
+    store_root: Path,
+    ssh: bool,
+    log: Callable[[str], None],
+    progress: Callable[[str], None],
+) -> Bake:
     if ssh:
         image = added(base, SSH, log=log, progress=progress)
         base = base if image == base.image else base_image(image, store_root=store_root, log=log, progress=progress)
-        about["tfjob.ssh"] = "yes"
+        about = {**about, "tfjob.ssh": "yes"}
     parent = find_image(base.image)
     if parent is None:
         raise PreparationError(f"{base.name} was removed from the Docker Engine meanwhile", "Submit again.")
     below: list[str] = list(parent["RootFS"]["Layers"])
     progress("cutting the environment into layers")
-    with _files_explained(tag):
-        layers = layers_of(prefix.path, prefix.final, {LOCK_NAME: lock}, at_most=_LAYERS_MAX - len(below))
-        digests = [digest(layer, store_root / "layers") for layer in layers]
-    chain = [*below, *(one.diff_id for one in digests)]
-    config = _config(parent, prefix, base, about, list(zip(layers, digests, strict=True)))
-    doing = f"take the image {tag}"
-    with _files_explained(tag), connected(doing, patient=True) as client:
-        has = max(_shared(client, chain), len(below))
-        new = list(zip(layers, digests, strict=True))[has - len(below) :]
-        sent = sum(one.size_bytes for _, one in new)
-        log(f"{len(new)} of {len(layers)} layers are new to the engine, {sent / 1e6:.1f} MB")
-        _load(client, _image_archive(config, tag, chain, new, progress), doing, log=log, progress=progress)
-    made = find_image(tag)
-    if made is None:
-        raise PreparationError(f"the image {tag} was removed while it was made", "Submit again.")
-    total = int(parent.get("Size", 0)) + sum(one.size_bytes for one in digests)
-    return Baked(str(made["Id"]), tag, total, sent, len(layers), len(new))
+    lock = prefix.lock.read_bytes()
+    layers = layers_of(prefix.path, prefix.final, {LOCK_NAME: lock}, at_most=_LAYERS_MAX - len(below))
+    digests = [digest(layer, store_root / "layers") for layer in layers]
+    pairs = tuple(zip(layers, digests, strict=True))
+    config = _config(parent, prefix, base, about, pairs)
+    chain = (*below, *(one.diff_id for one in digests))
+    return Bake(f"{_REPOSITORY}:{prefix.key}", base.image, config, chain, len(below), pairs)
 
 
 @contextlib.contextmanager
@@ -191,14 +254,22 @@ def _shared(client: DockerClient, chain: Sequence[str]) -> int:
     return most
 
 
-def _image_archive(
-    config: bytes,
-    tag: str,
-    chain: Sequence[str],
-    new: Sequence[tuple[Layer, LayerDigest]],
-    progress: Callable[[str], None],
-) -> Iterator[bytes]:
-    """Give the archive that ``docker load`` takes, with the `new` layers only."""
+def shared_layers(api: DockerApi, chain: Sequence[str]) -> int:
+    """Return how many layers of the chain, from the bottom, some image of tfjob's in that engine has in the same order."""
+    most = 0
+    for one in api.images():
+        if "tfjob.key" not in (one.get("Labels") or {}):
+            continue
+        theirs = (api.image(one["Id"]) or {}).get("RootFS", {}).get("Layers") or []
+        same = itertools.takewhile(lambda pair: pair[0] == pair[1], zip(theirs, chain, strict=False))
+        most = max(most, sum(1 for _ in same))
+    return most
+
+
+def image_archive(bake: Bake, has: int, progress: Callable[[str], None]) -> Iterator[bytes]:
+    """Give the archive that ``docker load`` takes, without the first `has` layers, which the engine has already."""
+    config, tag, chain = bake.config, bake.tag, bake.chain
+    new = bake.layers[has - bake.below :]
     name = f"{hashlib.sha256(config).hexdigest()}.json"
     files = [f"{one.rpartition(':')[2]}/layer.tar" for one in chain]
     manifest = json.dumps([{"Config": name, "RepoTags": [tag], "Layers": files}]).encode()

@@ -7,6 +7,7 @@ and a finished image, which is used as it is.
 from __future__ import annotations
 
 from dataclasses import dataclass
+from functools import partial
 from pathlib import Path
 from typing import TYPE_CHECKING, Literal
 
@@ -20,7 +21,7 @@ if TYPE_CHECKING:
 
     from tfjob.environments.definition import Definition
     from tfjob.environments.prefix import Prefix
-    from tfjob.images.bake import Baked
+    from tfjob.images.bake import Bake, Baked
     from tfjob.images.base import BaseImage
     from tfjob.values import Pairs
 
@@ -41,7 +42,7 @@ class ContainerEnvironment:
     """What a container needs: an image (its id), the PATH in it, a Python for tfjob's entrypoint, and a prefix to mount.
 
     `prefix` is None where the image has all there is. `mount` says whether it is mounted; a baked image has it inside,
-    and `baked` says how it was made.
+    `baked` says how it was made, `bake` what of, for other engines.
     """
 
     image: str
@@ -50,6 +51,7 @@ class ContainerEnvironment:
     prefix: Prefix | None = None
     mount: bool = False
     baked: Baked | None = None
+    bake: Callable[[], Bake] | None = None
 
 
 def packages_on_base(
@@ -77,10 +79,15 @@ def packages_on_base(
     python = f"{prefix.final}/bin/python"
     if packages == "mounted":
         return ContainerEnvironment(place.image, path, python, prefix, mount=True)
-    from tfjob.images.bake import bake_image  # noqa: PLC0415
+    from tfjob.images.bake import bake_image, made_of  # noqa: PLC0415
 
     baked = bake_image(prefix, place, store_root=store, log=log, progress=progress)
-    return ContainerEnvironment(baked.image, path, python, prefix, baked=baked)
+    bake = partial(made_of, prefix, place, store_root=store, log=_unheard, progress=_unheard)
+    return ContainerEnvironment(baked.image, path, python, prefix, baked=baked, bake=bake)
+
+
+def _unheard(_line: str) -> None:
+    """Take the place of a log that is closed by the time."""
 
 
 def _locked_base(lock: str | None) -> str | None:

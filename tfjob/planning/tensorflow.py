@@ -11,6 +11,7 @@ import json
 from collections.abc import Iterator
 from typing import TYPE_CHECKING
 
+from tfjob.planning.nccl import nccl_interface
 from tfjob.planning.plan import TaskPlan
 
 if TYPE_CHECKING:
@@ -20,13 +21,18 @@ __all__ = ["tensorflow_tasks"]
 
 
 def tensorflow_tasks(
-    command: tuple[str, ...], compute: ComputeSpec, distribution: DistributionSpec
+    command: tuple[str, ...],
+    compute: ComputeSpec,
+    distribution: DistributionSpec,
+    *,
+    names_interface: bool = False,
 ) -> tuple[TaskPlan, ...]:
     """Workers, spread evenly over the nodes; with parameter servers also a chief, which coordinates them.
 
     With parameter servers the chief's end is the end of the run (workers and parameter servers never return by
     themselves); without, the run ends when every worker has. An evaluator reads checkpoints, is no member of the
     cluster, and is ended with the others. Parameter servers take no GPU; GPUs of a node are shared out among the rest.
+    `names_interface`: tasks are told by which network interface their peers are reached.
     """
     placed = tuple(_placed(compute, distribution))
     shares = _shares(compute.gpus_per_node, placed)
@@ -43,7 +49,10 @@ def tensorflow_tasks(
             index=index,
             node=node,
             argv=command,
-            env=(("TF_CONFIG", _tf_config(cluster, kind, index)),),
+            env=(
+                ("TF_CONFIG", _tf_config(cluster, kind, index)),
+                *((nccl_interface(node),) if names_interface else ()),
+            ),
             gpus=shares.get((kind, index), 0),
             port=None if kind == "evaluator" else f"{kind}-{index}",
             ends_run=kind == "chief" if has_chief else kind == "worker",

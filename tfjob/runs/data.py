@@ -17,6 +17,7 @@ from tfjob.durable import digest_of, replace_text
 from tfjob.errors import PreparationError, TfjobError
 from tfjob.planning.plan import DatasetPlan, Plan
 from tfjob.rundir import RunDirectory
+from tfjob.runs.fetched import with_fetched
 from tfjob.spec import addresses
 from tfjob.spec.addresses import is_web
 from tfjob.values import decode, encode
@@ -60,27 +61,28 @@ class RunData:
 
         Can be done again after it was interrupted. Raises PreparationError when something can't be had, or has changed.
         """
-        for dataset in self.plan.datasets:
+        asked = with_fetched(self.plan, self.run).datasets  # another try has the very content of the one before
+        for dataset in asked:
             change = change_since(dataset.digest, dataset.files, dataset.marks) if _has_local(dataset) else None
             if change:
                 raise PreparationError(
                     f"dataset {dataset.name} has changed since the job was planned: {change}", "Submit the job again."
                 )
-        if not any(map(_as_tree, self.plan.datasets)):
-            self._place(self.plan.datasets)
+        if not any(map(_as_tree, asked)):
+            self._place(asked)
             return self.plan, ()
         from tfjob.datasets.eviction import evict  # noqa: PLC0415  # 40 ms with all it stands on
         from tfjob.datasets.fetch import fetch  # noqa: PLC0415
 
         with self.cache.filling():  # what is known is not evicted before it is used
-            known = {one.name: found for one in self.plan.datasets if (found := self._kept(one)) is not None}
-        missing = [one for one in self.plan.datasets if one.marks and one.name not in known]
+            known = {one.name: found for one in asked if (found := self._kept(one)) is not None}
+        missing = [one for one in asked if one.marks and one.name not in known]
         self._make_room(missing)
         with self.cache.filling():
             fetched = fetch(
                 [one for dataset in missing for one in _wanted(dataset)], self.cache, self.settings, progress
             )
-            ready = [self._ready(dataset, known.get(dataset.name), fetched) for dataset in self.plan.datasets]
+            ready = [self._ready(dataset, known.get(dataset.name), fetched) for dataset in asked]
             datasets = tuple(dataset for dataset, _ in ready)
             if missing or known:
                 lines = ",\n".join(json.dumps(encode(dataset)) for dataset in datasets)

@@ -17,11 +17,11 @@ from tfjob.workspace import Workspace
 if TYPE_CHECKING:
     from tfjob.runs.record import Record
 
-__all__ = ["LATEST", "STATES", "Summary", "find_run", "list_summaries", "recover_dead", "try_recover"]
+__all__ = ["LATEST", "OVER", "STATES", "Summary", "find_run", "list_summaries", "recover_dead", "try_recover"]
 
 LATEST = "latest"
-_OVER = ("Completed", "Failed", "Canceled")
-STATES = ("Preparing", "Scaling", "Running", "Finalizing", *_OVER)
+OVER = ("Completed", "Failed", "Canceled")
+STATES = ("Preparing", "Scaling", "Running", "Finalizing", *OVER)
 
 
 class Summary(NamedTuple):
@@ -76,7 +76,7 @@ def list_summaries(workspace: Workspace) -> list[Summary]:
 
 def recover_dead(workspace: Workspace, summaries: list[Summary]) -> None:
     """Give those of the runs whose supervisor has died another one. A run that this user may only look at is passed over."""
-    going_on = [summary for summary in summaries if summary.state not in _OVER]
+    going_on = [summary for summary in summaries if summary.state not in OVER]
     if not going_on:
         return
     from tfjob.runs.record import read_record  # noqa: PLC0415  # a list of finished runs need not pay for it

@@ -8,7 +8,7 @@ from __future__ import annotations
 import json
 import os
 import time
-from collections.abc import Collection, Iterator
+from collections.abc import Collection, Iterable, Iterator
 from itertools import chain
 from pathlib import Path
 from typing import Any, NamedTuple
@@ -18,7 +18,7 @@ from tfjob.runs.events import EventReader
 from tfjob.runs.find import try_recover
 from tfjob.runs.record import TERMINAL, Record, read_record
 
-__all__ = ["BUILD", "Chunk", "Item", "follow", "read_output", "tail_offsets", "task_names", "wait_for_end"]
+__all__ = ["BUILD", "Chunk", "Item", "OutputReader", "follow", "tail_offsets", "task_names", "wait_for_end"]
 
 BUILD = "environment"
 """Stands for a task where the output is that of the environment's build."""
@@ -26,6 +26,8 @@ BUILD = "environment"
 _CHUNK_BYTES = 1 << 20
 _QUICK_S, _SLOW_S, _QUIET_S = 0.01, 0.1, 1.0
 _CHECK_S = 1.0
+_FIRST_S = 10.0
+"""How long the first word of a run is looked for often; later ones only while others have just come."""
 
 
 class Chunk(NamedTuple):
@@ -44,45 +46,45 @@ def follow(
     tasks: Collection[str] | None = None,
     *,
     offsets: dict[str, int] | None = None,
+    attempt: int = 1,
     timeout_s: float | None = None,
     build: bool = False,
 ) -> Iterator[Item | None]:
     """Yield the run's events and its tasks' output until it is over; None now and then, when there is nothing.
 
-    The last item is the `state` event. `tasks` limits the output; `offsets` says where to begin in a task's. `build`:
-    with the output of the environment's build, line by line, as that of the task `BUILD`.
+    The last item is the `state` event. `tasks` limits the output; it begins with that of `attempt`, at `offsets` where they
+    say so. Between the output of two attempts is a `retry` event. `build`: with the output of the environment's build,
+    line by line, as that of the task `BUILD`.
     A run whose supervisor has died is given another. Raises TimeoutError after `timeout_s`.
     """
-    events, offsets = EventReader(run.events), {} if offsets is None else offsets
+    events = EventReader(run.events)
+    output = OutputReader(run, tasks, offsets, attempt=attempt, last=attempt, build=build)
     deadline = None if timeout_s is None else time.monotonic() + timeout_s
-    last_news, next_check = time.monotonic(), 0.0
+    last_news, next_check, quiet_s = time.monotonic(), 0.0, _FIRST_S
     while True:
-        new = events.read()
-        over = any(event["event"] == "state" and event["state"] in TERMINAL for event in new)
-        end = next((number for number, event in enumerate(new) if _ends_output(event)), len(new))
-        yield from new[:end]
-        grew = False
-        for chunk in chain(_read_build(run, offsets) if build else (), read_output(run, offsets, tasks)):
-            grew = True
-            yield chunk
-        yield from new[end:]
-        if over:
-            return
+        is_news = False
+        for item in chain(_in_order(events.read(), output), output.read()):
+            is_news = True
+            quiet_s = _QUIET_S if isinstance(item, Chunk) else quiet_s
+            yield item
+            if _is_last(item):
+                return
         now = time.monotonic()
-        if new or grew:
+        if is_news:
             last_news = now
         elif now >= next_check:
             next_check = now + _CHECK_S
             record = read_record(run)
-            if record.is_over:  # its last event was lost, to a full disk say
-                yield from read_output(run, offsets, tasks)
+            output.last = max(output.last or 1, run.restart_count + 1)  # should events be lost, to a full disk say
+            if record.is_over:
+                yield from output.read()
                 yield {"event": "state", "state": record.state, "time": record.ended}
                 return
             try_recover(run, record)
         if deadline is not None and now >= deadline:
             raise TimeoutError
         yield None
-        time.sleep(_QUICK_S if now - last_news < _QUIET_S else _SLOW_S)
+        time.sleep(_QUICK_S if now - last_news < quiet_s else _SLOW_S)
 
 
 def wait_for_end(run: RunDirectory, timeout_s: float | None = None) -> Record:
@@ -92,21 +94,69 @@ def wait_for_end(run: RunDirectory, timeout_s: float | None = None) -> Record:
     return read_record(run)
 
 
-def read_output(run: RunDirectory, offsets: dict[str, int], tasks: Collection[str] | None) -> Iterator[Chunk]:
-    """What the tasks' logs have grown by since `offsets`, which is brought up to date. `tasks` None means all."""
-    try:
-        logs = sorted(run.logs.glob("*.log"), key=lambda path: _order(path.stem))
-    except OSError:
-        return
-    for log in logs:
-        task = log.stem
-        if task not in tasks if tasks is not None else task == BUILD:
-            continue
-        with log.open("rb") as file:
-            file.seek(offsets.get(task, 0))
-            while data := file.read(_CHUNK_BYTES):
-                offsets[task] = offsets.get(task, 0) + len(data)
-                yield Chunk(task, data)
+class OutputReader:
+    """Reads what a run's tasks have printed, attempt after attempt, from wherever it was left: nothing lost, nothing twice.
+
+    `tasks` None means all. `offsets` says where to begin in the logs of `attempt`, and is brought up to date. `last` is the
+    last attempt to be read, None for however many there are. `build`: with the output of the environment's build, in whole lines.
+    """
+
+    def __init__(
+        self,
+        run: RunDirectory,
+        tasks: Collection[str] | None = None,
+        offsets: dict[str, int] | None = None,
+        *,
+        attempt: int = 1,
+        last: int | None = None,
+        build: bool = False,
+    ) -> None:
+        self._run = run
+        self._tasks = tasks
+        self._offsets = {} if offsets is None else offsets
+        self._attempt = attempt
+        self._builds = build
+        self.last = last
+
+    def read(self) -> Iterator[Chunk]:
+        """What the logs have grown by since the last call."""
+        if self._builds:
+            yield from _read_build(self._run, self._offsets)
+        while True:
+            kept = self._run.attempt_logs(self._attempt)
+            is_kept = kept.is_dir()
+            yield from self._grown(kept if is_kept else self._run.logs, None if is_kept else kept)
+            if not is_kept:
+                if kept.is_dir():  # just now: it is read from there
+                    continue
+                return
+            if self._attempt == self.last:
+                return
+            self._attempt += 1
+            for task in [task for task in self._offsets if task != BUILD]:
+                del self._offsets[task]
+
+    def _grown(self, directory: Path, unless: Path | None) -> Iterator[Chunk]:
+        """What the logs in a directory have grown by; `unless` has come, and with it another attempt's logs."""
+        try:
+            logs = sorted(directory.glob("*.log"), key=lambda path: _order(path.stem))
+        except OSError:
+            return
+        for log in logs:
+            task = log.stem
+            if task not in self._tasks if self._tasks is not None else task == BUILD:
+                continue
+            try:
+                file = log.open("rb")
+            except FileNotFoundError:  # just put away
+                return
+            with file:
+                if unless is not None and unless.is_dir():  # only then can a file of this name be the next attempt's
+                    return
+                file.seek(self._offsets.get(task, 0))
+                while data := file.read(_CHUNK_BYTES):
+                    self._offsets[task] = self._offsets.get(task, 0) + len(data)
+                    yield Chunk(task, data)
 
 
 def _read_build(run: RunDirectory, offsets: dict[str, int]) -> Iterator[Chunk]:
@@ -152,10 +202,25 @@ def _tail_offset(log: Path, lines: int) -> int:
     return 0
 
 
-def _ends_output(event: dict[str, Any]) -> bool:
-    """Whether all that tasks print has been printed when this event is written: it is shown after their output."""
-    kind, phase = event["event"], event.get("phase")
-    return bool(kind == "state" or (kind == "phase" and phase == "Finalizing"))
+def _in_order(events: Iterable[dict[str, Any]], output: OutputReader) -> Iterator[Item]:
+    """The events; before those that end a part of the output, that part."""
+    for event in events:
+        kind = event["event"]
+        if kind == "retry":
+            if event["attempt"] < (output.last or 1):
+                continue  # told again by a supervisor that took over
+            output.last = event["attempt"]
+        if kind in {"state", "retry"} or event.get("phase") == "Finalizing":
+            if _is_last(event):
+                output.last = None
+            yield from output.read()
+        if kind == "retry":
+            output.last = event["attempt"] + 1
+        yield event
+
+
+def _is_last(item: Item) -> bool:
+    return not isinstance(item, Chunk) and item["event"] == "state" and item["state"] in TERMINAL
 
 
 def _order(task: str) -> tuple[str, int]:

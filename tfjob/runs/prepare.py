@@ -84,7 +84,12 @@ def _for_containers(found: ContainerEnvironment, run: RunDirectory, store: Path,
         progress(f"image {found.image.removeprefix('sha256:')[:12]}")
         replace_text(run.image_file, f"{found.image}\n", force=False)
     return Prepared(
-        found.prefix.key if found.prefix else None, values, image=found.image, python=found.python, mounts=mounts
+        found.prefix.key if found.prefix else None,
+        values,
+        image=found.image,
+        python=found.python,
+        mounts=mounts,
+        bake=found.bake,
     )
 
 

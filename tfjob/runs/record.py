@@ -16,6 +16,7 @@ from tfjob.values import Pairs, decode, encode
 
 __all__ = [
     "TERMINAL",
+    "Attempt",
     "DatasetRecord",
     "Failure",
     "Output",
@@ -59,7 +60,10 @@ class TaskRecord:
 
 @dataclass(frozen=True)
 class Failure:
-    """What failed first. `task` and `node` are None when no task was to blame; `log_tail` is that task's last lines."""
+    """What failed first. `task` and `node` are None when no task was to blame; `log_tail` is that task's last lines.
+
+    `kind` is the reason as `retries.on` names it, None for what is never tried again.
+    """
 
     task: str | None
     node: str | None
@@ -68,6 +72,24 @@ class Failure:
     message: str
     log_tail: tuple[str, ...] = ()
     hint: str = ""
+    kind: Literal["failure", "node_lost"] | None = None
+
+    @property
+    def told(self) -> str:
+        """Who failed, where and how, in one line: ``worker-1 on gpu2 exited with code 3``."""
+        who = f"{self.task} on {self.node} " if self.task else ""
+        return f"{who}{self.message}".splitlines()[0]
+
+
+@dataclass(frozen=True)
+class Attempt:
+    """One attempt that failed and was followed by another. `started` is when its tasks were, None if they never were."""
+
+    number: int
+    nodes: tuple[str, ...]
+    started: str | None
+    ended: str
+    failure: Failure
 
 
 @dataclass(frozen=True)
@@ -107,7 +129,7 @@ class Record:
     """A run as it stands.
 
     `outcome` is the state it will end in, known from Finalizing on; `exit_code` what `tfjob submit` and `tfjob wait`
-    then end with.
+    then end with. `attempts` are those that failed and were followed by another; phases and tasks are those of the last.
     """
 
     id: str
@@ -123,6 +145,7 @@ class Record:
     phases: tuple[Phase, ...] = ()
     tasks: tuple[TaskRecord, ...] = ()
     failure: Failure | None = None
+    attempts: tuple[Attempt, ...] = ()
     outcome: RunState | None = None
     exit_code: int | None = None
     ended: str | None = None

@@ -6,6 +6,7 @@ import os
 import socket
 import subprocess
 import sys
+from contextlib import suppress
 from pathlib import Path
 from typing import TYPE_CHECKING
 
@@ -15,7 +16,10 @@ if TYPE_CHECKING:
     from tfjob.rundir import RunDirectory
     from tfjob.runs.record import Record
 
-__all__ = ["StartingSupervisor", "recover"]
+__all__ = ["SEVERAL_MACHINES", "StartingSupervisor", "recover"]
+
+SEVERAL_MACHINES = b"several machines"
+"""Said to a supervisor that waits for its run: it will be one on several machines, so that their engine can be loaded."""
 
 
 class StartingSupervisor:
@@ -25,7 +29,7 @@ class StartingSupervisor:
     """
 
     def __init__(self) -> None:
-        self._socket, theirs = socket.socketpair()
+        self._socket, theirs = socket.socketpair(socket.AF_UNIX, socket.SOCK_SEQPACKET)  # messages stay apart
         with theirs:
             self._process = subprocess.Popen(
                 [sys.executable, "-P", "-m", "tfjob.runs.supervisor"],
@@ -35,6 +39,11 @@ class StartingSupervisor:
                 stdout=subprocess.DEVNULL,
                 start_new_session=True,
             )
+
+    def expect_several_machines(self) -> None:
+        """Have it load what such a run needs. A guess: if the run is another, nothing is wrong."""
+        with suppress(OSError):  # it has ended, which `give` will tell
+            self._socket.send(SEVERAL_MACHINES)
 
     def give(self, run: RunDirectory, lock: int) -> None:
         """Hand it the run and the run's lock, which this process lets go of: there is no moment in which nobody holds it.

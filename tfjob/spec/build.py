@@ -19,6 +19,7 @@ from tfjob.spec.job import (
     LimitsSpec,
     OutputSpec,
     OutputsSpec,
+    RetriesSpec,
 )
 from tfjob.spec.schema import default
 from tfjob.spec.tree import MapNode, Node, ScalarNode
@@ -58,6 +59,7 @@ def build(root: Node, *, stem: str, base_dir: Path, conda_data: dict[str, Any] |
         secrets=tuple(dict.fromkeys(node.text for _, node in view.texts("secrets"))),
         outputs=_outputs(view),
         limits=_limits(view),
+        retries=_retries(view),
         base_dir=base_dir,
     )
 
@@ -178,3 +180,10 @@ def _limits(view: View) -> LimitsSpec:
         allocation_timeout_s=float(_given(view.number("limits", "allocation_timeout_s"))),
         grace_period_s=float(_given(view.number("limits", "grace_period_s"))),
     )
+
+
+def _retries(view: View) -> RetriesSpec:
+    reasons: Any = [node.text for _, node in view.texts("retries", "on")]
+    if not view.has("retries", "on"):
+        reasons = default("retries", "on")
+    return RetriesSpec(_given(view.count("retries", "max")), tuple(dict.fromkeys(reasons)))

@@ -22,6 +22,7 @@ __all__ = [
     "LimitsSpec",
     "OutputSpec",
     "OutputsSpec",
+    "RetriesSpec",
 ]
 
 
@@ -118,6 +119,14 @@ class LimitsSpec:
 
 
 @dataclass(frozen=True)
+class RetriesSpec:
+    """How often a run that failed starts again, at most, and for which reasons."""
+
+    max: int = 0
+    on: tuple[Literal["node_lost", "failure"], ...] = ("node_lost",)
+
+
+@dataclass(frozen=True)
 class JobSpec:
     """A job as asked. `base_dir` is the directory its relative paths were from; `source` the text of the file."""
 
@@ -139,6 +148,7 @@ class JobSpec:
     secrets: tuple[str, ...] = ()
     outputs: OutputsSpec = field(default_factory=OutputsSpec)
     limits: LimitsSpec = field(default_factory=LimitsSpec)
+    retries: RetriesSpec = field(default_factory=RetriesSpec)
     base_dir: Path = Path()
     file: Path | None = None
     source: str = ""

@@ -16,7 +16,7 @@ from typing import TYPE_CHECKING, Any
 if TYPE_CHECKING:
     from tfjob.spec.tree import Where
 
-__all__ = ["config_schema", "default", "environment_schema", "lookup", "schema", "types"]
+__all__ = ["config_schema", "default", "environment_schema", "lookup", "schema", "target_schema", "types"]
 
 
 def schema() -> dict[str, Any]:
@@ -32,6 +32,15 @@ def environment_schema() -> dict[str, Any]:
 def config_schema() -> dict[str, Any]:
     """Return the JSON Schema (draft 2020-12) of a workspace's config.yml."""
     return _read("config.schema.json")
+
+
+def target_schema(kind: str | None = None) -> dict[str, Any]:
+    """Return the JSON Schema (draft 2020-12) of a target file: that of one `kind`, or all of it."""
+    whole = _read("target.schema.json")
+    if kind is None:
+        return whole
+    one: dict[str, Any] = whole["$defs"][kind]
+    return one
 
 
 def lookup(where: Where, root: dict[str, Any] | None = None) -> dict[str, Any] | None:

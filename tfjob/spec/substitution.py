@@ -27,7 +27,7 @@ __all__ = ["LATE_NAMES", "apply"]
 
 LATE_NAMES = (
     *("outputs.dir", "run.id", "run.dir", "logs.dir"),
-    *("task.index", "task.type", "task.name", "node.index"),
+    *("task.index", "task.type", "task.name", "node.index", "restart.count"),
 )
 _TEMPLATES = ("command", "arguments", "environment_variables")
 _DECLARED = {"dataset": ("dataset",), "outputs": ("outputs", "named"), "search_space": ("sweep", "search_space")}

@@ -43,8 +43,6 @@ def _job(view: View) -> Iterator[_Row]:
     yield _Row(
         ADDRESS.match(view.text("code") or "") is not None, ("code",), "code from an address", "Use a directory."
     )
-    retries = bool(view.count("retries", "max"))
-    yield _Row(retries, ("retries", "max"), "a retry", "Use 0, or submit again with tfjob rerun.")
     yield _Row(bool(view.entries("services")), ("services",), "a service", "Remove it.")
     yield _Row(view.has("sweep"), ("sweep",), "a sweep", "Submit the job once for each value, with --set.")
 

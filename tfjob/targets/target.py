@@ -4,6 +4,8 @@ from __future__ import annotations
 
 from dataclasses import dataclass
 
+from tfjob.targets.definition import ClusterDefinition, SlurmDefinition
+
 __all__ = ["Gpu", "Node", "Target"]
 
 
@@ -33,8 +35,14 @@ class Node:
 
 @dataclass(frozen=True)
 class Target:
-    """A named place where jobs run."""
+    """A named place where jobs run. `kind` is ``local``, ``docker`` or ``slurm``.
+
+    The nodes of `local` are as found. Those of a cluster are as its definition says, for nobody asks them before a job has
+    been submitted: a node's GPUs are the declared ones. Slurm names its nodes when it allocates them: there are none here.
+    """
 
     name: str
     kind: str
     nodes: tuple[Node, ...]
+    cluster: ClusterDefinition | None = None
+    slurm: SlurmDefinition | None = None

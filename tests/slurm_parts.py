@@ -1,0 +1,95 @@
+"""Slurm of the checkout's own, on the nodes of its test cluster: a controller, three nodes, stand-in GPUs.
+
+As a program, ``python tests/slurm_parts.py up`` starts it and leaves it running, ``env`` prints what makes a shell one on a
+login node (``eval "$(python tests/slurm_parts.py env)"``), ``down`` ends it. `make slurm-up` and `make slurm-down` do too.
+"""
+
+from __future__ import annotations
+
+import contextlib
+import sys
+from typing import TYPE_CHECKING
+
+import pytest
+import yaml
+from cluster.layout import LAYOUT
+from cluster.slurm import Slurm, find_slurm
+from cluster_parts import Cluster, cluster_in_use, described, down, forget, mended, need_root, register, up
+from docker_parts import CannotRunError
+
+if TYPE_CHECKING:
+    from collections.abc import Iterator
+
+TARGET = "slurm-lab"
+
+
+def slurm_of(cluster: Cluster) -> Slurm:
+    """Slurm on a cluster's nodes, whether it runs or not."""
+    return Slurm(cluster.layout, cluster.head, cluster.nodes)
+
+
+@contextlib.contextmanager
+def slurm_in_use() -> Iterator[Slurm]:
+    """Use Slurm; it ends with the cluster. Raises CannotRunError when there can be none."""
+    need_root()
+    find_slurm()
+    with cluster_in_use() as cluster:
+        slurm = slurm_of(cluster)
+        slurm.start()
+        yield slurm
+
+
+@pytest.fixture(scope="session")
+def slurm_cluster() -> Iterator[Slurm]:
+    """Slurm; skips, with the reason, where there can be none. Its tests are in the xdist group ``cluster``."""
+    try:
+        with slurm_in_use() as slurm:
+            yield slurm
+    except CannotRunError as reason:
+        pytest.skip(str(reason))
+
+
+@pytest.fixture
+def slurm(slurm_cluster: Slurm, monkeypatch: pytest.MonkeyPatch) -> Slurm:
+    """Slurm with no job and all nodes idle; this machine is a login node of it: sbatch and its like are on the PATH."""
+    with mended(slurm_cluster.faults, "Slurm"):
+        for node in slurm_cluster.nodes:
+            node.reset()
+        slurm_cluster.reset()
+    monkeypatch.setenv("PATH", slurm_cluster.environ["PATH"])
+    return slurm_cluster
+
+
+def main() -> int:
+    """Do what the command line says: ``up``, ``env`` or ``down``."""
+    verb = sys.argv[1] if len(sys.argv) == 2 else ""
+    slurm = slurm_of(described())
+    try:
+        need_root()
+        if verb == "down":
+            forget(TARGET)
+            slurm.stop()
+            (LAYOUT.directory / f"stays.{TARGET}").unlink(missing_ok=True)
+            down(if_unused=True)
+        elif verb in {"up", "env"}:
+            if verb == "up":
+                find_slurm()
+                up(stays=TARGET)
+                slurm.start()
+                target = {"name": TARGET, "kind": "slurm", "partition": "gpu"}
+                register(TARGET, yaml.safe_dump(target, sort_keys=False), slurm.environ)
+            elif not slurm.head.runs:
+                sys.stderr.write("Slurm is not running: python tests/slurm_parts.py up\n")
+                return 1
+            sys.stdout.write(f"export PATH={slurm.programs}:$PATH\n")
+        else:
+            sys.stderr.write("usage: python tests/slurm_parts.py up|env|down\n")
+            return 2
+    except CannotRunError as reason:
+        sys.stderr.write(f"{reason}\n")
+        return 1
+    return 0
+
+
+if __name__ == "__main__":
+    sys.exit(main())

@@ -1,0 +1,121 @@
+"""What runs that are over left on nodes that could not be reached at their end: found by its labels, and removed."""
+
+from __future__ import annotations
+
+import hashlib
+import os
+import threading
+from collections.abc import Iterable, Mapping
+from contextlib import suppress
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any, Final
+
+from tfjob.dockerapi.api import DockerApi, RefusalError
+from tfjob.dockerapi.reach import engine_at
+from tfjob.engines.cluster.at_once import at_once
+from tfjob.engines.cluster.leases import RunKey, Sight
+from tfjob.errors import TargetError
+from tfjob.rundir import RunDirectory
+from tfjob.targets.definition import ClusterDefinition, NodeDefinition
+
+__all__ = ["Cleaned", "clean_engine", "clean_target", "is_left", "know_runs", "remove_left", "workspace_key"]
+
+_TIMEOUT_S: Final = 30.0
+_OVER: Final = ("Completed", "Failed", "Canceled")
+
+
+def workspace_key(runs: Path) -> str:
+    """What tells a workspace (by its directory of runs) from all others, on this machine and elsewhere."""
+    with suppress(OSError):
+        runs = runs.resolve()
+    return hashlib.sha256(f"{os.uname().nodename}:{runs}".encode()).hexdigest()[:10]
+
+
+_RUNS: dict[str, Path] = {}
+
+
+def know_runs(runs: Path) -> str:
+    """Remember where a workspace's runs are, and return its key."""
+    key = workspace_key(runs)
+    _RUNS[key] = runs
+    return key
+
+
+def is_left(labels: Mapping[str, str]) -> bool:
+    """Whether a container or volume is of a run of a workspace we know that is over, or of an attempt that is."""
+    runs = _RUNS.get(labels.get("tfjob.workspace", ""))
+    if runs is None:
+        return False
+    run = RunDirectory(runs / labels["tfjob.run"])
+    try:
+        record = _record(run)
+    except FileNotFoundError:
+        return True
+    except (OSError, ValueError):
+        return False
+    if record.get("state") in _OVER:
+        return True
+    attempt = labels.get("tfjob.attempt")
+    return attempt is not None and int(attempt) < int(record.get("attempt", 1))
+
+
+def remove_left(key: RunKey, seen: Iterable[tuple[DockerApi, Sight]]) -> None:
+    """Remove, in the background, what was seen of runs that are over."""
+    for api, sight in seen:
+        left = [
+            one["Id"] for one in sight.containers if one["Labels"].get("tfjob.run") != key.id and is_left(one["Labels"])
+        ]
+        if left:
+            threading.Thread(target=_remove, args=(api, left), daemon=True).start()
+
+
+@dataclass(frozen=True)
+class Cleaned:
+    """What was removed from a node, a line each; `problem` says why it could not be looked at."""
+
+    node: str
+    removed: tuple[str, ...] = ()
+    problem: str = ""
+
+
+def clean_target(target: ClusterDefinition, runs: Path, environ: Mapping[str, str]) -> list[Cleaned]:
+    """Remove what runs of a workspace that are over left on the nodes of a target; those that do not answer are told of."""
+    know_runs(runs)
+
+    def clean(node: NodeDefinition) -> Cleaned:
+        try:
+            with engine_at(node.engine, tls=node.tls, environ=environ) as api:
+                return Cleaned(node.name, tuple(clean_engine(api)))
+        except (TargetError, RefusalError) as error:
+            return Cleaned(node.name, problem=error.message)
+
+    return at_once(clean, target.nodes)
+
+
+def clean_engine(api: DockerApi) -> list[str]:
+    """Remove from an engine what runs of known workspaces left, and the signs of life of runs that are dead; say what it was."""
+    removed = []
+    for container in api.with_labels({"tfjob.run": ""}, _TIMEOUT_S):
+        if is_left(container["Labels"]):
+            api.remove(container["Id"], _TIMEOUT_S)
+            removed.append(f"container of run {container['Labels']['tfjob.run']}")
+    for volume in api.volumes({"tfjob.run": ""}, _TIMEOUT_S):
+        if is_left(volume["Labels"]):
+            with suppress(RefusalError):  # it is in use
+                api.remove_volume(volume["Name"], _TIMEOUT_S)
+                removed.append(f"volume {volume['Name']} of run {volume['Labels']['tfjob.run']}")
+    return removed
+
+
+def _record(run: RunDirectory) -> dict[str, Any]:
+    import json  # noqa: PLC0415  # only where something is left
+
+    found: dict[str, Any] = json.loads(run.record.read_bytes())
+    return found
+
+
+def _remove(api: DockerApi, containers: list[str]) -> None:
+    for container in containers:
+        with suppress(TargetError, RefusalError):
+            api.remove(container, _TIMEOUT_S)

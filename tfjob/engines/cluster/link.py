@@ -1,0 +1,317 @@
+"""The connection to one node of a run: a thread that hears what the agent in the run's container there says.
+
+A connection that breaks is made again, and goes on where it was. A node that has said nothing for `lost_s` is lost: its
+tasks have ended, as far as the run is concerned, and what it may say later is not heard any more.
+"""
+
+from __future__ import annotations
+
+import json
+import sys
+import threading
+import time
+from collections.abc import Mapping
+from contextlib import suppress
+from dataclasses import dataclass, field
+from typing import Any, Final
+
+from tfjob.dockerapi.api import DockerApi, RefusalError
+from tfjob.dockerapi.stream import STDOUT, Hijacked
+from tfjob.engines.cluster.agent import REPORTS
+from tfjob.engines.cluster.container import AGENT, UNPACK, inside
+from tfjob.engines.cluster.home import Home
+from tfjob.engines.cluster.salvage import salvage
+from tfjob.errors import TargetError
+
+__all__ = ["Ended", "NodeLink", "NodeTasks"]
+
+_RETRY_S: Final = 1.0
+_CALL_S: Final = 5.0
+_QUICK_S: Final = 1.0
+_SILENT_S: Final = 10.0
+_KILLED: Final = 137
+_REBOOTED: Final = 255
+"""What the Docker Engine says of containers that ran when it, or its machine, went down."""
+
+
+@dataclass(frozen=True)
+class NodeTasks:
+    """What is on one node of a run: the container, and the tasks in it (the launcher among them on node 0)."""
+
+    index: int
+    name: str
+    address: str
+    container: str
+    tasks: tuple[str, ...]
+    keep: tuple[str, ...]
+    code: str
+    python: str
+
+
+@dataclass(frozen=True)
+class Ended:
+    """Why a node says nothing any more. `lost`: the machine, not the container, is to blame."""
+
+    message: str
+    lost: bool = False
+    out_of_memory: bool = False
+
+
+@dataclass
+class NodeLink:
+    """Hears and tells one node. Everything it learns is in `home`, or in its fields; none of its calls but `wait_for` waits."""
+
+    api: DockerApi
+    node: NodeTasks
+    home: Home
+    lost_s: float
+    merge_interval_s: float
+    port_count: int = 0
+    ports: list[int] = field(default_factory=list)
+    interface: str = ""
+    subnet: str = ""
+    ended: Ended | None = None
+    silent: dict[str, str] = field(default_factory=dict)
+    """Tasks that ended without a word, with what is known of them."""
+
+    problems: list[str] = field(default_factory=list)
+    bundle: bytes = b""
+    """What the agent makes in its container before it speaks for the first time; see `tfjob.engines.cluster.container`."""
+
+    def __post_init__(self) -> None:
+        self._changed = threading.Condition()
+        self._said: dict[str, int] = {}
+        self._stream: Hijacked | None = None
+        self._files: dict[str, list[int]] = {}
+        self._closing = False
+        self._leaving = False
+        self._sent_last = 0.0
+        self._heard = time.monotonic()
+        self._writing = threading.Lock()
+        self._orders: dict[int, bytes] = {}
+        self._number = 0
+        self._thread = threading.Thread(target=self._live, name=f"link to {self.node.name}", daemon=True)
+
+    def open(self) -> None:
+        """Begin to listen."""
+        self._thread.start()
+
+    def close(self) -> None:
+        """Stop listening."""
+        self._closing = True
+        stream = self._stream
+        if stream is not None:
+            stream.close()
+        if self._thread.is_alive() and self._thread is not threading.current_thread():
+            self._thread.join(_CALL_S)
+
+    @property
+    def closed(self) -> bool:
+        """Whether nobody listens any more."""
+        return self._closing
+
+    @property
+    def silent_s(self) -> float:
+        """How long nothing was heard."""
+        return time.monotonic() - self._heard
+
+    def tell(self, order: str, **facts: Any) -> None:
+        """Tell the agent to do something. An order that it has not done when the connection breaks is told again."""
+        with self._changed:
+            self._number += 1
+            line = json.dumps({"do": order, "number": self._number, **facts}).encode() + b"\n"
+            self._orders[self._number] = line
+            stream = self._stream
+        if stream is not None:
+            with suppress(OSError), self._writing:  # whoever listens notices, and tells it again
+                stream.write(line)
+
+    def said(self, what: str) -> int:
+        """How often the agent has said something so far."""
+        return self._said.get(what, 0)
+
+    def wait_for(self, what: str, times: int, timeout_s: float) -> bool:
+        """Wait until the agent has said something so many times. False when it did not in time, or can't any more.
+
+        While the node sends (it may have much to send) the time does not count.
+        """
+        begun = time.monotonic()
+        with self._changed:
+            while self._said.get(what, 0) < times:
+                if self.ended is not None or time.monotonic() - max(begun, self._sent_last) > timeout_s:
+                    return False
+                self._changed.wait(0.1)
+        return True
+
+    # The thread.
+
+    def _live(self) -> None:
+        while not self._closing and self.ended is None:
+            try:
+                self._session()
+            except (OSError, TargetError, RefusalError):
+                pass  # it is looked into below
+            except Exception as error:  # noqa: BLE001  # whatever it is, the run must not wait for a thread that is gone
+                self._end(Ended(f"the agent on {self.node.name} sent what can't be read: {error!r}"))
+            if not self._closing and self.ended is None:
+                self._check()
+        with self._changed:
+            self._stream = None
+            self._changed.notify_all()
+
+    def _session(self) -> None:
+        run = str(inside(self.home.run).path)
+        bundle = b"" if self.said("hello") else self.bundle
+        unpack = ["-c", UNPACK, str(len(bundle))] if bundle else []
+        argv = [self.node.python, "-I", "-S", *unpack, AGENT, "serve", run, str(self.port_count), self.node.address]
+        stream = self.api.execute(self.node.container, argv, timeout_s=min(self.lost_s, _SILENT_S))
+        try:
+            self.home.begin(self.node.index)
+            stream.settimeout(min(max(self.lost_s / 2, 3.0), _SILENT_S))
+            stream.write(bundle + json.dumps({"do": "have", **self._have()}).encode() + b"\n")
+            self._connected(stream)
+            for header, data in _messages(stream):
+                if self._closing:
+                    return
+                self._heard = time.monotonic()
+                self._take(header, data)
+        finally:
+            self._disconnected()
+            stream.close()
+
+    def _connected(self, stream: Hijacked) -> None:
+        with self._changed:
+            self._stream = stream
+            orders = list(self._orders.values())
+        with self._writing:
+            for line in orders:
+                stream.write(line)
+
+    def _disconnected(self) -> None:
+        with self._changed:
+            self._stream = None
+
+    def _have(self) -> dict[str, Any]:
+        return {
+            "logs": self.home.sizes(self.node.index, self.node.tasks),
+            "reports": self.home.reports(self.node.tasks, REPORTS),
+            "files": self._files,
+            "tasks": list(self.node.tasks),
+            "merge_interval_s": self.merge_interval_s,
+            "keep": list(self.node.keep),
+            "code": self.node.code,
+        }
+
+    def _take(self, header: Mapping[str, Any], data: bytes) -> None:
+        kind = header["kind"]
+        if kind in {"log", "report"}:
+            self._take_words(header, data)
+        elif kind in {"file", "link", "directory", "gone"}:
+            self._take_file(header, data)
+        elif kind == "silent":
+            self.silent[header["task"]] = "" if header["started"] else header["words"].strip()
+        elif kind == "hello":
+            self.interface, self.subnet = header["interface"], header["subnet"]
+            self.ports = self.ports or header["ports"]
+        elif kind == "leaving":
+            self._leaving = True
+        elif kind == "problem":
+            self.problems.append(header["message"])
+        elif kind == "done":
+            with self._changed:
+                self._orders.pop(header["number"], None)
+        name = f"ready {header['what']}" if kind == "ready" else kind
+        with self._changed:
+            self._said[name] = self._said.get(name, 0) + 1
+            self._changed.notify_all()
+
+    def _take_words(self, header: Mapping[str, Any], data: bytes) -> None:
+        if header["kind"] == "log":
+            self.home.log(self.node.index, header["path"], header["offset"], data)
+        elif header["task"] not in self.node.tasks or header["name"] not in REPORTS:
+            raise ValueError(f"a report of {header['task']} named {header['name']}")
+        else:
+            self.home.report(header["task"], header["name"], header["content"])
+
+    def _take_file(self, header: Mapping[str, Any], data: bytes) -> None:
+        kind, index, path = header["kind"], self.node.index, header["path"]
+        if kind == "file":
+            self._sent_last = time.monotonic()
+            if self.home.part(index, dict(header), data):
+                self._files[path] = [header["size"], header["mtime_ns"]]
+        elif kind == "link":
+            self.home.link(index, path, header["target"])
+        elif kind == "directory":
+            self.home.directory(path)
+            self._files[path] = [-1, 0]
+        else:
+            self.home.gone(index, path)
+            self._files.pop(path, None)
+
+    # Trouble.
+
+    def _check(self) -> None:
+        """Find out whether the container still runs; if nobody can say, whether the node is lost."""
+        try:
+            state = self.api.state(self.node.container, min(_CALL_S, max(self.lost_s - self.silent_s, _QUICK_S)))
+        except RefusalError as error:
+            if error.status == 404:
+                self._end(Ended("its container was removed"))
+                return
+        except TargetError:
+            pass
+        else:
+            if not state["Running"]:
+                self._stopped(state)
+                return
+        if self.silent_s > self.lost_s:
+            self._end(Ended(f"{self.node.name} did not answer for {self.lost_s:g} s", lost=True))
+        elif not self._closing:
+            time.sleep(_RETRY_S)
+
+    def _stopped(self, state: Mapping[str, Any]) -> None:
+        told_to_end = salvage(self.api, self.node.container, self.node.index, self.home) or self._leaving
+        code = int(state["ExitCode"])
+        if told_to_end:
+            why = f"its container was stopped from outside: {self.node.name}, or its Docker Engine, was shut down"
+            self._end(Ended(why, lost=True))
+        elif state.get("OOMKilled"):
+            self._end(Ended("the kernel killed its container: out of memory", out_of_memory=True))
+        elif code == _REBOOTED:
+            self._end(Ended(f"{self.node.name}, or its Docker Engine, was restarted", lost=True))
+        else:
+            words = ""
+            with suppress(TargetError, RefusalError):
+                words = self.api.last_words(self.node.container, 5, _CALL_S).strip()
+            how = "was killed" if code == _KILLED else f"ended with code {code}"
+            self._end(Ended(f"its container {how}" + (f": {'; '.join(words.splitlines())}" if words else "")))
+
+    def _end(self, ended: Ended) -> None:
+        with self._changed:
+            self.ended = ended
+            self._changed.notify_all()
+
+
+def _messages(stream: Hijacked) -> Any:
+    """The agent's messages: a header, and the bytes that belong to it."""
+    buffer = bytearray()
+    header: dict[str, Any] | None = None
+    while (frame := stream.read_frame()) is not None:
+        if frame[0] != STDOUT:  # a fault of the agent's: where faults of the supervisor's go
+            sys.stderr.write(frame[1].decode(errors="replace"))
+            continue
+        buffer += frame[1]
+        while True:
+            if header is None:
+                end = buffer.find(b"\n")
+                if end < 0:
+                    break
+                header = json.loads(buffer[:end])
+                del buffer[: end + 1]
+            length = header.get("length", 0)
+            if len(buffer) < length:
+                break
+            data = bytes(buffer[:length])
+            del buffer[:length]
+            yield header, data
+            header = None

@@ -1,0 +1,84 @@
+"""What is left in a container that has ended: logs, reports and outputs are brought home from it, once."""
+
+from __future__ import annotations
+
+import tarfile
+from contextlib import suppress
+from typing import IO, Any, Final, cast
+
+from tfjob.dockerapi.api import DockerApi, RefusalError
+from tfjob.engines.cluster.agent import REPORTS, TOLD_TO_END
+from tfjob.engines.cluster.container import inside
+from tfjob.engines.cluster.home import Home
+from tfjob.errors import TargetError
+
+__all__ = ["salvage"]
+
+_CHUNK_BYTES: Final = 1 << 20
+_TIMEOUT_S: Final = 60.0
+
+
+def salvage(api: DockerApi, container: str, node: int, home: Home) -> bool:
+    """Bring home what can still be read. An engine that does not answer, or a broken archive, ends it early.
+
+    Returns whether the container had been told to end from outside. What its tasks reported then is not their own end.
+    """
+    run = inside(home.run).path
+    home.begin(node)
+    told_to_end = _has(api, container, f"{run}/{TOLD_TO_END}")
+    for part in ("logs", "outputs") if told_to_end else ("logs", "outputs", "tasks"):
+        with (
+            suppress(TargetError, RefusalError, tarfile.TarError, OSError, ValueError),
+            api.files(container, f"{run}/{part}", _TIMEOUT_S) as response,
+            tarfile.open(fileobj=cast("IO[bytes]", response), mode="r|") as archive,
+        ):
+            for member in archive:
+                _take(archive, member, node, home)
+    return told_to_end
+
+
+def _has(api: DockerApi, container: str, path: str) -> bool:
+    try:
+        api.file(container, path, _TIMEOUT_S)
+    except (TargetError, RefusalError):
+        return False
+    return True
+
+
+def _take(archive: tarfile.TarFile, member: tarfile.TarInfo, node: int, home: Home) -> None:
+    path = member.name
+    if member.issym() and path.startswith("outputs/"):
+        home.link(node, path, member.linkname)
+        return
+    file = archive.extractfile(member) if member.isfile() else None
+    if file is None:
+        return
+    with file:
+        if path.startswith("tasks/"):
+            _, task, name = (*path.split("/"), "", "")[:3]
+            if name in REPORTS:
+                home.report(task, name, file.read().decode(errors="replace"))
+        elif path.startswith("logs/"):
+            offset = 0
+            while data := file.read(_CHUNK_BYTES):
+                home.log(node, path, offset, data)
+                offset += len(data)
+        else:
+            _take_file(member, file, node, home)
+
+
+def _take_file(member: tarfile.TarInfo, file: IO[bytes], node: int, home: Home) -> None:
+    left = member.size
+    header: dict[str, Any] = {
+        "path": member.name,
+        "size": member.size,
+        "mode": member.mode & 0o777,
+        "mtime_ns": int(member.mtime * 1e9),
+    }
+    while True:
+        data = file.read(_CHUNK_BYTES)
+        left -= len(data)
+        last = left <= 0 or not data
+        home.part(node, {**header, "last": last, "whole": left == 0}, data)
+        if last:
+            return

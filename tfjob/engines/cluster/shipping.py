@@ -1,0 +1,150 @@
+"""Images on nodes: pulled there from a registry, or sent from this machine's engine to all that lack them at once."""
+
+from __future__ import annotations
+
+import threading
+import time
+from collections.abc import Callable, Iterator, Sequence
+from typing import TYPE_CHECKING, Final
+
+from tfjob.dockerapi.api import DockerApi, RefusalError
+from tfjob.engines.cluster.at_once import at_once
+from tfjob.engines.cluster.broadcast import broadcast
+from tfjob.errors import PreparationError, TargetError
+
+if TYPE_CHECKING:
+    from tfjob.images.bake import Bake
+
+__all__ = ["send_image"]
+
+_PATIENT_S: Final = 24 * 3600.0
+_CHUNK_BYTES: Final = 1 << 20
+_TIMEOUT_S: Final = 60.0
+_SAY_S: Final = 1.0
+_LOOK_S: Final = 0.2
+
+Nodes = Sequence[tuple[str, DockerApi]]
+Told = Callable[[str], None]
+
+
+def send_image(
+    image: str, nodes: Nodes, here: Callable[[], DockerApi], told: Told, bake: Callable[[], Bake] | None = None
+) -> None:
+    """Bring the image (an id) to every node that lacks it.
+
+    An image that was baked here is sent by its layers, those that a node has left out; `bake` says how it is made.
+    Raises PreparationError when a node can't take it, TargetError when it does not answer.
+    """
+    lacking = _lacking(image, nodes)
+    if not lacking:
+        return
+    if bake is not None:
+        _send_baked(bake(), lacking, here(), told)
+    else:
+        _send_whole(image, lacking, here(), told)
+    for name, _ in _lacking(image, lacking):
+        raise PreparationError(
+            f"{name} has taken the image {image}, and does not know it", "Is its Docker Engine very old?"
+        )
+
+
+def _lacking(image: str, nodes: Nodes) -> list[tuple[str, DockerApi]]:
+    there = at_once(lambda node: node[1].image(image, _TIMEOUT_S) is not None, list(nodes))
+    return [node for node, has in zip(nodes, there, strict=True) if not has]
+
+
+def _send_baked(bake: Bake, nodes: Nodes, here: DockerApi, told: Told) -> None:
+    from tfjob.images.bake import image_archive, shared_layers  # noqa: PLC0415  # where there is something to send
+
+    without_base = _lacking(bake.base, nodes)
+    if without_base:
+        _send_whole(bake.base, without_base, here, told)
+    has = min(at_once(lambda node: shared_layers(node[1], bake.chain), list(nodes)))
+    has = max(has, bake.below)
+
+    said = time.monotonic()
+
+    def tell(message: str) -> None:
+        nonlocal said
+        whose = "" if time.monotonic() - said < _SAY_S else f"image for {_names(nodes)}: {message}"
+        said = time.monotonic() if whose else said
+        told(whose)
+
+    new = bake.layers[has - bake.below :]
+    told(
+        f"image for {_names(nodes)}: {len(new)} of {len(bake.layers)} layers to send, {sum(one.size_bytes for _, one in new) / 1e6:.0f} MB"
+    )
+    _send(image_archive(bake, has, tell), nodes, bake.tag, told)
+
+
+def _send_whole(image: str, nodes: Nodes, here: DockerApi, told: Told) -> None:
+    about = here.image(image, _TIMEOUT_S)
+    if about is None:
+        raise PreparationError(
+            f"the image {image} is not in the Docker Engine at {here.address} any more", "Submit again."
+        )
+    digests = [str(one) for one in about.get("RepoDigests") or ()]
+    if digests:
+        nodes = _pull(digests[0], image, nodes, told)
+        if not nodes:
+            return
+    total = int(about.get("Size", 0))
+
+    def chunks() -> Iterator[bytes]:
+        sent, said = 0, time.monotonic()
+        with here.saved([image], _PATIENT_S) as response:
+            while data := response.read(_CHUNK_BYTES):
+                yield data
+                sent += len(data)
+                quiet = time.monotonic() - said < _SAY_S
+                said = said if quiet else time.monotonic()
+                told("" if quiet else f"image for {_names(nodes)}: sent {sent / 1e6:.0f} of {total / 1e6:.0f} MB")
+
+    told(f"image for {_names(nodes)}: {total / 1e6:.0f} MB to send")
+    _send(chunks(), nodes, image, told)
+    tags = [str(tag) for tag in about.get("RepoTags") or ()]
+    if tags:
+        repository, _, tag = tags[0].rpartition(":")
+        at_once(lambda node: node[1].tag(str(about["Id"]), repository, tag, _TIMEOUT_S), list(nodes))
+
+
+def _pull(reference: str, image: str, nodes: Nodes, told: Told) -> Nodes:
+    """Have nodes pull an image that a registry has; those that can't, or get another one, are returned."""
+    told(f"{_names(nodes)} pull{'s' if len(nodes) == 1 else ''} {reference.partition('@')[0]}")
+    repository, _, digest = reference.partition("@")
+
+    def pull(node: tuple[str, DockerApi]) -> bool:
+        try:
+            node[1].pull(repository, digest, "", lambda _message: None, _PATIENT_S)
+        except (RefusalError, TargetError):
+            return False
+        return node[1].image(image, _TIMEOUT_S) is not None
+
+    done: list[bool] = []
+    pulling = threading.Thread(target=lambda: done.extend(at_once(pull, list(nodes))), daemon=True)
+    pulling.start()
+    while pulling.is_alive():  # `told` may raise to give up; the nodes go on, and have it for the next time
+        pulling.join(_LOOK_S)
+        told("")
+    return [node for node, has in zip(nodes, done, strict=True) if not has]
+
+
+def _send(chunks: Iterator[bytes], nodes: Nodes, what: str, told: Told) -> None:
+    def receiver(node: tuple[str, DockerApi]) -> Callable[[Iterator[bytes]], None]:
+        def receive(stream: Iterator[bytes]) -> None:
+            try:
+                node[1].load(stream, lambda _message: None, _PATIENT_S)
+            except RefusalError as error:
+                full = "no space left" in error.message
+                raise PreparationError(
+                    f"{node[0]} could not take the image {what}: {error.message}",
+                    "Make room there: docker system df." if full else "",
+                ) from error
+
+        return receive
+
+    broadcast(chunks, [receiver(node) for node in nodes], lambda: told(""))
+
+
+def _names(nodes: Nodes) -> str:
+    return ", ".join(name for name, _ in nodes)

@@ -1,0 +1,52 @@
+"""A run that shall end before its time: asked for by a file in its directory, noticed by its supervisor."""
+
+from __future__ import annotations
+
+import os
+import signal
+import threading
+from collections.abc import Iterator
+from contextlib import contextmanager
+
+from tfjob.rundir import RunDirectory
+
+__all__ = ["CancelRequested", "interruptible", "raise_if_canceled"]
+
+_LOOK_S = 0.1
+
+
+class CancelRequested(BaseException):
+    """The run shall end: somebody made its `cancel` file, or the supervisor was told to stop."""
+
+
+def raise_if_canceled(run: RunDirectory) -> None:
+    """Raise CancelRequested, with the reason, if somebody has asked for the run's end."""
+    if run.cancel_request.exists():
+        reason = run.cancel_request.read_text(encoding="utf-8").strip("\0\n ")
+        raise CancelRequested(reason or "canceled")
+
+
+@contextmanager
+def interruptible(run: RunDirectory) -> Iterator[None]:
+    """Let a cancel request break into work that knows nothing of it, by a signal to this thread."""
+    raise_if_canceled(run)
+    done = threading.Event()
+
+    def watch() -> None:
+        while not done.wait(_LOOK_S):
+            if run.cancel_request.exists():
+                os.kill(os.getpid(), signal.SIGUSR1)
+                return
+
+    def break_in(_number: int, _frame: object) -> None:
+        raise_if_canceled(run)
+
+    before = signal.signal(signal.SIGUSR1, break_in)
+    watcher = threading.Thread(target=watch, daemon=True)
+    watcher.start()
+    try:
+        yield
+    finally:
+        done.set()
+        watcher.join()
+        signal.signal(signal.SIGUSR1, before)

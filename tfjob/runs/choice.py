@@ -1,0 +1,50 @@
+"""Which engine runs a Plan: the Plan says so, by its target and its runtime. Engines are loaded where they are needed."""
+
+from __future__ import annotations
+
+from collections.abc import Mapping
+
+from tfjob.engines.base import Engine
+from tfjob.errors import TargetError
+from tfjob.planning.plan import Plan
+from tfjob.targets.local import local_target
+from tfjob.workspace import Workspace
+
+__all__ = ["engine_of"]
+
+
+def engine_of(plan: Plan, workspace: Workspace, environ: Mapping[str, str], *, soon: bool = False) -> Engine:
+    """The engine for `plan`. `environ` is what the submitting shell had: tasks inherit from it, and it names Docker Engines.
+
+    `soon`: room is asked for soon, so nodes of other machines are reached from now on, while the rest is loaded and prepared.
+    """
+    if plan.cluster is not None:
+        from tfjob.engines.cluster.nodes import Reaching  # noqa: PLC0415  # a login takes longer than to load the rest
+
+        with_gpus = plan.gpus_per_node > 0
+        reaching = Reaching(plan.cluster, environ, with_gpus=with_gpus) if soon else None
+        from tfjob.datasets.cache import Cache  # noqa: PLC0415  # the same
+        from tfjob.engines.cluster.engine import ClusterEngine  # noqa: PLC0415  # only for those who have several machines
+
+        return ClusterEngine(
+            plan.cluster,
+            environ=environ,
+            snapshots=workspace.snapshots,
+            runs=workspace.runs,
+            cache=Cache(workspace.config.dataset_cache),
+            with_gpus=with_gpus,
+            reaching=reaching,
+        )
+    if plan.slurm is not None:
+        raise TargetError(f"target {plan.target} is of a kind that this version of tfjob can't run jobs on")
+    target = local_target(
+        declared_gpus=workspace.config.local_gpus if plan.gpus_per_node else 0,
+        cuda_visible_devices=environ.get("CUDA_VISIBLE_DEVICES"),
+    )
+    if plan.runtime == "docker":
+        from tfjob.engines.docker import DockerEngine  # noqa: PLC0415  # 100 ms that only containers need
+
+        return DockerEngine(target.nodes[0], environ=environ, cache=workspace.config.store / "accounts")
+    from tfjob.engines.process import ProcessEngine  # noqa: PLC0415  # the same for processes
+
+    return ProcessEngine(target.nodes[0], environ=environ)
