@@ -12,11 +12,11 @@ from pathlib import Path
 import pytest
 from web_server import Cut, Fault, Hang, Redirect, Slow, Status, WebServer
 
-from tfjob.datasets import fetch as module
 from tfjob.datasets.cache import Cache, Known
 from tfjob.datasets.fetch import fetch
 from tfjob.datasets.wanted import Settings, Wanted
 from tfjob.errors import ExitCode, PreparationError
+from tfjob.spec import addresses
 
 QUICK = Settings(connections=4, timeout_s=5, tries=3, pause_s=0.01)
 IMPATIENT = Settings(connections=4, timeout_s=0.3, tries=2, pause_s=0.01)
@@ -86,7 +86,7 @@ def test_a_known_sum_in_the_cache_needs_no_server(web: WebServer, cache: Cache) 
 
 
 def test_many_addresses_are_asked_once_an_hour(web: WebServer, cache: Cache, monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr(module, "MANY", 3)
+    monkeypatch.setattr(addresses, "MANY", 3)
     urls = [web.put(str(number), b"%d" % number) for number in range(4)]
     got(cache, *urls)
     got(cache, *urls)

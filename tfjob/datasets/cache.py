@@ -24,15 +24,17 @@ import hashlib
 import json
 import os
 import shutil
-import sqlite3
 import tempfile
 from collections.abc import Iterable, Iterator, Sequence
 from contextlib import contextmanager
 from pathlib import Path
-from typing import NamedTuple
+from typing import TYPE_CHECKING, NamedTuple
 
 from tfjob.durable import digest_of, replace_json
 from tfjob.errors import PreparationError
+
+if TYPE_CHECKING:
+    import sqlite3
 
 __all__ = ["OBJECT_TIME_NS", "Cache", "Known", "read_facts", "remove_tree"]
 
@@ -235,6 +237,8 @@ class Cache:
 
     @contextmanager
     def _index(self) -> Iterator[sqlite3.Connection]:
+        import sqlite3  # noqa: PLC0415  # 8 ms that only fetching pays
+
         path = self.root / "index.db"
         self.root.mkdir(parents=True, exist_ok=True)
         try:
@@ -254,6 +258,8 @@ class Cache:
 
 
 def _opened(path: Path) -> sqlite3.Connection:
+    import sqlite3  # noqa: PLC0415  # see above
+
     connection = sqlite3.connect(path, timeout=60)
     try:
         connection.execute("pragma synchronous = off")  # a power loss may take it: it can be found again

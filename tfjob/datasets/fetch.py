@@ -21,6 +21,7 @@ from tfjob.datasets.cache import Known
 from tfjob.datasets.wanted import Fetcher, Partial, Settings, Transfer, Wanted, unwritable
 from tfjob.datasets.web import Session, Transient
 from tfjob.errors import PreparationError
+from tfjob.spec import addresses
 from tfjob.spec.addresses import WEB, is_web, scheme_of, shown_address
 
 if TYPE_CHECKING:
@@ -28,11 +29,10 @@ if TYPE_CHECKING:
 
     from tfjob.datasets.cache import Cache
 
-__all__ = ["HOUR_S", "MANY", "Fetched", "fetch"]
+__all__ = ["HOUR_S", "Fetched", "fetch"]
 
-MANY: Final = 200
-"""Web addresses that are asked at every use whether they have changed; more of them are asked once an hour."""
 HOUR_S: Final = 3600.0
+"""How long many web addresses are not asked again whether they have changed."""
 _BATCH: Final = 100
 _BATCH_S: Final = 0.3
 _PROGRESS_S: Final = 0.5
@@ -56,7 +56,7 @@ def fetch(wanted: Sequence[Wanted], cache: Cache, settings: Settings, progress: 
     """
     unique = {one.source: one for one in wanted}
     known = cache.known(list(unique))
-    many = sum(map(is_web, unique)) > MANY
+    many = sum(map(is_web, unique)) > addresses.MANY
     found: dict[str, Known] = {}
     missing: deque[Wanted] = deque()
     for one in unique.values():

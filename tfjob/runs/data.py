@@ -8,28 +8,30 @@ import time
 from collections.abc import Callable, Iterator, Sequence
 from dataclasses import dataclass, replace
 from pathlib import Path
-from typing import NamedTuple
+from typing import TYPE_CHECKING, NamedTuple
 
 from tfjob.datasets.cache import Cache
-from tfjob.datasets.eviction import evict
-from tfjob.datasets.fetch import HOUR_S, MANY, Fetched, fetch
 from tfjob.datasets.files import SHA256, DatasetFiles, change_since, is_address, whole_directory, with_marks
 from tfjob.datasets.placing import clear, place
-from tfjob.datasets.registered import has_contents, note_contents
-from tfjob.datasets.wanted import Settings, Wanted
 from tfjob.durable import digest_of, replace_text
 from tfjob.errors import PreparationError, TfjobError
 from tfjob.planning.plan import DatasetPlan, Plan
 from tfjob.rundir import RunDirectory
-from tfjob.runs.record import DatasetRecord
+from tfjob.runs.fetched import with_fetched
+from tfjob.spec import addresses
 from tfjob.spec.addresses import is_web
 from tfjob.values import decode, encode
 
-__all__ = ["RunData", "dataset_records", "with_fetched"]
+__all__ = ["RunData"]
 
 _MANY = 256
 """Files from which on a mount is one link: to their directory, or to a tree of links in the cache, made once for all runs."""
 _GIB = 1 << 30
+
+
+if TYPE_CHECKING:
+    from tfjob.datasets.fetch import Fetched
+    from tfjob.datasets.wanted import Settings, Wanted
 
 
 class _Ready(NamedTuple):
@@ -59,24 +61,28 @@ class RunData:
 
         Can be done again after it was interrupted. Raises PreparationError when something can't be had, or has changed.
         """
-        for dataset in self.plan.datasets:
+        asked = with_fetched(self.plan, self.run).datasets  # another try has the very content of the one before
+        for dataset in asked:
             change = change_since(dataset.digest, dataset.files, dataset.marks) if _has_local(dataset) else None
             if change:
                 raise PreparationError(
                     f"dataset {dataset.name} has changed since the job was planned: {change}", "Submit the job again."
                 )
-        if not any(map(_as_tree, self.plan.datasets)):
-            self._place(self.plan.datasets)
+        if not any(map(_as_tree, asked)):
+            self._place(asked)
             return self.plan, ()
+        from tfjob.datasets.eviction import evict  # noqa: PLC0415  # 40 ms with all it stands on
+        from tfjob.datasets.fetch import fetch  # noqa: PLC0415
+
         with self.cache.filling():  # what is known is not evicted before it is used
-            known = {one.name: found for one in self.plan.datasets if (found := self._kept(one)) is not None}
-        missing = [one for one in self.plan.datasets if one.marks and one.name not in known]
+            known = {one.name: found for one in asked if (found := self._kept(one)) is not None}
+        missing = [one for one in asked if one.marks and one.name not in known]
         self._make_room(missing)
         with self.cache.filling():
             fetched = fetch(
                 [one for dataset in missing for one in _wanted(dataset)], self.cache, self.settings, progress
             )
-            ready = [self._ready(dataset, known.get(dataset.name), fetched) for dataset in self.plan.datasets]
+            ready = [self._ready(dataset, known.get(dataset.name), fetched) for dataset in asked]
             datasets = tuple(dataset for dataset, _ in ready)
             if missing or known:
                 lines = ",\n".join(json.dumps(encode(dataset)) for dataset in datasets)
@@ -119,12 +125,16 @@ class RunData:
             if is_address(source) and not os.path.exists(self.cache.object(mark.rpartition(":")[2]))
         )
         if needed:
+            from tfjob.datasets.eviction import evict  # noqa: PLC0415  # see above
+
             evict(self.cache, limit_bytes=int(self.limit_gib * _GIB), needed_bytes=needed)
 
     def _kept(self, dataset: DatasetPlan) -> _Ready | None:
         """A large dataset as an earlier run of the last hour had it: neither servers nor files need to be looked at."""
         if not _is_large(dataset):
             return None
+        from tfjob.datasets.fetch import HOUR_S  # noqa: PLC0415  # see above
+
         try:
             kept = json.loads(self.cache.resolved(_asked(dataset)).read_bytes())
             if not 0 <= time.time() - kept["checked"] < HOUR_S:
@@ -178,6 +188,8 @@ class RunData:
 
     def _note_contents(self, datasets: Sequence[DatasetPlan]) -> None:
         """Pin what registered versions hold, at their first use."""
+        from tfjob.datasets.registered import has_contents, note_contents  # noqa: PLC0415  # see above
+
         for dataset in datasets:
             if dataset.registered is None or not dataset.marks:
                 continue
@@ -190,22 +202,6 @@ class RunData:
                 continue
 
 
-def with_fetched(plan: Plan, run: RunDirectory) -> Plan:
-    """The plan with its datasets as the run has fetched them; as it was where it has fetched nothing (yet)."""
-    try:
-        rows = json.loads(run.fetched.read_bytes())
-    except FileNotFoundError:
-        return plan
-    return replace(plan, datasets=tuple(decode(DatasetPlan, row) for row in rows))
-
-
-def dataset_records(plan: Plan) -> tuple[DatasetRecord, ...]:
-    """What a run's record says of its datasets."""
-    return tuple(
-        DatasetRecord(one.name, one.registered, one.digest, one.file_count, one.size_bytes) for one in plan.datasets
-    )
-
-
 def _has_local(dataset: DatasetPlan) -> bool:
     return not dataset.marks or any(not is_address(source) for source, _, _ in dataset.files)
 
@@ -215,7 +211,7 @@ def _is_large(dataset: DatasetPlan) -> bool:
     return (
         dataset.mode == "mount"
         and bool(dataset.marks)
-        and dataset.file_count > MANY
+        and dataset.file_count > addresses.MANY
         and all(is_web(source) for source, _, _ in dataset.files)
     )
 
@@ -236,6 +232,8 @@ def _as_tree(dataset: DatasetPlan) -> bool:
 
 
 def _wanted(dataset: DatasetPlan) -> Iterator[Wanted]:
+    from tfjob.datasets.wanted import Wanted  # noqa: PLC0415  # see above
+
     of = dataset.registered or f"dataset {dataset.name}"
     for (source, _, size), mark in zip(dataset.files, dataset.marks, strict=True):
         if is_address(source):

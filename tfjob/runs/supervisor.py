@@ -20,10 +20,9 @@ from collections.abc import Callable
 from dataclasses import replace
 from functools import partial
 from pathlib import Path
+from typing import TYPE_CHECKING
 
 from tfjob import entrypoint
-from tfjob.datasets.cache import Cache
-from tfjob.datasets.wanted import Settings
 from tfjob.durable import replace_json
 from tfjob.engines.base import Prepared
 from tfjob.engines.inherited import inherited_environment
@@ -32,7 +31,7 @@ from tfjob.errors import ExitCode, PreparationError, TfjobError
 from tfjob.planning.plan import Plan
 from tfjob.rundir import RunDirectory
 from tfjob.runs.choice import engine_of
-from tfjob.runs.data import RunData, with_fetched
+from tfjob.runs.fetched import with_fetched
 from tfjob.runs.prepare import prepare_environment
 from tfjob.runs.record import Failure, iso, read_record, write_record
 from tfjob.runs.run import request_cancel
@@ -40,6 +39,9 @@ from tfjob.runs.starting import SEVERAL_MACHINES
 from tfjob.runs.supervision import Supervision
 from tfjob.values import decode
 from tfjob.workspace import Workspace
+
+if TYPE_CHECKING:
+    from tfjob.runs.data import RunData
 
 _PATH_BYTES = 8192
 _FOR_THE_SUPERVISOR = (
@@ -91,7 +93,7 @@ def _supervision(run: RunDirectory) -> Supervision:
             )
         return prepare_environment(plan, run, store, environ, progress)
 
-    data = _data(plan, run, workspace, here=engine.shares_run_directory)
+    data = _data(plan, run, workspace, here=engine.shares_run_directory) if plan.datasets else None
     if plan.slurm is not None:
         from tfjob.engines.slurm.engine import SlurmEngine  # noqa: PLC0415  # only for its targets
         from tfjob.runs.slurm import SlurmSupervision  # noqa: PLC0415  # the same
@@ -108,6 +110,10 @@ def _shared(plan: Plan) -> Path | None:
 
 
 def _data(plan: Plan, run: RunDirectory, workspace: Workspace, *, here: bool) -> RunData:
+    from tfjob.datasets.cache import Cache  # noqa: PLC0415  # only jobs with data pay for it
+    from tfjob.datasets.wanted import Settings  # noqa: PLC0415
+    from tfjob.runs.data import RunData  # noqa: PLC0415
+
     config, shared = workspace.config, _shared(plan)
     return RunData(
         plan,
