@@ -208,13 +208,23 @@ class TestHowRunsFail:
         assert failure["task"] == "worker-1"
         assert failure["message"].startswith("did not come to the rendezvous within 1 s")
 
-    def test_by_preemption(self, lab: Tfjob, submit: Submit, slurm: Slurm) -> None:
-        run = submit(SAVES, nodes=3, gpus=4)
-        runs(lab, run, "main-0", "main-1", "main-2")
-        submitted_by_hand(slurm, "--partition=urgent", "--gres=gpu:4")
-        record = ended(lab, run, exit_code=1)
+    def test_by_preemption_unless_they_are_tried_again(self, lab: Tfjob, submit: Submit, slurm: Slurm) -> None:
+        once = submit(SAVES, gpus=4)
+        again = submit(
+            f"[ $TFJOB_RESTART_COUNT = 0 ] || exit 0; {SAVES}", gpus=4, retries={"max": 1, "on": ["node_lost"]}
+        )
+        runs(lab, once)
+        runs(lab, again)
+        job = submitted_by_hand(slurm, "--partition=urgent", "--gres=gpu:4", "--nodes=3")
+        record = ended(lab, once, exit_code=1)
         assert "preempted" in record["failure"]["message"]
-        assert "saved" in log(lab, run, "main-0")
+        assert "saved" in log(lab, once)
+        eventually(lambda: "RUNNING" in slurm.run("squeue", "-h", "-j", job, "-o", "%T"), "the urgent job")
+        slurm.run("scancel", job)
+        record = ended(lab, again)
+        [attempt] = record["attempts"]
+        assert attempt["failure"]["message"] == "Slurm preempted it"
+        assert "saved" in log(lab, again, "attempt-1/main")
 
 
 class TestLostNodes:
