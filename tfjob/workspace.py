@@ -8,6 +8,7 @@
       snapshots/DIGEST/    source directories by content
       environments/        registered environments, by name and version
       compute/             compute targets, by name
+      workspace-id         a number by which engines on other machines tell this workspace's runs from others'
       .gitignore           keeps all of it out of version control
 
 Environments are large and the same for all workspaces: they are kept once per user, in `store`.
