@@ -582,8 +582,12 @@ def copy_tree(source: str, target: str) -> None:
 
 def copy_directories(source: str, target: str) -> None:
     """Copy a tree to where nothing is."""
+
+    def stop(error: OSError) -> None:
+        raise error
+
     os.makedirs(target)
-    for parent, names, files in os.walk(source):
+    for parent, names, files in os.walk(source, onerror=stop):
         to = os.path.normpath(os.path.join(target, os.path.relpath(parent, source)))
         for name in files + [one for one in names if os.path.islink(os.path.join(parent, one))]:
             copy_file(os.path.join(parent, name), os.path.join(to, name))
