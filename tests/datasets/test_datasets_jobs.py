@@ -242,3 +242,31 @@ def test_many_files_of_this_machine_are_one_link(job: Tfjob) -> None:
     assert done[0] == done[1]
     assert done[0][0].startswith(f"{job.environ['TFJOB_STORE']}/datasets/trees/")
     assert done[0][1] == "299"
+
+
+def test_a_second_job_with_many_addresses_asks_nobody(job: Tfjob, web: WebServer) -> None:
+    urls = [web.put(f"{number}.txt", b"%d\n" % number) for number in range(201)]
+    (job.directory / "urls.txt").write_text("\n".join(urls))
+    job("dataset", "create", "--name", "many", "--paths-from", "urls.txt")
+    write(
+        job,
+        "d: many",
+        "sort -n ${{ dataset.d }}/*.txt | tail -1; chmod u+w ${{ dataset.d }}/7.txt; echo x > ${{ dataset.d }}/7.txt",
+    )
+    assert "200" in job("submit", "job.yml").stdout
+    assert any("7.txt was written to; it was taken out of the cache" in note for note in job.show()["notes"])
+    asked = len(web.requests)
+    show = "sort -n ${{ dataset.d }}/*.txt | tail -1; cat ${{ dataset.d }}/7.txt"
+    write(job, "d: many", show)
+    assert "200\n7\n" in job("submit", "job.yml").stdout
+    asked = len(web.requests)
+    write(job, "d: many", f"{show}; chmod u+w ${{{{ dataset.d }}}}/7.txt; echo x > ${{{{ dataset.d }}}}/7.txt")
+    for _ in range(2):  # the first use of what is known, and the first of what was kept of that
+        assert "200\n7\n" in job("submit", "job.yml").stdout
+        assert any("7.txt was written to; it was taken out of the cache" in note for note in job.show()["notes"])
+    assert len(web.requests) == asked + 1
+    write(job, "d: many", show)
+    assert "200\n7\n" in job("submit", "job.yml").stdout
+    assert "200\n7\n" in job("submit", "job.yml").stdout
+    assert len(web.requests) == asked + 2
+    assert job.show()["datasets"][0]["registered"] == "many@1"

@@ -4,7 +4,7 @@
 
     objects/<aa>/<sha256>     a file's content, read-only; its time is always the same, so that a write to it shows
     trees/<key>/              the files of a dataset by their names: links to objects, and to files of this machine
-    trees/<key>.json          what it holds; its time is when the tree was last asked for
+    trees/<key>.json          what it holds; its time is when the tree was last asked for; made under trees/<key>.lock
     resolved/<asked>.json     what a large dataset came to when its addresses were last asked, and its tree
     users/<key>/<run>         a link to the directory of a run that uses the tree
     partial/<address>         a file that is being fetched, locked by whoever does; what broke goes on from there
@@ -151,23 +151,15 @@ class Cache:
             if self.known_tree(key) is not None and _is_sound(tree, files):
                 return tree
             tree.parent.mkdir(parents=True, exist_ok=True)
-            fresh = Path(tempfile.mkdtemp(dir=tree.parent, prefix=f".{key[:12]}-"))
-            try:
-                self._fill(fresh, files)
-                with contextlib.suppress(FileNotFoundError):  # a run may have it mounted: it stays till nobody uses it
-                    tree.rename(tree.parent / f".{key}-{fresh.name}")
-                fresh.chmod(_READ_ONLY)
-                with contextlib.suppress(OSError):  # somebody else was quicker
-                    fresh.rename(tree)
-            finally:
-                if fresh.exists():
-                    remove_tree(fresh)
-            held = {
-                "files": len(files),
-                "objects": {sha256: size for _, _, size, sha256 in files if sha256},
-                "directories": _times(tree),
-            }
-            replace_json(facts, held, force=False)
+            with _locked(self.root / "trees" / f"{key}.lock"):
+                if self.known_tree(key) is None or not _is_sound(tree, files):
+                    self._make_tree(tree, files)
+                    held = {
+                        "files": len(files),
+                        "objects": {sha256: size for _, _, size, sha256 in files if sha256},
+                        "directories": _times(tree),
+                    }
+                    replace_json(facts, held, force=False)
         except OSError as error:
             raise PreparationError(
                 f"a dataset can't be put together in {self.root}: {error.strerror}",
@@ -189,6 +181,11 @@ class Cache:
         except (OSError, ValueError, KeyError, TypeError):
             return None
         return tree
+
+    def distrust(self) -> None:
+        """Have every file of every tree looked at before its next use: something wrote to one."""
+        for path in (self.root / "resolved").glob("*.json"):
+            path.unlink(missing_ok=True)
 
     def resolved(self, key: str) -> Path:
         """Name the file that keeps what a large dataset came to when all its addresses were last asked, there or not."""
@@ -219,6 +216,19 @@ class Cache:
             yield
         finally:
             os.close(descriptor)
+
+    def _make_tree(self, tree: Path, files: Sequence[tuple[str, str, int, str]]) -> None:
+        """Put a tree in its place, whole. One that is there and unsound may be mounted by a run: it stays beside till nobody uses it."""
+        fresh = Path(tempfile.mkdtemp(dir=tree.parent, prefix=f".{tree.name[:12]}-"))
+        try:
+            self._fill(fresh, files)
+            fresh.chmod(_READ_ONLY)
+            with contextlib.suppress(FileNotFoundError):
+                tree.rename(tree.parent / f".{tree.name}-{fresh.name}")
+            fresh.rename(tree)
+        except BaseException:
+            remove_tree(fresh)
+            raise
 
     def _fill(self, into: Path, files: Sequence[tuple[str, str, int, str]]) -> None:
         made: set[str] = set()
@@ -269,6 +279,17 @@ def _opened(path: Path) -> sqlite3.Connection:
         connection.close()
         raise
     return connection
+
+
+@contextmanager
+def _locked(path: Path) -> Iterator[None]:
+    """Let nobody else in meanwhile; waits for whoever is. The lock dies with its holder."""
+    descriptor = os.open(path, os.O_RDWR | os.O_CREAT | os.O_CLOEXEC, 0o644)
+    try:
+        fcntl.flock(descriptor, fcntl.LOCK_EX)
+        yield
+    finally:
+        os.close(descriptor)
 
 
 def _link(at: str, target: str) -> None:

@@ -105,14 +105,14 @@ def _free(cache: Cache, trees: Iterable[str], objects: Iterable[str]) -> None:
     for sha256 in objects:
         with contextlib.suppress(OSError):
             os.unlink(cache.object(sha256))
-    for path in _files(cache.root / "resolved"):
-        path.unlink(missing_ok=True)
+    cache.distrust()
     _sweep(cache)
 
 
 def _remove(cache: Cache, key: str) -> None:
     """Forget a tree: first what says that it is whole, then the rest."""
-    (cache.root / "trees" / f"{key}.json").unlink(missing_ok=True)
+    for facts in (f"{key}.json", f"{key}.lock"):
+        (cache.root / "trees" / facts).unlink(missing_ok=True)
     remove_tree(cache.root / "trees" / key)
     users = cache.root / "users" / key
     for link in users.glob("*"):

@@ -37,6 +37,7 @@ _BATCH: Final = 100
 _BATCH_S: Final = 0.3
 _PROGRESS_S: Final = 0.5
 _WAIT_S: Final = 0.1
+_PATIENCE_S: Final = 10.0
 _MB: Final = 1_000_000
 
 
@@ -141,10 +142,11 @@ class _Crew:
             progress(_progress(done, self._count, self._transfer, time.monotonic() - began))
 
     def end(self) -> None:
-        """Stop the threads; those that wait for a server are made to fail."""
+        """Stop the threads; those that wait for a server are made to fail, or left to themselves if that can't be."""
         self._transfer.stop.set()
+        last = time.monotonic() + _PATIENCE_S
         for thread in self._threads:
-            while thread.is_alive():
+            while thread.is_alive() and time.monotonic() < last:
                 for fetcher in self._fetchers:
                     fetcher.abort()
                 thread.join(0.2)

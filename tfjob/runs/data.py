@@ -115,7 +115,10 @@ class RunData:
             for name, _, size, sha256 in _rows(dataset)
             if sha256 and os.path.exists(self.cache.object(sha256)) and not self.cache.has(sha256, size)
         ]
-        return f"{harmed[0]} was written to; it was taken out of the cache" if harmed else None
+        if not harmed:
+            return None
+        self.cache.distrust()
+        return f"{harmed[0]} was written to; it was taken out of the cache"
 
     def _make_room(self, missing: Sequence[DatasetPlan]) -> None:
         needed = sum(
