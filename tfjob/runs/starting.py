@@ -6,6 +6,7 @@ import os
 import socket
 import subprocess
 import sys
+import time
 from pathlib import Path
 from typing import TYPE_CHECKING
 
@@ -16,6 +17,8 @@ if TYPE_CHECKING:
     from tfjob.runs.record import Record
 
 __all__ = ["StartingSupervisor", "recover"]
+
+_SILENT_S = 120.0
 
 
 class StartingSupervisor:
@@ -89,4 +92,8 @@ def recover(run: RunDirectory, record: Record) -> bool:
 def _is_ours(run: RunDirectory, record: Record) -> bool:
     if record.is_over or run.path.stat().st_uid != os.geteuid():
         return False
-    return record.supervisor is None or record.supervisor.host == os.uname().nodename
+    if record.supervisor is None or record.supervisor.host == os.uname().nodename:
+        return True
+    # A job of Slurm's is followed from any login node. Locks of files may not reach from one to the other; the time does.
+    silent_s = time.time() - run.supervisor_lock.stat().st_mtime
+    return (run.path / "slurm" / "job.json").exists() and silent_s > _SILENT_S
