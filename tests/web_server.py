@@ -65,6 +65,7 @@ class WebServer:
     faults: dict[str, list[Fault]] = field(default_factory=dict)
     has_ranges: bool = True
     has_tags: bool = True
+    tells_size: bool = True
     requests: list[tuple[str, str, dict[str, str]]] = field(default_factory=list)
     lock: threading.Lock = field(default_factory=threading.Lock)
     closing: threading.Event = field(default_factory=threading.Event)
@@ -127,7 +128,8 @@ class _Handler(BaseHTTPRequestHandler):
                 return
             status, more = 206, (("Content-Range", f"bytes {start}-{end}/{len(content)}"),)
             content = content[start : end + 1]
-        self._head(status, (*tags, *more, ("Content-Length", str(len(content)))))
+        size = (("Content-Length", str(len(content))),) if self.web.tells_size else (("Connection", "close"),)
+        self._head(status, (*tags, *more, *size))
         if isinstance(fault, Cut | Hang):
             self.wfile.write(content[: fault.after])
             self.wfile.flush()

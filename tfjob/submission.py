@@ -23,7 +23,7 @@ from tfjob.planning.make import make_plan
 from tfjob.planning.plan import Plan
 from tfjob.resolve import ResolvedJob, resolve
 from tfjob.rundir import RunDirectory
-from tfjob.runs.data import dataset_records, with_fetched
+from tfjob.runs.fetched import dataset_records, with_fetched
 from tfjob.runs.record import Record, iso, read_record, write_record
 from tfjob.runs.run import Run
 from tfjob.runs.starting import StartingSupervisor

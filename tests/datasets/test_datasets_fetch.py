@@ -12,11 +12,11 @@ from pathlib import Path
 import pytest
 from web_server import Cut, Fault, Hang, Redirect, Slow, Status, WebServer
 
-from tfjob.datasets import fetch as module
 from tfjob.datasets.cache import Cache, Known
 from tfjob.datasets.fetch import fetch
 from tfjob.datasets.wanted import Settings, Wanted
 from tfjob.errors import ExitCode, PreparationError
+from tfjob.spec import addresses
 
 QUICK = Settings(connections=4, timeout_s=5, tries=3, pause_s=0.01)
 IMPATIENT = Settings(connections=4, timeout_s=0.3, tries=2, pause_s=0.01)
@@ -30,8 +30,7 @@ def sum_of(content: bytes) -> str:
 def got(cache: Cache, *urls: str, mark: str = "", size: int = -1, settings: Settings = QUICK) -> dict[str, Known]:
     said: list[str] = []
     with cache.filling():
-        found, _ = fetch([Wanted(url, size, mark, "digits@1") for url in urls], cache, settings, said.append)
-    return found
+        return fetch([Wanted(url, size, mark, "digits@1") for url in urls], cache, settings, said.append).known
 
 
 def objects(cache: Cache) -> list[str]:
@@ -87,7 +86,7 @@ def test_a_known_sum_in_the_cache_needs_no_server(web: WebServer, cache: Cache) 
 
 
 def test_many_addresses_are_asked_once_an_hour(web: WebServer, cache: Cache, monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr(module, "MANY", 3)
+    monkeypatch.setattr(addresses, "MANY", 3)
     urls = [web.put(str(number), b"%d" % number) for number in range(4)]
     got(cache, *urls)
     got(cache, *urls)
@@ -221,9 +220,9 @@ def test_a_registered_content_in_the_cache_outlives_its_server(web: WebServer, c
     web.put("a", b"content", Status(503))
     with cache.filling():
         wanted = Wanted(url, 7, f"seen:{sum_of(b'content')}", "digits@1")
-        found, notes = fetch([wanted], cache, IMPATIENT, lambda _: None)
-    assert found[url].sha256 == sum_of(b"content")
-    assert "could not be asked whether it has changed" in notes[0]
+        fetched = fetch([wanted], cache, IMPATIENT, lambda _: None)
+    assert fetched.known[url].sha256 == sum_of(b"content")
+    assert "could not be asked whether it has changed" in fetched.notes[0]
 
 
 def test_an_object_that_was_written_to_is_fetched_again(web: WebServer, cache: Cache) -> None:

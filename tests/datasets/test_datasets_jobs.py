@@ -47,8 +47,6 @@ def test_a_job_reads_what_addresses_hold(job: Tfjob, web: WebServer, mode: str) 
     assert record["name"] == "d"
     assert record["file_count"] == 3
     assert record["size_bytes"] == 13
-    job("submit", "job.yml", exit_code=None)
-    assert fetches(web, "a.txt") == 1
 
 
 def test_a_download_can_be_written_and_the_cache_stays_as_it_is(job: Tfjob, web: WebServer) -> None:
@@ -103,8 +101,6 @@ def test_a_version_never_changes(job: Tfjob, web: WebServer) -> None:
     assert "other" in job("submit", "job.yml").stdout
     assert "first" in job("rerun", run).stdout
     assert job.show()["datasets"][0]["registered"] == "words@1"
-    write(job, "d: words@1")
-    assert "has changed since words@1" in job("submit", "job.yml", exit_code=4).stderr
 
 
 def test_a_version_that_was_never_used_does_not_change_either(job: Tfjob, web: WebServer) -> None:
@@ -124,7 +120,6 @@ def test_registered_files_of_this_machine_do_not_change_either(job: Tfjob) -> No
     failed = job("submit", "job.yml", exit_code=4).stderr
     assert "words@1 has changed since it was registered: a.txt has 18 bytes where it had 5" in failed
     assert "words@2" in job("dataset", "create", "--name", "words", "--refresh").stdout
-    assert "longer than before" in job("submit", "job.yml").stdout
 
 
 def test_a_rerun_uses_what_the_run_used(job: Tfjob, web: WebServer) -> None:
@@ -135,7 +130,6 @@ def test_a_rerun_uses_what_the_run_used(job: Tfjob, web: WebServer) -> None:
     web.put("a.txt", b"other")
     assert "first" in job("rerun", first["id"]).stdout
     assert job.show()["datasets"] == first["datasets"]
-    assert "other" in job("submit", "job.yml").stdout
     job("dataset", "cache", "--prune")
     gone = job("rerun", first["id"], exit_code=4)
     assert "is asked for" in gone.stderr
@@ -214,13 +208,13 @@ def test_what_a_run_uses_is_not_evicted(job: Tfjob, web: WebServer) -> None:
 
 def test_past_the_limit_what_was_used_last_stays(job: Tfjob, web: WebServer) -> None:
     job("init")
-    job.write(".tfjob/config.yml", f"datasets: {{cache_limit_gib: {2.5 * 2**20 / 2**30}}}\n")
-    for name in ("a", "b", "c"):
+    job.write(".tfjob/config.yml", f"datasets: {{cache_limit_gib: {1.5 * 2**20 / 2**30}}}\n")
+    for name in ("a", "b"):
         url = web.put(name, name.encode() * (1 << 20))
         job("dataset", "create", "--name", name, "--path", url)
         write(job, f"d: {name}")
         job("submit", "job.yml", exit_code=None)
-    assert sorted(path.read_bytes()[:1] for path in objects(job)) == [b"b", b"c"]
+    assert sorted(path.read_bytes()[:1] for path in objects(job)) == [b"b"]
 
 
 def test_who_writes_through_a_mount_is_told_and_the_cache_is_repaired(job: Tfjob, web: WebServer) -> None:
@@ -234,10 +228,17 @@ def test_who_writes_through_a_mount_is_told_and_the_cache_is_repaired(job: Tfjob
 
 
 def test_many_files_of_this_machine_are_one_link(job: Tfjob) -> None:
-    for number in range(100):
-        job.write(f"data/{number % 7}/{number}.txt", f"{number}\n")
-    write(job, "d: {paths: data}", "readlink ${{ dataset.d }}; cat ${{ dataset.d }}/*/*.txt | sort -n | tail -1")
+    for number in range(300):
+        (job.directory / "data" / str(number % 7)).mkdir(parents=True, exist_ok=True)
+        (job.directory / "data" / str(number % 7) / f"{number}.txt").write_text(f"{number}\n")
+    write(
+        job, "d: {paths: data}", "readlink ${{ dataset.d }}; touch ${{ dataset.d }}/added; rm ${{ dataset.d }}/3/10.txt"
+    )
+    assert job("submit", "job.yml").stdout.splitlines()[0] == f"{job.directory}/data"
+    assert any("10.txt is gone" in note for note in job.show()["notes"])
+    command = "readlink ${{ dataset.d }}; cat ${{ dataset.d }}/*/*.txt | sort -n | tail -1"
+    write(job, "d: {paths: 'data/*/*.txt'}", command)
     done = [job("submit", "job.yml").stdout.splitlines() for _ in range(2)]
     assert done[0] == done[1]
     assert done[0][0].startswith(f"{job.environ['TFJOB_STORE']}/datasets/trees/")
-    assert done[0][1] == "99"
+    assert done[0][1] == "299"

@@ -67,14 +67,21 @@ def write(job: Tfjob, paths: str, command: str) -> None:
 def test_objects_of_s3_keep_their_tree(cloud: Tfjob, s3: str) -> None:
     big = os.urandom(9 << 20)
     put(s3, "one", data__a=b"a", data__deep__b=b"bb", data__deep__big=big, other=b"x")
-    write(cloud, "s3://one/data", "(cd ${{ dataset.d }}; find . -type f | sort; sha256sum deep/big)")
-    done = cloud("submit", "job.yml").stdout
-    assert done.split("deep/big")[0].split()[:2] == ["./a", "./deep/b"]
-    assert hashlib.sha256(big).hexdigest() in done
-    (record,) = cloud.show()["datasets"]
+    cloud.write(
+        "job.yml",
+        """\
+        command: cd ${{ dataset.d }}; find . -type f | sort; sha256sum deep/big; ls ${{ dataset.e }}
+        dataset:
+          d: {paths: s3://one/data}
+          e: {paths: ["s3://one/data/deep/b*", s3://one/other]}
+        """,
+    )
+    lines = cloud("submit", "job.yml").stdout.splitlines()
+    assert lines[:3] == ["./a", "./deep/b", "./deep/big"]
+    assert lines[3].split()[0] == hashlib.sha256(big).hexdigest()
+    assert lines[4:7] == ["b", "big", "other"]
+    record, _ = cloud.show()["datasets"]
     assert (record["file_count"], record["size_bytes"]) == (3, 3 + len(big))
-    write(cloud, "['s3://one/data/deep/b*', s3://one/other]", "ls ${{ dataset.d }}")
-    assert cloud("submit", "job.yml").stdout.split()[:3] == ["b", "big", "other"]
 
 
 def test_a_registered_dataset_of_s3_does_not_change(cloud: Tfjob, s3: str) -> None:
@@ -83,20 +90,16 @@ def test_a_registered_dataset_of_s3_does_not_change(cloud: Tfjob, s3: str) -> No
     cloud.write("job.yml", "command: cat $TFJOB_DATASET_D/*\ndataset: {d: words}\n")
     assert "ab" in cloud("submit", "job.yml").stdout
     put(s3, "two", data__b=b"c")
-    failed = cloud("submit", "job.yml", exit_code=4).stderr
-    assert "words@1 has changed since it was registered: b was written to" in failed
     put(s3, "two", data__c=b"c")
-    assert "b was written to, c is new" in cloud("submit", "job.yml", exit_code=4).stderr
+    failed = cloud("submit", "job.yml", exit_code=4).stderr
+    assert "words@1 has changed since it was registered: b was written to, c is new" in failed
     assert "words@2" in cloud("dataset", "create", "--name", "words", "--refresh").stdout
-    assert "acc" in cloud("submit", "job.yml").stdout
 
 
 def test_what_a_store_can_not_give_is_told(cloud: Tfjob, s3: str) -> None:
     put(s3, "three", a=b"a")
     write(cloud, "s3://three/nothing", "ls")
     assert "there is no file s3://three/nothing" in cloud("submit", "job.yml", exit_code=4).stderr
-    write(cloud, "s3://no-such-bucket/a", "ls")
-    assert "s3://no-such-bucket/a" in cloud("submit", "job.yml", exit_code=4).stderr
     cloud.environ["AWS_ENDPOINT_URL"] = "http://127.0.0.1:9"
     cloud.environ["AWS_MAX_ATTEMPTS"] = "1"
     write(cloud, "s3://three/a", "ls")

@@ -5,6 +5,7 @@
     objects/<aa>/<sha256>     a file's content, read-only; its time is always the same, so that a write to it shows
     trees/<key>/              the files of a dataset by their names: links to objects, and to files of this machine
     trees/<key>.json          what it holds; its time is when the tree was last asked for
+    resolved/<asked>.json     what a large dataset came to when its addresses were last asked, and its tree
     users/<key>/<run>         a link to the directory of a run that uses the tree
     partial/<address>         a file that is being fetched, locked by whoever does; what broke goes on from there
     index.db                  what each address held when it was last fetched, and digests of files of this machine
@@ -23,15 +24,17 @@ import hashlib
 import json
 import os
 import shutil
-import sqlite3
 import tempfile
 from collections.abc import Iterable, Iterator, Sequence
 from contextlib import contextmanager
 from pathlib import Path
-from typing import NamedTuple
+from typing import TYPE_CHECKING, NamedTuple
 
 from tfjob.durable import digest_of, replace_json
 from tfjob.errors import PreparationError
+
+if TYPE_CHECKING:
+    import sqlite3
 
 __all__ = ["OBJECT_TIME_NS", "Cache", "Known", "read_facts", "remove_tree"]
 
@@ -83,11 +86,11 @@ class Cache:
             os.unlink(path)
         return False
 
-    def keep(self, partial: str, sha256: str) -> None:
-        """Make a finished file the object of its content, atomically."""
+    def keep(self, partial: str, descriptor: int, sha256: str) -> None:
+        """Make a finished file, open as `descriptor`, the object of its content, atomically."""
         path = self.object(sha256)
-        os.utime(partial, ns=(OBJECT_TIME_NS, OBJECT_TIME_NS))
-        os.chmod(partial, 0o444)
+        os.utime(descriptor, ns=(OBJECT_TIME_NS, OBJECT_TIME_NS))
+        os.fchmod(descriptor, 0o444)
         try:
             os.rename(partial, path)
         except FileNotFoundError:
@@ -145,14 +148,14 @@ class Cache:
         key = digest_of([[name, sha256 or source] for name, source, _, sha256 in files])
         tree, facts = self.root / "trees" / key, self.root / "trees" / f"{key}.json"
         try:
-            if facts.exists() and _is_sound(tree, files):
-                os.utime(facts)
+            if self.known_tree(key) is not None and _is_sound(tree, files):
                 return tree
             tree.parent.mkdir(parents=True, exist_ok=True)
             fresh = Path(tempfile.mkdtemp(dir=tree.parent, prefix=f".{key[:12]}-"))
             try:
                 self._fill(fresh, files)
-                remove_tree(tree)
+                with contextlib.suppress(FileNotFoundError):  # a run may have it mounted: it stays till nobody uses it
+                    tree.rename(tree.parent / f".{key}-{fresh.name}")
                 fresh.chmod(_READ_ONLY)
                 with contextlib.suppress(OSError):  # somebody else was quicker
                     fresh.rename(tree)
@@ -162,6 +165,7 @@ class Cache:
             held = {
                 "files": len(files),
                 "objects": {sha256: size for _, _, size, sha256 in files if sha256},
+                "directories": _times(tree),
             }
             replace_json(facts, held, force=False)
         except OSError as error:
@@ -170,6 +174,25 @@ class Cache:
                 "Free space there: tfjob dataset cache --prune; or name another store in config.yml.",
             ) from error
         return tree
+
+    def known_tree(self, key: str) -> Path | None:
+        """The tree with this key, if it is there and nobody has added a file to it or removed one. Files are not looked at.
+
+        Its objects stay what they are as long as nobody writes through a mount; that is looked for after each run.
+        """
+        tree, facts = self.root / "trees" / key, self.root / "trees" / f"{key}.json"
+        try:
+            times: dict[str, int] = json.loads(facts.read_bytes())["directories"]
+            if any(os.stat(os.path.join(tree, name)).st_mtime_ns != time_ns for name, time_ns in times.items()):
+                return None
+            os.utime(facts)
+        except (OSError, ValueError, KeyError, TypeError):
+            return None
+        return tree
+
+    def resolved(self, key: str) -> Path:
+        """Name the file that keeps what a large dataset came to when all its addresses were last asked, there or not."""
+        return self.root / "resolved" / f"{key}.json"
 
     def use(self, tree: Path, run: Path) -> None:
         """Note that the run in the directory `run` uses the tree: it is not evicted before that run is over."""
@@ -214,6 +237,8 @@ class Cache:
 
     @contextmanager
     def _index(self) -> Iterator[sqlite3.Connection]:
+        import sqlite3  # noqa: PLC0415  # 8 ms that only fetching pays
+
         path = self.root / "index.db"
         self.root.mkdir(parents=True, exist_ok=True)
         try:
@@ -233,6 +258,8 @@ class Cache:
 
 
 def _opened(path: Path) -> sqlite3.Connection:
+    import sqlite3  # noqa: PLC0415  # see above
+
     connection = sqlite3.connect(path, timeout=60)
     try:
         connection.execute("pragma synchronous = off")  # a power loss may take it: it can be found again
@@ -291,6 +318,11 @@ def remove_tree(tree: Path) -> None:
             if not os.path.islink(child := os.path.join(parent, name)):
                 os.chmod(child, _WRITABLE)
     shutil.rmtree(tree, ignore_errors=True)
+
+
+def _times(tree: Path) -> dict[str, int]:
+    """The time of change (ns) of every directory of a tree, by its path in it."""
+    return {os.path.relpath(parent, tree): os.stat(parent).st_mtime_ns for parent, _, _ in os.walk(tree)}
 
 
 def read_facts(path: Path) -> dict[str, int] | None:

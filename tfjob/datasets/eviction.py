@@ -105,6 +105,8 @@ def _free(cache: Cache, trees: Iterable[str], objects: Iterable[str]) -> None:
     for sha256 in objects:
         with contextlib.suppress(OSError):
             os.unlink(cache.object(sha256))
+    for path in _files(cache.root / "resolved"):
+        path.unlink(missing_ok=True)
     _sweep(cache)
 
 
@@ -122,7 +124,8 @@ def _remove(cache: Cache, key: str) -> None:
 def _sweep(cache: Cache) -> None:
     """Remove what killed processes left: trees half made, and parts of files that nobody has gone on with for a week."""
     for path in (cache.root / "trees").glob(".*"):
-        remove_tree(path)
+        if not any(_live_users(cache, path.name[1:65])):
+            remove_tree(path)
     old = time.time() - _LEFTOVER_S
     for path in _files(cache.root / "partial"):
         with contextlib.suppress(OSError):

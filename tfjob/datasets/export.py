@@ -50,10 +50,10 @@ def _fetched(
         for (source, _, size), mark in zip(found.files, found.marks, strict=True)
         if is_address(source)
     ]
-    known, notes = fetch(wanted, cache, settings, progress)
-    for note in notes:
+    fetched = fetch(wanted, cache, settings, progress)
+    for note in fetched.notes:
         progress(note)
-    held = {source: (one.size, one.sha256) for source, one in known.items()}
+    held = {source: (one.size, one.sha256) for source, one in fetched.known.items()}
     if found.registered:
         note_contents(found.registered, registry, held)
     return with_marks(found, held)

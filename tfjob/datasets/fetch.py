@@ -15,24 +15,24 @@ import shutil
 import threading
 import time
 from collections import deque
-from typing import TYPE_CHECKING, Final
+from typing import TYPE_CHECKING, Final, NamedTuple
 
 from tfjob.datasets.cache import Known
-from tfjob.datasets.wanted import Fetcher, Settings, Transfer, Wanted, unwritable
+from tfjob.datasets.wanted import Fetcher, Partial, Settings, Transfer, Wanted, unwritable
 from tfjob.datasets.web import Session, Transient
 from tfjob.errors import PreparationError
-from tfjob.spec.addresses import WEB, scheme_of, shown_address
+from tfjob.spec import addresses
+from tfjob.spec.addresses import WEB, is_web, scheme_of, shown_address
 
 if TYPE_CHECKING:
     from collections.abc import Callable, Iterator, Sequence
 
     from tfjob.datasets.cache import Cache
 
-__all__ = ["MANY", "fetch"]
+__all__ = ["HOUR_S", "Fetched", "fetch"]
 
-MANY: Final = 200
-"""Web addresses that are asked at every use whether they have changed; more of them are asked once an hour."""
-_HOUR_S: Final = 3600.0
+HOUR_S: Final = 3600.0
+"""How long many web addresses are not asked again whether they have changed."""
 _BATCH: Final = 100
 _BATCH_S: Final = 0.3
 _PROGRESS_S: Final = 0.5
@@ -40,17 +40,23 @@ _WAIT_S: Final = 0.1
 _MB: Final = 1_000_000
 
 
-def fetch(
-    wanted: Sequence[Wanted], cache: Cache, settings: Settings, progress: Callable[[str], None]
-) -> tuple[dict[str, Known], tuple[str, ...]]:
-    """Have all files in the cache. Returns what each address holds, and what people should know about that, in sentences.
+class Fetched(NamedTuple):
+    """What each address holds, what people should know about that, in sentences, and how many bytes came."""
+
+    known: dict[str, Known]
+    notes: tuple[str, ...] = ()
+    received_bytes: int = 0
+
+
+def fetch(wanted: Sequence[Wanted], cache: Cache, settings: Settings, progress: Callable[[str], None]) -> Fetched:
+    """Have all files in the cache.
 
     To be called with the cache kept from eviction (`Cache.filling`). Raises PreparationError for the first file that
     can't be had, once the others have stopped; what came of large files is kept for the next try.
     """
     unique = {one.source: one for one in wanted}
     known = cache.known(list(unique))
-    many = sum(scheme_of(source) in WEB for source in unique) > MANY
+    many = sum(map(is_web, unique)) > addresses.MANY
     found: dict[str, Known] = {}
     missing: deque[Wanted] = deque()
     for one in unique.values():
@@ -60,7 +66,7 @@ def fetch(
         else:
             missing.append(one)
     if not missing:
-        return found, ()
+        return Fetched(found)
     transfer = Transfer(cache, settings, total_bytes=sum(max(one.size, 0) for one in missing))
     _refuse_full_disk(cache, transfer.total_bytes)
     crew = _Crew(missing, known, transfer)
@@ -68,7 +74,7 @@ def fetch(
         found |= dict(crew.results(progress))
     finally:
         crew.end()
-    return found, tuple(transfer.notes)
+    return Fetched(found, tuple(transfer.notes), transfer.done_bytes)
 
 
 def _at_hand(  # noqa: PLR0911  # a table of what needs no asking
@@ -83,8 +89,8 @@ def _at_hand(  # noqa: PLR0911  # a table of what needs no asking
         return Known("", size, expected, 0)
     if known is None:
         return None
-    if scheme_of(wanted.source) in WEB:
-        if not trust_recent or not 0 <= time.time() - known.checked < _HOUR_S:
+    if is_web(wanted.source):
+        if not trust_recent or not 0 <= time.time() - known.checked < HOUR_S:
             return None
         if (kind == "seen" and known.sha256 != expected) or (kind == "tag" and known.tag != expected):
             return None
@@ -201,13 +207,14 @@ class _Crew:
             known = self._known.get(wanted.source)
             if has_waited:
                 known = self._transfer.cache.known([wanted.source]).get(wanted.source, known)
-            value = self._try(wanted, known, fetcher)
+            value = self._try(wanted, known, fetcher, Partial(path, descriptor))
+            if not os.fstat(descriptor).st_mode & 0o222:
+                return wanted.source, value, descriptor
         except BaseException:
             os.close(descriptor)
             raise
         with contextlib.suppress(OSError):
-            if os.fstat(descriptor).st_nlink and os.path.samestat(os.stat(path), os.fstat(descriptor)):
-                os.unlink(path)  # nothing came of it: the file was there already
+            os.unlink(path)  # nothing came of it: the file was there already
         return wanted.source, value, descriptor
 
     def _locked(self, path: str) -> tuple[int, bool]:
@@ -219,25 +226,24 @@ class _Crew:
                 while not _try_flock(descriptor):
                     has_waited = True
                     self._pause(_WAIT_S)
-                with contextlib.suppress(FileNotFoundError):
-                    if os.path.samestat(os.stat(path), os.fstat(descriptor)):
-                        return descriptor, has_waited
+                status = os.fstat(descriptor)
+                if status.st_nlink and status.st_mode & 0o222:
+                    return descriptor, has_waited
             except BaseException:
                 os.close(descriptor)
                 raise
             os.close(descriptor)  # it has become an object meanwhile
             has_waited = True
 
-    def _try(self, wanted: Wanted, known: Known | None, fetcher: Fetcher) -> Known:
+    def _try(self, wanted: Wanted, known: Known | None, fetcher: Fetcher, partial: Partial) -> Known:
         """Fetch, again where that may help. What brings a file further does not count as a failure."""
         settings, transfer = self._transfer.settings, self._transfer
-        partial = transfer.cache.partial(wanted.source)
-        failures, furthest = 0, _size(partial)
+        failures, furthest = 0, os.fstat(partial.descriptor).st_size
         while True:
             try:
-                return fetcher.fetch(wanted, known, transfer)
+                return fetcher.fetch(wanted, known, transfer, partial)
             except Transient as error:
-                reached = _size(partial)
+                reached = os.fstat(partial.descriptor).st_size
                 failures = 1 if reached > furthest else failures + 1
                 furthest = max(reached, furthest)
                 if transfer.stop.is_set():
@@ -289,13 +295,6 @@ def _progress(done: int, count: int, transfer: Transfer, elapsed_s: float) -> st
     received, total = transfer.done_bytes, max(transfer.total_bytes, transfer.done_bytes)
     rate = received / _MB / max(elapsed_s, 0.001)
     return f"fetching data: {files}, {received // _MB} of {-(-total // _MB)} MB, {rate:.1f} MB/s"
-
-
-def _size(path: str) -> int:
-    try:
-        return os.stat(path).st_size
-    except OSError:
-        return 0
 
 
 def _refuse_full_disk(cache: Cache, needed: int) -> None:

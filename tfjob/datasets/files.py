@@ -25,6 +25,7 @@ __all__ = [
     "find_files",
     "is_address",
     "laid_out",
+    "whole_directory",
     "with_marks",
 ]
 
@@ -148,6 +149,28 @@ def _looked_at(files: Iterable[Sequence[str | int]], marks: Sequence[str]) -> tu
             return "", f"{source} has {status.st_size} bytes where it had {size}"
         rows.append([name, size, status.st_mtime_ns])
     return digest_of(rows), None
+
+
+def whole_directory(files: Sequence[tuple[str, str, int]]) -> str | None:
+    """The directory of this machine that holds these files under these names, and nothing else; None if there is none."""
+    if not files or is_address(files[0][0]):
+        return None
+    source, name, _ = files[0]
+    root = source[: -len(name) - 1]
+    if not root or any(one != f"{root}/{below}" for one, below, _ in files):
+        return None
+    count, directories = 0, [root]
+    while directories:
+        try:
+            with os.scandir(directories.pop()) as entries:
+                for entry in entries:
+                    if entry.is_dir(follow_symlinks=False):
+                        directories.append(entry.path)
+                    else:
+                        count += 1
+        except OSError:
+            return None
+    return root if count == len(files) else None
 
 
 def is_address(source: str) -> bool:

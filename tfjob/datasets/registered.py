@@ -29,10 +29,20 @@ from tfjob.datasets.sources import find
 from tfjob.datasets.wanted import Settings
 from tfjob.durable import replace_json
 from tfjob.errors import NotFound, PreparationError, UsageError
-from tfjob.spec.addresses import WEB, scheme_of, shown_address
+from tfjob.spec.addresses import is_web, shown_address
 from tfjob.values import Pairs
 
-__all__ = ["Asked", "assets", "content_of", "find_registered", "listed", "note_contents", "refresh", "register"]
+__all__ = [
+    "Asked",
+    "assets",
+    "content_of",
+    "find_registered",
+    "has_contents",
+    "listed",
+    "note_contents",
+    "refresh",
+    "register",
+]
 
 KIND = "dataset"
 _LISTINGS, _CONTENTS = ".listings", ".contents"
@@ -102,17 +112,17 @@ def find_registered(name: str, root: Path | None) -> DatasetFiles:
         )
     entry = assets(root).find(name)
     rows = listed(entry, root)
-    paths = entry.content["paths"]
-    sums = tuple((one["path"], one["sha256"]) for one in paths if "sha256" in one)
-    now = find([one["path"] for one in paths], sums)
-    _refuse_changed(entry, rows, now)
+    paths = [one for one in entry.content["paths"] if not is_web(one["path"])]
+    if paths:
+        sums = tuple((one["path"], one["sha256"]) for one in paths if "sha256" in one)
+        _refuse_changed(entry, rows, find([one["path"] for one in paths], sums))
     contents = _contents(entry, root)
     local, remote = [], []
     for source, file_name, size, sign in rows:
         if not isinstance(sign, str):
             local.append((source, size, sign, file_name))
             continue
-        seen = contents.get(source) if scheme_of(source) in WEB and not sign.startswith("sha256:") else None
+        seen = contents.get(source) if is_web(source) and not sign.startswith("sha256:") else None
         remote.append(Remote(source, file_name, seen[0] if seen else size, f"seen:{seen[1]}" if seen else sign))
     return replace(laid_out(local, remote), registered=entry.full_name)
 
@@ -134,12 +144,15 @@ def content_of(entry: Entry, root: Path) -> dict[str, tuple[int, str]]:
     return _contents(entry, root)
 
 
+def has_contents(name: str, root: Path) -> bool:
+    """Whether it is known what the addresses of ``name@version`` held at its first use. Raises NotFound."""
+    return (root / _CONTENTS / f"{assets(root).find(name).content['listing']}.json").exists()
+
+
 def note_contents(name: str, root: Path, contents: Mapping[str, tuple[int, str]]) -> None:
     """Keep what the addresses of ``name@version`` held at its first use; later uses must find the same."""
     entry = assets(root).find(name)
     path = root / _CONTENTS / f"{entry.content['listing']}.json"
-    if path.exists():
-        return
     path.parent.mkdir(exist_ok=True)
     replace_json(path, {source: list(held) for source, held in contents.items()})
 
@@ -195,15 +208,13 @@ def _contents(entry: Entry, root: Path) -> dict[str, tuple[int, str]]:
 
 def _refuse_changed(entry: Entry, rows: Sequence[tuple[str, str, int, int | str]], now: DatasetFiles) -> None:
     """Refuse files of this machine and of stores that are not those that were registered. The web is not asked here."""
-    signed = {name: (source, size, sign) for source, name, size, sign in rows}
+    signed = {name: (source, size, sign) for source, name, size, sign in rows if not is_web(source)}
     current = {name: (source, size, sign) for source, name, size, sign in _signed(now)}
     changes = []
     for name in sorted({*signed, *current}):
         before, after = signed.get(name), current.get(name)
         if before is None or after is None:
             changes.append(f"{name} is {'new' if before is None else 'gone'}")
-        elif scheme_of(before[0]) in WEB:
-            continue
         elif before[1] != after[1]:
             changes.append(f"{name} has {after[1]} bytes where it had {before[1]}")
         elif before != after:
@@ -219,7 +230,7 @@ def _refuse_changed(entry: Entry, rows: Sequence[tuple[str, str, int, int | str]
 
 def _looked_up(found: DatasetFiles, settings: Settings) -> DatasetFiles:
     """The files with what the servers of web addresses say of them: that they are there, bytes, and a mark."""
-    asked = deque(source for source, _, _ in found.files if scheme_of(source) in WEB)
+    asked = deque(source for source, _, _ in found.files if is_web(source))
     if not asked:
         return found
     heads = _heads(asked, settings)
@@ -282,9 +293,9 @@ def _head(session: Any, address: str, settings: Settings) -> tuple[int, str]:
                     "Check the address and the network, and try again.",
                 ) from error
             time.sleep(max(error.wait_s, settings.pause_s * 2 ** (failures - 1)))
-    whole = answer.headers.get("Content-Range", "").rpartition("/")[2]
+    whole = answer.header("content-range").rpartition("/")[2]
     told = whole if answer.status != 200 else str(answer.length)
     size = int(told) if told.isdecimal() else -1
-    tag = tag_of(answer.headers)
+    tag = tag_of(answer)
     answer.skip()
     return size, tag

@@ -19,7 +19,7 @@ if TYPE_CHECKING:
     from collections.abc import Iterator
 
     from tfjob.datasets.cache import Known
-    from tfjob.datasets.wanted import Transfer, Wanted
+    from tfjob.datasets.wanted import Partial, Transfer, Wanted
 
 __all__ = ["PACKAGES", "StoreFetcher", "list_store"]
 
@@ -73,10 +73,10 @@ class StoreFetcher:
     def abort(self) -> None:
         """Nothing: a store's library is not interrupted; between two blocks it is asked whether to go on."""
 
-    def fetch(self, wanted: Wanted, known: Known | None, transfer: Transfer) -> Known:  # noqa: ARG002  # a listing says all
+    def fetch(self, wanted: Wanted, known: Known | None, transfer: Transfer, partial: Partial) -> Known:  # noqa: ARG002  # a listing says all
         """Have the file among the cache's objects; see `tfjob.datasets.wanted.Fetcher`."""
         tag = wanted.mark.removeprefix("tag:") if wanted.mark.startswith("tag:") else ""
-        sink = Sink(wanted, transfer)
+        sink = Sink(wanted, transfer, partial)
         try:
             files, path = _file_system(wanted.source)
             start = sink.size if sink.size and sink.tag == tag and sink.size <= wanted.size else 0

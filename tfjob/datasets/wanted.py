@@ -5,7 +5,7 @@ from __future__ import annotations
 import errno
 import threading
 from dataclasses import dataclass, field
-from typing import TYPE_CHECKING, Protocol
+from typing import TYPE_CHECKING, NamedTuple, Protocol
 
 from tfjob.errors import PreparationError
 from tfjob.spec.addresses import shown_address
@@ -13,7 +13,7 @@ from tfjob.spec.addresses import shown_address
 if TYPE_CHECKING:
     from tfjob.datasets.cache import Cache, Known
 
-__all__ = ["Fetcher", "Settings", "Transfer", "Wanted", "changed", "check_content", "unwritable"]
+__all__ = ["Fetcher", "Partial", "Settings", "Transfer", "Wanted", "changed", "check_content", "unwritable"]
 
 
 @dataclass(frozen=True)
@@ -39,10 +39,17 @@ class Wanted:
     of: str
 
 
+class Partial(NamedTuple):
+    """The file that one is fetched into: where it is, and the descriptor that holds its lock."""
+
+    path: str
+    descriptor: int
+
+
 class Fetcher(Protocol):
     """One way to fetch a file; used by one thread."""
 
-    def fetch(self, wanted: Wanted, known: Known | None, transfer: Transfer) -> Known:
+    def fetch(self, wanted: Wanted, known: Known | None, transfer: Transfer, partial: Partial) -> Known:
         """Have the file among the cache's objects. Raises PreparationError, and Transient for what may get better."""
         ...
 

@@ -9,20 +9,20 @@ from __future__ import annotations
 import base64
 import contextlib
 import functools
-import http.client
 import netrc
 import os
+import re
 import socket
 import ssl
 import time
 import urllib.request
 from collections.abc import Mapping
-from dataclasses import dataclass, field
-from email.message import Message
+from dataclasses import dataclass
 from email.utils import parsedate_to_datetime
 from typing import Any, Final
 from urllib.parse import SplitResult, quote, urljoin, urlsplit
 
+from tfjob.datasets.wire import Garbled, Head, Wire, connect
 from tfjob.errors import PreparationError
 from tfjob.spec.addresses import shown_address
 from tfjob.version import __version__
@@ -34,6 +34,7 @@ _MOST_REDIRECTS: Final = 10
 _BUSY: Final = {408, 425, 429, 500, 502, 503, 504}
 _LONGEST_WAIT_S: Final = 60.0
 _KEEPABLE_BYTES: Final = 64 * 1024
+_PLAIN: Final = re.compile(r"/[A-Za-z0-9_./~-]*")
 
 
 class Transient(Exception):
@@ -47,43 +48,56 @@ class Transient(Exception):
 
 @dataclass
 class Answer:
-    """The head of a server's answer, and the body to be read from it. `address` is where redirects led."""
+    """The head of a server's answer, and the body to be read from it. `address` is where redirects led.
+
+    `length` is the bytes of the body; None where the server does not say. Names of headers are in lower case.
+    """
 
     address: str
-    status: int
-    headers: Message
-    response: http.client.HTTPResponse
-    connection: http.client.HTTPConnection
-    length: int | None = field(default=None)
-    """Bytes of the body; None where the server does not say."""
+    head: Head
+    wire: Wire
+
+    @property
+    def status(self) -> int:
+        """The status code."""
+        return self.head.status
+
+    @property
+    def length(self) -> int | None:
+        """Bytes of the body; None where the server does not say."""
+        return self.wire.length
+
+    def header(self, name: str) -> str:
+        """A header by its name in lower case; empty where there is none."""
+        return self.head.headers.get(name, "")
 
     def read(self, most: int) -> bytes:
         """Read what is there of the body, at most so many bytes; nothing at its end. Raises Transient when it breaks."""
         try:
-            return self.response.read1(most)
-        except (OSError, http.client.HTTPException) as error:
+            return self.wire.read(most)
+        except (OSError, Garbled) as error:
             raise _in_words(error, self.address) from error
 
     def skip(self) -> None:
         """Leave the body. A short one is read, so that the connection can be used again."""
-        if self.length is not None and self.length <= _KEEPABLE_BYTES:
-            with contextlib.suppress(OSError, http.client.HTTPException):
-                self.response.read()
-        if not self.response.isclosed():
-            self.drop()
+        with contextlib.suppress(OSError, Garbled):
+            if self.length is not None and self.length <= _KEEPABLE_BYTES:
+                while self.wire.read(_KEEPABLE_BYTES):
+                    pass
+        self.drop()
 
     def drop(self) -> None:
-        """Leave the body and the connection with it."""
-        self.response.close()
-        self.connection.close()
+        """Leave the body, and the connection with it if there is anything left of the body."""
+        if not self.wire.is_free:
+            self.wire.close()
 
 
-def tag_of(headers: Message) -> str:
+def tag_of(answer: Answer) -> str:
     """What tells this content from another at the same address: a strong ETag, or else the time of change; empty without."""
-    tag = headers.get("ETag", "")
+    tag = answer.header("etag")
     if tag and not tag.startswith("W/"):
         return tag
-    return headers.get("Last-Modified", "") or tag
+    return answer.header("last-modified") or tag
 
 
 class Session:
@@ -92,7 +106,7 @@ class Session:
     def __init__(self, timeout_s: float) -> None:
         """Wait at most `timeout_s` for a connection, and for each part of an answer."""
         self._timeout_s = timeout_s
-        self._kept: dict[tuple[str, str], http.client.HTTPConnection] = {}
+        self._kept: dict[tuple[str, str], Wire] = {}
         self._aborted = False
 
     def request(self, method: str, address: str, headers: Mapping[str, str]) -> Answer:
@@ -106,70 +120,73 @@ class Session:
             answer = self._ask(method, way[-1], headers, own=_host(way[-1]) == _host(address))
             if answer.status in {200, 206, 304, 416}:
                 return answer
-            if answer.status in _REDIRECTS and "Location" in answer.headers:
+            if answer.status in _REDIRECTS and answer.header("location"):
                 answer.skip()
-                way.append(_next(way, urljoin(way[-1], answer.headers["Location"])))
+                way.append(_next(way, urljoin(way[-1], answer.header("location"))))
                 continue
             answer.skip()
             raise _refusal(answer, address)
 
     def close(self) -> None:
         """Close every connection."""
-        for connection in self._kept.values():
-            connection.close()
+        for wire in self._kept.values():
+            wire.close()
         self._kept.clear()
 
     def abort(self) -> None:
         """Make the thread that waits for an answer fail at once."""
         self._aborted = True
-        for connection in list(self._kept.values()):
-            if connection.sock is not None:
-                with contextlib.suppress(OSError):
-                    connection.sock.shutdown(socket.SHUT_RDWR)
+        for wire in list(self._kept.values()):
+            with contextlib.suppress(OSError):
+                wire.socket.shutdown(socket.SHUT_RDWR)
 
     def _ask(self, method: str, address: str, headers: Mapping[str, str], *, own: bool) -> Answer:
         parts = urlsplit(address)
         place = (parts.scheme, parts.netloc)
-        sent = {
+        target, common = self._target(parts)
+        sent = {**common, **(_authorization(parts) if own else {}), **headers}
+        for attempt in (1, 2):
+            wire = self._kept.get(place)
+            was_kept = wire is not None and wire.is_free
+            try:
+                if wire is None or not wire.is_free:
+                    self._kept.pop(place, None)
+                    wire = self._kept[place] = self._connect(parts)
+                if self._aborted:
+                    wire.close()
+                    raise Transient("stopped")
+                return Answer(address, wire.ask(method, target, sent), wire)
+            except (OSError, Garbled) as error:
+                if wire is not None:
+                    wire.close()
+                if not was_kept or attempt == 2 or self._aborted:  # a kept connection may have been closed meanwhile
+                    raise _in_words(error, address) from error
+        raise AssertionError("the second attempt returns or raises")
+
+    def _target(self, parts: SplitResult) -> tuple[str, dict[str, str]]:
+        """The request's target, and headers that all requests to its host have; to a proxy it is the address (RFC 9112, 3.2.2)."""
+        path = parts.path if _PLAIN.fullmatch(parts.path) else quote(parts.path or "/", safe="/%:@!$&'()*+,;=~-._")
+        target = f"{path}?{quote(parts.query, safe='/%:@!$&()*+,;=~-._?[]')}" if parts.query else path
+        host = parts.netloc.rpartition("@")[2].encode("idna" if not parts.netloc.isascii() else "ascii").decode()
+        common = {
+            "Host": host,
             "User-Agent": f"tfjob/{__version__}",
             "Accept": "*/*",
             "Accept-Encoding": "identity",
-            **(_authorization(parts) if own else {}),
-            **headers,
         }
-        for attempt in (1, 2):
-            was_kept = place in self._kept
-            connection = self._kept.get(place) or self._connection(parts)
-            self._kept[place] = connection
-            if self._aborted:
-                raise Transient("stopped")
-            target, more = _target(parts)
-            try:
-                connection.request(method, target, headers={**sent, **more})
-                response = connection.getresponse()
-                break
-            except (OSError, http.client.HTTPException) as error:
-                connection.close()
-                self._kept.pop(place, None)
-                if not was_kept or attempt == 2 or self._aborted:  # a kept connection may have been closed meanwhile
-                    raise _in_words(error, address) from error
-        has_body = method != "HEAD" and response.status not in {204, 304}
-        return Answer(
-            address, response.status, response.headers, response, connection, response.length if has_body else 0
-        )
-
-    def _connection(self, parts: SplitResult) -> http.client.HTTPConnection:
-        proxy = _proxy(parts)
-        host, port = parts.hostname or "", parts.port
-        if parts.scheme == "http":
-            if proxy is not None:
-                return http.client.HTTPConnection(proxy.hostname or "", proxy.port, timeout=self._timeout_s)
-            return http.client.HTTPConnection(host, port, timeout=self._timeout_s)
+        proxy = _proxy(parts) if parts.scheme == "http" else None
         if proxy is None:
-            return http.client.HTTPSConnection(host, port, timeout=self._timeout_s, context=_tls())
-        tunnel = http.client.HTTPSConnection(proxy.hostname or "", proxy.port, timeout=self._timeout_s, context=_tls())
-        tunnel.set_tunnel(host, port, headers=_proxy_authorization(proxy))
-        return tunnel
+            return target, common
+        return f"http://{host}{target}", {**common, **_proxy_authorization(proxy)}
+
+    def _connect(self, parts: SplitResult) -> Wire:
+        proxy = _proxy(parts)
+        host = parts.hostname or ""
+        if parts.scheme == "http":
+            at = proxy or parts
+            return connect(at.hostname or "", at.port or 80, self._timeout_s)
+        through = (proxy.hostname or "", proxy.port or 80, _proxy_authorization(proxy)) if proxy else None
+        return connect(host, parts.port or 443, self._timeout_s, tls=_tls(), through=through)
 
 
 def _in_words(error: Exception, address: str) -> Exception:
@@ -184,8 +201,8 @@ def _in_words(error: Exception, address: str) -> Exception:
         )
     if isinstance(error, socket.gaierror):
         return Transient(f"the host {host} is not known: {error.strerror}")
-    if isinstance(error, http.client.HTTPException):
-        return Transient(f"{host} gave an answer that is none: {type(error).__name__} {error}".rstrip())
+    if isinstance(error, Garbled):
+        return Transient(f"{host} gave an answer that is none: {error}")
     return Transient(f"the connection to {host} broke: {getattr(error, 'strerror', None) or error}")
 
 
@@ -220,9 +237,9 @@ def _refusal(answer: Answer, address: str) -> Exception:
     status, shown = answer.status, shown_address(address)
     if answer.address != address:
         shown += f" (redirected to {shown_address(answer.address)})"
-    reason = answer.response.reason or http.client.responses.get(status, "")
+    reason = answer.head.reason
     if status in _BUSY:
-        return Transient(f"the server answered {status} {reason}".rstrip(), _wait_s(answer.headers.get("Retry-After")))
+        return Transient(f"the server answered {status} {reason}".rstrip(), _wait_s(answer.header("retry-after")))
     if status in {404, 410}:
         return PreparationError(f"there is no file {shown} ({status} {reason})", "Check the address.")
     if status in {401, 403, 407}:
@@ -247,17 +264,6 @@ def _wait_s(text: str | None) -> float:
 def _host(address: str) -> tuple[str, str]:
     parts = urlsplit(address)
     return parts.scheme, parts.netloc
-
-
-def _target(parts: SplitResult) -> tuple[str, dict[str, str]]:
-    """The request's target, and headers that go with it: for a proxy the whole address (RFC 9112, 3.2.2)."""
-    path = quote(parts.path or "/", safe="/%:@!$&'()*+,;=~-._")
-    query = quote(parts.query, safe="/%:@!$&'()*+,;=~-._?[]")
-    target = f"{path}?{query}" if query else path
-    proxy = _proxy(parts) if parts.scheme == "http" else None
-    if proxy is None:
-        return target, {}
-    return f"http://{parts.netloc.rpartition('@')[2]}{target}", _proxy_authorization(proxy)
 
 
 @functools.cache

@@ -20,7 +20,7 @@ from tfjob.errors import PreparationError
 from tfjob.spec.addresses import shown_address
 
 if TYPE_CHECKING:
-    from tfjob.datasets.wanted import Transfer, Wanted
+    from tfjob.datasets.wanted import Partial, Transfer, Wanted
 
 __all__ = ["Sink", "WebFetcher"]
 
@@ -44,10 +44,10 @@ class WebFetcher:
         """Make a `fetch` in another thread fail at once."""
         self._session.abort()
 
-    def fetch(self, wanted: Wanted, known: Known | None, transfer: Transfer) -> Known:
+    def fetch(self, wanted: Wanted, known: Known | None, transfer: Transfer, partial: Partial) -> Known:
         """Have the file among the cache's objects; see `tfjob.datasets.wanted.Fetcher`."""
         cache = transfer.cache
-        sink = Sink(wanted, transfer)
+        sink = Sink(wanted, transfer, partial)
         try:
             held = known if known is not None and cache.has(known.sha256, known.size) else None
             answer = self._session.request("GET", wanted.source, _headers(sink, held))
@@ -60,7 +60,7 @@ class WebFetcher:
             sink.close()
 
     def _take(self, answer: Answer, wanted: Wanted, held: Known | None, sink: Sink) -> Known:
-        tag = tag_of(answer.headers)
+        tag = tag_of(answer)
         if answer.status == 304 and held is not None:
             answer.skip()
             return _unchanged(wanted, held, held.tag)
@@ -101,15 +101,17 @@ class WebFetcher:
 class Sink:
     """The file that is fetched into, under its lock: what came of it before, its digest so far, and its end."""
 
-    def __init__(self, wanted: Wanted, transfer: Transfer) -> None:
+    def __init__(self, wanted: Wanted, transfer: Transfer, partial: Partial) -> None:
         """Look at what is there of `wanted`."""
         self.transfer = transfer
         self._wanted = wanted
-        self._path = transfer.cache.partial(wanted.source)
+        self._path = partial.path
         self._facts = f"{self._path}.json"
         self._hash = hashlib.sha256()
-        self._file = os.open(self._path, os.O_RDWR | os.O_CLOEXEC)
+        self._file = partial.descriptor
+        self._is_done = False
         self.size = os.fstat(self._file).st_size
+        self._has_facts = bool(self.size)
         self.tag = self._read_tag() if self.size else ""
 
     def begin(self, start: int, total: int | None, tag: str) -> None:
@@ -118,11 +120,13 @@ class Sink:
             self.discard()
         else:
             self.rehash()
-        os.lseek(self._file, start, os.SEEK_SET)
+            os.lseek(self._file, start, os.SEEK_SET)
         if total is None:
             return
         if self._wanted.size < 0:
             self.transfer.count(0, total)
+        if total <= _RESUMABLE:
+            return
         root = self.transfer.cache.root
         if total - start > (free := shutil.disk_usage(root).free):
             raise PreparationError(
@@ -130,7 +134,8 @@ class Sink:
                 f"has {free // 10**6} MB free",
                 "Free space there: tfjob dataset cache --prune; or name another `store` in the workspace's config.yml.",
             )
-        if total > _RESUMABLE and tag and not tag.startswith("W/"):
+        if tag and not tag.startswith("W/"):
+            self._has_facts = True
             replace_json(Path(self._facts), {"source": self._wanted.source, "tag": tag}, force=False)
 
     def write(self, data: bytes) -> None:
@@ -155,7 +160,8 @@ class Sink:
             self.discard()
             raise
         try:
-            self.transfer.cache.keep(self._path, sha256)
+            self.transfer.cache.keep(self._path, self._file, sha256)
+            self._is_done = True
         except OSError as error:
             raise unwritable(self.transfer.cache, error) from error
         self._forget()
@@ -169,28 +175,16 @@ class Sink:
 
     def discard(self) -> None:
         """Throw away what is there of the file."""
-        os.ftruncate(self._file, 0)
+        if os.fstat(self._file).st_size:
+            os.ftruncate(self._file, 0)
         os.lseek(self._file, 0, os.SEEK_SET)
         self.size, self._hash = 0, hashlib.sha256()
         self._forget()
 
     def close(self) -> None:
         """Leave the file. What can't be gone on from is thrown away."""
-        try:
-            if (
-                self.size
-                and os.fstat(self._file).st_nlink
-                and not os.path.exists(self._facts)
-                and not self._is_object()
-            ):
-                os.ftruncate(self._file, 0)
-        finally:
-            os.close(self._file)
-
-    def _is_object(self) -> bool:
-        with contextlib.suppress(OSError):
-            return not os.path.samestat(os.stat(self._path), os.fstat(self._file))
-        return True
+        if self.size and not self._is_done and not os.path.exists(self._facts):
+            os.ftruncate(self._file, 0)
 
     def _read_tag(self) -> str:
         try:
@@ -200,8 +194,10 @@ class Sink:
             return ""
 
     def _forget(self) -> None:
-        with contextlib.suppress(OSError):
-            os.unlink(self._facts)
+        if self._has_facts:
+            self._has_facts = False
+            with contextlib.suppress(OSError):
+                os.unlink(self._facts)
 
 
 def _headers(sink: Sink, held: Known | None) -> dict[str, str]:
@@ -223,7 +219,7 @@ def _unchanged(wanted: Wanted, held: Known, tag: str) -> Known:
 
 def _after_the_end(answer: Answer, sink: Sink, tag: str) -> Known:
     """What to make of "there is nothing after that": the part that is there may be the whole file."""
-    whole = _WHOLE.match(answer.headers.get("Content-Range", ""))
+    whole = _WHOLE.match(answer.header("content-range"))
     answer.skip()
     if whole and int(whole[1]) == sink.size and tag == sink.tag:
         sink.rehash()
@@ -236,7 +232,7 @@ def _start(answer: Answer, sink: Sink, tag: str) -> int:
     """Where in the file the answer begins."""
     if answer.status == 200:
         return 0
-    part = _RANGE.match(answer.headers.get("Content-Range", ""))
+    part = _RANGE.match(answer.header("content-range"))
     if part is None or int(part[1]) != sink.size or (tag and tag != sink.tag):
         sink.discard()
         raise Transient("the server gave another part of the file than it was asked for")

@@ -16,8 +16,8 @@ import subprocess
 import tempfile
 import threading
 import time
-from collections.abc import Mapping
-from contextlib import suppress
+from collections.abc import Iterator, Mapping
+from contextlib import contextmanager, suppress
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Final
@@ -172,14 +172,15 @@ class SshTransport:
 
     def hostname(self) -> str:
         """The host's name or address as ssh's configuration has it (ssh(1), -G), for those who reach it otherwise."""
-        asked = subprocess.run(
-            [*self._program(), "-G", *self._host.arguments()],
-            env=self._environ,
-            stdin=subprocess.DEVNULL,
-            capture_output=True,
-            timeout=_ASK_S,
-            check=False,
-        )
+        with _needs_ssh():
+            asked = subprocess.run(
+                [*self._program(), "-G", *self._host.arguments()],
+                env=self._environ,
+                stdin=subprocess.DEVNULL,
+                capture_output=True,
+                timeout=_ASK_S,
+                check=False,
+            )
         for line in asked.stdout.decode(errors="replace").splitlines():
             key, _, value = line.partition(" ")
             if key == "hostname":
@@ -204,7 +205,7 @@ class SshTransport:
         self._directory = Path(tempfile.mkdtemp(prefix=_PREFIX))  # mode 0700; short, as paths of sockets must be
         forward = f"{self._directory / 's'}:{self._host.socket}"
         limit_s = str(max(int(timeout_s), 1))
-        with (self._directory / "e").open("wb") as said:
+        with _needs_ssh(), (self._directory / "e").open("wb") as said:
             self._process = subprocess.Popen(
                 [
                     *(*self._program(), "-M", "-S", str(self._directory / "c"), "-L", forward),
@@ -314,3 +315,16 @@ def _is_answered(path: Path) -> bool:
         except OSError:
             return True
         return True
+
+
+@contextmanager
+def _needs_ssh() -> Iterator[None]:
+    """Say it in words when this machine has no ssh, or one that hangs."""
+    try:
+        yield
+    except FileNotFoundError as error:
+        raise TargetRefused("this machine has no ssh", "Install the OpenSSH client.") from error
+    except subprocess.TimeoutExpired as error:
+        raise TargetError(
+            f"ssh did not answer within {_ASK_S:g} s", "Look at its configuration: ssh -G HOST."
+        ) from error

@@ -15,6 +15,13 @@ __all__ = ["TcpTransport", "Transport", "UnixTransport"]
 
 TLS_PORT: Final = 2376
 PLAIN_PORT: Final = 2375
+_LIFE: Final = {
+    socket.TCP_KEEPIDLE: 10,
+    socket.TCP_KEEPINTVL: 5,
+    socket.TCP_KEEPCNT: 4,
+    socket.TCP_USER_TIMEOUT: 30_000,
+}
+"""So that a machine without power ends a long call within half a minute, whichever side was to speak (tcp(7); the last in ms)."""
 
 
 class Transport(Protocol):
@@ -34,12 +41,12 @@ class Transport(Protocol):
         """A new connection to the engine. Raises OSError, or TargetError where more is known."""
         ...
 
-    def close(self) -> None:
-        """Give up what the calls have in common, such as a login."""
-        ...
-
     def unanswered(self, error: Exception) -> TargetError:
         """The error for an engine that could not be reached, or broke off."""
+        ...
+
+    def close(self) -> None:
+        """Let go of what is kept open between calls, if anything. A later call opens it again."""
         ...
 
 
@@ -107,11 +114,13 @@ class TcpTransport:
 
     def connect(self, timeout_s: float) -> socket.socket:
         """Connect, and agree on encryption where there is any."""
+        context = self._context
         connection = socket.create_connection((self.host, self.port), timeout_s)
         try:
             connection.setsockopt(socket.IPPROTO_TCP, socket.TCP_NODELAY, 1)
             connection.setsockopt(socket.SOL_SOCKET, socket.SO_KEEPALIVE, 1)
-            context = self._context
+            for option, value in _LIFE.items():
+                connection.setsockopt(socket.IPPROTO_TCP, option, value)
             return context.wrap_socket(connection, server_hostname=self.host) if context else connection
         except BaseException:
             connection.close()

@@ -12,9 +12,16 @@ from tfjob.workspace import Workspace
 __all__ = ["engine_of"]
 
 
-def engine_of(plan: Plan, workspace: Workspace, environ: Mapping[str, str]) -> Engine:
-    """The engine for `plan`. `environ` is what the submitting shell had: tasks inherit from it, and it names Docker Engines."""
+def engine_of(plan: Plan, workspace: Workspace, environ: Mapping[str, str], *, soon: bool = False) -> Engine:
+    """The engine for `plan`. `environ` is what the submitting shell had: tasks inherit from it, and it names Docker Engines.
+
+    `soon`: room is asked for soon, so nodes of other machines are reached from now on, while the rest is loaded and prepared.
+    """
     if plan.cluster is not None:
+        from tfjob.engines.cluster.nodes import Reaching  # noqa: PLC0415  # a login takes longer than to load the rest
+
+        with_gpus = plan.gpus_per_node > 0
+        reaching = Reaching(plan.cluster, environ, with_gpus=with_gpus) if soon else None
         from tfjob.datasets.cache import Cache  # noqa: PLC0415  # the same
         from tfjob.engines.cluster.engine import ClusterEngine  # noqa: PLC0415  # only for those who have several machines
 
@@ -24,7 +31,8 @@ def engine_of(plan: Plan, workspace: Workspace, environ: Mapping[str, str]) -> E
             snapshots=workspace.snapshots,
             runs=workspace.runs,
             cache=Cache(workspace.config.dataset_cache),
-            with_gpus=plan.gpus_per_node > 0,
+            with_gpus=with_gpus,
+            reaching=reaching,
         )
     if plan.slurm is not None:
         from tfjob.engines.slurm.engine import SlurmEngine  # noqa: PLC0415  # only for its targets

@@ -4,29 +4,41 @@ from __future__ import annotations
 
 import json
 import os
+import time
 from collections.abc import Callable, Iterator, Sequence
 from dataclasses import dataclass, replace
 from pathlib import Path
+from typing import TYPE_CHECKING, NamedTuple
 
 from tfjob.datasets.cache import Cache
-from tfjob.datasets.eviction import evict
-from tfjob.datasets.fetch import fetch
-from tfjob.datasets.files import SHA256, DatasetFiles, change_since, is_address, with_marks
+from tfjob.datasets.files import SHA256, DatasetFiles, change_since, is_address, whole_directory, with_marks
 from tfjob.datasets.placing import clear, place
-from tfjob.datasets.registered import note_contents
-from tfjob.datasets.wanted import Settings, Wanted
-from tfjob.durable import replace_json
+from tfjob.durable import digest_of, replace_text
 from tfjob.errors import PreparationError, TfjobError
 from tfjob.planning.plan import DatasetPlan, Plan
 from tfjob.rundir import RunDirectory
-from tfjob.runs.record import DatasetRecord
+from tfjob.runs.fetched import with_fetched
+from tfjob.spec import addresses
+from tfjob.spec.addresses import is_web
 from tfjob.values import decode, encode
 
-__all__ = ["RunData", "dataset_records", "with_fetched"]
+__all__ = ["RunData"]
 
-_MANY = 64
-"""Files from which on a mount is one link to a tree in the cache, made once for all runs."""
+_MANY = 256
+"""Files from which on a mount is one link: to their directory, or to a tree of links in the cache, made once for all runs."""
 _GIB = 1 << 30
+
+
+if TYPE_CHECKING:
+    from tfjob.datasets.fetch import Fetched
+    from tfjob.datasets.wanted import Settings, Wanted
+
+
+class _Ready(NamedTuple):
+    """A dataset as it was fetched, and the tree of the cache that holds it, if there is one."""
+
+    dataset: DatasetPlan
+    tree: Path | None
 
 
 @dataclass(frozen=True)
@@ -49,29 +61,39 @@ class RunData:
 
         Can be done again after it was interrupted. Raises PreparationError when something can't be had, or has changed.
         """
-        for dataset in self.plan.datasets:
-            if change := change_since(dataset.digest, dataset.files, dataset.marks):
+        asked = with_fetched(self.plan, self.run).datasets  # another try has the very content of the one before
+        for dataset in asked:
+            change = change_since(dataset.digest, dataset.files, dataset.marks) if _has_local(dataset) else None
+            if change:
                 raise PreparationError(
                     f"dataset {dataset.name} has changed since the job was planned: {change}", "Submit the job again."
                 )
-        remote = [dataset for dataset in self.plan.datasets if dataset.marks]
-        if not remote and not any(_as_tree(dataset) for dataset in self.plan.datasets):
-            self._place(self.plan.datasets)
+        if not any(map(_as_tree, asked)):
+            self._place(asked)
             return self.plan, ()
-        self._make_room(remote)
-        notes: tuple[str, ...] = ()
+        from tfjob.datasets.eviction import evict  # noqa: PLC0415  # 40 ms with all it stands on
+        from tfjob.datasets.fetch import fetch  # noqa: PLC0415
+
+        with self.cache.filling():  # what is known is not evicted before it is used
+            known = {one.name: found for one in asked if (found := self._kept(one)) is not None}
+        missing = [one for one in asked if one.marks and one.name not in known]
+        self._make_room(missing)
         with self.cache.filling():
-            datasets = self.plan.datasets
-            if remote:
-                wanted = [one for dataset in remote for one in _wanted(dataset)]
-                known, notes = fetch(wanted, self.cache, self.settings, progress)
-                held = {source: (one.size, one.sha256) for source, one in known.items()}
-                datasets = tuple(_fetched(dataset, held) if dataset.marks else dataset for dataset in datasets)
-                replace_json(self.run.fetched, [encode(dataset) for dataset in datasets], force=False)
-            self._use(datasets)
+            fetched = fetch(
+                [one for dataset in missing for one in _wanted(dataset)], self.cache, self.settings, progress
+            )
+            ready = [self._ready(dataset, known.get(dataset.name), fetched) for dataset in asked]
+            datasets = tuple(dataset for dataset, _ in ready)
+            if missing or known:
+                lines = ",\n".join(json.dumps(encode(dataset)) for dataset in datasets)
+                replace_text(self.run.fetched, f"[{lines}]\n", force=False)
+            for dataset, tree in ready:
+                self._use(dataset, tree)
             self._place(datasets)
         self._note_contents(datasets)
-        return replace(self.plan, datasets=datasets), notes
+        if fetched.received_bytes:
+            evict(self.cache, limit_bytes=int(self.limit_gib * _GIB))
+        return replace(self.plan, datasets=datasets), fetched.notes
 
     def changes(self, plan: Plan) -> tuple[str, ...]:
         """What has changed in mounted datasets, a sentence each: nothing but good manners keeps a process from writing there."""
@@ -85,6 +107,9 @@ class RunData:
         """What has changed in a dataset; a file of the cache that was written to is removed from it."""
         if change := change_since(dataset.digest, dataset.files, dataset.marks):
             return change
+        link = self.run.datasets / dataset.name
+        if _leads_to_directory(link, self.cache) and whole_directory(dataset.files) is None:
+            return f"files were added to {os.readlink(link)}"
         harmed = [
             name
             for name, _, size, sha256 in _rows(dataset)
@@ -92,28 +117,62 @@ class RunData:
         ]
         return f"{harmed[0]} was written to; it was taken out of the cache" if harmed else None
 
-    def _make_room(self, remote: Sequence[DatasetPlan]) -> None:
-        needed = sum(max(size, 0) for dataset in remote for source, _, size in dataset.files if is_address(source))
-        held = sum(
-            size
-            for dataset in remote
-            for _, _, size, sha256 in _rows(dataset)
-            if sha256 and os.path.exists(self.cache.object(sha256))
+    def _make_room(self, missing: Sequence[DatasetPlan]) -> None:
+        needed = sum(
+            max(size, 0)
+            for dataset in missing
+            for (source, _, size), mark in zip(dataset.files, dataset.marks, strict=True)
+            if is_address(source) and not os.path.exists(self.cache.object(mark.rpartition(":")[2]))
         )
-        evict(self.cache, limit_bytes=int(self.limit_gib * _GIB), needed_bytes=max(needed - held, 0))
+        if needed:
+            from tfjob.datasets.eviction import evict  # noqa: PLC0415  # see above
 
-    def _use(self, datasets: Sequence[DatasetPlan]) -> None:
-        """Have the trees of datasets in the cache, and this run among their users."""
-        for dataset in datasets:
-            if not _as_tree(dataset):
-                continue
-            tree = self.cache.tree(list(_rows(dataset)))
+            evict(self.cache, limit_bytes=int(self.limit_gib * _GIB), needed_bytes=needed)
+
+    def _kept(self, dataset: DatasetPlan) -> _Ready | None:
+        """A large dataset as an earlier run of the last hour had it: neither servers nor files need to be looked at."""
+        if not _is_large(dataset):
+            return None
+        from tfjob.datasets.fetch import HOUR_S  # noqa: PLC0415  # see above
+
+        try:
+            kept = json.loads(self.cache.resolved(_asked(dataset)).read_bytes())
+            if not 0 <= time.time() - kept["checked"] < HOUR_S:
+                return None
+            tree = self.cache.known_tree(kept["tree"])
+            found = decode(DatasetPlan, kept["dataset"])
+        except (OSError, ValueError, KeyError, TypeError):
+            return None
+        same = replace(found, name=dataset.name, type=dataset.type, mode=dataset.mode, registered=dataset.registered)
+        return _Ready(same, tree) if tree is not None else None
+
+    def _ready(self, dataset: DatasetPlan, kept: _Ready | None, fetched: Fetched) -> _Ready:
+        """The dataset as it was fetched, and the tree of the cache that holds it, if there is one."""
+        if kept is not None:
+            return kept
+        if not _as_tree(dataset) or (not dataset.marks and whole_directory(dataset.files) is not None):
+            return _Ready(dataset, None)
+        held = {source: (one.size, one.sha256) for source, one in fetched.known.items()}
+        now = _fetched(dataset, held) if dataset.marks else dataset
+        tree = self.cache.tree(list(_rows(now)))
+        if _is_large(dataset):
+            checked = min(fetched.known[source].checked or time.time() for source, _, _ in dataset.files)
+            path = self.cache.resolved(_asked(dataset))
+            path.parent.mkdir(exist_ok=True)
+            facts = {"checked": checked, "tree": tree.name, "dataset": encode(now)}
+            replace_text(path, json.dumps(facts), force=False)
+        return _Ready(now, tree)
+
+    def _use(self, dataset: DatasetPlan, tree: Path | None) -> None:
+        """Have this run among the users of a tree, and the mount of a dataset that is one link in its place."""
+        if tree is not None:
             self.cache.use(tree, self.run.path)
-            if self.here and dataset.mode == "mount":
-                link = self.run.datasets / dataset.name
-                clear(link)
-                link.parent.mkdir(exist_ok=True)
-                link.symlink_to(tree)
+        to = tree if tree is not None else whole_directory(dataset.files) if _as_tree(dataset) else None
+        if self.here and dataset.mode == "mount" and to is not None:
+            link = self.run.datasets / dataset.name
+            clear(link)
+            link.parent.mkdir(exist_ok=True)
+            link.symlink_to(to)
 
     def _place(self, datasets: Sequence[DatasetPlan]) -> None:
         for dataset in datasets if self.here else ():
@@ -129,34 +188,42 @@ class RunData:
 
     def _note_contents(self, datasets: Sequence[DatasetPlan]) -> None:
         """Pin what registered versions hold, at their first use."""
+        from tfjob.datasets.registered import has_contents, note_contents  # noqa: PLC0415  # see above
+
         for dataset in datasets:
             if dataset.registered is None or not dataset.marks:
                 continue
-            held = {
-                source: (size, mark.removeprefix(SHA256))
-                for (source, _, size), mark in zip(dataset.files, dataset.marks, strict=True)
-                if is_address(source)
-            }
             try:
+                if has_contents(dataset.registered, self.registry):
+                    continue
+                held = {source: (size, sha256) for _, source, size, sha256 in _rows(dataset) if sha256}
                 note_contents(dataset.registered, self.registry, held)
             except (OSError, TfjobError):  # removed meanwhile, or a full disk: the next use will
                 continue
 
 
-def with_fetched(plan: Plan, run: RunDirectory) -> Plan:
-    """The plan with its datasets as the run has fetched them; as it was where it has fetched nothing (yet)."""
-    try:
-        rows = json.loads(run.fetched.read_bytes())
-    except FileNotFoundError:
-        return plan
-    return replace(plan, datasets=tuple(decode(DatasetPlan, row) for row in rows))
+def _has_local(dataset: DatasetPlan) -> bool:
+    return not dataset.marks or any(not is_address(source) for source, _, _ in dataset.files)
 
 
-def dataset_records(plan: Plan) -> tuple[DatasetRecord, ...]:
-    """What a run's record says of its datasets."""
-    return tuple(
-        DatasetRecord(one.name, one.registered, one.digest, one.file_count, one.size_bytes) for one in plan.datasets
+def _is_large(dataset: DatasetPlan) -> bool:
+    """Whether all of a dataset are web addresses, too many to be asked at each use, and the tasks share its tree."""
+    return (
+        dataset.mode == "mount"
+        and bool(dataset.marks)
+        and dataset.file_count > addresses.MANY
+        and all(is_web(source) for source, _, _ in dataset.files)
     )
+
+
+def _asked(dataset: DatasetPlan) -> str:
+    """What tells this dataset, as it is asked for, from any other."""
+    return digest_of([dataset.digest, [source for source, _, _ in dataset.files]])
+
+
+def _leads_to_directory(link: Path, cache: Cache) -> bool:
+    """Whether a dataset is a link, and not to a tree of the cache but to a directory of the user's."""
+    return link.is_symlink() and not os.readlink(link).startswith(f"{cache.root}/")
 
 
 def _as_tree(dataset: DatasetPlan) -> bool:
@@ -165,6 +232,8 @@ def _as_tree(dataset: DatasetPlan) -> bool:
 
 
 def _wanted(dataset: DatasetPlan) -> Iterator[Wanted]:
+    from tfjob.datasets.wanted import Wanted  # noqa: PLC0415  # see above
+
     of = dataset.registered or f"dataset {dataset.name}"
     for (source, _, size), mark in zip(dataset.files, dataset.marks, strict=True):
         if is_address(source):

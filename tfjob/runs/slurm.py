@@ -22,7 +22,7 @@ from tfjob.planning.plan import Plan
 from tfjob.rundir import RunDirectory
 from tfjob.runs.advice import advice
 from tfjob.runs.canceling import CancelRequested, interruptible, raise_if_canceled
-from tfjob.runs.data import RunData, dataset_records
+from tfjob.runs.data import RunData
 from tfjob.runs.record import Attempt, Failure, Supervisor, TaskRecord, iso
 from tfjob.runs.supervision import Supervision
 from tfjob.runs.tail import last_lines
@@ -56,7 +56,7 @@ class SlurmSupervision(Supervision):
         engine: SlurmEngine,
         prepare: Callable[[Callable[[str], None]], Prepared],
         snapshots: Path,
-        data: RunData,
+        data: RunData | None = None,
     ) -> None:
         super().__init__(run, plan, engine=engine, prepare=prepare, snapshots=snapshots, data=data)
         self._slurm = engine
@@ -68,11 +68,7 @@ class SlurmSupervision(Supervision):
         if not self._slurm.is_submitted(run):
             prepared = self._make_prepared()
             with interruptible(run):
-                self._plan, notes = self._data.prepare(self._chronicle.progress)
-                plan = self._plan
-                self._chronicle.change(datasets=dataset_records(plan))
-                for note in notes:
-                    self._chronicle.note(note)
+                plan = self._prepare_data()
                 make_work(plan, run, self._snapshots)
                 self._slurm.keep(plan, run, prepared)
             raise_if_canceled(run)

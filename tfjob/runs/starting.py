@@ -7,6 +7,7 @@ import socket
 import subprocess
 import sys
 import time
+from contextlib import suppress
 from pathlib import Path
 from typing import TYPE_CHECKING
 
@@ -16,9 +17,13 @@ if TYPE_CHECKING:
     from tfjob.rundir import RunDirectory
     from tfjob.runs.record import Record
 
-__all__ = ["StartingSupervisor", "recover"]
+__all__ = ["SEVERAL_MACHINES", "StartingSupervisor", "recover"]
+
+SEVERAL_MACHINES = b"several machines"
+"""Said to a supervisor that waits for its run: it will be one on several machines, so that their engine can be loaded."""
 
 _SILENT_S = 120.0
+"""After so long nobody follows a job of Slurm's from another login node any more: who does says so every 30 seconds."""
 
 
 class StartingSupervisor:
@@ -28,7 +33,7 @@ class StartingSupervisor:
     """
 
     def __init__(self) -> None:
-        self._socket, theirs = socket.socketpair()
+        self._socket, theirs = socket.socketpair(socket.AF_UNIX, socket.SOCK_SEQPACKET)  # messages stay apart
         with theirs:
             self._process = subprocess.Popen(
                 [sys.executable, "-P", "-m", "tfjob.runs.supervisor"],
@@ -38,6 +43,11 @@ class StartingSupervisor:
                 stdout=subprocess.DEVNULL,
                 start_new_session=True,
             )
+
+    def expect_several_machines(self) -> None:
+        """Have it load what such a run needs. A guess: if the run is another, nothing is wrong."""
+        with suppress(OSError):  # it has ended, which `give` will tell
+            self._socket.send(SEVERAL_MACHINES)
 
     def give(self, run: RunDirectory, lock: int) -> None:
         """Hand it the run and the run's lock, which this process lets go of: there is no moment in which nobody holds it.

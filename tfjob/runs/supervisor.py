@@ -4,7 +4,8 @@ It outlives the terminal that submitted the run. If it is killed, its lock is fr
 looks at the run starts another (`tfjob.runs.starting.recover`), which goes on from what the run directory says: it
 redoes what was not finished, and adopts tasks that still run.
 
-    python -P -m tfjob.runs.supervisor < SOCKET     the socket brings the run directory, its lock and its log
+    python -P -m tfjob.runs.supervisor < SOCKET     the socket brings the run directory, its lock and its log;
+                                                    before that, it may say what is to be loaded
 """
 
 from __future__ import annotations
@@ -19,10 +20,9 @@ from collections.abc import Callable
 from dataclasses import replace
 from functools import partial
 from pathlib import Path
+from typing import TYPE_CHECKING
 
 from tfjob import entrypoint
-from tfjob.datasets.cache import Cache
-from tfjob.datasets.wanted import Settings
 from tfjob.durable import replace_json
 from tfjob.engines.base import Prepared
 from tfjob.engines.inherited import inherited_environment
@@ -31,13 +31,17 @@ from tfjob.errors import ExitCode, PreparationError, TfjobError
 from tfjob.planning.plan import Plan
 from tfjob.rundir import RunDirectory
 from tfjob.runs.choice import engine_of
-from tfjob.runs.data import RunData, with_fetched
+from tfjob.runs.fetched import with_fetched
 from tfjob.runs.prepare import prepare_environment
 from tfjob.runs.record import Failure, iso, read_record, write_record
 from tfjob.runs.run import request_cancel
+from tfjob.runs.starting import SEVERAL_MACHINES
 from tfjob.runs.supervision import Supervision
 from tfjob.values import decode
 from tfjob.workspace import Workspace
+
+if TYPE_CHECKING:
+    from tfjob.runs.data import RunData
 
 _PATH_BYTES = 8192
 _FOR_THE_SUPERVISOR = (
@@ -66,10 +70,14 @@ def main() -> None:
 def _supervision(run: RunDirectory) -> Supervision:
     plan = with_fetched(decode(Plan, json.loads(run.plan.read_bytes())), run)
     workspace = Workspace(run.path.parent.parent)
-    shared = _shared(plan)
-    store = shared / "store" if shared else workspace.config.store
     environ = _inherited(run, plan.secrets)
-    if key := read_record(run).environment_key:  # of an earlier supervisor's; see `prepare_environment`
+    record = read_record(run)
+    engine = engine_of(plan, workspace, environ, soon=record.supervisor is None)
+    shared = _shared(plan)
+    store = (
+        shared / "store" if shared else workspace.config.store
+    )  # after the engine, which may log in to nodes meanwhile
+    if key := record.environment_key:  # of an earlier supervisor's; see `prepare_environment`
         from tfjob.environments.store import Store  # noqa: PLC0415
 
         Store(store).hold(key)
@@ -85,8 +93,7 @@ def _supervision(run: RunDirectory) -> Supervision:
             )
         return prepare_environment(plan, run, store, environ, progress)
 
-    engine = engine_of(plan, workspace, environ)
-    data = _data(plan, run, workspace, here=engine.shares_run_directory)
+    data = _data(plan, run, workspace, here=engine.shares_run_directory) if plan.datasets else None
     if plan.slurm is not None:
         from tfjob.engines.slurm.engine import SlurmEngine  # noqa: PLC0415  # only for its targets
         from tfjob.runs.slurm import SlurmSupervision  # noqa: PLC0415  # the same
@@ -103,6 +110,10 @@ def _shared(plan: Plan) -> Path | None:
 
 
 def _data(plan: Plan, run: RunDirectory, workspace: Workspace, *, here: bool) -> RunData:
+    from tfjob.datasets.cache import Cache  # noqa: PLC0415  # only jobs with data pay for it
+    from tfjob.datasets.wanted import Settings  # noqa: PLC0415
+    from tfjob.runs.data import RunData  # noqa: PLC0415
+
     config, shared = workspace.config, _shared(plan)
     return RunData(
         plan,
@@ -168,6 +179,9 @@ def _receive() -> RunDirectory | None:
     """
     with socket.socket(fileno=os.dup(0)) as door:
         path, descriptors, _, _ = socket.recv_fds(door, _PATH_BYTES, 2)
+        if path == SEVERAL_MACHINES:
+            _load_for_several_machines()
+            path, descriptors, _, _ = socket.recv_fds(door, _PATH_BYTES, 2)
     if not path:
         return None
     lock, log = descriptors
@@ -178,6 +192,12 @@ def _receive() -> RunDirectory | None:
     os.close(nothing)
     os.close(log)
     return RunDirectory(Path(os.fsdecode(path)))
+
+
+def _load_for_several_machines() -> None:
+    """Load now, while the run is being made, what one on several machines needs."""
+    import tfjob.engines.cluster.engine  # noqa: PLC0415  # only for those who have several machines
+    import tfjob.spec.config  # noqa: F401, PLC0415  # whose parser takes longer than the rest
 
 
 def _ask_to_cancel(run: RunDirectory, number: int, _frame: object) -> None:

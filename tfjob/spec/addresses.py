@@ -10,11 +10,14 @@ from urllib.parse import SplitResult, parse_qsl, unquote, urlsplit
 
 from tfjob.spec.tree import quoted
 
-__all__ = ["STORES", "WEB", "address_objection", "file_name", "scheme_of", "shown_address"]
+__all__ = ["MANY", "STORES", "WEB", "address_objection", "file_name", "is_web", "scheme_of", "shown_address"]
 
 WEB = ("https", "http")
 STORES = ("s3", "gs", "az", "abfs", "abfss", "sftp", "hdfs")
 """Object stores and file servers, which have directories and globs; read by fsspec."""
+
+MANY = 200
+"""Web addresses that are asked at every use whether they have changed; more of them are asked once an hour."""
 
 _SCHEME = re.compile(r"([A-Za-z][A-Za-z0-9+.-]*)://")
 _GIT = re.compile(r"git\+|git@")
@@ -24,10 +27,17 @@ _CONTROL = re.compile(r"[\x00-\x20\x7f]")
 
 def scheme_of(path: str) -> str | None:
     """Return the scheme of an address in lower case, such as ``https``; None for a path of this machine."""
+    if path.startswith("/"):
+        return None
     found = _SCHEME.match(path)
     if found:
         return found[1].lower()
     return "git" if _GIT.match(path) else None
+
+
+def is_web(path: str) -> bool:
+    """Return whether a path is an address of the web."""
+    return path.startswith(("https://", "http://")) or scheme_of(path) in WEB
 
 
 def shown_address(address: str) -> str:

@@ -7,6 +7,7 @@ lie in the run directory as for every engine; whether a node lives, its agent's 
 
 from __future__ import annotations
 
+import threading
 import time
 from collections.abc import Mapping
 from contextlib import suppress
@@ -27,6 +28,7 @@ from tfjob.engines.cluster.link import NodeLink
 from tfjob.engines.cluster.nodes import Reaching
 from tfjob.engines.cluster.room import Found, find_room, submitted_by
 from tfjob.engines.cluster.starting import Site, Starting, node_tasks
+from tfjob.engines.cluster.trees import forget_unfinished
 from tfjob.errors import TargetError
 from tfjob.planning.plan import Plan
 from tfjob.rundir import RunDirectory
@@ -38,13 +40,16 @@ _STOP_MARGIN_S: Final = 2.0
 _SYNC_S: Final = 30.0
 _ASK_S: Final = 5.0
 _REMOVE_S: Final = 30.0
+_AGAIN_S: Final = 0.05
+_UNUSED_S: Final = 60.0
+"""By then nothing is removed any more from nodes that a run does not use: connections to them are closed."""
 
 
 class ClusterEngine:
     """The engine of targets of the kind `docker`.
 
     `environ` is what the submitting shell had; `snapshots` where code lies by content, `cache` data,
-    `runs` the workspace's runs.
+    `runs` the workspace's runs. `reaching` may have been begun before, to save the time it takes to log in.
     """
 
     def __init__(
@@ -56,13 +61,14 @@ class ClusterEngine:
         runs: Path,
         cache: Cache,
         with_gpus: bool = False,
+        reaching: Reaching | None = None,
     ) -> None:
         self._target = target
         self._environ = environ
         self._snapshots = snapshots
         self._cache = cache
         self._workspace = know_runs(runs)
-        self._reaching: Reaching | None = None
+        self._reaching = reaching
         self._with_gpus = with_gpus
         self._found: Found | None = None
 
@@ -71,19 +77,18 @@ class ClusterEngine:
         """Tasks are elsewhere."""
         return False
 
-    def reach(self) -> Reaching:
-        """Begin to reach the nodes, in the background; what takes long is done while something else is."""
-        self._reaching = self._reaching or Reaching(self._target, self._environ, with_gpus=self._with_gpus)
-        return self._reaching
-
     def acquire(self, plan: Plan, run: RunDirectory, deadline_s: float, waiting: Waiting) -> Allocation:
         """Claim nodes and GPUs, all or none. Raises TargetError also when too few nodes answer."""
-        reaching = self.reach()
+        begun, self._reaching = self._reaching, None
+        reaching = begun.lately() if begun else Reaching(self._target, self._environ, with_gpus=self._with_gpus)
         try:
             self._found = find_room(plan, self._key(run), reaching, deadline_s, waiting)
         finally:
             reaching.stop()
-            self._reaching = None
+        unused = [node.api for node in reaching.reached if node not in self._found.nodes]
+        later = threading.Timer(_UNUSED_S, at_once, (DockerApi.close, unused))
+        later.daemon = True
+        later.start()
         return self._found.allocation(plan)
 
     def start(
@@ -144,7 +149,7 @@ class ClusterEngine:
             link.close()
         homes = {id(link.home): link.home for link in handle.links.values()}
         for home in homes.values():
-            home.save()
+            home.close()  # what a lost node says when it is back is not the next attempt's
         self._remove(handle)
         self._found = None
 
@@ -183,7 +188,9 @@ class ClusterEngine:
         """The last merge: wait for it as long as something comes."""
         asked = []
         for link in handle.links.values():
-            if link.ended is None and link.said("hello"):  # it can be asked
+            if (
+                link.ended is None and not link.closed and _has_begun(handle, link)
+            ):  # it can be asked, and has something
                 asked.append((link, link.said("synced")))
                 link.tell("sync")
         for link, before in asked:
@@ -212,7 +219,15 @@ class ClusterEngine:
             return ""
 
         told = at_once(remove, nodes)
+        for _, api in nodes:
+            api.close()
         handle.left += [one for one in told if one and one not in handle.left]
+
+
+def _has_begun(handle: ClusterHandle, link: NodeLink) -> bool:
+    """Whether any task may have been started there."""
+    known = (handle.run.read_task_file(task, "started.json") is not None for task in link.node.tasks)
+    return bool(link.said("ready start")) or any(known)
 
 
 def _remove_run(api: DockerApi, key: RunKey, timeout_s: float) -> None:
@@ -227,4 +242,6 @@ def _remove_run(api: DockerApi, key: RunKey, timeout_s: float) -> None:
                 api.remove(container["Id"], timeout_s)
         if time.monotonic() > deadline:
             raise TargetError(f"containers of run {key.id} can't be removed")
+        time.sleep(_AGAIN_S)
     Claims(api, key).release()
+    forget_unfinished(api, key)

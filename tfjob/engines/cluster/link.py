@@ -18,7 +18,7 @@ from typing import Any, Final
 from tfjob.dockerapi.api import DockerApi, RefusalError
 from tfjob.dockerapi.stream import STDOUT, Hijacked
 from tfjob.engines.cluster.agent import REPORTS
-from tfjob.engines.cluster.container import AGENT, inside
+from tfjob.engines.cluster.container import AGENT, UNPACK, inside
 from tfjob.engines.cluster.home import Home
 from tfjob.engines.cluster.salvage import salvage
 from tfjob.errors import TargetError
@@ -29,6 +29,7 @@ _RETRY_S: Final = 1.0
 _CALL_S: Final = 5.0
 _QUICK_S: Final = 1.0
 _SILENT_S: Final = 10.0
+_KILLED: Final = 137
 _REBOOTED: Final = 255
 """What the Docker Engine says of containers that ran when it, or its machine, went down."""
 
@@ -74,6 +75,8 @@ class NodeLink:
     """Tasks that ended without a word, with what is known of them."""
 
     problems: list[str] = field(default_factory=list)
+    bundle: bytes = b""
+    """What the agent makes in its container before it speaks for the first time; see `tfjob.engines.cluster.container`."""
 
     def __post_init__(self) -> None:
         self._changed = threading.Condition()
@@ -81,6 +84,7 @@ class NodeLink:
         self._stream: Hijacked | None = None
         self._files: dict[str, list[int]] = {}
         self._closing = False
+        self._leaving = False
         self._sent_last = 0.0
         self._heard = time.monotonic()
         self._writing = threading.Lock()
@@ -100,6 +104,11 @@ class NodeLink:
             stream.close()
         if self._thread.is_alive() and self._thread is not threading.current_thread():
             self._thread.join(_CALL_S)
+
+    @property
+    def closed(self) -> bool:
+        """Whether nobody listens any more."""
+        return self._closing
 
     @property
     def silent_s(self) -> float:
@@ -140,8 +149,10 @@ class NodeLink:
         while not self._closing and self.ended is None:
             try:
                 self._session()
-            except (OSError, TargetError, RefusalError, ValueError) as error:
-                self._trouble(error)
+            except (OSError, TargetError, RefusalError):
+                pass  # it is looked into below
+            except Exception as error:  # noqa: BLE001  # whatever it is, the run must not wait for a thread that is gone
+                self._end(Ended(f"the agent on {self.node.name} sent what can't be read: {error!r}"))
             if not self._closing and self.ended is None:
                 self._check()
         with self._changed:
@@ -150,17 +161,20 @@ class NodeLink:
 
     def _session(self) -> None:
         run = str(inside(self.home.run).path)
-        argv = [self.node.python, "-I", "-S", AGENT, "serve", run, str(self.port_count), self.node.address]
+        bundle = b"" if self.said("hello") else self.bundle
+        unpack = ["-c", UNPACK, str(len(bundle))] if bundle else []
+        argv = [self.node.python, "-I", "-S", *unpack, AGENT, "serve", run, str(self.port_count), self.node.address]
         stream = self.api.execute(self.node.container, argv, timeout_s=min(self.lost_s, _SILENT_S))
         try:
+            self.home.begin(self.node.index)
             stream.settimeout(min(max(self.lost_s / 2, 3.0), _SILENT_S))
-            stream.write(json.dumps({"do": "have", **self._have()}).encode() + b"\n")
+            stream.write(bundle + json.dumps({"do": "have", **self._have()}).encode() + b"\n")
             self._connected(stream)
             for header, data in _messages(stream):
-                self._heard = time.monotonic()
-                self._take(header, data)
                 if self._closing:
                     return
+                self._heard = time.monotonic()
+                self._take(header, data)
         finally:
             self._disconnected()
             stream.close()
@@ -199,6 +213,8 @@ class NodeLink:
         elif kind == "hello":
             self.interface, self.subnet = header["interface"], header["subnet"]
             self.ports = self.ports or header["ports"]
+        elif kind == "leaving":
+            self._leaving = True
         elif kind == "problem":
             self.problems.append(header["message"])
         elif kind == "done":
@@ -212,6 +228,8 @@ class NodeLink:
     def _take_words(self, header: Mapping[str, Any], data: bytes) -> None:
         if header["kind"] == "log":
             self.home.log(self.node.index, header["path"], header["offset"], data)
+        elif header["task"] not in self.node.tasks or header["name"] not in REPORTS:
+            raise ValueError(f"a report of {header['task']} named {header['name']}")
         else:
             self.home.report(header["task"], header["name"], header["content"])
 
@@ -219,8 +237,7 @@ class NodeLink:
         kind, index, path = header["kind"], self.node.index, header["path"]
         if kind == "file":
             self._sent_last = time.monotonic()
-            self.home.part(index, dict(header), data)
-            if header["last"] and header["whole"]:
+            if self.home.part(index, dict(header), data):
                 self._files[path] = [header["size"], header["mtime_ns"]]
         elif kind == "link":
             self.home.link(index, path, header["target"])
@@ -232,10 +249,6 @@ class NodeLink:
             self._files.pop(path, None)
 
     # Trouble.
-
-    def _trouble(self, error: Exception) -> None:
-        if isinstance(error, ValueError):  # what it said makes no sense: nothing of it is to be trusted
-            self._end(Ended(f"the agent on {self.node.name} sent what can't be read: {error}"))
 
     def _check(self) -> None:
         """Find out whether the container still runs; if nobody can say, whether the node is lost."""
@@ -257,9 +270,12 @@ class NodeLink:
             time.sleep(_RETRY_S)
 
     def _stopped(self, state: Mapping[str, Any]) -> None:
-        salvage(self.api, self.node.container, self.node.index, self.home)
+        told_to_end = salvage(self.api, self.node.container, self.node.index, self.home) or self._leaving
         code = int(state["ExitCode"])
-        if state.get("OOMKilled"):
+        if told_to_end:
+            why = f"its container was stopped from outside: {self.node.name}, or its Docker Engine, was shut down"
+            self._end(Ended(why, lost=True))
+        elif state.get("OOMKilled"):
             self._end(Ended("the kernel killed its container: out of memory", out_of_memory=True))
         elif code == _REBOOTED:
             self._end(Ended(f"{self.node.name}, or its Docker Engine, was restarted", lost=True))
@@ -267,9 +283,8 @@ class NodeLink:
             words = ""
             with suppress(TargetError, RefusalError):
                 words = self.api.last_words(self.node.container, 5, _CALL_S).strip()
-            self._end(
-                Ended(f"its container ended with code {code}" + (f": {'; '.join(words.splitlines())}" if words else ""))
-            )
+            how = "was killed" if code == _KILLED else f"ended with code {code}"
+            self._end(Ended(f"its container {how}" + (f": {'; '.join(words.splitlines())}" if words else "")))
 
     def _end(self, ended: Ended) -> None:
         with self._changed:

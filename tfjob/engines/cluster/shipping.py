@@ -2,15 +2,18 @@
 
 from __future__ import annotations
 
+import threading
 import time
 from collections.abc import Callable, Iterator, Sequence
-from typing import Final
+from typing import TYPE_CHECKING, Final
 
 from tfjob.dockerapi.api import DockerApi, RefusalError
 from tfjob.engines.cluster.at_once import at_once
 from tfjob.engines.cluster.broadcast import broadcast
 from tfjob.errors import PreparationError, TargetError
-from tfjob.images.bake import Bake, image_archive, shared_layers
+
+if TYPE_CHECKING:
+    from tfjob.images.bake import Bake
 
 __all__ = ["send_image"]
 
@@ -18,6 +21,7 @@ _PATIENT_S: Final = 24 * 3600.0
 _CHUNK_BYTES: Final = 1 << 20
 _TIMEOUT_S: Final = 60.0
 _SAY_S: Final = 1.0
+_LOOK_S: Final = 0.2
 
 Nodes = Sequence[tuple[str, DockerApi]]
 Told = Callable[[str], None]
@@ -50,6 +54,8 @@ def _lacking(image: str, nodes: Nodes) -> list[tuple[str, DockerApi]]:
 
 
 def _send_baked(bake: Bake, nodes: Nodes, here: DockerApi, told: Told) -> None:
+    from tfjob.images.bake import image_archive, shared_layers  # noqa: PLC0415  # where there is something to send
+
     without_base = _lacking(bake.base, nodes)
     if without_base:
         _send_whole(bake.base, without_base, here, told)
@@ -68,7 +74,7 @@ def _send_baked(bake: Bake, nodes: Nodes, here: DockerApi, told: Told) -> None:
     told(
         f"image for {_names(nodes)}: {len(new)} of {len(bake.layers)} layers to send, {sum(one.size_bytes for _, one in new) / 1e6:.0f} MB"
     )
-    _send(image_archive(bake, has, tell), nodes, bake.tag)
+    _send(image_archive(bake, has, tell), nodes, bake.tag, told)
 
 
 def _send_whole(image: str, nodes: Nodes, here: DockerApi, told: Told) -> None:
@@ -95,7 +101,7 @@ def _send_whole(image: str, nodes: Nodes, here: DockerApi, told: Told) -> None:
                 told("" if quiet else f"image for {_names(nodes)}: sent {sent / 1e6:.0f} of {total / 1e6:.0f} MB")
 
     told(f"image for {_names(nodes)}: {total / 1e6:.0f} MB to send")
-    _send(chunks(), nodes, image)
+    _send(chunks(), nodes, image, told)
     tags = [str(tag) for tag in about.get("RepoTags") or ()]
     if tags:
         repository, _, tag = tags[0].rpartition(":")
@@ -114,11 +120,16 @@ def _pull(reference: str, image: str, nodes: Nodes, told: Told) -> Nodes:
             return False
         return node[1].image(image, _TIMEOUT_S) is not None
 
-    done = at_once(pull, list(nodes))
+    done: list[bool] = []
+    pulling = threading.Thread(target=lambda: done.extend(at_once(pull, list(nodes))), daemon=True)
+    pulling.start()
+    while pulling.is_alive():  # `told` may raise to give up; the nodes go on, and have it for the next time
+        pulling.join(_LOOK_S)
+        told("")
     return [node for node, has in zip(nodes, done, strict=True) if not has]
 
 
-def _send(chunks: Iterator[bytes], nodes: Nodes, what: str) -> None:
+def _send(chunks: Iterator[bytes], nodes: Nodes, what: str, told: Told) -> None:
     def receiver(node: tuple[str, DockerApi]) -> Callable[[Iterator[bytes]], None]:
         def receive(stream: Iterator[bytes]) -> None:
             try:
@@ -132,7 +143,7 @@ def _send(chunks: Iterator[bytes], nodes: Nodes, what: str) -> None:
 
         return receive
 
-    broadcast(chunks, [receiver(node) for node in nodes])
+    broadcast(chunks, [receiver(node) for node in nodes], lambda: told(""))
 
 
 def _names(nodes: Nodes) -> str:

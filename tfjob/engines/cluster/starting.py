@@ -8,7 +8,6 @@ import tarfile
 import threading
 import time
 from collections.abc import Callable, Mapping, Sequence
-from contextlib import suppress
 from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import Any, Final
@@ -17,13 +16,13 @@ from tfjob.datasets.cache import Cache
 from tfjob.dockerapi.api import DockerApi, RefusalError, socket_of
 from tfjob.durable import digest_of
 from tfjob.engines.base import Allocation, Prepared, Waiting
-from tfjob.engines.cluster.at_once import at_once
+from tfjob.engines.cluster.at_once import at_once, try_at_once
 from tfjob.engines.cluster.container import (
     TREES,
     Place,
-    accounts_archive,
     archive_of,
     body_of,
+    bundle_of,
     entrypoint_of,
     inside,
     name_of,
@@ -37,7 +36,7 @@ from tfjob.engines.cluster.link import NodeLink, NodeTasks
 from tfjob.engines.cluster.nodes import Reached
 from tfjob.engines.cluster.room import Found
 from tfjob.engines.cluster.shipping import send_image
-from tfjob.engines.cluster.trees import Tree, send_trees, tree_of_directory
+from tfjob.engines.cluster.trees import Tree, archive, send_trees, tree_of_directory, tree_of_outputs
 from tfjob.engines.dataset_contents import contents
 from tfjob.engines.docker_errors import explained
 from tfjob.engines.reports import task_files
@@ -50,6 +49,7 @@ from tfjob.targets.target import Gpu
 __all__ = ["Site", "Starting", "node_tasks"]
 
 _BEAT_S: Final = 15.0
+_PATIENT_S: Final = 24 * 3600.0
 _HELLO_S: Final = 60.0
 _LOOK_S: Final = 0.05
 _QUIET_S: Final = 1.0
@@ -145,21 +145,20 @@ class Starting:
     def _keep_claims(self, done: threading.Event) -> None:
         """Say on every node that the run lives, for as long as nothing of it runs there."""
         claims = [Claims(node.api, self._handle.key) for node in self._found.nodes]
+
         while not done.wait(_BEAT_S):
-            for one in claims:
-                with suppress(TargetError, RefusalError):
-                    one.beat()
+            try_at_once(Claims.beat, claims)  # one that does not answer keeps no other waiting
 
     def _require_claims(self) -> None:
         """See that the GPUs are still ours: this process may have slept while others took it for dead."""
-        for node, gpus in zip(self._found.nodes, self._found.gpus, strict=True):
-            if gpus:
-                sight = Claims(node.api, self._handle.key).look()
-                if not set(gpus) <= sight.own or sight.contested:
-                    raise NodeLost(
-                        f"the GPUs claimed on {node.definition.name} were taken by another run meanwhile",
-                        "This machine slept, or could not reach the node for a minute. Submit again.",
-                    )
+        held = [(node, gpus) for node, gpus in zip(self._found.nodes, self._found.gpus, strict=True) if gpus]
+        sights = at_once(lambda one: Claims(one[0].api, self._handle.key).look(), held)
+        for (node, gpus), sight in zip(held, sights, strict=True):
+            if not set(gpus) <= sight.own or sight.contested:
+                raise NodeLost(
+                    f"the GPUs claimed on {node.definition.name} were taken by another run meanwhile",
+                    "This machine slept, or could not reach the node for a minute. Submit again.",
+                )
 
     # Containers.
 
@@ -189,7 +188,7 @@ class Starting:
         )
         with explained(node.api, self._plan, self._prepared):
             container = node.api.create(name_of(self._handle.key, self._attempt, index), body)
-            self._put_files(node, container)
+            bundle = self._put_files(node, container)
             node.api.start(container)
         noted = replace(
             tasks,
@@ -200,7 +199,13 @@ class Starting:
         )
         target = self._site.target
         link = NodeLink(
-            node.api, noted, home, target.node_lost_s, target.merge_interval_s, port_count=self._ports_needed(index)
+            node.api,
+            noted,
+            home,
+            target.node_lost_s,
+            target.merge_interval_s,
+            port_count=self._ports_needed(index),
+            bundle=bundle,
         )
         self._handle.links[index] = link
         link.open()
@@ -208,16 +213,20 @@ class Starting:
     def _gpus(self, index: int) -> tuple[Gpu, ...]:
         return tuple(gpu for gpu in self._found.nodes[index].node.gpus if gpu.index in self._found.gpus[index])
 
-    def _put_files(self, node: Reached, container: str) -> None:
-        node.api.put(container, "/", archive_of(self._run, self._who, node.options, {}))
-        if self._who.uid and "rootless" not in node.options:
-            complete = (("passwd", self._who.passwd), ("group", self._who.group))
-            files = [(name, make(_text(node.api, container, f"/etc/{name}"))) for name, make in complete]
-            node.api.put(container, "/", accounts_archive(files))
-        if self._attempt > 1 and self._run.outputs.is_dir():
-            node.api.put(
-                container, str(inside(self._run).path), _outputs_archive(self._run.outputs, self._who, node.options)
-            )
+    def _put_files(self, node: Reached, container: str) -> bytes:
+        """Put into a container what its agent needs; returns what the agent itself is to make of that."""
+        is_root = not self._who.uid or "rootless" in node.options
+        has_outputs = self._attempt > 1 and self._run.outputs.is_dir()
+        if is_root and not has_outputs:
+            return bundle_of(self._run)
+        complete = () if is_root else (("passwd", self._who.passwd), ("group", self._who.group))
+        accounts = [(name, make(_text(node.api, container, f"/etc/{name}"))) for name, make in complete]
+        node.api.put(container, "/", archive_of(self._run, self._who, node.options, accounts))
+        if has_outputs:
+            owner = (0, 0) if "rootless" in node.options else (self._who.uid, self._who.gid)
+            outputs = archive(tree_of_outputs(str(self._run.outputs)), owner)
+            node.api.put(container, str(inside(self._run).outputs), outputs, _PATIENT_S)
+        return b""
 
     def _ports_needed(self, index: int) -> int:
         """Ports for the node's tasks, and one for its sshd; never none, so that a node that has been heard has ports."""
@@ -228,7 +237,7 @@ class Starting:
     def _begin(self, trees: Mapping[str, Tree]) -> None:
         """Bind every task to what the nodes said, tell the nodes, and start the tasks when all nodes are ready."""
         plan, links = self._plan, self._links
-        doors = [Door(link.node.address, link.ports[0]) for link in links]
+        doors = [Door(link.node.address, link.ports[0], self._user_on(link.node.index)) for link in links]
         allocation = replace(self._allocation, gpus=_numbered_from_zero(self._allocation, plan), ports=self._ports())
         files = task_files(
             plan,
@@ -276,9 +285,11 @@ class Starting:
             "mpi.subnets": ",".join(subnets),
         }
 
+    def _user_on(self, index: int) -> str:
+        return "root" if "rootless" in self._found.nodes[index].options else self._who.name
+
     def _keys(self, doors: Sequence[Door]) -> list[dict[str, tuple[str, int]]]:
-        user = "root" if any("rootless" in node.options for node in self._found.nodes) else self._who.name
-        return ssh_files(inside(self._run), doors, user, self._prepared.values.get("environment.path", os.defpath))
+        return ssh_files(inside(self._run), doors, self._prepared.values.get("environment.path", os.defpath))
 
     def _notes(self) -> list[NodeNote]:
         return [
@@ -329,10 +340,10 @@ def node_tasks(plan: Plan, snapshots: Path, *, shared: Callable[[str], bool] = l
     if plan.code is not None and plan.code.file_count:
         code = str(snapshots / plan.code.digest) if shared(str(snapshots)) else f"{TREES}/{plan.code.digest}"
     keep = _to_keep(plan)
-    return [
-        NodeTasks(index, "", "", "", tuple(task.name for task in plan.all_tasks if task.node == index), keep, code, "")
-        for index in range(plan.node_count)
-    ]
+    names: list[list[str]] = [[] for _ in range(plan.node_count)]
+    for task in plan.all_tasks:
+        names[task.node].append(task.name)
+    return [NodeTasks(index, "", "", "", tuple(tasks), keep, code, "") for index, tasks in enumerate(names)]
 
 
 def _tree_of_dataset(dataset: DatasetPlan, cache: Cache) -> Tree:
@@ -381,17 +392,3 @@ def _text(api: DockerApi, container: str, path: str) -> str:
     with tarfile.open(fileobj=io.BytesIO(archive)) as tar:
         member = next((tar.extractfile(one) for one in tar if one.isfile()), None)
         return member.read().decode(errors="replace") if member else ""
-
-
-def _outputs_archive(outputs: Path, who: Submitter, options: frozenset[str]) -> Any:
-    """The outputs as they are now, for an attempt that goes on from them."""
-    uid, gid = (0, 0) if "rootless" in options else (who.uid, who.gid)
-
-    def owned(info: tarfile.TarInfo) -> tarfile.TarInfo:
-        info.uid, info.gid, info.uname, info.gname = uid, gid, "", ""
-        return info
-
-    buffer = io.BytesIO()
-    with tarfile.open(fileobj=buffer, mode="w", format=tarfile.PAX_FORMAT) as tar:
-        tar.add(outputs, "outputs", filter=owned)
-    return buffer.getvalue()
