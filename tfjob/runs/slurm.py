@@ -7,8 +7,10 @@ the run later catches up.
 
 from __future__ import annotations
 
+import os
 import time
 from collections.abc import Callable
+from dataclasses import replace
 from pathlib import Path
 from typing import Final, Literal
 
@@ -33,6 +35,12 @@ __all__ = ["SlurmSupervision"]
 _QUICK_S: Final = 0.1
 _SLOW_S: Final = 0.5
 _QUICK_FOR_S: Final = 30.0
+_BEAT_S: Final = 30.0
+_HINTS: Final = {
+    "time_limit": "Ask for more with `limits.timeout_s`, as far as the partition allows it; a script with checkpoints can be rerun.",
+    "preempted": "With `retries: {max: N, on: [node_lost]}` it goes back to the queue.",
+    "node_lost": "With `retries: {max: N, on: [node_lost]}` it starts again by itself.",
+}
 _USUAL_WAIT_S: Final = LimitsSpec().allocation_timeout_s
 """What a job that says nothing waits for nodes elsewhere. Queues of Slurm are longer: there it waits until it is its turn."""
 
@@ -52,6 +60,7 @@ class SlurmSupervision(Supervision):
     ) -> None:
         super().__init__(run, plan, engine=engine, prepare=prepare, snapshots=snapshots, data=data)
         self._slurm = engine
+        self._hint = ""
 
     def _try(self, before: Supervisor | None) -> Verdict:
         """Submit the job, if it was not, and follow it to its end."""
@@ -84,7 +93,11 @@ class SlurmSupervision(Supervision):
     def _follow(self, handle: Handle) -> Verdict:
         """Bring the record up to what the job says until it is over. Raises CancelRequested where that is how it ended."""
         began = waited = time.monotonic()
+        beaten = 0.0
         while True:
+            if time.monotonic() - beaten > _BEAT_S:
+                beaten = time.monotonic()
+                os.utime(self._run.supervisor_lock)  # other login nodes see by it that somebody is here
             view = self._slurm.look(handle)
             self._catch_up(view)
             now = time.monotonic()
@@ -152,7 +165,12 @@ class SlurmSupervision(Supervision):
                 f"the job did not run: {end.message}", f"Slurm's and the job's own words: {self._slurm_log()}"
             )
         status = self._status(view.report, end)
+        self._hint = _HINTS.get(end.kind or "", "")
         return Verdict("failed", status, end.message or (describe_end(status) if status else ""), _kind(end))
+
+    def _failure(self, verdict: Verdict) -> Failure:
+        failure = super()._failure(verdict)
+        return replace(failure, hint=failure.hint or self._hint)
 
     def _failure_of(self, report: Report, end: End, logs: Path) -> Failure:
         """Who failed first in an attempt, where, and with what."""

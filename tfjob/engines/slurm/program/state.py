@@ -21,6 +21,7 @@ TYPE_CHECKING = False
 if TYPE_CHECKING:
     from typing import Any
 
+LAST_WORD_TRIES, LAST_WORD_PAUSE_S = 60, 1.0
 QUIET_S = 0.1  # between two writes of what the tasks do
 
 
@@ -113,8 +114,13 @@ class State:
         self.say(phase="lost", end=end("slurm", message, None, kind))
 
     def finish(self, outcome: str, message: str, *, task: str | None = None, kind: str | None = None) -> None:
-        """The run's last word."""
+        """The run's last word. On a full disk it waits a little for space."""
         self.say(phase="over", end=end(outcome, message, task, kind))
+        for _ in range(LAST_WORD_TRIES):
+            if not self.dirty:
+                return
+            time.sleep(LAST_WORD_PAUSE_S)
+            self.save()
 
     def save(self) -> None:
         """Write it. A disk that is full is tried again with the next news."""
