@@ -9,6 +9,7 @@
       environments/        registered environments, by name and version
       compute/             compute targets, by name
       datasets/            registered datasets, by name and version
+      workspace-id         a number by which engines on other machines tell this workspace's runs from others'
       .gitignore           keeps all of it out of version control
 
 Environments, and data that was fetched, are large and the same for all workspaces: they are kept once per user, in `store`.

@@ -305,6 +305,15 @@ def test_a_packages_environment_is_baked_and_sent(lab: Tfjob, nodes: Nodes) -> N
     assert volumes(nodes[0]) == []
 
 
+def test_of_an_image_only_what_a_node_lacks_is_sent(lab: Tfjob, node_base: str) -> None:
+    (lab.directory / "Dockerfile").write_text(f"FROM {node_base}\nRUN echo own >/own.txt\n")
+    told = "environment: {dockerfile: Dockerfile}\n"
+    done = lab("submit", job(lab, "cat /own.txt", extra=told), timeout_s=200)
+    assert len(re.findall(r"^main-\d +\| own$", done.stdout, re.MULTILINE)) == 3
+    sent = re.findall(r"image for node1, node2, node3: (\d+) of (\d+) layers to send", done.stderr)
+    assert sent == [("1", "2")]
+
+
 def test_tensorflow_tasks_find_each_other(lab: Tfjob, docker_cluster: Cluster) -> None:
     lab.write(
         "code/peer.py",

@@ -57,9 +57,17 @@ def plan(file: JobFile, overrides: Set = None, output: DocumentOutput = None) ->
     from tfjob import submission  # noqa: PLC0415  # the whole house is for commands that need it
     from tfjob.values import encode  # noqa: PLC0415
 
-    ready = submission.prepare(file, overrides=overrides or (), workspace=find_workspace())
+    workspace = find_workspace()
+    ready = submission.prepare(file, overrides=overrides or (), workspace=workspace)
     print_findings(ready.findings)
-    print_document(encode(ready.plan), output or Format.yaml)
+    document = encode(ready.plan)
+    if ready.plan.slurm is not None:
+        from tfjob.engines.slurm.script import preview_script  # noqa: PLC0415  # only for its targets
+
+        document["job_script"] = preview_script(
+            ready.plan, workspace.runs if workspace else Path(".tfjob/runs").absolute()
+        )
+    print_document(document, output or Format.yaml)
 
 
 def submit(

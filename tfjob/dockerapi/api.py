@@ -253,6 +253,13 @@ class DockerApi:
             response = connection.getresponse()
             _require_success(response)
             yield response
+        except RefusalError as error:
+            if error.status == http.HTTPStatus.BAD_REQUEST and "to an HTTPS server" in error.message:
+                raise TargetRefused(
+                    f"the Docker Engine at {self.address} asks for TLS",
+                    "Name the directory of ca.pem, cert.pem and key.pem: `tls`.",
+                ) from error
+            raise
         except (OSError, http.client.HTTPException) as error:
             if isinstance(error, OSError) and error.filename is not None:
                 raise  # a file of this machine

@@ -114,13 +114,13 @@ class TcpTransport:
 
     def connect(self, timeout_s: float) -> socket.socket:
         """Connect, and agree on encryption where there is any."""
+        context = self._context
         connection = socket.create_connection((self.host, self.port), timeout_s)
         try:
             connection.setsockopt(socket.IPPROTO_TCP, socket.TCP_NODELAY, 1)
             connection.setsockopt(socket.SOL_SOCKET, socket.SO_KEEPALIVE, 1)
             for option, value in _LIFE.items():
                 connection.setsockopt(socket.IPPROTO_TCP, option, value)
-            context = self._context
             return context.wrap_socket(connection, server_hostname=self.host) if context else connection
         except BaseException:
             connection.close()

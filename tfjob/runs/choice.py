@@ -5,7 +5,6 @@ from __future__ import annotations
 from collections.abc import Mapping
 
 from tfjob.engines.base import Engine
-from tfjob.errors import TargetError
 from tfjob.planning.plan import Plan
 from tfjob.targets.local import local_target
 from tfjob.workspace import Workspace
@@ -36,7 +35,9 @@ def engine_of(plan: Plan, workspace: Workspace, environ: Mapping[str, str], *, s
             reaching=reaching,
         )
     if plan.slurm is not None:
-        raise TargetError(f"target {plan.target} is of a kind that this version of tfjob can't run jobs on")
+        from tfjob.engines.slurm.engine import SlurmEngine  # noqa: PLC0415  # only for its targets
+
+        return SlurmEngine(environ=environ, cache=workspace.root / "cache")
     target = local_target(
         declared_gpus=workspace.config.local_gpus if plan.gpus_per_node else 0,
         cuda_visible_devices=environ.get("CUDA_VISIBLE_DEVICES"),

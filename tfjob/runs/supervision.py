@@ -183,6 +183,7 @@ class Supervision:
         else:  # it may take long: tasks run when all is where they are
             self._chronicle.save()
             self._handle = engine.start(plan, run, self._allocation, prepared, self._waiting)
+            self._chronicle.progress(_describe(plan, self._allocation))
             self._chronicle.enter("Running")
 
     def _prepare_data(self) -> Plan:

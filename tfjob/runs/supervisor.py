@@ -46,6 +46,7 @@ if TYPE_CHECKING:
 _PATH_BYTES = 8192
 _FOR_THE_SUPERVISOR = (
     "CUDA_VISIBLE_DEVICES",
+    "SLURM_CONF",
     *("SSH_AUTH_SOCK", "TFJOB_SSH_CONFIG"),
     *("DOCKER_HOST", "DOCKER_CONFIG", "DOCKER_CERT_PATH", "DOCKER_TLS_VERIFY", "DOCKER_CONTEXT"),
 )
@@ -72,7 +73,10 @@ def _supervision(run: RunDirectory) -> Supervision:
     environ = _inherited(run, plan.secrets)
     record = read_record(run)
     engine = engine_of(plan, workspace, environ, soon=record.supervisor is None)
-    store = workspace.config.store  # after the engine, which may log in to nodes meanwhile
+    shared = _shared(plan)
+    store = (
+        shared / "store" if shared else workspace.config.store
+    )  # after the engine, which may log in to nodes meanwhile
     if key := record.environment_key:  # of an earlier supervisor's; see `prepare_environment`
         from tfjob.environments.store import Store  # noqa: PLC0415
 
@@ -89,15 +93,20 @@ def _supervision(run: RunDirectory) -> Supervision:
             )
         return prepare_environment(plan, run, store, environ, progress)
 
-    engine = engine_of(plan, workspace, environ)
-    return Supervision(
-        run,
-        plan,
-        engine=engine,
-        prepare=prepare,
-        snapshots=workspace.snapshots,
-        data=_data(plan, run, workspace, here=engine.shares_run_directory) if plan.datasets else None,
-    )
+    data = _data(plan, run, workspace, here=engine.shares_run_directory) if plan.datasets else None
+    if plan.slurm is not None:
+        from tfjob.engines.slurm.engine import SlurmEngine  # noqa: PLC0415  # only for its targets
+        from tfjob.runs.slurm import SlurmSupervision  # noqa: PLC0415  # the same
+
+        assert isinstance(engine, SlurmEngine)  # noqa: S101  # the plan says so to both
+        return SlurmSupervision(run, plan, engine=engine, prepare=prepare, snapshots=workspace.snapshots, data=data)
+    return Supervision(run, plan, engine=engine, prepare=prepare, snapshots=workspace.snapshots, data=data)
+
+
+def _shared(plan: Plan) -> Path | None:
+    """Where environments and datasets are kept for Slurm's nodes, if the target says which file system they share."""
+    directory = plan.slurm.directory if plan.slurm is not None else None
+    return Path(directory) if directory is not None else None
 
 
 def _data(plan: Plan, run: RunDirectory, workspace: Workspace, *, here: bool) -> RunData:
@@ -105,11 +114,11 @@ def _data(plan: Plan, run: RunDirectory, workspace: Workspace, *, here: bool) ->
     from tfjob.datasets.wanted import Settings  # noqa: PLC0415
     from tfjob.runs.data import RunData  # noqa: PLC0415
 
-    config = workspace.config
+    config, shared = workspace.config, _shared(plan)
     return RunData(
         plan,
         run,
-        Cache(config.dataset_cache),
+        Cache(shared / "datasets" if shared else config.dataset_cache),
         config.cache_limit_gib,
         workspace.datasets,
         Settings(connections=config.connections, timeout_s=config.timeout_s),

@@ -7,10 +7,15 @@ from collections.abc import Callable, Iterable, Iterator
 from queue import Empty, Full, Queue
 from typing import Final
 
-__all__ = ["broadcast"]
+__all__ = ["GivenUpError", "broadcast"]
 
 _AHEAD: Final = 16
 _LOOK_S: Final = 0.2
+_END_S: Final = 1.0
+
+
+class GivenUpError(Exception):
+    """For receivers: there will be no more, and what they have is not whole. No OSError, which who sends takes for its peer's."""
 
 
 class _Receiver:
@@ -55,7 +60,7 @@ class _Receiver:
                 chunk = self._queue.get(timeout=_LOOK_S)
             except Empty:
                 if self._broken:
-                    raise BrokenPipeError("the sender has given up") from None
+                    raise GivenUpError from None
                 continue
             if chunk is None:
                 return
@@ -85,6 +90,8 @@ def broadcast(
     except BaseException:
         for one in threads:
             one.abandon()
+        for one in threads:
+            one.thread.join(_END_S)  # so that what they were at can be removed
         raise
     errors = [one.error for one in threads if one.error is not None]
     if errors:

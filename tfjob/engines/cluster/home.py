@@ -127,6 +127,8 @@ class Home:
             except OSError as error:
                 self._fail(key, error)
                 self._forget_part(key)
+                with suppress(OSError):
+                    self._temporary(node).unlink(missing_ok=True)
                 if not header["last"]:
                     self._parts[key] = Path(os.devnull)  # where the rest of it goes
                 return False
@@ -135,7 +137,7 @@ class Home:
         node, path = key
         temporary = self._parts.get(key)
         if temporary is None:
-            temporary = self.run.path / f".home-{node}-{os.getpid()}"  # a node sends one file after the other
+            temporary = self._temporary(node)
             temporary.unlink(missing_ok=True)
             self._parts[key] = temporary
         with temporary.open("ab") as file:
@@ -277,6 +279,9 @@ class Home:
             names.append(self.names[node])
             self._changed = True
         return self.run.path / f"{path}.{self.names[node]}"
+
+    def _temporary(self, node: int) -> Path:
+        return self.run.path / f".home-{node}-{os.getpid()}"  # a node sends one file after the other
 
     def _fail(self, key: tuple[int, str], error: OSError) -> None:
         self.failed[key] = error.strerror or str(error)

@@ -283,7 +283,7 @@ class NodeLink:
             words = ""
             with suppress(TargetError, RefusalError):
                 words = self.api.last_words(self.node.container, 5, _CALL_S).strip()
-            how = "was killed" if code == _KILLED else f"ended with code {code}"
+            how = "was killed from outside" if code == _KILLED else f"ended with code {code}"
             self._end(Ended(f"its container {how}" + (f": {'; '.join(words.splitlines())}" if words else "")))
 
     def _end(self, ended: Ended) -> None:

@@ -88,19 +88,24 @@ def _send_whole(image: str, nodes: Nodes, here: DockerApi, told: Told) -> None:
         nodes = _pull(digests[0], image, nodes, told)
         if not nodes:
             return
-    total = int(about.get("Size", 0))
+    from tfjob.images.bake import shared_layers  # noqa: PLC0415  # where there is something to send
+    from tfjob.images.thin import thinned  # noqa: PLC0415
+
+    chain = [str(one) for one in about["RootFS"]["Layers"]]
+    known = set(chain[: min(at_once(lambda node: shared_layers(node[1], chain), list(nodes)))])
+    total = f"{int(about.get('Size', 0)) / 1e6:.0f} MB"
 
     def chunks() -> Iterator[bytes]:
         sent, said = 0, time.monotonic()
         with here.saved([image], _PATIENT_S) as response:
-            while data := response.read(_CHUNK_BYTES):
+            for data in thinned(response, known) if known else iter(lambda: response.read(_CHUNK_BYTES), b""):
                 yield data
                 sent += len(data)
                 quiet = time.monotonic() - said < _SAY_S
                 said = said if quiet else time.monotonic()
-                told("" if quiet else f"image for {_names(nodes)}: sent {sent / 1e6:.0f} of {total / 1e6:.0f} MB")
+                told("" if quiet else f"image for {_names(nodes)}: sent {sent / 1e6:.0f} MB; it has {total}")
 
-    told(f"image for {_names(nodes)}: {total / 1e6:.0f} MB to send")
+    told(f"image for {_names(nodes)}: {len(chain) - len(known)} of {len(chain)} layers to send; it has {total}")
     _send(chunks(), nodes, image, told)
     tags = [str(tag) for tag in about.get("RepoTags") or ()]
     if tags:

@@ -237,7 +237,7 @@ class Starting:
     def _begin(self, trees: Mapping[str, Tree]) -> None:
         """Bind every task to what the nodes said, tell the nodes, and start the tasks when all nodes are ready."""
         plan, links = self._plan, self._links
-        doors = [Door(link.node.address, link.ports[0]) for link in links]
+        doors = [Door(link.node.address, link.ports[0], self._user_on(link.node.index)) for link in links]
         allocation = replace(self._allocation, gpus=_numbered_from_zero(self._allocation, plan), ports=self._ports())
         files = task_files(
             plan,
@@ -285,9 +285,11 @@ class Starting:
             "mpi.subnets": ",".join(subnets),
         }
 
+    def _user_on(self, index: int) -> str:
+        return "root" if "rootless" in self._found.nodes[index].options else self._who.name
+
     def _keys(self, doors: Sequence[Door]) -> list[dict[str, tuple[str, int]]]:
-        user = "root" if any("rootless" in node.options for node in self._found.nodes) else self._who.name
-        return ssh_files(inside(self._run), doors, user, self._prepared.values.get("environment.path", os.defpath))
+        return ssh_files(inside(self._run), doors, self._prepared.values.get("environment.path", os.defpath))
 
     def _notes(self) -> list[NodeNote]:
         return [
