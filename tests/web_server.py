@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import hashlib
 import re
+import ssl
 import threading
 import time
 from collections.abc import Callable, Iterator
@@ -152,8 +153,8 @@ class _Handler(BaseHTTPRequestHandler):
 
 
 @contextmanager
-def web_server() -> Iterator[WebServer]:
-    """A server on a free port of loopback, until the end of the block."""
+def web_server(tls: ssl.SSLContext | None = None) -> Iterator[WebServer]:
+    """A server on a free port of loopback, with TLS or without, until the end of the block."""
     web = WebServer()
     handler: Callable[..., Any] = type("Handler", (_Handler,), {"web": web})
 
@@ -164,7 +165,9 @@ def web_server() -> Iterator[WebServer]:
             """Nothing: clients that leave are what the tests are about."""
 
     server = Server(("127.0.0.1", 0), handler)
-    web.address = f"http://127.0.0.1:{server.server_port}"
+    if tls is not None:
+        server.socket = tls.wrap_socket(server.socket, server_side=True, do_handshake_on_connect=False)
+    web.address = f"{'https' if tls else 'http'}://127.0.0.1:{server.server_port}"
     thread = threading.Thread(target=server.serve_forever, kwargs={"poll_interval": 0.05}, daemon=True)
     thread.start()
     try:

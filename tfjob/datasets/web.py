@@ -299,7 +299,7 @@ def _netrc() -> dict[str, tuple[str, str]]:
     path = os.environ.get("NETRC") or os.path.expanduser("~/.netrc")
     try:
         hosts: dict[str, Any] = netrc.netrc(path).hosts
-    except FileNotFoundError:
+    except (FileNotFoundError, NotADirectoryError, PermissionError):  # none, or somebody else's
         return {}
     except (OSError, netrc.NetrcParseError) as error:
         raise PreparationError(f"{path} can't be used: {error}", "Repair it, or remove it.") from error

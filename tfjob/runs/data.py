@@ -35,10 +35,11 @@ if TYPE_CHECKING:
 
 
 class _Ready(NamedTuple):
-    """A dataset as it was fetched, and the tree of the cache that holds it, if there is one."""
+    """A dataset as it was fetched, and the tree of the cache, or the directory of this machine, that is exactly its files."""
 
     dataset: DatasetPlan
-    tree: Path | None
+    tree: Path | None = None
+    directory: str | None = None
 
 
 @dataclass(frozen=True)
@@ -83,12 +84,12 @@ class RunData:
                 [one for dataset in missing for one in _wanted(dataset)], self.cache, self.settings, progress
             )
             ready = [self._ready(dataset, known.get(dataset.name), fetched) for dataset in asked]
-            datasets = tuple(dataset for dataset, _ in ready)
+            datasets = tuple(one.dataset for one in ready)
             if missing or known:
                 lines = ",\n".join(json.dumps(encode(dataset)) for dataset in datasets)
                 replace_text(self.run.fetched, f"[{lines}]\n", force=False)
-            for dataset, tree in ready:
-                self._use(dataset, tree)
+            for one in ready:
+                self._use(one)
             self._place(datasets)
         self._note_contents(datasets)
         if fetched.received_bytes:
@@ -150,11 +151,13 @@ class RunData:
         return _Ready(same, tree) if tree is not None else None
 
     def _ready(self, dataset: DatasetPlan, kept: _Ready | None, fetched: Fetched) -> _Ready:
-        """The dataset as it was fetched, and the tree of the cache that holds it, if there is one."""
+        """The dataset as it was fetched, and what one link can lead to, if it is mounted by one."""
         if kept is not None:
             return kept
-        if not _as_tree(dataset) or (not dataset.marks and whole_directory(dataset.files) is not None):
-            return _Ready(dataset, None)
+        if not _as_tree(dataset):
+            return _Ready(dataset)
+        if not dataset.marks and (whole := whole_directory(dataset.files)) is not None:
+            return _Ready(dataset, directory=whole)
         held = {source: (one.size, one.sha256) for source, one in fetched.known.items()}
         now = _fetched(dataset, held) if dataset.marks else dataset
         tree = self.cache.tree(list(_rows(now)))
@@ -166,13 +169,13 @@ class RunData:
             replace_text(path, json.dumps(facts), force=False)
         return _Ready(now, tree)
 
-    def _use(self, dataset: DatasetPlan, tree: Path | None) -> None:
+    def _use(self, ready: _Ready) -> None:
         """Have this run among the users of a tree, and the mount of a dataset that is one link in its place."""
-        if tree is not None:
-            self.cache.use(tree, self.run.path)
-        to = tree if tree is not None else whole_directory(dataset.files) if _as_tree(dataset) else None
-        if self.here and dataset.mode == "mount" and to is not None:
-            link = self.run.datasets / dataset.name
+        if ready.tree is not None:
+            self.cache.use(ready.tree, self.run.path)
+        to = ready.tree or ready.directory
+        if self.here and ready.dataset.mode == "mount" and to is not None:
+            link = self.run.datasets / ready.dataset.name
             clear(link)
             link.parent.mkdir(exist_ok=True)
             link.symlink_to(to)
