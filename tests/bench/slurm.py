@@ -93,7 +93,7 @@ def as_installed(slurm: Slurm) -> Iterator[Slurm]:
 def settled(slurm: Slurm) -> None:
     """Wait until no job is left, not even one that is completing: it would be in the next one's way."""
     eventually(lambda: not slurm.run("squeue", "-h"), "the end of all jobs")
-    eventually(lambda: set(slurm.states().values()) == {"idle"}, "idle nodes")
+    eventually(lambda: all(slurm.states()[node.name] == "idle" for node in slurm.nodes), "idle nodes")
 
 
 def measure(slurm: Slurm, directory: Path) -> tuple[float, float, float]:
