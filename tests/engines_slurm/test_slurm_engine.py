@@ -164,5 +164,5 @@ def test_what_the_job_needs_lies_in_the_run_directory(site: Site) -> None:
     found = sorted(
         path.relative_to(site.run.path / "slurm").as_posix() for path in site.run.path.rglob("*") if path.is_file()
     )
-    programs = [f"program/{name}.py" for name in ("batch", "entrypoint", "node", "slurm", "state")]
+    programs = [f"program/{name}.py" for name in ("batch", "entrypoint", "node", "slurm", "state", "verdict")]
     assert found == ["gang.json", "job.sh", *programs]

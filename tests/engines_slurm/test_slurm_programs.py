@@ -5,6 +5,9 @@ from __future__ import annotations
 import ast
 import importlib
 import json
+import os
+import re
+import subprocess
 import sys
 from collections.abc import Iterator
 from pathlib import Path
@@ -19,6 +22,7 @@ from hypothesis import strategies as st
 
 import tfjob.engines.slurm.program
 from tfjob.engines.base import Prepared
+from tfjob.engines.slurm.engine import SlurmEngine
 from tfjob.engines.slurm.gang import PROGRAMS, gang_of
 from tfjob.engines.slurm.report import read_report, statuses_of
 from tfjob.planning.plan import Plan
@@ -52,7 +56,14 @@ def test_they_run_under_old_pythons_and_import_nothing_of_tfjob(name: str) -> No
         for one in ast.walk(tree)
         if isinstance(one, ast.Import | ast.ImportFrom)
     }
-    typing = {"typing", "tfjob", "entrypoint", "tfjob.engines.slurm.program", "tfjob.engines.slurm.program.state"}
+    typing = {
+        "typing",
+        "tfjob",
+        "entrypoint",
+        "tfjob.engines.slurm.program",
+        "tfjob.engines.slurm.program.state",
+        "tfjob.engines.slurm.program.verdict",
+    }
     assert imports - own - typing <= {*sys.stdlib_module_names, "__future__"}
 
 
@@ -126,21 +137,57 @@ def situations(draw: st.DrawFn) -> tuple[Plan, dict[str, dict[str, Any]]]:
 @settings(max_examples=300, deadline=None)
 def test_the_gang_is_judged_as_tfjob_judges_it_elsewhere(situation: tuple[Plan, dict[str, dict[str, Any]]]) -> None:
     made, statuses = situation
-    batch, state = module("batch"), module("state")
-    attempt = object.__new__(batch.Attempt)
-    attempt.gang = gang_of(made, RUN, Prepared(None, {"environment.path": "/bin"}))
-    attempt.statuses, attempt.waiting_since = statuses, None
-    del state
-    found = None
-    try:
-        attempt.judge(1.0)
-        attempt.judge(1000.0)
-    except batch.Ended as end:
-        found = (end.outcome, end.task)
+    gang = gang_of(made, RUN, Prepared(None, {"environment.path": "/bin"}))
+    said = module("verdict").judge(gang, statuses, 1000.0)
+    found = (said[0], said[2] if len(said) > 2 else None) if said else None
     report = type("Report", (), {"tasks": statuses})
     verdict = judge(made, statuses_of(made, report), 1000.0)  # type: ignore[arg-type]  # it has what is looked at
     expected = (verdict.outcome, verdict.status.task if verdict.status else None) if verdict else None
     assert found == expected
+
+
+def pythons() -> list[str]:
+    """The oldest interpreter of this machine that the programs may run under, and the newest."""
+    installed = Path(os.environ.get("PYENV_ROOT", Path.home() / ".pyenv"), "versions").glob("*/bin/python3.*")
+    found: dict[int, str] = {sys.version_info[1]: sys.executable}
+    for path in (*installed, *Path("/usr/bin").glob("python3.*")):
+        if (version := re.fullmatch(r"python3\.(\d+)", path.name)) and int(version[1]) >= 8:
+            found.setdefault(int(version[1]), str(path))
+    return [found[version] for version in dict.fromkeys((min(found), max(found)))]
+
+
+SRUN = """#!/bin/sh
+while case $1 in --*) true;; *) false;; esac; do shift; done
+SLURM_NODEID=0 SLURMD_NODENAME=here CUDA_VISIBLE_DEVICES=4,6 exec "$@"
+"""
+
+
+@pytest.mark.parametrize("python", pythons())
+@pytest.mark.parametrize(
+    ("command", "code", "outcome"), [("echo $CUDA_VISIBLE_DEVICES", 0, "completed"), ("exit 3", 1, "failed")]
+)
+def test_a_gang_of_one_node_under_old_and_new_pythons(
+    tmp_path: Path, python: str, command: str, code: int, outcome: str
+) -> None:
+    run, made = RunDirectory(tmp_path / "run"), slurm_plan(task(command, gpus=1), gpus=2)
+    for directory in (run.logs, run.tasks, run.work("main")):
+        directory.mkdir(parents=True)
+    (tmp_path / "srun").write_text(SRUN)
+    (tmp_path / "srun").chmod(0o755)
+    SlurmEngine(environ={}, cache=tmp_path).keep(made, run, Prepared(None, {"environment.path": "/bin"}))
+    gang = json.loads((run.path / "slurm" / "gang.json").read_text())
+    gang["python"][0] = python
+    (run.path / "slurm" / "gang.json").write_text(json.dumps(gang))
+    argv = [*gang["python"], str(run.path / "slurm" / "program" / "batch.py"), str(run.path)]
+    environ = {"PATH": f"{tmp_path}:{os.environ['PATH']}", "SLURM_JOB_ID": "5"}
+    done = subprocess.run(argv, env=environ, capture_output=True, text=True, timeout=60, check=False)
+    assert (done.returncode, done.stderr) == (code, "")
+    report = read_report(run)
+    assert report is not None
+    assert report.end is not None
+    assert (report.phase, report.end.outcome) == ("over", outcome)
+    assert run.log("main").read_text() == ("4\n" if code == 0 else "")
+    assert (run.tasks / "main" / "exit.json").exists()
 
 
 class TestState:

@@ -12,7 +12,7 @@ from tfjob.rundir import RunDirectory
 
 __all__ = ["PROGRAMS", "gang_of", "program_directory", "python_of"]
 
-PROGRAMS: Final = ("batch.py", "node.py", "slurm.py", "state.py")
+PROGRAMS: Final = ("batch.py", "node.py", "slurm.py", "state.py", "verdict.py")
 """The files of `program/` that go into the run directory, with the entrypoint beside them."""
 
 _FLAGS: Final = ("-E", "-s", "-S", "-X", "utf8")

@@ -27,13 +27,14 @@ if TYPE_CHECKING:
 
     from tfjob.engines.slurm.program import slurm
     from tfjob.engines.slurm.program.state import State, write_json
+    from tfjob.engines.slurm.program.verdict import absent, judge
 else:  # they lie beside this file
     import slurm
     from state import State, write_json
+    from verdict import absent, judge
 
 BEAT_S = 2.0
 START_S = 300.0  # for every node's program to say what it has
-SETTLE_S = 2.0  # how long the failure of a task that does not end the run is doubted
 MARGIN_S = 2.0
 FENCE_S = 4.0  # what a lost node's programs take to see that another attempt has begun, and to kill what they run
 CANCEL_LOOK_S = 2.0
@@ -250,48 +251,12 @@ class Attempt:
         self.is_due()
 
     def judge(self, now: float) -> None:
-        """Raise Ended if the gang is over. The same rules as tfjob/runs/verdict.py, which judges runs elsewhere."""
-        tasks = self.gang["tasks"]
-        ended = [task for task in tasks if self.statuses[task["name"]]["state"] == "ended"]
-        failed = [task for task in ended if self.has_failed(task)]
-        deciding = [task for task in tasks if task["ends_run"]]
-        blamed = [task for task in failed if task["ends_run"]]
-        if not blamed and all(task in ended for task in deciding):
-            raise Ended("completed", "")
-        if failed:
-            first = min(failed, key=lambda task: self.statuses[task["name"]].get("time") or now)
-            if blamed or time.time() - (self.statuses[first["name"]].get("time") or 0) > SETTLE_S:
-                raise Ended("failed", "", task=first["name"], kind="failure")
-            return
-        missing = self.absent()
+        """Raise Ended if the gang is over."""
+        missing = absent(self.gang, self.statuses)
         self.waiting_since = (self.waiting_since or now) if missing else None
-        limit = self.gang["limits"]["rendezvous_timeout_s"]
-        if self.waiting_since is not None and now - self.waiting_since > limit:
-            others = f" (and {len(missing) - 1} more)" if len(missing) > 1 else ""
-            message = "did not come to the rendezvous within {:g} s{}: its peers wait for it, and it does not listen on its port"
-            if self.gang["launcher"]:
-                message = "was not started by mpirun within {:g} s{}"
-            raise Ended("failed", message.format(limit, others), task=missing[0], kind="failure")
-
-    def has_failed(self, task: dict[str, Any]) -> bool:
-        """Whether a task that ended counts as a failure. A rank that mpirun ended because of another is not the first."""
-        status = self.statuses[task["name"]]
-        if status.get("stopped"):
-            return not task["launched"]
-        return bool(status.get("exit_code") != 0)
-
-    def absent(self) -> list[str]:
-        """The tasks that their peers wait for."""
-        tasks, statuses = self.gang["tasks"], self.statuses
-        launcher = self.gang["launcher"]
-        if launcher:
-            if statuses[launcher]["state"] != "running":
-                return []
-            return [t["name"] for t in tasks if t["launched"] and statuses[t["name"]]["state"] == "pending"]
-        members = [task["name"] for task in tasks if task["port"]]
-        if not any(statuses[name].get("listening") for name in members):
-            return []
-        return [n for n in members if statuses[n]["state"] != "ended" and not statuses[n].get("listening")]
+        found = judge(self.gang, self.statuses, now - self.waiting_since if self.waiting_since else 0.0)
+        if found is not None:
+            raise Ended(*found)
 
     def end_gang(self) -> None:
         """End what still runs: ranks before their launcher, which would not leave them their grace; then kill, then the step."""
