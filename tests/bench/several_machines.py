@@ -370,7 +370,7 @@ def _shipping(bench: Bench, measured: Measured) -> None:
     def ours(image: ContainerEnvironment) -> float:
         begun = time.perf_counter()
         nodes = [(node.name, engine_at(node.ssh_url, environ=bench.environ)) for node in bench.cluster.nodes]
-        send_image(image.image, nodes, lambda: DockerApi(bench.host), lambda _message: None, image.bake)
+        send_image(image.image, nodes, DockerApi(bench.host), lambda _message: None, image.bake)
         return time.perf_counter() - begun
 
     def without(*images: str) -> None:

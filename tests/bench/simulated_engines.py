@@ -33,6 +33,9 @@ class SimulatedEngine:
     def close(self) -> None:
         """Nothing is kept open."""
 
+    def variables(self) -> dict[str, str]:
+        return {}
+
     def connect(self, _timeout_s: float) -> socket.socket:
         """Return what the HTTP client takes for a connection."""
         return _Connection(self)  # type: ignore[return-value]  # it has the methods that are called

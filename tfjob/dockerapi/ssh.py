@@ -25,9 +25,9 @@ from urllib.parse import urlsplit
 
 from tfjob.errors import TargetError, TargetRefused
 
-__all__ = ["SshHost", "SshTransport"]
+__all__ = ["REMOTE_SOCKET", "SshHost", "SshTransport"]
 
-_REMOTE_SOCKET: Final = "/var/run/docker.sock"
+REMOTE_SOCKET: Final = "/var/run/docker.sock"
 _READY: Final = b"tfjob: connected\n"
 _END_S: Final = 2.0
 _PREFIX: Final = "tfjob-ssh-"
@@ -83,7 +83,7 @@ class SshHost:
     host: str
     user: str | None = None
     port: int | None = None
-    socket: str = _REMOTE_SOCKET
+    socket: str = REMOTE_SOCKET
 
     @classmethod
     def of(cls, address: str) -> SshHost:
@@ -93,7 +93,7 @@ class SshHost:
             raise ValueError(f"{address} is no address of the form ssh://user@host:port")
         if parts.username and parts.username.startswith("-"):
             raise ValueError(f"{address} names no user that can be")
-        path = parts.path if len(parts.path) > 1 else _REMOTE_SOCKET
+        path = parts.path if len(parts.path) > 1 else REMOTE_SOCKET
         name = parts.netloc.rpartition("@")[2]
         host = (
             name[1 : name.index("]")] if name.startswith("[") else name.partition(":")[0]
@@ -154,6 +154,10 @@ class SshTransport:
             timeout=timeout_s,
             check=False,
         )
+
+    def variables(self) -> dict[str, str]:
+        """The socket here that leads there. Logs in where that is to be done."""
+        return {"DOCKER_HOST": f"unix://{self._ensure(_ASK_S)}"}
 
     def unanswered(self, error: Exception) -> TargetError:  # noqa: ARG002  # ssh itself knows more
         """Say whether the login or the engine behind it is at fault."""

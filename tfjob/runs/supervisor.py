@@ -24,10 +24,10 @@ from typing import TYPE_CHECKING
 
 from tfjob import entrypoint
 from tfjob.durable import replace_json
-from tfjob.engines.base import Prepared
+from tfjob.engines.base import Engine, Prepared
 from tfjob.engines.inherited import inherited_environment
 from tfjob.engines.marked import sweep
-from tfjob.errors import ExitCode, PreparationError, TfjobError
+from tfjob.errors import ExitCode, PreparationError, TargetError, TfjobError
 from tfjob.planning.plan import Plan
 from tfjob.rundir import RunDirectory
 from tfjob.runs.choice import engine_of
@@ -91,6 +91,8 @@ def _supervision(run: RunDirectory) -> Supervision:
             raise PreparationError(
                 f"the secrets {', '.join(missing)} went with the supervisor that died", "Submit the job again."
             )
+        if plan.cluster is not None:
+            _borrow_engine(plan, engine)
         return prepare_environment(plan, run, store, environ, progress)
 
     data = _data(plan, run, workspace, here=engine.shares_run_directory) if plan.datasets else None
@@ -101,6 +103,22 @@ def _supervision(run: RunDirectory) -> Supervision:
         assert isinstance(engine, SlurmEngine)  # noqa: S101  # the plan says so to both
         return SlurmSupervision(run, plan, engine=engine, prepare=prepare, snapshots=workspace.snapshots, data=data)
     return Supervision(run, plan, engine=engine, prepare=prepare, snapshots=workspace.snapshots, data=data)
+
+
+def _borrow_engine(plan: Plan, engine: Engine) -> None:
+    """Let images be found and made on a node where this machine has no Docker Engine, as far as that can be."""
+    from tfjob.engines.cluster.engine import ClusterEngine  # noqa: PLC0415  # only for its targets
+
+    assert isinstance(engine, ClusterEngine)  # noqa: S101  # the plan says so to both
+    lent = engine.lend(lambda _: None)
+    if lent and plan.environment is not None and plan.environment.definition is not None:
+        raise TargetError(
+            "this machine has no Docker Engine that answers, and the packages of a job are put into an image here",
+            "Start Docker on this machine, or give the job a finished image: environment.image.",
+        )
+    for name in ("DOCKER_HOST", "DOCKER_TLS_VERIFY", "DOCKER_CERT_PATH", "DOCKER_CONTEXT") if lent else ():
+        os.environ.pop(name, None)
+    os.environ.update(lent)
 
 
 def _shared(plan: Plan) -> Path | None:

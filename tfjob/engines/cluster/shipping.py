@@ -27,9 +27,7 @@ Nodes = Sequence[tuple[str, DockerApi]]
 Told = Callable[[str], None]
 
 
-def send_image(
-    image: str, nodes: Nodes, here: Callable[[], DockerApi], told: Told, bake: Callable[[], Bake] | None = None
-) -> None:
+def send_image(image: str, nodes: Nodes, here: DockerApi, told: Told, bake: Callable[[], Bake] | None = None) -> None:
     """Bring the image (an id) to every node that lacks it.
 
     An image that was baked here is sent by its layers, those that a node has left out; `bake` says how it is made.
@@ -39,9 +37,9 @@ def send_image(
     if not lacking:
         return
     if bake is not None:
-        _send_baked(bake(), lacking, here(), told)
+        _send_baked(bake(), lacking, here, told)
     else:
-        _send_whole(image, lacking, here(), told)
+        _send_whole(image, lacking, here, told)
     for name, _ in _lacking(image, lacking):
         raise PreparationError(
             f"{name} has taken the image {image}, and does not know it", "Is its Docker Engine very old?"

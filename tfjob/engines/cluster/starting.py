@@ -13,7 +13,7 @@ from pathlib import Path
 from typing import Any, Final
 
 from tfjob.datasets.cache import Cache
-from tfjob.dockerapi.api import DockerApi, RefusalError, socket_of
+from tfjob.dockerapi.api import DockerApi, RefusalError
 from tfjob.durable import digest_of
 from tfjob.engines.base import Allocation, Prepared, Waiting
 from tfjob.engines.cluster.at_once import at_once, try_at_once
@@ -57,12 +57,13 @@ _QUIET_S: Final = 1.0
 
 @dataclass(frozen=True)
 class Site:
-    """Where a run comes from and goes to: the target, the submitting shell's variables, and where code and data lie here."""
+    """Where a run comes from and goes to: the target, the submitting shell's variables, code and data here, who has the images."""
 
     target: ClusterDefinition
     environ: Mapping[str, str]
     snapshots: Path
     cache: Cache
+    images: DockerApi
 
     def shares(self, path: str) -> bool:
         """Whether the nodes have a path of this machine, on a file system that is declared to be shared."""
@@ -138,7 +139,7 @@ class Starting:
     def _bring(self, trees: Mapping[str, Tree]) -> list[dict[str, str]]:
         nodes = [(node.definition.name, node.api) for node in self._found.nodes]
         image = self._prepared.image or ""
-        send_image(image, nodes, lambda: DockerApi(socket_of(self._site.environ)), self._told, self._prepared.bake)
+        send_image(image, nodes, self._site.images, self._told, self._prepared.bake)
         with explained(nodes[0][1], self._plan, self._prepared):
             return send_trees(nodes, list(trees.values()), image, self._handle.key, self._told)
 

@@ -69,6 +69,8 @@ class Attempt:
         self.deadline: float | None = None  # of limits.timeout_s, monotonic
         self.slurm_deadline: float | None = None  # of Slurm's own time limit, monotonic
         self.unread = b""
+        self.is_ending = False
+        self.signaled = False  # a node's program was told by Slurm to end
         self.lock = threading.Lock()
         self.wakeup, self.wake = os.pipe()
         os.set_blocking(self.wake, False)
@@ -159,6 +161,9 @@ class Attempt:
             *lines, self.unread = (self.unread + data).split(b"\n")
             for line in lines:
                 self.hear(line)
+        if self.signaled and not self.is_ending:  # all that was said with it has been heard
+            self.signaled = False
+            raise slurm.why_ending(Ended)
 
     def drain(self) -> None:
         """Read what was said before the step ended."""
@@ -189,10 +194,12 @@ class Attempt:
         elif "task" in word:
             self.statuses[word.pop("task")] = word
         elif word.get("signal") in (signal.SIGTERM, signal.SIGINT):
-            raise slurm.why_ending(Ended)
+            self.signaled = True
 
     def on_signal(self, number: int) -> None:
         """Slurm's warning, tfjob's request, or an end that comes from outside."""
+        if self.is_ending:
+            return
         if number == signal.SIGUSR1:
             self.is_due()
         elif number == signal.SIGUSR2:
@@ -288,6 +295,7 @@ class Attempt:
 
     def end_gang(self) -> None:
         """End what still runs: ranks before their launcher, which would not leave them their grace; then kill, then the step."""
+        self.is_ending = True
         deadline = time.monotonic() + self.gang["limits"]["grace_period_s"] + MARGIN_S
         for word, launched in (("stop launched", True), ("stop", False)):
             self.tell(word)
@@ -295,10 +303,7 @@ class Attempt:
                 names = [task["name"] for task in self.gang["tasks"] if task["launched"] == launched]
                 if all(self.statuses[name]["state"] != "running" for name in names):
                     break
-                try:
-                    self.take(0.05)
-                except Ended:
-                    pass  # it is ending already
+                self.take(0.05)
         self.tell("end")
         self.close_step()
 
@@ -316,10 +321,7 @@ class Attempt:
                 self.step.send_signal(number)
             until = time.monotonic() + wait_s
             while self.step.poll() is None and time.monotonic() < until:
-                try:
-                    self.take(0.02)
-                except Ended:
-                    pass
+                self.take(0.02)
             if self.step.poll() is not None:
                 break
         self.drain()
