@@ -208,8 +208,14 @@ class _Finder:
                 self._tree(entry.path, f"{below}{entry.name}/", (*above, real))
             elif entry.is_symlink():
                 self._file(os.path.realpath(entry.path), below + entry.name, entry.path)
+            elif (name := below + entry.name) in self._found or real == "/":
+                self._file(os.path.join(real, entry.name), name)
             else:
-                self._file(f"{real}/{entry.name}" if real != "/" else entry.path, below + entry.name)
+                try:
+                    status = entry.stat()
+                except OSError as error:
+                    raise PreparationError(f"dataset file {entry.path} can't be read: {error.strerror}") from error
+                self._found[name] = (f"{real}/{entry.name}", status.st_size, status.st_mtime_ns)
 
     def _real_file(self, path: str) -> str:
         """The file behind a path; the directories above it are looked at once for all files in them."""

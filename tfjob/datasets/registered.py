@@ -8,10 +8,12 @@ The content of an entry is plain data::
 
     .listings/DIGEST.json                     its files: (source, name, bytes, time of change or mark)
     .contents/DIGEST.json                     the SHA-256 that each file behind an address had at the first use
+    .laid/DIGEST.json                         of web addresses alone: what the two make together (may be deleted)
 """
 
 from __future__ import annotations
 
+import contextlib
 import json
 import os
 import queue
@@ -27,7 +29,7 @@ from tfjob.assets import Assets, Entry
 from tfjob.datasets.files import DatasetFiles, Remote, is_address, laid_out
 from tfjob.datasets.sources import find
 from tfjob.datasets.wanted import Settings
-from tfjob.durable import replace_json
+from tfjob.durable import replace_json, replace_text
 from tfjob.errors import NotFound, PreparationError, UsageError
 from tfjob.spec.addresses import is_web, shown_address
 from tfjob.values import Pairs
@@ -45,7 +47,7 @@ __all__ = [
 ]
 
 KIND = "dataset"
-_LISTINGS, _CONTENTS = ".listings", ".contents"
+_LISTINGS, _CONTENTS, _LAID = ".listings", ".contents", ".laid"
 _SHOWN = 3
 
 
@@ -111,8 +113,11 @@ def find_registered(name: str, root: Path | None) -> DatasetFiles:
             "Register it: tfjob dataset create --name NAME --path PATH",
         )
     entry = assets(root).find(name)
-    rows = listed(entry, root)
     paths = [one for one in entry.content["paths"] if not is_web(one["path"])]
+    laid = root / _LAID / f"{entry.content['listing']}.json"
+    if not paths and (found := _laid(laid)) is not None:
+        return replace(found, registered=entry.full_name)
+    rows = listed(entry, root)
     if paths:
         sums = tuple((one["path"], one["sha256"]) for one in paths if "sha256" in one)
         _refuse_changed(entry, rows, find([one["path"] for one in paths], sums))
@@ -124,7 +129,21 @@ def find_registered(name: str, root: Path | None) -> DatasetFiles:
             continue
         seen = contents.get(source) if is_web(source) and not sign.startswith("sha256:") else None
         remote.append(Remote(source, file_name, seen[0] if seen else size, f"seen:{seen[1]}" if seen else sign))
-    return replace(laid_out(local, remote), registered=entry.full_name)
+    found = laid_out(local, remote)
+    if not paths and contents:
+        with contextlib.suppress(OSError):  # it is made of what is there; the next use will keep it
+            laid.parent.mkdir(exist_ok=True)
+            replace_text(laid, json.dumps([found.files, found.marks, found.digest]), force=False)
+    return replace(found, registered=entry.full_name)
+
+
+def _laid(path: Path) -> DatasetFiles | None:
+    """Files that were laid out before, when all was known of them."""
+    try:
+        files, marks, digest = json.loads(path.read_bytes())
+        return DatasetFiles(tuple(map(tuple, files)), str(digest), tuple(marks))
+    except (OSError, ValueError, TypeError):
+        return None
 
 
 def listed(entry: Entry, root: Path) -> list[tuple[str, str, int, int | str]]:
