@@ -89,6 +89,7 @@ class Starting:
         self._told = told
         self._who: Submitter = submitter()
         self._attempt = handle.run.restart_count + 1
+        self._logins: dict[str, str] = {}
 
     def go(self) -> None:
         """Bring, start, and tell the agents what their tasks are. Everything is undone by the engine's `stop`."""
@@ -214,9 +215,9 @@ class Starting:
     def _put_files(self, node: Reached, container: str) -> None:
         node.api.put(container, "/", archive_of(self._run, self._who, node.options, {}))
         if self._who.uid and "rootless" not in node.options:
-            complete = (("passwd", self._who.passwd), ("group", self._who.group))
-            files = [(name, make(_text(node.api, container, f"/etc/{name}"))) for name, make in complete]
-            node.api.put(container, "/", accounts_archive(files))
+            passwd, self._logins[node.definition.name] = self._who.login(_text(node.api, container, "/etc/passwd"))
+            group = self._who.group(_text(node.api, container, "/etc/group"))
+            node.api.put(container, "/", accounts_archive([("passwd", passwd), ("group", group)]))
         if self._attempt > 1 and self._run.outputs.is_dir():
             owner = (0, 0) if "rootless" in node.options else (self._who.uid, self._who.gid)
             outputs = archive(tree_of_outputs(str(self._run.outputs)), owner)
@@ -280,7 +281,8 @@ class Starting:
         }
 
     def _user_on(self, index: int) -> str:
-        return "root" if "rootless" in self._found.nodes[index].options else self._who.name
+        node = self._found.nodes[index]
+        return self._logins.get(node.definition.name, "root")
 
     def _keys(self, doors: Sequence[Door]) -> list[dict[str, tuple[str, int]]]:
         return ssh_files(inside(self._run), doors, self._prepared.values.get("environment.path", os.defpath))
