@@ -120,6 +120,7 @@ def test_a_machine_without_ssh(tmp_path: Path) -> None:
         ("@ WARNING: REMOTE HOST IDENTIFICATION HAS CHANGED! @", "the host key of gpu1 has changed", TargetRefused),
         ("anna@gpu1: Permission denied (publickey).", "gpu1 refuses the login", TargetRefused),
         ("ssh: Could not resolve hostname gpu1: Name or service not known", "there is no host gpu1", TargetRefused),
+        ("No user exists for uid 1234", "ssh refuses to work for a user without a name", TargetRefused),
         ("ssh: connect to host gpu1 port 22: Connection refused", "gpu1 takes no ssh connections", TargetError),
         ("ssh: connect to host gpu1 port 22: No route to host", "gpu1 can't be reached", TargetError),
     ],

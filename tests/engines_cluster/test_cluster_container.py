@@ -180,3 +180,19 @@ def test_mounts_of_the_environment_are_binds(plan: Plan) -> None:
     prepared = replace(PREPARED, mounts=(Mount("/a", "/b"),))
     found = body_of(plan, RUN, prepared, Place(0), labels={}, who=ANNA, environ={}, options=frozenset())
     assert {"Type": "bind", "Source": "/a", "Target": "/b", "ReadOnly": True} in found["HostConfig"]["Mounts"]
+
+
+@pytest.mark.parametrize(
+    ("of_image", "name", "line"),
+    [
+        ("root:x:0:0::/root:/bin/sh\n", "anna", "anna:x:1000:1000::/tmp:/bin/sh"),
+        ("ubuntu:x:1000:1000:Ubuntu:/home/ubuntu:/bin/bash\n", "ubuntu", "ubuntu:x:1000:1000:Ubuntu:/tmp:/bin/bash"),
+        ("app:x:1000:1000::/nonexistent:/usr/sbin/nologin\n", "app", "app:x:1000:1000::/tmp:/bin/sh"),
+        ("anna:x:5:5::/:/bin/sh\n", "user1000", "user1000:x:1000:1000::/tmp:/bin/sh"),
+        ("", "anna", "anna:x:1000:1000::/tmp:/bin/sh"),
+    ],
+)
+def test_ranks_log_in_as_the_image_calls_the_user(of_image: str, name: str, line: str) -> None:
+    text, found = ANNA.login(of_image)
+    assert found == name
+    assert line in text.splitlines()

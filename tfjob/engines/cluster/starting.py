@@ -93,6 +93,7 @@ class Starting:
         self._told = told
         self._who: Submitter = submitter()
         self._attempt = handle.run.restart_count + 1
+        self._logins: dict[str, str] = {}
 
     def go(self) -> None:
         """Bring, start, and tell the agents what their tasks are. Everything is undone by the engine's `stop`."""
@@ -220,8 +221,10 @@ class Starting:
         has_outputs = self._attempt > 1 and self._run.outputs.is_dir()
         if is_root and not has_outputs:
             return bundle_of(self._run)
-        complete = () if is_root else (("passwd", self._who.passwd), ("group", self._who.group))
-        accounts = [(name, make(_text(node.api, container, f"/etc/{name}"))) for name, make in complete]
+        accounts: list[tuple[str, str]] = []
+        if not is_root:
+            passwd, self._logins[node.definition.name] = self._who.login(_text(node.api, container, "/etc/passwd"))
+            accounts = [("passwd", passwd), ("group", self._who.group(_text(node.api, container, "/etc/group")))]
         node.api.put(container, "/", archive_of(self._run, self._who, node.options, accounts))
         if has_outputs:
             owner = (0, 0) if "rootless" in node.options else (self._who.uid, self._who.gid)
@@ -287,7 +290,8 @@ class Starting:
         }
 
     def _user_on(self, index: int) -> str:
-        return "root" if "rootless" in self._found.nodes[index].options else self._who.name
+        node = self._found.nodes[index]
+        return self._logins.get(node.definition.name, "root")
 
     def _keys(self, doors: Sequence[Door]) -> list[dict[str, tuple[str, int]]]:
         return ssh_files(inside(self._run), doors, self._prepared.values.get("environment.path", os.defpath))
