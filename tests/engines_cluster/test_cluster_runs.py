@@ -38,7 +38,8 @@ def job(lab: Tfjob, command: str, *, nodes: int = 3, more: str = "", extra: str 
 
 
 def is_running(lab: Tfjob, run: str) -> bool:
-    return all(task["state"] == "running" for task in lab.record(run)["tasks"]) and lab.record(run)["tasks"] != []
+    tasks = lab.record(run)["tasks"]
+    return tasks != [] and all(task["state"] == "running" for task in tasks)
 
 
 def test_a_gang_runs_on_all_nodes_and_everything_comes_home(lab: Tfjob, nodes: Nodes) -> None:

@@ -24,10 +24,10 @@ BUILD = "environment"
 """Stands for a task where the output is that of the environment's build."""
 
 _CHUNK_BYTES = 1 << 20
-_QUICK_S, _SLOW_S, _QUIET_S = 0.01, 0.1, 1.0
+_QUICK_S, _LATER_S, _SLOW_S, _QUIET_S = 0.01, 0.05, 0.1, 1.0
 _CHECK_S = 1.0
 _FIRST_S = 10.0
-"""How long the first word of a run is looked for often; later ones only while others have just come."""
+"""So long one looks most often: short runs are over then, and in long ones to look costs what training could have."""
 
 
 class Chunk(NamedTuple):
@@ -60,7 +60,8 @@ def follow(
     events = EventReader(run.events)
     output = OutputReader(run, tasks, offsets, attempt=attempt, last=attempt, build=build)
     deadline = None if timeout_s is None else time.monotonic() + timeout_s
-    last_news, next_check, quiet_s = time.monotonic(), 0.0, _FIRST_S
+    begun = last_news = time.monotonic()
+    next_check, quiet_s = 0.0, _FIRST_S
     while True:
         is_news = False
         for item in chain(_in_order(events.read(), output), output.read()):
@@ -84,7 +85,8 @@ def follow(
         if deadline is not None and now >= deadline:
             raise TimeoutError
         yield None
-        time.sleep(_QUICK_S if now - last_news < quiet_s else _SLOW_S)
+        often_s = _QUICK_S if now - begun < _FIRST_S else _LATER_S
+        time.sleep(often_s if now - last_news < quiet_s else _SLOW_S)
 
 
 def wait_for_end(run: RunDirectory, timeout_s: float | None = None) -> Record:

@@ -42,7 +42,7 @@ if TYPE_CHECKING:
     from typing import Any
 
 BEAT_S = 1.0
-LOOK_S = 0.05
+LOOK_S = 0.1
 QUICK_LOOK_S = 0.01
 QUICK_S = 3.0  # after the start: the first words are waited for
 CHUNK_BYTES = 1 << 18
