@@ -240,11 +240,11 @@ def _first_line(bench: Bench, measured: Measured) -> None:
 
 def _mpi_script(bench: Bench, image: ContainerEnvironment, mounted: str) -> str:
     """Containers with sshd on all nodes, then mpirun in the first one's; keys and settings are there already."""
-    doors = [Door(node.address, SSH_PORT) for node in bench.cluster.nodes]
+    doors = [Door(node.address, SSH_PORT, "root") for node in bench.cluster.nodes]
     place = RunDirectory(bench.shared)
     (bench.shared / "ssh").mkdir(mode=0o700)
     lines = []
-    for index, files in enumerate(ssh_files(place, doors, "root", image.path)):
+    for index, files in enumerate(ssh_files(place, doors, image.path)):
         files[f"ssh/sshd_config.{index}"] = files.pop("ssh/sshd_config")
         for name, (text, mode) in files.items():
             (bench.shared / name).write_text(text)
@@ -370,7 +370,7 @@ def _shipping(bench: Bench, measured: Measured) -> None:
     def ours(image: ContainerEnvironment) -> float:
         begun = time.perf_counter()
         nodes = [(node.name, engine_at(node.ssh_url, environ=bench.environ)) for node in bench.cluster.nodes]
-        send_image(image.image, nodes, lambda: DockerApi(bench.host), lambda _message: None, image.bake)
+        send_image(image.image, nodes, DockerApi(bench.host), lambda _message: None, image.bake)
         return time.perf_counter() - begun
 
     def without(*images: str) -> None:

@@ -30,6 +30,12 @@ class SimulatedEngine:
         self._volumes: dict[str, dict[str, Any]] = {}
         self._lock = threading.Lock()
 
+    def close(self) -> None:
+        """Nothing is kept open."""
+
+    def variables(self) -> dict[str, str]:
+        return {}
+
     def connect(self, _timeout_s: float) -> socket.socket:
         """Return what the HTTP client takes for a connection."""
         return _Connection(self)  # type: ignore[return-value]  # it has the methods that are called

@@ -8,13 +8,13 @@ from typing import TYPE_CHECKING
 
 import pytest
 from cluster_parts import TARGET, Cluster, docker_cluster, node_base, nodes
-from docker_parts import Daemon, base_image, docker_daemon, needed
+from docker_parts import Daemon, base_image, docker_daemon, docker_engine, needed, test_base
 
 if TYPE_CHECKING:
     from cluster.node import Node
     from support import Tfjob
 
-__all__ = ["docker_cluster", "docker_daemon", "node_base", "nodes"]
+__all__ = ["docker_cluster", "docker_daemon", "docker_engine", "node_base", "nodes", "test_base"]
 
 
 @pytest.fixture

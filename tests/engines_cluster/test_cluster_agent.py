@@ -1,50 +1,267 @@
-"""What the agent does in a node's container, without a container."""
+"""The program in a node's container, spoken to over its pipes, in directories of this machine."""
 
 from __future__ import annotations
 
+import ast
+import json
 import os
+import signal
+import subprocess
 import sys
-from typing import TYPE_CHECKING
+import threading
+from collections.abc import Iterator
+from pathlib import Path
+from typing import Any
 
-from tfjob.engines.cluster import agent
+import pytest
+from support import eventually
 
-if TYPE_CHECKING:
-    from pathlib import Path
+from tfjob.engines.cluster import agent as program
+from tfjob.engines.cluster.agent import copy_tree, free_ports, interface_of, is_listening, link
+from tfjob.engines.cluster.container import KEEP
 
-
-def test_a_working_copy_has_everything_of_the_code_and_may_be_written_to(tmp_path: Path) -> None:
-    code = tmp_path / "code"
-    (code / "sub/empty").mkdir(parents=True)
-    (code / "sub/run.sh").write_text("echo")
-    (code / "sub/run.sh").chmod(0o555)
-    (code / "to-file").symlink_to("sub/run.sh")
-    (code / "to-directory").symlink_to("sub")
-    os.utime(code / "sub/run.sh", ns=(1_000_000_123, 2_000_000_456))
-    (code / "sub").chmod(0o555)
-    agent.copy_tree(str(code), str(tmp_path / "copy"))
-    copy = tmp_path / "copy"
-    names = sorted(path.relative_to(copy).as_posix() for path in copy.rglob("*"))
-    assert names == ["sub", "sub/empty", "sub/run.sh", "to-directory", "to-file"]
-    status = (copy / "sub/run.sh").stat()
-    assert (status.st_mtime_ns, status.st_mode & 0o777) == (2_000_000_456, 0o755)
-    assert (copy / "sub").stat().st_mode & 0o700 == 0o700
-    assert (os.readlink(copy / "to-file"), os.readlink(copy / "to-directory")) == ("sub/run.sh", "sub")
+FILE = Path(program.__file__)
 
 
-def test_a_program_is_started_in_a_session_of_its_own(tmp_path: Path) -> None:
-    program = "import os; print(os.getsid(0) == os.getpid(), os.getcwd(), os.read(0, 1))"
-    pid = agent.spawn([sys.executable, "-c", program], str(tmp_path / "log"))
-    assert os.waitpid(pid, 0)[1] == 0
-    assert (tmp_path / "log").read_text() == "True / b''\n"
+def test_it_runs_on_python_3_8() -> None:
+    tree = ast.parse(FILE.read_text(), feature_version=(3, 8))
+    imported = {alias.name for node in ast.walk(tree) if isinstance(node, ast.Import) for alias in node.names}
+    names = {node.attr for node in ast.walk(tree) if isinstance(node, ast.Attribute)}
+    assert imported <= sys.stdlib_module_names
+    newer = {"removeprefix", "removesuffix", "waitstatus_to_exitcode", "pidfd_open", "pairwise", "file_digest"}
+    assert names & newer == set()  # of those that other programs of tfjob use
+    assert "match" not in {type(node).__name__.lower() for node in ast.walk(tree)}
 
 
-def test_a_program_that_is_not_there_is_told_of_in_the_log(tmp_path: Path) -> None:
-    pid = agent.spawn(["no-such-program"], str(tmp_path / "log"))
-    assert os.waitstatus_to_exitcode(os.waitpid(pid, 0)[1]) == 127
-    assert "no-such-program: " in (tmp_path / "log").read_text()
+class Agent:
+    """An agent at work: what it says is gathered."""
+
+    def __init__(self, run: Path) -> None:
+        self.process = subprocess.Popen(
+            [sys.executable, "-I", "-S", str(FILE), "serve", str(run), "2", "127.0.0.1"],
+            stdin=subprocess.PIPE,
+            stdout=subprocess.PIPE,
+        )
+        self.said: list[dict[str, Any]] = []
+        self.data: dict[str, bytes] = {}
+        self._number = 0
+        self._thread = threading.Thread(target=self._hear, daemon=True)
+        self._thread.start()
+
+    def _hear(self) -> None:
+        assert self.process.stdout is not None
+        for line in self.process.stdout:
+            header = json.loads(line)
+            data = self.process.stdout.read(header.get("length", 0))
+            if header["kind"] in {"file", "log"} and header.get("size", 0) < 1 << 20:
+                self.data[header["path"]] = self.data.get(header["path"], b"") + data
+            self.said.append(header)
+
+    def tell(self, order: str, **facts: Any) -> None:
+        self._number += 1
+        assert self.process.stdin is not None
+        self.process.stdin.write(json.dumps({"do": order, "number": self._number, **facts}).encode() + b"\n")
+        self.process.stdin.flush()
+
+    def have(self, *tasks: str, merge_interval_s: float = 3600, **more: Any) -> None:
+        facts = {"logs": {}, "reports": [], "files": {}, "keep": ["outputs"], "code": "", **more}
+        self.tell("have", tasks=list(tasks), merge_interval_s=merge_interval_s, **facts)
+
+    def prepare(self, *tasks: str, **more: Any) -> None:
+        facts = {"datasets": [], "named": [], "files": {}, **more}
+        self.tell("prepare", tasks={task: {} for task in tasks}, **facts)
+        eventually(lambda: self.kinds("ready"), "it is prepared")
+
+    def sync(self) -> None:
+        count = len(self.kinds("synced"))
+        self.tell("sync")
+        eventually(lambda: len(self.kinds("synced")) > count, "it has sent everything")
+
+    def kinds(self, kind: str) -> list[dict[str, Any]]:
+        return [one for one in list(self.said) if one["kind"] == kind]
+
+    def paths(self, kind: str) -> list[str]:
+        return [one["path"] for one in self.kinds(kind)]
+
+    def end(self) -> None:
+        assert self.process.stdin is not None
+        self.process.stdin.close()
+        assert self.process.wait(10) == 0
+        self._thread.join(10)
 
 
-def test_free_ports_are_different_and_in_the_range() -> None:
-    ports = agent.free_ports(20)
-    assert len({*ports}) == 20
-    assert {*ports} <= {*agent.PORTS}
+@pytest.fixture
+def run(tmp_path: Path) -> Path:
+    found = tmp_path / "run"
+    for name in ("outputs", "logs/user", "tasks", "work", "datasets"):
+        (found / name).mkdir(parents=True)
+    return found
+
+
+@pytest.fixture
+def agents(run: Path) -> Iterator[list[Agent]]:
+    found: list[Agent] = [Agent(run)]
+    yield found
+    for one in found:
+        one.process.kill()
+        one.process.wait()
+
+
+@pytest.fixture
+def agent(agents: list[Agent]) -> Agent:
+    return agents[0]
+
+
+def test_it_says_what_its_node_has_and_ends_with_its_stdin(agent: Agent) -> None:
+    eventually(lambda: agent.kinds("beat"), "a sign of life")
+    (hello,) = agent.kinds("hello")
+    assert hello["interface"] == "lo"
+    assert hello["subnet"] == "127.0.0.0/8"
+    assert len(set(hello["ports"])) == 2
+    agent.end()
+
+
+def test_pipes_in_outputs_silence_nothing(agent: Agent, run: Path) -> None:
+    agent.have("main-0")
+    agent.prepare("main-0")
+    for place in ("outputs/pipe", "logs/user/pipe", "work/main-0/pipe"):
+        os.mkfifo(run / place)
+    (run / "outputs/file").write_text("kept")
+    (run / "outputs/link").symlink_to("file")
+    (run / "work/main-0/elsewhere").write_text("kept too")
+    agent.sync()
+    assert agent.data == {"outputs/file": b"kept", "work/main-0/elsewhere": b"kept too"}
+    assert [(one["path"], one["target"]) for one in agent.kinds("link")] == [("outputs/link", "file")]
+
+
+def test_a_log_that_may_not_be_read_hides_no_end(agent: Agent, run: Path) -> None:
+    agent.have("main-0")
+    agent.prepare("main-0")
+    (run / "logs/user/loop").symlink_to("loop")
+    (run / "logs/main-0.log").mkdir()
+    (run / "tasks/main-0/exit.json").write_text("{}")
+    eventually(lambda: [one["name"] for one in agent.kinds("report")] == ["exit.json"], "the report")
+
+
+def test_a_file_that_becomes_a_directory_is_gone_first(agent: Agent, run: Path) -> None:
+    agent.have("main-0")
+    agent.prepare("main-0")
+    (run / "outputs/x").write_text("file")
+    (run / "outputs/empty").mkdir()
+    agent.sync()
+    (run / "outputs/x").unlink()
+    (run / "outputs/x").mkdir()
+    (run / "outputs/x/y").write_text("below")
+    agent.sync()
+    said = [(one["kind"], one["path"]) for one in agent.said if one["kind"] in {"file", "gone", "directory"}]
+    assert said == [
+        ("file", "outputs/x"),
+        ("directory", "outputs/empty"),
+        ("gone", "outputs/x"),
+        ("file", "outputs/x/y"),
+    ]
+
+
+def test_what_an_earlier_attempt_left_is_not_sent_again(agents: list[Agent], run: Path) -> None:
+    (run / "outputs/old").write_text("of the first attempt")
+    (run / "outputs/changed").write_text("of the first attempt")
+    first = agents[0]
+    first.have("main-0")
+    first.prepare("main-0")
+    (run / "outputs/new").write_text("of the second")
+    first.sync()
+    assert first.data == {"outputs/new": b"of the second"}
+    first.end()
+    agents.append(Agent(run))  # after a connection that broke, or for another supervisor
+    (run / "outputs/changed").write_text("of the second attempt")
+    agents[1].have("main-0", files={})
+    agents[1].sync()
+    assert agents[1].data == {"outputs/new": b"of the second", "outputs/changed": b"of the second attempt"}
+
+
+def test_tasks_are_told_to_end_while_much_is_sent(agent: Agent, run: Path) -> None:
+    agent.have("main-0")
+    agent.prepare("main-0")
+    task = subprocess.Popen(["sleep", "600"])
+    report = {"pid": task.pid, "start_ticks": program.start_ticks(task.pid)}
+    (run / "tasks/main-0/started.json").write_text(json.dumps(report))
+    with (run / "outputs/large").open("wb") as file:
+        file.truncate(64 << 30)  # holes: nothing is on the disk
+    agent.tell("sync")
+    eventually(lambda: agent.kinds("file"), "it has begun to send")
+    (run / "logs/main-0.log").write_text("meanwhile")
+    agent.tell("stop", launcher=False)
+    assert task.wait(30) == -signal.SIGTERM
+    eventually(lambda: "logs/main-0.log" in agent.data, "the log")
+    assert not agent.kinds("synced")
+
+
+def test_an_end_from_outside_is_not_the_tasks_own(agent: Agent, run: Path) -> None:
+    agent.have("main-0")
+    agent.prepare("main-0")
+    task = subprocess.Popen(["sleep", "600"])
+    report = {"pid": task.pid, "start_ticks": program.start_ticks(task.pid)}
+    (run / "tasks/main-0/started.json").write_text(json.dumps(report))
+    eventually(lambda: agent.kinds("report"), "it has started")
+    signal.pthread_sigmask(signal.SIG_BLOCK, {signal.SIGTERM})  # which it inherits: so none comes too early
+    keeper = subprocess.Popen([sys.executable, "-I", "-S", "-c", KEEP, str(FILE), "end", str(run)])
+    signal.pthread_sigmask(signal.SIG_UNBLOCK, {signal.SIGTERM})
+    keeper.terminate()
+    assert task.wait(10) == -signal.SIGTERM
+    (run / "tasks/main-0/exit.json").write_text("{}")
+    assert keeper.wait(10) == 0
+    eventually(lambda: agent.kinds("leaving"), "that it is told")
+    agent.sync()
+    assert [one["name"] for one in agent.kinds("report")] == ["started.json"]
+
+
+def test_code_is_copied_whole_or_not_at_all(tmp_path: Path) -> None:
+    source = tmp_path / "source"
+    (source / "sub").mkdir(parents=True)
+    (source / "sub/file").write_text("x")
+    (source / "sub/file").chmod(0o444)
+    os.utime(source / "sub/file", (1_000_000_000, 1_000_000_000))
+    copy_tree(str(source), str(tmp_path / "copy"))
+    copied = tmp_path / "copy/sub/file"
+    assert (copied.read_text(), copied.stat().st_mtime, copied.stat().st_mode & 0o777) == ("x", 1_000_000_000, 0o644)
+    copied.write_text("changed")
+    copy_tree(str(source), str(tmp_path / "copy"))  # told twice, or another one was quicker
+    assert copied.read_text() == "changed"
+    with pytest.raises(OSError, match="nowhere"):
+        copy_tree(str(tmp_path / "nowhere"), str(tmp_path / "none"))
+    assert sorted(path.name for path in tmp_path.iterdir()) == ["copy", "source"]
+
+
+def test_what_is_in_the_way_of_a_link_moves_there(tmp_path: Path) -> None:
+    (tmp_path / "work/outputs").mkdir(parents=True)
+    (tmp_path / "work/outputs/seed").write_text("of the code")
+    link(str(tmp_path / "work/outputs"), str(tmp_path / "outputs"))
+    link(str(tmp_path / "work/outputs"), str(tmp_path / "outputs"))
+    assert (tmp_path / "outputs/seed").read_text() == "of the code"
+    assert (tmp_path / "work/outputs").is_symlink()
+
+
+def test_ports_are_free_and_different() -> None:
+    ports = free_ports(20)
+    assert len(set(ports)) == 20
+    assert not any(map(is_listening, ports))
+
+
+def test_an_address_that_is_not_here_has_no_interface() -> None:
+    assert interface_of("192.0.2.1") == ("", "")
+
+
+def test_time_goes_on_while_it_copies(agent: Agent, run: Path, tmp_path: Path) -> None:
+    os.mkfifo(tmp_path / "slow")  # a copy of it waits until somebody writes
+    agent.have("main-0")
+    agent.tell(
+        "prepare",
+        tasks={},
+        named=[],
+        files={},
+        datasets=[{"at": "d", "mode": "download", "links": [[str(tmp_path / "slow"), "f"]]}],
+    )
+    eventually((run / "left.json").exists, "it is at it")
+    count = len(agent.kinds("beat"))
+    eventually(lambda: len(agent.kinds("beat")) >= count + 2, "signs of life")
+    assert not agent.kinds("ready")

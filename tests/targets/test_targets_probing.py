@@ -99,6 +99,8 @@ def test_by_tcp_a_node_is_asked_in_a_container_of_a_known_image(
 
 
 def test_without_an_image_what_was_not_found_out_is_told(nodes: tuple[Node, ...]) -> None:
+    for node in nodes:
+        node.forget_images()  # which jobs of other tests may have sent
     cluster = by_tcp(*nodes[1:])
     (report, other) = probe(cluster, images=("there-is:none",))
     assert (report.disk_free_bytes, report.peers[0].reached) == (None, None)
@@ -136,7 +138,7 @@ def test_a_slow_node_is_waited_for(lab: ClusterDefinition, breakable: tuple[Node
     try:
         assert answering(api, time.monotonic() + 60, start)["Name"] == "node1"
     finally:
-        api.transport.close()  # type: ignore[attr-defined]  # it is one by ssh
+        api.close()
     assert waited
 
 
@@ -206,7 +208,7 @@ def test_gpus_are_asked_for_again_each_time(lab: ClusterDefinition, nodes: tuple
         declared = probe_node(replace(definition, gpus=3), api, address="")
         assert [gpu.index for gpu in declared.gpus] == [0, 1, 2]
     finally:
-        api.transport.close()  # type: ignore[attr-defined]  # it is one by ssh
+        api.close()
 
 
 def test_more_gpus_declared_than_there_are(lab: ClusterDefinition, nodes: tuple[Node, ...]) -> None:

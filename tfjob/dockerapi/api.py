@@ -13,7 +13,7 @@ import json
 from collections.abc import Callable, Iterable, Iterator, Mapping
 from contextlib import contextmanager, suppress
 from email.utils import parsedate_to_datetime
-from typing import Any, Final
+from typing import Any, Final, Self
 from urllib.parse import quote, urlencode
 
 from tfjob.dockerapi.stream import Hijacked
@@ -49,6 +49,16 @@ class DockerApi:
         self.transport = UnixTransport(reached) if isinstance(reached, str) else reached
         self.address = self.transport.address
         self._version = ""
+
+    def __enter__(self) -> Self:
+        return self
+
+    def __exit__(self, *_: object) -> None:
+        self.close()
+
+    def close(self) -> None:
+        """Log out where a login leads to the engine. Later calls log in again."""
+        self.transport.close()
 
     # The engine itself.
 
@@ -243,6 +253,13 @@ class DockerApi:
             response = connection.getresponse()
             _require_success(response)
             yield response
+        except RefusalError as error:
+            if error.status == http.HTTPStatus.BAD_REQUEST and "to an HTTPS server" in error.message:
+                raise TargetRefused(
+                    f"the Docker Engine at {self.address} asks for TLS",
+                    "Name the directory of ca.pem, cert.pem and key.pem: `tls`.",
+                ) from error
+            raise
         except (OSError, http.client.HTTPException) as error:
             if isinstance(error, OSError) and error.filename is not None:
                 raise  # a file of this machine

@@ -15,6 +15,13 @@ __all__ = ["TcpTransport", "Transport", "UnixTransport"]
 
 TLS_PORT: Final = 2376
 PLAIN_PORT: Final = 2375
+_LIFE: Final = {
+    socket.TCP_KEEPIDLE: 10,
+    socket.TCP_KEEPINTVL: 5,
+    socket.TCP_KEEPCNT: 4,
+    socket.TCP_USER_TIMEOUT: 30_000,
+}
+"""So that a machine without power ends a long call within half a minute, whichever side was to speak (tcp(7); the last in ms)."""
 
 
 class Transport(Protocol):
@@ -34,8 +41,16 @@ class Transport(Protocol):
         """A new connection to the engine. Raises OSError, or TargetError where more is known."""
         ...
 
+    def variables(self) -> dict[str, str]:
+        """The variables by which Docker's own tools reach the engine from here, for as long as this is not closed."""
+        ...
+
     def unanswered(self, error: Exception) -> TargetError:
         """The error for an engine that could not be reached, or broke off."""
+        ...
+
+    def close(self) -> None:
+        """Let go of what is kept open between calls, if anything. A later call opens it again."""
         ...
 
 
@@ -60,6 +75,13 @@ class UnixTransport:
             connection.close()
             raise
         return connection
+
+    def close(self) -> None:
+        """Nothing is kept between calls."""
+
+    def variables(self) -> dict[str, str]:
+        """Its socket."""
+        return {"DOCKER_HOST": self.address}
 
     def unanswered(self, error: Exception) -> TargetError:  # noqa: ARG002  # there is one reason only
         """Nobody listens there."""
@@ -100,15 +122,25 @@ class TcpTransport:
 
     def connect(self, timeout_s: float) -> socket.socket:
         """Connect, and agree on encryption where there is any."""
+        context = self._context
         connection = socket.create_connection((self.host, self.port), timeout_s)
         try:
             connection.setsockopt(socket.IPPROTO_TCP, socket.TCP_NODELAY, 1)
             connection.setsockopt(socket.SOL_SOCKET, socket.SO_KEEPALIVE, 1)
-            context = self._context
+            for option, value in _LIFE.items():
+                connection.setsockopt(socket.IPPROTO_TCP, option, value)
             return context.wrap_socket(connection, server_hostname=self.host) if context else connection
         except BaseException:
             connection.close()
             raise
+
+    def close(self) -> None:
+        """Nothing is kept between calls."""
+
+    def variables(self) -> dict[str, str]:
+        """Its address, and the certificates."""
+        secured = {"DOCKER_TLS_VERIFY": "1", "DOCKER_CERT_PATH": str(self.tls)} if self.tls else {}
+        return {"DOCKER_HOST": f"tcp://{self.host}:{self.port}", **secured}
 
     def unanswered(self, error: Exception) -> TargetError:
         """Say whether the certificate was refused or nobody was there."""

@@ -105,7 +105,13 @@ def container_of(task: TaskPlan, shape: Shape, allocation: Allocation) -> dict[s
         "WorkingDir": "/",
         "StopSignal": "SIGTERM",
         "Healthcheck": {"Test": ["NONE"]},
-        "Labels": {**arguments.labels, **labels(run), "tfjob.task": task.name},
+        "Labels": {
+            **arguments.labels,
+            **labels(run),
+            "tfjob.task": task.name,
+            # For runs of a target of several nodes that has this machine as one: see engines/cluster/leases.py.
+            **({"tfjob.gpus": ",".join(str(gpu.index) for gpu in given)} if given else {}),
+        },
         "HostConfig": _host(shape, arguments, mounts, given),
     }
 

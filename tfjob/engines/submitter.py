@@ -6,10 +6,13 @@ import grp
 import os
 import pwd
 from dataclasses import dataclass
+from typing import Final
 
 __all__ = ["Submitter", "submitter"]
 
 _HOME = "/tmp"  # noqa: S108  # the container's own: it is writable for everybody, and gone with the container
+_FIELDS: Final = 7  # of a line of /etc/passwd (passwd(5))
+_NO_SHELLS: Final = ("/nologin", "/false")
 
 
 @dataclass(frozen=True)
@@ -37,6 +40,22 @@ class Submitter:
             return of_image
         name = self.name if self.name not in _names(of_image) else f"user{self.uid}"
         return f"{_ended(of_image)}{name}:x:{self.uid}:{self.gid}::{_HOME}:/bin/sh\n"
+
+    def login(self, of_image: str) -> tuple[str, str]:
+        """An image's /etc/passwd for who is to log in there: completed, with a home and a shell; and the name to log in by.
+
+        The image may call this user otherwise: many have a user of the number 1000.
+        """
+        lines = self.passwd(of_image).splitlines()
+        name = self.name
+        for number, line in enumerate(lines):
+            fields = line.split(":")
+            if len(fields) == _FIELDS and fields[2] == str(self.uid):
+                name = fields[0]
+                shell = "/bin/sh" if fields[6].endswith(_NO_SHELLS) else fields[6]
+                lines[number] = ":".join([*fields[:5], _HOME, shell])
+                break  # the first counts, as in getpwuid(3)
+        return "".join(f"{line}\n" for line in lines), name
 
     def group(self, of_image: str) -> str:
         """An image's /etc/group, with a line for each of this user's groups that it lacks."""

@@ -34,6 +34,7 @@ def ssh_config(hosts: Iterable[SshHost], *, identity: str, known_hosts: str) -> 
         "StrictHostKeyChecking": "yes",
         "BatchMode": "yes",
         "ConnectTimeout": "10",
+        "ServerAliveInterval": "5",
         "LogLevel": "ERROR",
     }
     lines = []

@@ -5,7 +5,6 @@ from __future__ import annotations
 from collections.abc import Mapping
 
 from tfjob.engines.base import Engine
-from tfjob.errors import TargetError
 from tfjob.planning.plan import Plan
 from tfjob.targets.local import local_target
 from tfjob.workspace import Workspace
@@ -23,6 +22,7 @@ def engine_of(plan: Plan, workspace: Workspace, environ: Mapping[str, str], *, s
 
         with_gpus = plan.gpus_per_node > 0
         reaching = Reaching(plan.cluster, environ, with_gpus=with_gpus) if soon else None
+        from tfjob.datasets.cache import Cache  # noqa: PLC0415  # the same
         from tfjob.engines.cluster.engine import ClusterEngine  # noqa: PLC0415  # only for those who have several machines
 
         return ClusterEngine(
@@ -30,11 +30,14 @@ def engine_of(plan: Plan, workspace: Workspace, environ: Mapping[str, str], *, s
             environ=environ,
             snapshots=workspace.snapshots,
             runs=workspace.runs,
+            cache=Cache(workspace.config.dataset_cache),
             with_gpus=with_gpus,
             reaching=reaching,
         )
     if plan.slurm is not None:
-        raise TargetError(f"target {plan.target} is of a kind that this version of tfjob can't run jobs on")
+        from tfjob.engines.slurm.engine import SlurmEngine  # noqa: PLC0415  # only for its targets
+
+        return SlurmEngine(environ=environ, cache=workspace.root / "cache")
     target = local_target(
         declared_gpus=workspace.config.local_gpus if plan.gpus_per_node else 0,
         cuda_visible_devices=environ.get("CUDA_VISIBLE_DEVICES"),

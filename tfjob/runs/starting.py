@@ -6,6 +6,7 @@ import os
 import socket
 import subprocess
 import sys
+import time
 from contextlib import suppress
 from pathlib import Path
 from typing import TYPE_CHECKING
@@ -20,6 +21,9 @@ __all__ = ["SEVERAL_MACHINES", "StartingSupervisor", "recover"]
 
 SEVERAL_MACHINES = b"several machines"
 """Said to a supervisor that waits for its run: it will be one on several machines, so that their engine can be loaded."""
+
+_SILENT_S = 120.0
+"""After so long nobody follows a job of Slurm's from another login node any more: who does says so every 30 seconds."""
 
 
 class StartingSupervisor:
@@ -98,4 +102,8 @@ def recover(run: RunDirectory, record: Record) -> bool:
 def _is_ours(run: RunDirectory, record: Record) -> bool:
     if record.is_over or run.path.stat().st_uid != os.geteuid():
         return False
-    return record.supervisor is None or record.supervisor.host == os.uname().nodename
+    if record.supervisor is None or record.supervisor.host == os.uname().nodename:
+        return True
+    # A job of Slurm's is followed from any login node. Locks of files may not reach from one to the other; the time does.
+    silent_s = time.time() - run.supervisor_lock.stat().st_mtime
+    return (run.path / "slurm" / "job.json").exists() and silent_s > _SILENT_S

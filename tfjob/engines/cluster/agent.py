@@ -13,6 +13,7 @@ What it is told comes as lines of JSON: ``have`` (what tfjob has already), ``pre
     file      path, size, mode, mtime_ns, last, length  link      path, target
     directory path                                      gone      path
     silent    task, words: it ended without a report    ready     what: it is as it was asked for
+    leaving   the container was told to end from outside
     synced    everything was sent                       done      number: of the order
     problem   message
 
@@ -27,8 +28,10 @@ import os
 import select
 import signal
 import socket
+import stat
 import struct
 import sys
+import threading
 import time
 
 # shutil and subprocess are imported where they are used: neither is on the way to the first line of a script.
@@ -44,15 +47,22 @@ QUICK_LOOK_S = 0.01
 QUICK_S = 3.0  # after the start: the first words are waited for
 CHUNK_BYTES = 1 << 18
 SILENT_S = 1.0
+BEGUN_S = 30.0
 SSHD_S = 20.0
 PORTS = range(20000, 32000)
 REPORTS = ("started.json", "listening", "exit.json")
+TOLD_TO_END = "told-to-end"
+URGENT = ("stop", "kill")
 ENTRYPOINT = os.path.join(os.path.dirname(os.path.abspath(__file__)), "entrypoint.py")
 
 
 def end(run: str) -> None:
     """Tell every task to end, once, and stay until the last of them has ended: then the container ends."""
     agent = Agent(run)
+    try:  # so that nobody takes the end of the tasks for their own
+        open(os.path.join(run, TOLD_TO_END), "w").close()
+    except OSError:
+        pass
     try:
         agent.tasks = os.listdir(os.path.join(run, "tasks"))
     except OSError:
@@ -78,6 +88,11 @@ class Agent:
         self.code = ""
         self.quick_until = 0.0
         self.merge_interval_s = 30.0
+        self.orders: list[dict[str, Any]] = []
+        self.buffer = b""
+        self.next_look = 0.0
+        self.leaving = False
+        self.saying = threading.Lock()
 
     # What is said.
 
@@ -86,38 +101,59 @@ class Agent:
         facts["kind"] = kind
         if data:
             facts["length"] = len(data)
-        view = memoryview(json.dumps(facts).encode("utf-8", "surrogateescape") + b"\n" + data)
-        while view:
-            view = view[os.write(1, view) :]
+        view = memoryview(json.dumps(facts).encode("ascii") + b"\n" + data)
+        with self.saying:
+            while view:
+                view = view[os.write(1, view) :]
+
+    def beat(self) -> None:
+        """Say once a second that this program lives, whatever it does meanwhile."""
+        while True:
+            time.sleep(BEAT_S)
+            self.say("beat")
 
     # The loop.
 
     def serve(self) -> None:
         """Do what is told and tell what happens, until stdin ends."""
-        buffer = b""
-        next_beat = next_look = next_merge = 0.0
+        threading.Thread(target=self.beat, daemon=True).start()
+        next_merge = 0.0
         while True:
-            now = time.monotonic()
-            wait_s = max(min(next_beat, next_look) - now, 0.0)
-            if select.select([0], [], [], wait_s)[0]:
-                more = os.read(0, 1 << 20)
-                if not more:
-                    return
-                buffer += more
-                *lines, buffer = buffer.split(b"\n")
-                for line in lines:
-                    self.obey(json.loads(line))
-            now = time.monotonic()
-            if now >= next_look:
+            self.hear(self.pause_s())
+            while self.orders:
+                self.obey(self.orders.pop(0))
+            if time.monotonic() >= self.next_look:
                 self.look()
-                next_look = now + (QUICK_LOOK_S if now < self.quick_until else LOOK_S)
-            if now >= next_beat:
-                self.say("beat")
-                next_beat = now + BEAT_S
-            if now >= next_merge:
+            if time.monotonic() >= next_merge:
                 if next_merge:
                     self.look_at_outputs()
                 next_merge = time.monotonic() + self.merge_interval_s
+
+    def pause_s(self) -> float:
+        """How long nothing is looked at."""
+        return QUICK_LOOK_S if time.monotonic() < self.quick_until else LOOK_S
+
+    def hear(self, wait_s: float) -> None:
+        """Take what is told within a time. The end of it ends this program."""
+        while select.select([0], [], [], wait_s)[0]:
+            more = os.read(0, 1 << 20)
+            if not more:
+                raise SystemExit
+            *lines, self.buffer = (self.buffer + more).split(b"\n")
+            self.orders += [json.loads(line) for line in lines]
+            wait_s = 0.0
+
+    def attend(self) -> None:
+        """In the middle of what takes long: do what can't wait, and tell what is new."""
+        if time.monotonic() < self.next_look:
+            return
+        self.hear(0.0)
+        if not any(order["do"] == "start" for order in self.orders):
+            urgent = [order for order in self.orders if order["do"] in URGENT]
+            self.orders = [order for order in self.orders if order["do"] not in URGENT]
+            for order in urgent:
+                self.obey(order)
+        self.look()
 
     def obey(self, order: dict[str, Any]) -> None:
         """Do one thing; what can't be done is a problem that is told. What was told twice, as its answer was lost, does no harm."""
@@ -144,7 +180,7 @@ class Agent:
         """Learn what tfjob has, and which tasks are here."""
         self.sent_logs = logs
         self.sent_reports = {(task, name) for task, name in reports}
-        self.sent_files = {path: (size, mtime) for path, (size, mtime) in files.items()}
+        self.sent_files = {path: (size, mtime) for path, (size, mtime) in {**self.read_left(), **files}.items()}
         self.tasks, self.merge_interval_s = tasks, merge_interval_s
         self.keep, self.code = keep, code
 
@@ -158,8 +194,7 @@ class Agent:
         """Write the tasks' files, and give each its working copy of the code, with outputs, logs and datasets in place."""
         for name in ("outputs", "logs", "logs/user", "datasets", *("outputs/" + one for one in named)):
             os.makedirs(os.path.join(self.run, name), exist_ok=True)
-        for path, status in self.outputs():
-            self.sent_files.setdefault(path, (status.st_size, status.st_mtime_ns))  # what an earlier attempt left
+        self.note_left()
         for path, (text, mode) in files.items():
             descriptor = os.open(os.path.join(self.run, path), os.O_WRONLY | os.O_CREAT | os.O_TRUNC, mode)
             with open(descriptor, "w", encoding="utf-8") as file:
@@ -173,6 +208,28 @@ class Agent:
                 json.dump(content, file)
             self.make_work(task)
         self.say("ready", what="prepare")
+
+    def note_left(self) -> None:
+        """Write down what an earlier attempt left in outputs: it is at home already."""
+        file = os.path.join(self.run, "left.json")
+        if not os.path.exists(file):
+            left = {path: [status.st_size, status.st_mtime_ns] for path, status in self.outputs()}
+            with open(file + ".unfinished", "w", encoding="utf-8") as written:
+                json.dump(left, written)
+            os.replace(file + ".unfinished", file)
+        self.sent_files = {
+            **{path: (size, mtime) for path, (size, mtime) in self.read_left().items()},
+            **self.sent_files,
+        }
+
+    def read_left(self) -> dict[str, list[int]]:
+        """What an earlier attempt left in outputs."""
+        try:
+            with open(os.path.join(self.run, "left.json"), encoding="utf-8") as file:
+                found: dict[str, list[int]] = json.load(file)
+                return found
+        except (OSError, ValueError):
+            return {}
 
     def place(self, dataset: dict[str, Any]) -> None:
         """Put a dataset where its tasks look for it: a link to it, or a copy of their own."""
@@ -277,7 +334,13 @@ class Agent:
         self.reap()
         found = [(task, name) for task in self.tasks for name in REPORTS if (task, name) not in self.sent_reports]
         there = [(task, name) for task, name in found if os.path.exists(self.task_file(task, name))]
+        if not self.leaving and os.path.exists(os.path.join(self.run, TOLD_TO_END)):
+            self.leaving = True
+            self.say("leaving")
         self.look_at_logs()
+        self.next_look = time.monotonic() + self.pause_s()
+        if self.leaving:
+            return  # tasks end because they were told to, and not by tfjob
         for task, name in there:
             content = "" if name == "listening" else self.read_text(self.task_file(task, name))
             self.say("report", task=task, name=name, content=content)
@@ -305,6 +368,8 @@ class Agent:
         report = self.read_report(task, "started.json")
         if report is not None and start_ticks(report["pid"]) != report["start_ticks"]:
             self.silent.setdefault(task, time.monotonic())
+        if report is None and task not in self.children.values() and self.begun_s(task) > BEGUN_S:
+            self.silent.setdefault(task, time.monotonic())  # another one's child, which is gone
         since = self.silent.get(task)
         if since is not None and since > 0 and time.monotonic() - since > SILENT_S:
             if not os.path.exists(self.task_file(task, "exit.json")):
@@ -315,6 +380,13 @@ class Agent:
                     words=self.read_text(os.path.join(self.run, "agent.log"))[-500:],
                 )
             self.silent[task] = -1.0  # told
+
+    def begun_s(self, task: str) -> float:
+        """How long ago a task was started, whether or not it has said so."""
+        try:
+            return time.time() - os.stat(self.task_file(task, ".begun")).st_mtime
+        except OSError:
+            return 0.0
 
     def look_at_logs(self) -> None:
         """Send what was written since the last look."""
@@ -329,7 +401,10 @@ class Agent:
                 sent = 0
                 self.say("gone", path=path)
             if size > sent or path not in self.sent_logs:
-                self.send_log(path, whole, sent, size)
+                try:
+                    self.send_log(path, whole, sent, size)
+                except OSError:  # it may not be read, or is gone
+                    self.sent_logs[path] = size
 
     def send_log(self, path: str, whole: str, sent: int, size: int) -> None:
         """Send a log from `sent` to `size`."""
@@ -348,8 +423,9 @@ class Agent:
         for task in self.tasks:
             if os.path.exists(os.path.join(self.run, "logs", task + ".log")):
                 yield "logs/" + task + ".log"
-        for path, _ in walk(self.run, "logs/user"):
-            yield path
+        for path, status in walk(self.run, "logs/user"):
+            if stat.S_ISREG(status.st_mode):
+                yield path
 
     def outputs(self) -> Iterator[tuple[str, os.stat_result]]:
         """What scripts wrote to what is kept."""
@@ -357,20 +433,17 @@ class Agent:
 
     def look_at_outputs(self) -> None:
         """Send what is new or has changed since it was sent, and tell what is gone."""
-        there = set()
-        for path, status in self.outputs():
-            there.add(path)
-            stamp = (status.st_size, status.st_mtime_ns)
+        files = {path: (status.st_size, status.st_mtime_ns) for path, status in self.outputs()}
+        empty = set(directories(self.run, "outputs"))
+        for path in [one for one in self.sent_files if one.startswith("outputs/") and one not in files.keys() | empty]:
+            self.say("gone", path=path)  # before what may now stand in its place
+            del self.sent_files[path]
+        for path, stamp in files.items():
             if self.sent_files.get(path) != stamp and self.send_file(path):
                 self.sent_files[path] = stamp
-        for directory in directories(self.run, "outputs"):
-            if directory not in self.sent_files:
-                self.say("directory", path=directory)
-                self.sent_files[directory] = (-1, 0)
-            there.add(directory)
-        for path in [one for one in self.sent_files if one.startswith("outputs/") and one not in there]:
-            self.say("gone", path=path)
-            del self.sent_files[path]
+        for directory in empty - self.sent_files.keys():
+            self.say("directory", path=directory)
+            self.sent_files[directory] = (-1, 0)
 
     def look_at_work(self) -> None:
         """Send what the script made or changed outside of what is kept: hours of training must not be lost to a wrong name."""
@@ -390,7 +463,9 @@ class Agent:
             if os.path.islink(whole):
                 self.say("link", path=path, target=os.readlink(whole))
                 return True
-            with open(whole, "rb") as file:
+            with open(
+                os.open(whole, os.O_RDONLY | os.O_NOFOLLOW | os.O_NONBLOCK), "rb"
+            ) as file:  # whatever it is by now
                 before = os.fstat(file.fileno())
                 left = before.st_size
                 while True:
@@ -411,6 +486,7 @@ class Agent:
                     )
                     if last:
                         return left == 0 and not changed
+                    self.attend()
         except OSError:  # it was removed meanwhile, or may not be read
             return False
 
@@ -456,16 +532,18 @@ def spawn(argv: list[str], log: str) -> int:
 
 
 def walk(run: str, below: str) -> Iterator[tuple[str, os.stat_result]]:
-    """Files and links below a directory of the run, by their paths in it."""
+    """Files and links below a directory of the run, by their paths in it. Pipes and sockets are no files."""
     top = os.path.join(run, below)
     for parent, names, files in os.walk(top):
         links = [name for name in names if os.path.islink(os.path.join(parent, name))]
         for name in sorted(files + links):
             path = os.path.join(parent, name)
             try:
-                yield os.path.relpath(path, run), os.lstat(path)
+                status = os.lstat(path)
             except OSError:
                 continue
+            if stat.S_ISREG(status.st_mode) or stat.S_ISLNK(status.st_mode):
+                yield os.path.relpath(path, run), status
 
 
 def directories(run: str, below: str) -> Iterator[str]:
@@ -486,9 +564,30 @@ def is_same(original: str, status: os.stat_result) -> bool:
 
 
 def copy_tree(source: str, target: str) -> None:
-    """A copy that may be written to, with the times of the original."""
+    """A copy that may be written to, with the times of the original: whole, or not at all. One that is there stays."""
+    unfinished = "{}.unfinished-{}".format(target, os.getpid())
+    try:
+        copy_directories(source, unfinished)
+        try:
+            os.rename(unfinished, target)
+        except OSError:
+            if not os.path.isdir(target):  # another one was quicker
+                raise
+    finally:
+        if os.path.lexists(unfinished):
+            import shutil
+
+            shutil.rmtree(unfinished, ignore_errors=True)
+
+
+def copy_directories(source: str, target: str) -> None:
+    """Copy a tree to where nothing is."""
+
+    def stop(error: OSError) -> None:
+        raise error
+
     os.makedirs(target)
-    for parent, names, files in os.walk(source):
+    for parent, names, files in os.walk(source, onerror=stop):
         to = os.path.normpath(os.path.join(target, os.path.relpath(parent, source)))
         for name in files + [one for one in names if os.path.islink(os.path.join(parent, one))]:
             copy_file(os.path.join(parent, name), os.path.join(to, name))

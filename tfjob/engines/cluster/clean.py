@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import hashlib
 import os
+import secrets
 import threading
 from collections.abc import Iterable, Mapping
 from contextlib import suppress
@@ -22,14 +23,32 @@ from tfjob.targets.definition import ClusterDefinition, NodeDefinition
 __all__ = ["Cleaned", "clean_engine", "clean_target", "is_left", "know_runs", "remove_left", "workspace_key"]
 
 _TIMEOUT_S: Final = 30.0
+_NUMBER: Final = "workspace-id"
 _OVER: Final = ("Completed", "Failed", "Canceled")
 
 
 def workspace_key(runs: Path) -> str:
-    """What tells a workspace (by its directory of runs) from all others, on this machine and elsewhere."""
+    """What tells a workspace (by its directory of runs) from all others, on this machine and elsewhere.
+
+    Machines may have the same name, and a workspace may be on a file system that several share: so it is a number drawn
+    for the workspace, and with it the path, which a copy of the workspace has not.
+    """
     with suppress(OSError):
         runs = runs.resolve()
-    return hashlib.sha256(f"{os.uname().nodename}:{runs}".encode()).hexdigest()[:10]
+    return hashlib.sha256(f"{_number(runs.parent / _NUMBER)}:{runs}".encode()).hexdigest()[:10]
+
+
+def _number(file: Path) -> str:
+    """The workspace's own number, drawn if it has none; this machine's name where none can be kept."""
+    with suppress(OSError):
+        if not file.exists():
+            drawn = file.with_name(f".{_NUMBER}.{secrets.token_hex(8)}")
+            drawn.write_text(secrets.token_hex(16), encoding="ascii")
+            with suppress(FileExistsError):  # another process was quicker
+                os.link(drawn, file)
+            drawn.unlink()
+        return file.read_text(encoding="ascii")
+    return os.uname().nodename
 
 
 _RUNS: dict[str, Path] = {}
@@ -85,8 +104,8 @@ def clean_target(target: ClusterDefinition, runs: Path, environ: Mapping[str, st
 
     def clean(node: NodeDefinition) -> Cleaned:
         try:
-            api = engine_at(node.engine, tls=node.tls, environ=environ)
-            return Cleaned(node.name, tuple(clean_engine(api)))
+            with engine_at(node.engine, tls=node.tls, environ=environ) as api:
+                return Cleaned(node.name, tuple(clean_engine(api)))
         except (TargetError, RefusalError) as error:
             return Cleaned(node.name, problem=error.message)
 

@@ -29,6 +29,7 @@ from tfjob.targets.target import Gpu
 __all__ = [
     "AGENT",
     "ENTRYPOINT",
+    "KEEP",
     "TREES",
     "UNPACK",
     "Place",
@@ -46,7 +47,7 @@ ENTRYPOINT: Final = f"{PROGRAMS}/entrypoint.py"
 TREES: Final = "/tfjob/trees"
 _DIRECTORIES: Final = ("logs", "logs/user", "outputs", "tasks", "work", "datasets", "ssh")
 
-_KEEP: Final = """\
+KEEP: Final = """\
 import os, signal, sys
 ends = {signal.SIGTERM, signal.SIGINT}
 signal.pthread_sigmask(signal.SIG_BLOCK, ends)
@@ -143,7 +144,7 @@ def body_of(
     binds = [{"Type": "bind", "Source": path, "Target": path, "ReadOnly": read_only} for path, read_only in place.binds]
     return {
         "Image": prepared.image,
-        "Entrypoint": [prepared.python or "python3", "-I", "-S", "-c", _KEEP, AGENT, "end", str(inside(run).path)],
+        "Entrypoint": [prepared.python or "python3", "-I", "-S", "-c", KEEP, AGENT, "end", str(inside(run).path)],
         "Cmd": [],
         "Env": [*(f"{name}={value}" for name, value in variables.items()), *arguments.environment],
         "User": "0:0" if rootless else who.user,

@@ -7,6 +7,7 @@ lie in the run directory as for every engine; whether a node lives, its agent's 
 
 from __future__ import annotations
 
+import threading
 import time
 from collections.abc import Mapping
 from contextlib import suppress
@@ -14,8 +15,9 @@ from dataclasses import replace
 from pathlib import Path
 from typing import Final
 
+from tfjob.datasets.cache import Cache
 from tfjob.dockerapi.api import DockerApi, RefusalError
-from tfjob.dockerapi.reach import engine_at
+from tfjob.dockerapi.reach import engine_at, engine_of_tools
 from tfjob.engines.base import Allocation, Prepared, TaskStatus, Waiting, tell_nobody
 from tfjob.engines.cluster.at_once import at_once
 from tfjob.engines.cluster.clean import know_runs
@@ -26,6 +28,7 @@ from tfjob.engines.cluster.link import NodeLink
 from tfjob.engines.cluster.nodes import Reaching
 from tfjob.engines.cluster.room import Found, find_room, submitted_by
 from tfjob.engines.cluster.starting import Site, Starting, node_tasks
+from tfjob.engines.cluster.trees import forget_unfinished
 from tfjob.errors import TargetError
 from tfjob.planning.plan import Plan
 from tfjob.rundir import RunDirectory
@@ -36,14 +39,18 @@ __all__ = ["ClusterEngine"]
 _STOP_MARGIN_S: Final = 2.0
 _SYNC_S: Final = 30.0
 _ASK_S: Final = 5.0
+_LOOK_S: Final = 0.1
 _REMOVE_S: Final = 30.0
+_AGAIN_S: Final = 0.05
+_UNUSED_S: Final = 60.0
+"""By then nothing is removed any more from nodes that a run does not use: connections to them are closed."""
 
 
 class ClusterEngine:
     """The engine of targets of the kind `docker`.
 
-    `environ` is what the submitting shell had; `snapshots` where code lies by content, `runs` the workspace's runs.
-    `reaching` may have been begun before, to save the time it takes to log in.
+    `environ` is what the submitting shell had; `snapshots` where code lies by content, `cache` data,
+    `runs` the workspace's runs. `reaching` may have been begun before, to save the time it takes to log in.
     """
 
     def __init__(
@@ -53,21 +60,46 @@ class ClusterEngine:
         environ: Mapping[str, str],
         snapshots: Path,
         runs: Path,
+        cache: Cache,
         with_gpus: bool = False,
         reaching: Reaching | None = None,
     ) -> None:
         self._target = target
         self._environ = environ
         self._snapshots = snapshots
+        self._cache = cache
         self._workspace = know_runs(runs)
         self._reaching = reaching
         self._with_gpus = with_gpus
         self._found: Found | None = None
+        self._images: DockerApi | None = None
 
     @property
     def shares_run_directory(self) -> bool:
         """Tasks are elsewhere."""
         return False
+
+    def lend(self, waiting: Waiting) -> dict[str, str]:
+        """Where images are found and made, as variables for Docker's tools: on a node, where this machine has no Docker Engine.
+
+        Raises TargetError when no node answers either.
+        """
+        with suppress(TargetError, RefusalError), engine_of_tools(self._environ) as own:
+            own.clock(_ASK_S)
+            return {}
+        self._reaching = self._reaching or Reaching(self._target, self._environ, with_gpus=self._with_gpus)
+        while not self._reaching.reached:
+            if not self._reaching.open:
+                told = "; ".join(f"{name}: {error.message}" for name, error in self._reaching.problems.items())
+                raise TargetError(
+                    f"neither this machine nor a node of {self._target.name} has a Docker Engine that answers: {told}",
+                    f"Look at the nodes: tfjob compute test {self._target.name}.",
+                )
+            self._reaching.wait(_LOOK_S)
+            waiting("")
+        lender = self._reaching.reached[0]
+        self._images = lender.api
+        return lender.api.transport.variables()
 
     def acquire(self, plan: Plan, run: RunDirectory, deadline_s: float, waiting: Waiting) -> Allocation:
         """Claim nodes and GPUs, all or none. Raises TargetError also when too few nodes answer."""
@@ -77,6 +109,10 @@ class ClusterEngine:
             self._found = find_room(plan, self._key(run), reaching, deadline_s, waiting)
         finally:
             reaching.stop()
+        unused = [node.api for node in reaching.reached if node not in self._found.nodes]
+        later = threading.Timer(_UNUSED_S, at_once, (DockerApi.close, unused))
+        later.daemon = True
+        later.start()
         return self._found.allocation(plan)
 
     def start(
@@ -93,7 +129,8 @@ class ClusterEngine:
         """
         assert self._found is not None  # noqa: S101  # `acquire` comes before
         handle = ClusterHandle(plan, run, key=self._key(run))
-        site = Site(self._target, self._environ, self._snapshots)
+        images = self._images or engine_of_tools(self._environ)
+        site = Site(self._target, self._environ, self._snapshots, self._cache, images)
         try:
             Starting(handle, found=self._found, allocation=allocation, prepared=prepared, site=site, told=told).go()
         except BaseException:
@@ -137,7 +174,7 @@ class ClusterEngine:
             link.close()
         homes = {id(link.home): link.home for link in handle.links.values()}
         for home in homes.values():
-            home.save()
+            home.close()  # what a lost node says when it is back is not the next attempt's
         self._remove(handle)
         self._found = None
 
@@ -176,7 +213,9 @@ class ClusterEngine:
         """The last merge: wait for it as long as something comes."""
         asked = []
         for link in handle.links.values():
-            if link.ended is None and link.said("hello"):  # it can be asked
+            if (
+                link.ended is None and not link.closed and _has_begun(handle, link)
+            ):  # it can be asked, and has something
                 asked.append((link, link.said("synced")))
                 link.tell("sync")
         for link, before in asked:
@@ -205,7 +244,15 @@ class ClusterEngine:
             return ""
 
         told = at_once(remove, nodes)
+        for _, api in nodes:
+            api.close()
         handle.left += [one for one in told if one and one not in handle.left]
+
+
+def _has_begun(handle: ClusterHandle, link: NodeLink) -> bool:
+    """Whether any task may have been started there."""
+    known = (handle.run.read_task_file(task, "started.json") is not None for task in link.node.tasks)
+    return bool(link.said("ready start")) or any(known)
 
 
 def _remove_run(api: DockerApi, key: RunKey, timeout_s: float) -> None:
@@ -220,4 +267,6 @@ def _remove_run(api: DockerApi, key: RunKey, timeout_s: float) -> None:
                 api.remove(container["Id"], timeout_s)
         if time.monotonic() > deadline:
             raise TargetError(f"containers of run {key.id} can't be removed")
+        time.sleep(_AGAIN_S)
     Claims(api, key).release()
+    forget_unfinished(api, key)

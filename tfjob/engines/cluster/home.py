@@ -1,7 +1,11 @@
 """What nodes send home, in the run directory: logs, reports, and the one `outputs/` that all nodes' files are merged into.
 
 Two nodes may write the same path. The node whose task comes first in the plan (the chief, rank 0) has it; what another
-wrote differently stands beside it, with the name of that node's first task at the end: `model.h5.worker-1`.
+wrote differently stands beside it, with the name of that node's first task at the end: `model.h5.worker-1`. Where one
+has a file and another a directory, who came first has the name.
+
+What a node says is not trusted with more than its own files: paths stay in `logs/`, `outputs/` and `work/`, no link is
+followed, and after `close` nothing is taken any more, whoever comes back late.
 """
 
 from __future__ import annotations
@@ -10,6 +14,7 @@ import filecmp
 import json
 import os
 import threading
+import time
 from collections.abc import Sequence
 from contextlib import suppress
 from dataclasses import dataclass, field
@@ -23,6 +28,7 @@ __all__ = ["Home"]
 
 _STATE: Final = "merged.json"
 _KEPT: Final = ("outputs/", "logs/", "work/")
+_SAVE_S: Final = 1.0
 
 
 @dataclass
@@ -35,13 +41,21 @@ class Home:
     beside: dict[str, list[str]] = field(default_factory=dict)
     """Paths that several nodes wrote differently, with the names of those that stand beside."""
 
+    failed: dict[tuple[int, str], str] = field(default_factory=dict)
+    """Files that could not be kept here, and why."""
+
     _lock: threading.RLock = field(default_factory=threading.RLock)
     _parts: dict[tuple[int, str], Path] = field(default_factory=dict)
+    _closed: bool = False
+    _changed: bool = False
+    _saved: float = 0.0
 
     @classmethod
     def of(cls, run: RunDirectory, names: Sequence[str]) -> Home:
         """The run's home, as an earlier supervisor left it."""
         home = cls(run, names)
+        for left in run.path.glob(".home-*"):  # of a supervisor that was killed
+            left.unlink(missing_ok=True)
         with suppress(OSError, ValueError, KeyError):
             state = json.loads((run.path / _STATE).read_bytes())
             home.owners, home.beside = dict(state["owners"]), dict(state["beside"])
@@ -49,73 +63,136 @@ class Home:
 
     def save(self) -> None:
         """Keep whose file is whose, for another supervisor."""
-        with self._lock:
+        with self._lock, suppress(OSError):  # on a full disk it must do without
             replace_json(self.run.path / _STATE, {"owners": self.owners, "beside": self.beside}, force=False)
+            self._changed, self._saved = False, time.monotonic()
+
+    def close(self) -> None:
+        """Take nothing any more: what a thread still hears is not of this run's attempt."""
+        with self._lock:
+            self._closed = True
+            for key in list(self._parts):
+                self._forget_part(key)
+            self.save()
+
+    def begin(self, node: int) -> None:
+        """A node begins to speak, or begins again: files that it had sent in part come again from their start."""
+        with self._lock:
+            for key in [one for one in self._parts if one[0] == node]:
+                self._forget_part(key)
 
     # What the nodes' agents say.
 
     def log(self, node: int, path: str, offset: int, data: bytes) -> None:
-        """Some bytes of a log at their place: what comes a second time changes nothing."""
+        """Some bytes of a log at their place: what comes a second time changes nothing. Raises OSError on a full disk."""
+        if not path.startswith("logs/"):
+            raise ValueError(f"a node sent a log named {path!r}")
         with self._lock:
+            if self._closed:
+                return
             place = self._place(node, path, None)
-            descriptor = os.open(place, os.O_WRONLY | os.O_CREAT, 0o644)
+            if place.is_symlink():
+                place.unlink()
+            descriptor = os.open(place, os.O_WRONLY | os.O_CREAT | os.O_NOFOLLOW, 0o644)
             try:
-                os.pwrite(descriptor, data, offset)
+                while data:
+                    written = os.pwrite(descriptor, data, offset)
+                    data, offset = data[written:], offset + written
             finally:
                 os.close(descriptor)
 
     def report(self, task: str, name: str, content: str) -> None:
         """A task's report of itself, whole or not at all."""
         directory = self.run.task(_plain(task))
-        directory.mkdir(parents=True, exist_ok=True)
         temporary = directory / f".{_plain(name)}.home"
-        temporary.write_text(content, encoding="utf-8")
-        temporary.replace(directory / name)
-
-    def part(self, node: int, header: dict[str, Any], data: bytes) -> None:
-        """A part of a file; with the last one it gets its name, if it is whole."""
-        path = _checked(header["path"])
         with self._lock:
-            temporary = self._parts.get((node, path))
-            if temporary is None:
-                temporary = self.run.path / f".home-{node}-{len(self._parts)}-{os.getpid()}"
-                temporary.unlink(missing_ok=True)
-                self._parts[node, path] = temporary
-            with temporary.open("ab") as file:
-                file.write(data)
-            if not header["last"]:
+            if self._closed:
                 return
-            del self._parts[node, path]
-            if not header["whole"]:
-                temporary.unlink(missing_ok=True)
-                return
-            temporary.chmod(header["mode"] | 0o600)
-            os.utime(temporary, ns=(header["mtime_ns"], header["mtime_ns"]))
-            temporary.replace(self._place(node, path, temporary))
+            directory.mkdir(parents=True, exist_ok=True)
+            temporary.write_text(content, encoding="utf-8")
+            temporary.replace(directory / name)
+
+    def part(self, node: int, header: dict[str, Any], data: bytes) -> bool:
+        """A part of a file; with the last one it gets its name, if it is whole. Returns whether it has got it.
+
+        A file that can't be kept here, as on a full disk, is noted, and given up.
+        """
+        path = _checked(header["path"])
+        key = (node, path)
+        with self._lock:
+            if self._closed:
+                return False
+            try:
+                return self._part(key, header, data)
+            except OSError as error:
+                self._fail(key, error)
+                self._forget_part(key)
+                with suppress(OSError):
+                    self._temporary(node).unlink(missing_ok=True)
+                if not header["last"]:
+                    self._parts[key] = Path(os.devnull)  # where the rest of it goes
+                return False
+
+    def _part(self, key: tuple[int, str], header: dict[str, Any], data: bytes) -> bool:
+        node, path = key
+        temporary = self._parts.get(key)
+        if temporary is None:
+            temporary = self._temporary(node)
+            temporary.unlink(missing_ok=True)
+            self._parts[key] = temporary
+        with temporary.open("ab") as file:
+            file.write(data)
+        if not header["last"]:
+            return False
+        del self._parts[key]
+        if temporary == Path(os.devnull):
+            return False
+        if not header["whole"] or temporary.stat().st_size != header["size"]:
+            temporary.unlink(missing_ok=True)
+            return False
+        temporary.chmod(header["mode"] | 0o600)
+        os.utime(temporary, ns=(header["mtime_ns"], header["mtime_ns"]))
+        temporary.replace(self._place(node, path, temporary))
+        self.failed.pop(key, None)
+        self._save_now_and_then()
+        return True
 
     def link(self, node: int, path: str, target: str) -> None:
         """A symbolic link."""
         with self._lock:
-            place = self._place(node, _checked(path), None)
-            place.unlink(missing_ok=True)
-            place.symlink_to(target)
+            if self._closed:
+                return
+            try:
+                place = self._place(node, _checked(path), None)
+                place.unlink(missing_ok=True)
+                place.symlink_to(target)
+                self.failed.pop((node, path), None)
+            except OSError as error:
+                self._fail((node, path), error)
 
     def directory(self, path: str) -> None:
         """A directory with nothing in it."""
         with suppress(OSError), self._lock:  # a file of another node's stands there
-            self._make_directory(self.run.path / _checked(path))
+            if not self._closed:
+                self._make_directory(self.run.path / _checked(path))
 
     def gone(self, node: int, path: str) -> None:
         """A file that its node has removed, or begun anew."""
         with self._lock:
-            if self.owners.get(_checked(path)) == node:
+            if self._closed:
+                return
+            path = self._around_files(node, _checked(path))
+            self.failed.pop((node, path), None)
+            if self.owners.get(path) == node:
                 del self.owners[path]
+                self._changed = True
                 with suppress(OSError):
                     (self.run.path / path).unlink(missing_ok=True)
                 return
             aside = self.run.path / f"{path}.{self.names[node]}"
             if self.names[node] in self.beside.get(path, ()):
                 self.beside[path].remove(self.names[node])
+                self._changed = True
                 with suppress(OSError):
                     aside.unlink(missing_ok=True)
 
@@ -137,41 +214,62 @@ class Home:
 
     def notes(self) -> tuple[str, ...]:
         """A sentence about paths that nodes wrote differently."""
-        several = sorted(path for path, names in self.beside.items() if names)
-        if not several:
-            return ()
-        shown = ", ".join(
-            f"{path} ({', '.join(sorted(self.beside[path], key=self.names.index))})" for path in several[:5]
-        )
-        more = f" and {len(several) - 5} more" if len(several) > 5 else ""
-        return (
-            f"nodes wrote different files of the same name; those of the first task stand, the others beside them: {shown}{more}",
-        )
+        with self._lock:
+            beside = {path: list(names) for path, names in self.beside.items() if names}
+            failed = sorted((path, self.names[node], why) for (node, path), why in self.failed.items())
+        notes = []
+        if beside:
+            shown = [f"{path} ({', '.join(sorted(beside[path], key=self.names.index))})" for path in sorted(beside)]
+            notes.append(
+                "nodes wrote different files of the same name; those of the first task stand, "
+                f"the others beside them: {_some(shown)}"
+            )
+        if failed:
+            shown = [f"{path} of {name} ({why})" for path, name, why in failed]
+            notes.append(f"files of nodes could not be kept here: {_some(shown)}")
+        return tuple(notes)
 
     def _place(self, node: int, path: str, content: Path | None) -> Path:
         """Where a node's file goes. `content` is what it wrote, None for what can't be compared."""
-        path = _checked(path)
+        path = self._around_files(node, _checked(path))
         place = self.run.path / path
         owner = self.owners.get(path)
         self._make_directory(place.parent)
+        if place.is_dir() and not place.is_symlink() and not _removed_empty(place):
+            return self._aside(path, node)
         if owner is None or owner == node:
-            self.owners[path] = node
-            return place
+            return self._take(path, node)
         if content is not None and place.is_file() and filecmp.cmp(content, place, shallow=False):
             return place if owner < node else self._take(path, node)
         if owner < node:
             return self._aside(path, node)
-        place.replace(self._aside(path, owner)) if place.exists() else None
+        if place.exists():
+            place.replace(self._aside(path, owner))
         return self._take(path, node)
+
+    def _around_files(self, node: int, path: str) -> str:
+        """The path, where one of the directories in it is a file of another node's: beside that."""
+        parts = path.split("/")
+        for count in range(2, len(parts)):
+            parent = "/".join(parts[:count])
+            place = self.run.path / parent
+            if place.is_symlink() or not place.is_file():
+                continue
+            if self.owners.get(parent) != node:
+                beside = self._aside(parent, node).relative_to(self.run.path).as_posix()
+                return self._around_files(node, "/".join([beside, *parts[count:]]))
+        return path
 
     def _make_directory(self, directory: Path) -> None:
         """Make a directory of the run. No link that a node sent may lead another node's files out of it."""
         for parent in reversed([directory, *directory.parents]):
             if parent.is_relative_to(self.run.path) and parent != self.run.path and parent.is_symlink():
                 parent.unlink()
+                self.owners.pop(parent.relative_to(self.run.path).as_posix(), None)
         directory.mkdir(parents=True, exist_ok=True)
 
     def _take(self, path: str, node: int) -> Path:
+        self._changed = self._changed or self.owners.get(path) != node
         self.owners[path] = node
         return self.run.path / path
 
@@ -179,12 +277,29 @@ class Home:
         names = self.beside.setdefault(path, [])
         if self.names[node] not in names:
             names.append(self.names[node])
+            self._changed = True
         return self.run.path / f"{path}.{self.names[node]}"
+
+    def _temporary(self, node: int) -> Path:
+        return self.run.path / f".home-{node}-{os.getpid()}"  # a node sends one file after the other
+
+    def _fail(self, key: tuple[int, str], error: OSError) -> None:
+        self.failed[key] = error.strerror or str(error)
+
+    def _forget_part(self, key: tuple[int, str]) -> None:
+        temporary = self._parts.pop(key, None)
+        if temporary is not None and temporary != Path(os.devnull):
+            with suppress(OSError):
+                temporary.unlink(missing_ok=True)
+
+    def _save_now_and_then(self) -> None:
+        if self._changed and time.monotonic() - self._saved > _SAVE_S:
+            self.save()
 
 
 def _checked(path: str) -> str:
     """A path of a node's, if it stays where nodes may write. Raises ValueError: a container is not to be trusted with more."""
-    if os.path.normpath(path) != path or not path.startswith(_KEPT):
+    if os.path.normpath(path) != path or not path.startswith(_KEPT) or "\0" in path:
         raise ValueError(f"a node sent a file named {path!r}")
     return path
 
@@ -193,3 +308,19 @@ def _plain(name: str) -> str:
     if "/" in name or name in {"", ".", ".."}:
         raise ValueError(f"a node sent a report named {name!r}")
     return name
+
+
+def _removed_empty(directory: Path) -> bool:
+    """Remove a directory that has no files in it. Returns whether it is gone."""
+    there = list(os.walk(directory, topdown=False))
+    if any(
+        files or any(os.path.islink(os.path.join(parent, name)) for name in names) for parent, names, files in there
+    ):
+        return False
+    for parent, _, _ in there:
+        os.rmdir(parent)
+    return True
+
+
+def _some(shown: Sequence[str]) -> str:
+    return ", ".join(shown[:5]) + (f" and {len(shown) - 5} more" if len(shown) > 5 else "")

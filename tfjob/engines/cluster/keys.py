@@ -10,6 +10,7 @@ from dataclasses import dataclass
 from pathlib import Path
 
 from tfjob.errors import TargetError
+from tfjob.planning.ssh import SshHost, known_hosts, ssh_config
 from tfjob.rundir import RunDirectory
 
 __all__ = ["Door", "ssh_files"]
@@ -19,30 +20,26 @@ _TIMEOUT_S = 30.0
 
 @dataclass(frozen=True)
 class Door:
-    """Where a node of the run takes ssh connections: the address its peers know, and the port."""
+    """Where a node of the run takes ssh connections: the address its peers know, the port, and the user ranks run as."""
 
     address: str
     port: int
+    user: str
 
 
-def ssh_files(run: RunDirectory, doors: Sequence[Door], user: str, path: str) -> list[dict[str, tuple[str, int]]]:
+def ssh_files(run: RunDirectory, doors: Sequence[Door], path: str) -> list[dict[str, tuple[str, int]]]:
     """The files of each node, path in the run's directory → (text, mode); `run` is the directory as tasks know it.
 
     Ranks are started by an sshd that lets nobody in but the holder of the run's key; its host key is the one that the
     run's own known_hosts names. `path` is the PATH that mpirun's remote end needs: sshd gives a bare one.
-    Sources: sshd_config(5), ssh_config(5); Open MPI's documentation, "Launching with SSH".
+    Sources: sshd_config(5); Open MPI's documentation, "Launching with SSH".
     Raises TargetError when this machine has no ssh-keygen.
     """
     key, public = _key_pair()
     host_key, host_public = _key_pair()
     ssh = f"{run.path}/ssh"
-    known = "".join(f"[{door.address}]:{door.port} {host_public}" for door in doors)
-    config = "".join(
-        f"Host {door.address}\n  HostName {door.address}\n  Port {door.port}\n  User {user}\n  IdentityFile {ssh}/id\n"
-        f"  IdentitiesOnly yes\n  UserKnownHostsFile {ssh}/known_hosts\n  GlobalKnownHostsFile /dev/null\n"
-        "  StrictHostKeyChecking yes\n  BatchMode yes\n  LogLevel ERROR\n  ServerAliveInterval 5\n"
-        for door in doors
-    )
+    hosts = [SshHost(door.address, door.port, door.user, host_public) for door in doors]
+    config = ssh_config(hosts, identity=f"{ssh}/id", known_hosts=f"{ssh}/known_hosts")
     files = []
     for door in doors:
         daemon = (
@@ -56,7 +53,7 @@ def ssh_files(run: RunDirectory, doors: Sequence[Door], user: str, path: str) ->
                 "ssh/id": (key, 0o600),
                 "ssh/host_key": (host_key, 0o600),
                 "ssh/authorized_keys": (public, 0o600),
-                "ssh/known_hosts": (known, 0o600),
+                "ssh/known_hosts": (known_hosts(hosts), 0o600),
                 "ssh/config": (config, 0o600),
                 "ssh/sshd_config": (daemon, 0o600),
             }

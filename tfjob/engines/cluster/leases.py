@@ -10,6 +10,7 @@ A running container says in its labels which GPUs it has, so a `docker volume pr
 
 from __future__ import annotations
 
+import time
 from collections.abc import Iterable
 from dataclasses import dataclass
 from datetime import datetime
@@ -71,7 +72,7 @@ class Claims:
     def __init__(self, api: DockerApi, key: RunKey) -> None:
         self._api = api
         self._key = key
-        self._beats = 0
+        self._beats: list[str] = []
 
     def look(self, ticket: float = float("inf")) -> Sight:
         """See who has what. `ticket` is our own turn, as a time of drawing. Claims of runs that are dead are removed."""
@@ -124,11 +125,13 @@ class Claims:
         self._remove(f"tfjob-ticket-{self._key.name}")
 
     def beat(self) -> None:
-        """Give a sign of life, younger than all before."""
-        before, self._beats = self._beats, self._beats + 1
-        self._api.make_volume(f"tfjob-alive-{self._key.name}-{self._beats}", self._key.labels, _TIMEOUT_S)
-        if before:
-            self._remove(f"tfjob-alive-{self._key.name}-{before}")
+        """Give a sign of life, younger than all before. The last one stays beside it: a list that is made now has one of the two."""
+        name = f"tfjob-alive-{self._key.name}-{time.time_ns()}"  # new, whoever gave signs before: an old one proves nothing
+        self._api.make_volume(name, self._key.labels, _TIMEOUT_S)
+        *old, last = *self._beats, name
+        for one in old[:-1]:
+            self._remove(one)
+        self._beats = [*old[-1:], last]
 
     def release(self) -> None:
         """Let go of everything of this run on the engine: GPUs, turn, signs of life."""

@@ -29,6 +29,7 @@ _RETRY_S: Final = 1.0
 _CALL_S: Final = 5.0
 _QUICK_S: Final = 1.0
 _SILENT_S: Final = 10.0
+_KILLED: Final = 137
 _REBOOTED: Final = 255
 """What the Docker Engine says of containers that ran when it, or its machine, went down."""
 
@@ -83,6 +84,7 @@ class NodeLink:
         self._stream: Hijacked | None = None
         self._files: dict[str, list[int]] = {}
         self._closing = False
+        self._leaving = False
         self._sent_last = 0.0
         self._heard = time.monotonic()
         self._writing = threading.Lock()
@@ -102,6 +104,11 @@ class NodeLink:
             stream.close()
         if self._thread.is_alive() and self._thread is not threading.current_thread():
             self._thread.join(_CALL_S)
+
+    @property
+    def closed(self) -> bool:
+        """Whether nobody listens any more."""
+        return self._closing
 
     @property
     def silent_s(self) -> float:
@@ -142,8 +149,10 @@ class NodeLink:
         while not self._closing and self.ended is None:
             try:
                 self._session()
-            except (OSError, TargetError, RefusalError, ValueError) as error:
-                self._trouble(error)
+            except (OSError, TargetError, RefusalError):
+                pass  # it is looked into below
+            except Exception as error:  # noqa: BLE001  # whatever it is, the run must not wait for a thread that is gone
+                self._end(Ended(f"the agent on {self.node.name} sent what can't be read: {error!r}"))
             if not self._closing and self.ended is None:
                 self._check()
         with self._changed:
@@ -157,14 +166,15 @@ class NodeLink:
         argv = [self.node.python, "-I", "-S", *unpack, AGENT, "serve", run, str(self.port_count), self.node.address]
         stream = self.api.execute(self.node.container, argv, timeout_s=min(self.lost_s, _SILENT_S))
         try:
+            self.home.begin(self.node.index)
             stream.settimeout(min(max(self.lost_s / 2, 3.0), _SILENT_S))
             stream.write(bundle + json.dumps({"do": "have", **self._have()}).encode() + b"\n")
             self._connected(stream)
             for header, data in _messages(stream):
-                self._heard = time.monotonic()
-                self._take(header, data)
                 if self._closing:
                     return
+                self._heard = time.monotonic()
+                self._take(header, data)
         finally:
             self._disconnected()
             stream.close()
@@ -203,6 +213,8 @@ class NodeLink:
         elif kind == "hello":
             self.interface, self.subnet = header["interface"], header["subnet"]
             self.ports = self.ports or header["ports"]
+        elif kind == "leaving":
+            self._leaving = True
         elif kind == "problem":
             self.problems.append(header["message"])
         elif kind == "done":
@@ -216,6 +228,8 @@ class NodeLink:
     def _take_words(self, header: Mapping[str, Any], data: bytes) -> None:
         if header["kind"] == "log":
             self.home.log(self.node.index, header["path"], header["offset"], data)
+        elif header["task"] not in self.node.tasks or header["name"] not in REPORTS:
+            raise ValueError(f"a report of {header['task']} named {header['name']}")
         else:
             self.home.report(header["task"], header["name"], header["content"])
 
@@ -223,8 +237,7 @@ class NodeLink:
         kind, index, path = header["kind"], self.node.index, header["path"]
         if kind == "file":
             self._sent_last = time.monotonic()
-            self.home.part(index, dict(header), data)
-            if header["last"] and header["whole"]:
+            if self.home.part(index, dict(header), data):
                 self._files[path] = [header["size"], header["mtime_ns"]]
         elif kind == "link":
             self.home.link(index, path, header["target"])
@@ -236,10 +249,6 @@ class NodeLink:
             self._files.pop(path, None)
 
     # Trouble.
-
-    def _trouble(self, error: Exception) -> None:
-        if isinstance(error, ValueError):  # what it said makes no sense: nothing of it is to be trusted
-            self._end(Ended(f"the agent on {self.node.name} sent what can't be read: {error}"))
 
     def _check(self) -> None:
         """Find out whether the container still runs; if nobody can say, whether the node is lost."""
@@ -261,9 +270,12 @@ class NodeLink:
             time.sleep(_RETRY_S)
 
     def _stopped(self, state: Mapping[str, Any]) -> None:
-        salvage(self.api, self.node.container, self.node.index, self.home)
+        told_to_end = salvage(self.api, self.node.container, self.node.index, self.home) or self._leaving
         code = int(state["ExitCode"])
-        if state.get("OOMKilled"):
+        if told_to_end:
+            why = f"its container was stopped from outside: {self.node.name}, or its Docker Engine, was shut down"
+            self._end(Ended(why, lost=True))
+        elif state.get("OOMKilled"):
             self._end(Ended("the kernel killed its container: out of memory", out_of_memory=True))
         elif code == _REBOOTED:
             self._end(Ended(f"{self.node.name}, or its Docker Engine, was restarted", lost=True))
@@ -271,9 +283,8 @@ class NodeLink:
             words = ""
             with suppress(TargetError, RefusalError):
                 words = self.api.last_words(self.node.container, 5, _CALL_S).strip()
-            self._end(
-                Ended(f"its container ended with code {code}" + (f": {'; '.join(words.splitlines())}" if words else ""))
-            )
+            how = "was killed from outside" if code == _KILLED else f"ended with code {code}"
+            self._end(Ended(f"its container {how}" + (f": {'; '.join(words.splitlines())}" if words else "")))
 
     def _end(self, ended: Ended) -> None:
         with self._changed:

@@ -55,14 +55,28 @@ class Reaching:
         self._reached: dict[str, Reached] = {}
         self._problems: dict[str, TargetError] = {}
         self._given_up: set[str] = set()
-        self._deadline = self._begun + target.wait_s
         self._stopped = False
         for order, node in enumerate(target.nodes):
-            threading.Thread(target=self._reach, args=(order, node), daemon=True).start()
+            self._begin(order, node)
 
     def stop(self) -> None:
         """Try no more."""
-        self._stopped = True
+        with self._changed:
+            self._stopped = True
+
+    def lost(self, node: Reached, error: TargetError | RefusalError) -> None:
+        """Take a node that does not answer any more for one that has not answered yet: it is waited for again."""
+        name = node.definition.name
+        with self._changed:
+            if self._reached.get(name) is not node:
+                return
+            del self._reached[name]
+        self._note(name, error)
+        self._begin(node.order, node.definition)
+
+    def _begin(self, order: int, definition: NodeDefinition) -> None:
+        deadline = time.monotonic() + self.target.wait_s
+        threading.Thread(target=self._reach, args=(order, definition, deadline), daemon=True).start()
 
     def lately(self) -> Reaching:
         """This, if it was begun just now; else another, that asks again: nodes come and go while an image is built."""
@@ -95,13 +109,16 @@ class Reaching:
         with self._changed:
             self._changed.wait(timeout_s)
 
-    def _reach(self, order: int, definition: NodeDefinition) -> None:
+    def _reach(self, order: int, definition: NodeDefinition, deadline: float) -> None:
+        api: DockerApi | None = None
         while not self._stopped:
             try:
-                found = self._try(order, definition)
+                api = api or self._engines.get(definition.name)
+                api = api or engine_at(definition.engine, tls=definition.tls, environ=self._environ)
+                found = self._try(order, definition, api, deadline)
             except (TargetError, RefusalError, OSError) as error:
                 self._note(definition.name, error)
-                if isinstance(error, TargetRefused) or time.monotonic() >= self._deadline:
+                if isinstance(error, TargetRefused) or time.monotonic() >= deadline:
                     with self._changed:
                         self._given_up.add(definition.name)
                         self._changed.notify_all()
@@ -109,9 +126,12 @@ class Reaching:
                 time.sleep(_AGAIN_S)
             else:
                 with self._changed:
-                    self._reached[definition.name] = found
-                    self._changed.notify_all()
-                return
+                    if not self._stopped:
+                        self._reached[definition.name] = found
+                        self._changed.notify_all()
+                        return
+        if api is not None:
+            api.close()  # nobody waits for it any more
 
     def _note(self, name: str, error: Exception) -> None:
         told = error if isinstance(error, TargetError) else TargetError(f"{name}: {error}")
@@ -119,10 +139,8 @@ class Reaching:
             self._problems[name] = told
             self._changed.notify_all()
 
-    def _try(self, order: int, definition: NodeDefinition) -> Reached:
-        api = self._engines.get(definition.name)
-        api = api or engine_at(definition.engine, tls=definition.tls, environ=self._environ)
-        left_s = max(self._deadline - time.monotonic(), 1.0)
+    def _try(self, order: int, definition: NodeDefinition, api: DockerApi, deadline: float) -> Reached:
+        left_s = max(deadline - time.monotonic(), 1.0)
         options = api.check(min(_FIRST_TRY_S, left_s))
         address = _address(definition, self._environ)
         node = Node(definition.name, address)

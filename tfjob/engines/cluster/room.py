@@ -6,9 +6,11 @@ import os
 import random
 import time
 from collections.abc import Mapping
+from contextlib import suppress
 from dataclasses import dataclass
 from typing import Final
 
+from tfjob.dockerapi.api import RefusalError
 from tfjob.engines.base import Allocation, Waiting
 from tfjob.engines.cluster.at_once import at_once, try_at_once
 from tfjob.engines.cluster.choice import Candidate, can_ever_fit, choose, shares
@@ -20,6 +22,7 @@ from tfjob.planning.plan import Plan
 from tfjob.targets.target import Node
 
 __all__ = ["Found", "find_room"]
+
 
 _LOOK_S: Final = 0.5
 _BEAT_S: Final = 15.0
@@ -113,6 +116,10 @@ class _Search:
             self.why = self._who_is_silent() or f"{len(reached)} of {len(self._reaching.target.nodes)} nodes answer"
             return None
         sights = self._see(reached)
+        reached = tuple(node for node in reached if node.definition.name in sights)
+        if len(reached) < self._plan.node_count:
+            self.why = self._who_is_silent()
+            return None
         remove_left(self._key, [(node.api, sights[node.definition.name]) for node in reached])
         if not self._plan.gpus_per_node:
             return self._without_gpus(reached, sights)
@@ -147,7 +154,9 @@ class _Search:
             time.sleep(_GATHER_S)
         if self._ticket is not None and time.monotonic() - self._last_beat > _BEAT_S:
             self._last_beat = time.monotonic()
-            try_at_once(Claims.beat, list(self._claims.values()))
+            ticket = self._ticket
+            # Drawn again, it is the same: somebody may have taken it for a dead one's while this machine slept.
+            try_at_once(lambda claims: claims.draw(ticket), [self._claims[name] for name in self._in_line])
 
     def leave_line(self, found: Found) -> None:
         """Have room: let go of what is not needed any more."""
@@ -163,8 +172,22 @@ class _Search:
         for node in reached:
             self._claims.setdefault(node.definition.name, Claims(node.api, self._key))
         ticket = self._ticket if self._ticket is not None else float("inf")
-        sights = at_once(lambda node: self._claims[node.definition.name].look(ticket), reached)
-        return {node.definition.name: sight for node, sight in zip(reached, sights, strict=True)}
+
+        def look(node: Reached) -> Sight | None:
+            try:
+                return self._claims[node.definition.name].look(ticket)
+            except (TargetError, RefusalError) as error:
+                self._lose(node, error)
+                return None
+
+        sights = at_once(look, reached)
+        return {node.definition.name: sight for node, sight in zip(reached, sights, strict=True) if sight is not None}
+
+    def _lose(self, node: Reached, error: TargetError | RefusalError) -> None:
+        """A node has gone away since it was reached: it may come back, as another one of its name."""
+        self._claims.pop(node.definition.name, None)
+        self._in_line.discard(node.definition.name)
+        self._reaching.lost(node, error)
 
     def _without_gpus(self, reached: tuple[Reached, ...], sights: Mapping[str, Sight]) -> Found | None:
         candidates = [Candidate(node.order, node.node, (), sights[node.definition.name].load) for node in reached]
@@ -177,12 +200,17 @@ class _Search:
     def _claim(self, nodes: list[Reached], chosen: tuple[Candidate, ...]) -> Found | None:
         count = self._plan.gpus_per_node
         gpus = tuple(one.free[:count] for one in chosen)
-        taken = at_once(
-            lambda pair: self._claims[pair[0].definition.name].claim(pair[1]), list(zip(nodes, gpus, strict=True))
-        )
-        if all(taken):
+        claims = [self._claims[node.definition.name] for node in nodes]
+
+        def claim(index: int) -> bool:
+            try:
+                return claims[index].claim(gpus[index])
+            except (TargetError, RefusalError):
+                return False  # the next look finds out what is the matter with it
+
+        if all(at_once(claim, range(len(nodes)))):
             return Found(tuple(nodes), gpus)
-        at_once(lambda node: self._claims[node.definition.name].release(), nodes)  # all or none
+        try_at_once(Claims.release, claims)  # all or none
         self._in_line.clear()
         self.why = "another run wants the same GPUs"
         self._get_in_line(self._reaching.reached)
@@ -191,12 +219,14 @@ class _Search:
 
     def _get_in_line(self, reached: tuple[Reached, ...]) -> None:
         """Draw a ticket on every node: its time is the first node's, so that all who wait agree on the order."""
-        if self._ticket is None:
-            self._ticket = reached[0].api.clock() + time.time() % 1
-        ticket = self._ticket
-        names = [node.definition.name for node in reached if node.definition.name not in self._in_line]
-        at_once(lambda name: self._claims[name].draw(ticket), names)
-        self._in_line.update(names)
+        with suppress(TargetError, RefusalError):  # the next look finds out what is the matter, and comes here again
+            if self._ticket is None:
+                self._ticket = reached[0].api.clock() + time.time() % 1
+            ticket = self._ticket
+            names = [node.definition.name for node in reached if node.definition.name not in self._in_line]
+            names = [name for name in names if name in self._claims]
+            at_once(lambda name: self._claims[name].draw(ticket), names)
+            self._in_line.update(names)
 
     def _waits_for_others(self, reached: int) -> bool:
         """Whether nodes that have not answered yet are waited for a moment longer."""

@@ -7,7 +7,7 @@ from contextlib import suppress
 from typing import IO, Any, Final, cast
 
 from tfjob.dockerapi.api import DockerApi, RefusalError
-from tfjob.engines.cluster.agent import REPORTS
+from tfjob.engines.cluster.agent import REPORTS, TOLD_TO_END
 from tfjob.engines.cluster.container import inside
 from tfjob.engines.cluster.home import Home
 from tfjob.errors import TargetError
@@ -18,10 +18,15 @@ _CHUNK_BYTES: Final = 1 << 20
 _TIMEOUT_S: Final = 60.0
 
 
-def salvage(api: DockerApi, container: str, node: int, home: Home) -> None:
-    """Bring home what can still be read. An engine that does not answer, or a broken archive, ends it early."""
+def salvage(api: DockerApi, container: str, node: int, home: Home) -> bool:
+    """Bring home what can still be read. An engine that does not answer, or a broken archive, ends it early.
+
+    Returns whether the container had been told to end from outside. What its tasks reported then is not their own end.
+    """
     run = inside(home.run).path
-    for part in ("logs", "outputs", "tasks"):
+    home.begin(node)
+    told_to_end = _has(api, container, f"{run}/{TOLD_TO_END}")
+    for part in ("logs", "outputs") if told_to_end else ("logs", "outputs", "tasks"):
         with (
             suppress(TargetError, RefusalError, tarfile.TarError, OSError, ValueError),
             api.files(container, f"{run}/{part}", _TIMEOUT_S) as response,
@@ -29,6 +34,15 @@ def salvage(api: DockerApi, container: str, node: int, home: Home) -> None:
         ):
             for member in archive:
                 _take(archive, member, node, home)
+    return told_to_end
+
+
+def _has(api: DockerApi, container: str, path: str) -> bool:
+    try:
+        api.file(container, path, _TIMEOUT_S)
+    except (TargetError, RefusalError):
+        return False
+    return True
 
 
 def _take(archive: tarfile.TarFile, member: tarfile.TarInfo, node: int, home: Home) -> None:
@@ -55,7 +69,12 @@ def _take(archive: tarfile.TarFile, member: tarfile.TarInfo, node: int, home: Ho
 
 def _take_file(member: tarfile.TarInfo, file: IO[bytes], node: int, home: Home) -> None:
     left = member.size
-    header: dict[str, Any] = {"path": member.name, "mode": member.mode & 0o777, "mtime_ns": int(member.mtime * 1e9)}
+    header: dict[str, Any] = {
+        "path": member.name,
+        "size": member.size,
+        "mode": member.mode & 0o777,
+        "mtime_ns": int(member.mtime * 1e9),
+    }
     while True:
         data = file.read(_CHUNK_BYTES)
         left -= len(data)

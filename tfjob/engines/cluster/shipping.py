@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import threading
 import time
 from collections.abc import Callable, Iterator, Sequence
 from typing import TYPE_CHECKING, Final
@@ -20,14 +21,13 @@ _PATIENT_S: Final = 24 * 3600.0
 _CHUNK_BYTES: Final = 1 << 20
 _TIMEOUT_S: Final = 60.0
 _SAY_S: Final = 1.0
+_LOOK_S: Final = 0.2
 
 Nodes = Sequence[tuple[str, DockerApi]]
 Told = Callable[[str], None]
 
 
-def send_image(
-    image: str, nodes: Nodes, here: Callable[[], DockerApi], told: Told, bake: Callable[[], Bake] | None = None
-) -> None:
+def send_image(image: str, nodes: Nodes, here: DockerApi, told: Told, bake: Callable[[], Bake] | None = None) -> None:
     """Bring the image (an id) to every node that lacks it.
 
     An image that was baked here is sent by its layers, those that a node has left out; `bake` says how it is made.
@@ -37,9 +37,9 @@ def send_image(
     if not lacking:
         return
     if bake is not None:
-        _send_baked(bake(), lacking, here(), told)
+        _send_baked(bake(), lacking, here, told)
     else:
-        _send_whole(image, lacking, here(), told)
+        _send_whole(image, lacking, here, told)
     for name, _ in _lacking(image, lacking):
         raise PreparationError(
             f"{name} has taken the image {image}, and does not know it", "Is its Docker Engine very old?"
@@ -72,7 +72,7 @@ def _send_baked(bake: Bake, nodes: Nodes, here: DockerApi, told: Told) -> None:
     told(
         f"image for {_names(nodes)}: {len(new)} of {len(bake.layers)} layers to send, {sum(one.size_bytes for _, one in new) / 1e6:.0f} MB"
     )
-    _send(image_archive(bake, has, tell), nodes, bake.tag)
+    _send(image_archive(bake, has, tell), nodes, bake.tag, told)
 
 
 def _send_whole(image: str, nodes: Nodes, here: DockerApi, told: Told) -> None:
@@ -86,20 +86,25 @@ def _send_whole(image: str, nodes: Nodes, here: DockerApi, told: Told) -> None:
         nodes = _pull(digests[0], image, nodes, told)
         if not nodes:
             return
-    total = int(about.get("Size", 0))
+    from tfjob.images.bake import shared_layers  # noqa: PLC0415  # where there is something to send
+    from tfjob.images.thin import thinned  # noqa: PLC0415
+
+    chain = [str(one) for one in about["RootFS"]["Layers"]]
+    known = set(chain[: min(at_once(lambda node: shared_layers(node[1], chain), list(nodes)))])
+    total = f"{int(about.get('Size', 0)) / 1e6:.0f} MB"
 
     def chunks() -> Iterator[bytes]:
         sent, said = 0, time.monotonic()
         with here.saved([image], _PATIENT_S) as response:
-            while data := response.read(_CHUNK_BYTES):
+            for data in thinned(response, known) if known else iter(lambda: response.read(_CHUNK_BYTES), b""):
                 yield data
                 sent += len(data)
                 quiet = time.monotonic() - said < _SAY_S
                 said = said if quiet else time.monotonic()
-                told("" if quiet else f"image for {_names(nodes)}: sent {sent / 1e6:.0f} of {total / 1e6:.0f} MB")
+                told("" if quiet else f"image for {_names(nodes)}: sent {sent / 1e6:.0f} MB; it has {total}")
 
-    told(f"image for {_names(nodes)}: {total / 1e6:.0f} MB to send")
-    _send(chunks(), nodes, image)
+    told(f"image for {_names(nodes)}: {len(chain) - len(known)} of {len(chain)} layers to send; it has {total}")
+    _send(chunks(), nodes, image, told)
     tags = [str(tag) for tag in about.get("RepoTags") or ()]
     if tags:
         repository, _, tag = tags[0].rpartition(":")
@@ -118,11 +123,16 @@ def _pull(reference: str, image: str, nodes: Nodes, told: Told) -> Nodes:
             return False
         return node[1].image(image, _TIMEOUT_S) is not None
 
-    done = at_once(pull, list(nodes))
+    done: list[bool] = []
+    pulling = threading.Thread(target=lambda: done.extend(at_once(pull, list(nodes))), daemon=True)
+    pulling.start()
+    while pulling.is_alive():  # `told` may raise to give up; the nodes go on, and have it for the next time
+        pulling.join(_LOOK_S)
+        told("")
     return [node for node, has in zip(nodes, done, strict=True) if not has]
 
 
-def _send(chunks: Iterator[bytes], nodes: Nodes, what: str) -> None:
+def _send(chunks: Iterator[bytes], nodes: Nodes, what: str, told: Told) -> None:
     def receiver(node: tuple[str, DockerApi]) -> Callable[[Iterator[bytes]], None]:
         def receive(stream: Iterator[bytes]) -> None:
             try:
@@ -136,7 +146,7 @@ def _send(chunks: Iterator[bytes], nodes: Nodes, what: str) -> None:
 
         return receive
 
-    broadcast(chunks, [receiver(node) for node in nodes])
+    broadcast(chunks, [receiver(node) for node in nodes], lambda: told(""))
 
 
 def _names(nodes: Nodes) -> str:

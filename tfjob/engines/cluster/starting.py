@@ -12,7 +12,9 @@ from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import Any, Final
 
-from tfjob.dockerapi.api import DockerApi, RefusalError, socket_of
+from tfjob.datasets.cache import Cache
+from tfjob.dockerapi.api import DockerApi, RefusalError
+from tfjob.durable import digest_of
 from tfjob.engines.base import Allocation, Prepared, Waiting
 from tfjob.engines.cluster.at_once import at_once, try_at_once
 from tfjob.engines.cluster.container import (
@@ -34,7 +36,8 @@ from tfjob.engines.cluster.link import NodeLink, NodeTasks
 from tfjob.engines.cluster.nodes import Reached
 from tfjob.engines.cluster.room import Found
 from tfjob.engines.cluster.shipping import send_image
-from tfjob.engines.cluster.trees import Tree, send_trees, tree_of_directory
+from tfjob.engines.cluster.trees import Tree, archive, send_trees, tree_of_directory, tree_of_outputs
+from tfjob.engines.dataset_contents import contents
 from tfjob.engines.docker_errors import explained
 from tfjob.engines.reports import task_files
 from tfjob.engines.submitter import Submitter, submitter
@@ -46,6 +49,7 @@ from tfjob.targets.target import Gpu
 __all__ = ["Site", "Starting", "node_tasks"]
 
 _BEAT_S: Final = 15.0
+_PATIENT_S: Final = 24 * 3600.0
 _HELLO_S: Final = 60.0
 _LOOK_S: Final = 0.05
 _QUIET_S: Final = 1.0
@@ -53,11 +57,13 @@ _QUIET_S: Final = 1.0
 
 @dataclass(frozen=True)
 class Site:
-    """Where a run comes from and goes to: the target, the submitting shell's variables, and where code lies here."""
+    """Where a run comes from and goes to: the target, the submitting shell's variables, code and data here, who has the images."""
 
     target: ClusterDefinition
     environ: Mapping[str, str]
     snapshots: Path
+    cache: Cache
+    images: DockerApi
 
     def shares(self, path: str) -> bool:
         """Whether the nodes have a path of this machine, on a file system that is declared to be shared."""
@@ -87,6 +93,7 @@ class Starting:
         self._told = told
         self._who: Submitter = submitter()
         self._attempt = handle.run.restart_count + 1
+        self._logins: dict[str, str] = {}
 
     def go(self) -> None:
         """Bring, start, and tell the agents what their tasks are. Everything is undone by the engine's `stop`."""
@@ -124,10 +131,7 @@ class Starting:
             trees["code"] = tree_of_directory(code.digest, "the code", directory)
         for dataset in self._plan.datasets:
             if not self._is_shared(dataset):
-                files = tuple((source, name) for source, name, _ in dataset.files)
-                trees[f"dataset {dataset.name}"] = Tree(
-                    dataset.digest, f"dataset {dataset.name}", files, dataset.size_bytes
-                )
+                trees[f"dataset {dataset.name}"] = _tree_of_dataset(dataset, self._site.cache)
         return trees
 
     def _is_shared(self, dataset: DatasetPlan) -> bool:
@@ -136,15 +140,16 @@ class Starting:
     def _bring(self, trees: Mapping[str, Tree]) -> list[dict[str, str]]:
         nodes = [(node.definition.name, node.api) for node in self._found.nodes]
         image = self._prepared.image or ""
-        send_image(image, nodes, lambda: DockerApi(socket_of(self._site.environ)), self._told, self._prepared.bake)
+        send_image(image, nodes, self._site.images, self._told, self._prepared.bake)
         with explained(nodes[0][1], self._plan, self._prepared):
             return send_trees(nodes, list(trees.values()), image, self._handle.key, self._told)
 
     def _keep_claims(self, done: threading.Event) -> None:
         """Say on every node that the run lives, for as long as nothing of it runs there."""
         claims = [Claims(node.api, self._handle.key) for node in self._found.nodes]
+
         while not done.wait(_BEAT_S):
-            try_at_once(Claims.beat, claims)
+            try_at_once(Claims.beat, claims)  # one that does not answer keeps no other waiting
 
     def _require_claims(self) -> None:
         """See that the GPUs are still ours: this process may have slept while others took it for dead."""
@@ -216,13 +221,15 @@ class Starting:
         has_outputs = self._attempt > 1 and self._run.outputs.is_dir()
         if is_root and not has_outputs:
             return bundle_of(self._run)
-        complete = () if is_root else (("passwd", self._who.passwd), ("group", self._who.group))
-        accounts = [(name, make(_text(node.api, container, f"/etc/{name}"))) for name, make in complete]
+        accounts: list[tuple[str, str]] = []
+        if not is_root:
+            passwd, self._logins[node.definition.name] = self._who.login(_text(node.api, container, "/etc/passwd"))
+            accounts = [("passwd", passwd), ("group", self._who.group(_text(node.api, container, "/etc/group")))]
         node.api.put(container, "/", archive_of(self._run, self._who, node.options, accounts))
         if has_outputs:
-            node.api.put(
-                container, str(inside(self._run).path), _outputs_archive(self._run.outputs, self._who, node.options)
-            )
+            owner = (0, 0) if "rootless" in node.options else (self._who.uid, self._who.gid)
+            outputs = archive(tree_of_outputs(str(self._run.outputs)), owner)
+            node.api.put(container, str(inside(self._run).outputs), outputs, _PATIENT_S)
         return b""
 
     def _ports_needed(self, index: int) -> int:
@@ -234,7 +241,7 @@ class Starting:
     def _begin(self, trees: Mapping[str, Tree]) -> None:
         """Bind every task to what the nodes said, tell the nodes, and start the tasks when all nodes are ready."""
         plan, links = self._plan, self._links
-        doors = [Door(link.node.address, link.ports[0]) for link in links]
+        doors = [Door(link.node.address, link.ports[0], self._user_on(link.node.index)) for link in links]
         allocation = replace(self._allocation, gpus=_numbered_from_zero(self._allocation, plan), ports=self._ports())
         files = task_files(
             plan,
@@ -282,9 +289,12 @@ class Starting:
             "mpi.subnets": ",".join(subnets),
         }
 
+    def _user_on(self, index: int) -> str:
+        node = self._found.nodes[index]
+        return self._logins.get(node.definition.name, "root")
+
     def _keys(self, doors: Sequence[Door]) -> list[dict[str, tuple[str, int]]]:
-        user = "root" if any("rootless" in node.options for node in self._found.nodes) else self._who.name
-        return ssh_files(inside(self._run), doors, user, self._prepared.values.get("environment.path", os.defpath))
+        return ssh_files(inside(self._run), doors, self._prepared.values.get("environment.path", os.defpath))
 
     def _notes(self) -> list[NodeNote]:
         return [
@@ -341,6 +351,13 @@ def node_tasks(plan: Plan, snapshots: Path, *, shared: Callable[[str], bool] = l
     return [NodeTasks(index, "", "", "", tuple(tasks), keep, code, "") for index, tasks in enumerate(names)]
 
 
+def _tree_of_dataset(dataset: DatasetPlan, cache: Cache) -> Tree:
+    found = list(contents(dataset, cache))
+    digest = digest_of([[one.name, one.sha256] for one in found])
+    files = tuple((one.source, one.name) for one in found)
+    return Tree(digest, f"dataset {dataset.name}", files, sum(one.size for one in found))
+
+
 def _to_keep(plan: Plan) -> tuple[str, ...]:
     """The directories of a working copy that are links into outputs: `outputs`, and those to keep that lie in no other."""
     named = dict.fromkeys(map(Path, ("outputs", *plan.keep)))
@@ -380,17 +397,3 @@ def _text(api: DockerApi, container: str, path: str) -> str:
     with tarfile.open(fileobj=io.BytesIO(archive)) as tar:
         member = next((tar.extractfile(one) for one in tar if one.isfile()), None)
         return member.read().decode(errors="replace") if member else ""
-
-
-def _outputs_archive(outputs: Path, who: Submitter, options: frozenset[str]) -> Any:
-    """The outputs as they are now, for an attempt that goes on from them."""
-    uid, gid = (0, 0) if "rootless" in options else (who.uid, who.gid)
-
-    def owned(info: tarfile.TarInfo) -> tarfile.TarInfo:
-        info.uid, info.gid, info.uname, info.gname = uid, gid, "", ""
-        return info
-
-    buffer = io.BytesIO()
-    with tarfile.open(fileobj=buffer, mode="w", format=tarfile.PAX_FORMAT) as tar:
-        tar.add(outputs, "outputs", filter=owned)
-    return buffer.getvalue()

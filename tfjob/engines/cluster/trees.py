@@ -20,7 +20,7 @@ from tfjob.engines.cluster.broadcast import broadcast
 from tfjob.engines.cluster.leases import RunKey
 from tfjob.errors import PreparationError, TargetError
 
-__all__ = ["Tree", "on_node", "send_trees", "tree_of_directory"]
+__all__ = ["Tree", "archive", "forget_unfinished", "on_node", "send_trees", "tree_of_directory", "tree_of_outputs"]
 
 _LABEL: Final = "tfjob.tree"
 _PLACE: Final = "/tree"
@@ -58,12 +58,39 @@ def tree_of_directory(digest: str, what: str, directory: str) -> Tree:
     return Tree(digest, what, tuple(sorted(files, key=lambda one: one[1])), total)
 
 
+def tree_of_outputs(directory: str) -> Tree:
+    """The tree of a run's outputs, each directory before what is in it: they have an owner, too."""
+    tree = tree_of_directory("", "the outputs", directory)
+    there = [os.path.join(parent, name) for parent, names, _ in os.walk(directory) for name in names]
+    directories = [(path, os.path.relpath(path, directory)) for path in there if not os.path.islink(path)]
+    files = dict([*sorted(directories, key=lambda one: one[1]), *tree.files])
+    return Tree("", tree.what, tuple(files.items()), tree.size_bytes)
+
+
 def on_node(api: DockerApi, trees: Sequence[Tree]) -> dict[str, str]:
     """Which of the trees a node has: the volume of each, by digest."""
     if not trees:
         return {}
-    there = {one["Name"]: one["Labels"] for one in api.volumes({_LABEL: ""}, _TIMEOUT_S)}
-    return {tree.digest: there[tree.name][_LABEL] for tree in trees if tree.name in there}
+    there = {one["Name"]: one["Labels"][_LABEL] for one in api.volumes({_LABEL: ""}, _TIMEOUT_S)}
+    found = {}
+    for tree in trees:
+        volume = there.get(tree.name)
+        if volume in there:
+            found[tree.digest] = str(volume)
+        elif volume is not None:  # somebody has removed what it names
+            with suppress(RefusalError):
+                api.remove_volume(tree.name, _TIMEOUT_S)
+    return found
+
+
+def forget_unfinished(api: DockerApi, key: RunKey) -> None:
+    """Remove what a run has begun to send to a node and has not finished."""
+    there = {one["Name"]: one["Labels"][_LABEL] for one in api.volumes({_LABEL: ""}, _TIMEOUT_S)}
+    finished = {there[name] for name in there if there[name] != name}
+    for name in there:
+        if name.endswith(f"-{key.name}") and name not in finished:
+            with suppress(RefusalError):
+                api.remove_volume(name, _TIMEOUT_S)
 
 
 def send_trees(
@@ -80,13 +107,15 @@ def send_trees(
             continue
         names = ", ".join(nodes[index][0] for index in lacking)
         told(f"sending {tree.what} to {names}: {len(tree.files)} files, {tree.size_bytes / 1e6:.1f} MB")
-        volumes = _send(tree, [nodes[index] for index in lacking], image, key)
+        volumes = _send(tree, [nodes[index] for index in lacking], image, key, told)
         for index, volume in zip(lacking, volumes, strict=True):
             found[index][tree.digest] = volume
     return found
 
 
-def _send(tree: Tree, nodes: list[tuple[str, DockerApi]], image: str, key: RunKey) -> list[str]:
+def _send(
+    tree: Tree, nodes: list[tuple[str, DockerApi]], image: str, key: RunKey, told: Callable[[str], None]
+) -> list[str]:
     name = f"{tree.name}-{key.name}"
     body = {
         "Image": image,
@@ -118,7 +147,11 @@ def _send(tree: Tree, nodes: list[tuple[str, DockerApi]], image: str, key: RunKe
 
     containers = at_once(prepare, nodes)
     try:
-        broadcast(_archive(tree), [receiver(node, one) for node, one in zip(nodes, containers, strict=True)])
+        broadcast(
+            archive(tree),
+            [receiver(node, one) for node, one in zip(nodes, containers, strict=True)],
+            lambda: told(""),
+        )
     finally:
         for node, container in zip(nodes, containers, strict=True):
             with suppress(TargetError, RefusalError):
@@ -135,11 +168,11 @@ def _settle(api: DockerApi, tree: Tree, name: str) -> str:
     return first
 
 
-def _archive(tree: Tree) -> Iterator[bytes]:
+def archive(tree: Tree, owner: tuple[int, int] = (0, 0)) -> Iterator[bytes]:
     """A tar archive of the tree, in pieces. Raises PreparationError when a file is gone or changes meanwhile."""
     buffer = bytearray()
     for path, name in tree.files:
-        for piece in _member(path, name, tree):
+        for piece in _member(path, name, tree, owner):
             buffer += piece
             if len(buffer) >= _CHUNK_BYTES:
                 yield bytes(buffer)
@@ -147,8 +180,9 @@ def _archive(tree: Tree) -> Iterator[bytes]:
     yield bytes(buffer) + bytes(2 * _BLOCK_BYTES)
 
 
-def _member(path: str, name: str, tree: Tree) -> Iterable[bytes]:
+def _member(path: str, name: str, tree: Tree, owner: tuple[int, int]) -> Iterable[bytes]:
     info = tarfile.TarInfo(name)
+    info.uid, info.gid = owner
     try:
         status = os.stat(path) if tree.what.startswith("dataset") else os.lstat(path)
         info.mtime = status.st_mtime
