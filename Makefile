@@ -42,6 +42,9 @@ fmt: $(STAMP)  ## put the code in form
 bench: $(STAMP)  ## the measurements, as ratios against peers in the same run
 	$(BIN)/python tests/bench/run.py
 	$(BIN)/python tests/bench/environments.py
+	$(BIN)/python tests/bench/slurm.py
+	$(BIN)/python tests/bench/datasets.py
+	$(BIN)/python tests/bench/several_machines.py
 
 docs: $(STAMP)  ## make the generated pages of the reference
 	$(BIN)/python docs/generate.py

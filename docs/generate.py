@@ -30,6 +30,7 @@ from tfjob.cli.parser import app
 from tfjob.engines.inherited import _NAMES, _PREFIXES
 from tfjob.runs import record
 from tfjob.spec import schema as schemas
+from tfjob.spec.dataset_file import dataset_file_schema
 from tfjob.spec.environment_file import environment_file_schema
 from tfjob.spec.load import load_text
 from tfjob.spec.substitution import LATE_NAMES
@@ -38,7 +39,6 @@ from tfjob.values import Pairs
 REFERENCE = Path(__file__).parent / "reference"
 GENERATED = "<!-- Made by docs/generate.py. Do not edit: change the code or the script, then run `make docs`. -->"
 NOT_YET = {
-    "dataset.NAME.name": "dataset: {digits: digits@2}",
     "dataset.NAME.type": "dataset: {digits: {paths: data, type: mltable}}",
     "dataset.NAME.mode": "dataset: {digits: {paths: data, mode: direct}}",
     "compute.max_node_count": "compute: {node_count: 1, max_node_count: 2}",
@@ -53,7 +53,6 @@ NOT_YET = {
 """Keys that this version refuses, in part or wholly, each with a part of a job file that shows it. Tests submit each."""
 
 _LIMITED = {
-    "dataset.NAME.name": "Registered datasets come later; give `paths`.",
     "dataset.NAME.type": "Only `directory` and `file` in this version.",
     "dataset.NAME.mode": "`direct` comes later.",
     "compute.max_node_count": "Not above `node_count` in this version.",
@@ -104,6 +103,7 @@ _RECORD = {
         "left_in_work": "Files that tasks wrote outside of what is kept, and that were left in `work/`; at most 100.",
         "code_digest": "The snapshot of the code; null without `code`.",
         "environment_key": "The environment's prefix; null for the machine's own Python.",
+        "datasets": "What data it had, in the order of the job file.",
         "overrides": "What `--set` changed.",
         "rerun_of": "The run whose plan this one repeats.",
         "notes": "What else happened, such as a supervisor that was replaced.",
@@ -144,6 +144,14 @@ _RECORD = {
         "failure": "What failed first.",
     },
     "Output": {"path": "The path under `outputs/`.", "size_bytes": "Its bytes."},
+    "DatasetRecord": {
+        "name": "The dataset's name in the job.",
+        "registered": "The registered dataset it is, `name@version`; null for paths of the job itself.",
+        "digest": "A SHA-256 over the names, sizes and SHA-256 of files that were fetched, and over names, sizes and times "
+        "of change of files of this machine. Until they are fetched, over what was asked for.",
+        "file_count": "How many files it had.",
+        "size_bytes": "Their bytes; without those of files that are not fetched yet and whose server told no size.",
+    },
     "Supervisor": {
         "pid": "Its process id.",
         "host": "The machine it runs on.",
@@ -212,6 +220,7 @@ def pages() -> dict[Path, str]:
         REFERENCE / "job-file.md": job_file(),
         REFERENCE / "environment-file.md": environment_file(),
         REFERENCE / "target-file.md": target_file(),
+        REFERENCE / "dataset-file.md": dataset_file(),
         REFERENCE / "workspace.md": workspace_settings(),
         REFERENCE / "cli.md": command_line(),
         REFERENCE / "exit-codes.md": exit_codes(),
@@ -313,6 +322,22 @@ def target_file() -> str:
     return _page(parts)
 
 
+def dataset_file() -> str:
+    """The page of the dataset file's keys, from its schema."""
+    said = dataset_file_schema()
+    parts = [
+        "# The dataset file",
+        GENERATED,
+        (
+            f"{said['description']} `tfjob dataset create -f FILE` reads it. Unknown keys are errors; relative paths are "
+            "relative to the file. See [Datasets](../how-to/datasets.md)."
+        ),
+        _table(said, ""),
+        *_sections(said, "", 2),
+    ]
+    return _page(parts)
+
+
 def workspace_settings() -> str:
     """The page of the workspace and its settings, from their schema and the module that opens it."""
     said = schemas.config_schema()
@@ -332,9 +357,9 @@ def workspace_settings() -> str:
         _table(said, ""),
         *_sections(said, "", 3),
         (
-            "Environments are kept once per user, in `~/.cache/tfjob` (or under `XDG_CACHE_HOME`). `store` in config.yml "
-            "or the variable `TFJOB_STORE` name another place. In config.yml a relative path begins at the folder that `.tfjob` "
-            "is in; `TFJOB_STORE` must be absolute (or begin with `~`)."
+            "Environments, and data that was fetched, are kept once per user, in `~/.cache/tfjob` (or under "
+            "`XDG_CACHE_HOME`). `store` in config.yml or the variable `TFJOB_STORE` name another place. In config.yml a "
+            "relative path begins at the folder that `.tfjob` is in; `TFJOB_STORE` must be absolute (or begin with `~`)."
         ),
     ]
     return _page(parts)
@@ -493,6 +518,7 @@ _HEADINGS = {
     "Failure": "failure",
     "Attempt": "attempts[]",
     "Output": "outputs[]",
+    "DatasetRecord": "datasets[]",
     "Supervisor": "supervisor",
 }
 

@@ -141,9 +141,13 @@ def test_packages_are_baked_unless_all_nodes_have_the_store(store: Path | None, 
 def test_slurm_runs_what_the_job_asks_for_and_is_asked_about_room_later() -> None:
     target = defined_target(SlurmDefinition("site"))
     assert resolved(ComputeSpec(node_count=99, gpus_per_node=8), target).runtime == "process"
-    assert resolved(ComputeSpec(), target, environment=IMAGE).runtime == "docker"
-    without = defined_target(SlurmDefinition("site", runtime="none"))
-    assert resolved(ComputeSpec(), without, environment=PACKAGES).runtime == "process"
+    assert resolved(ComputeSpec(), target, environment=PACKAGES).runtime == "process"
+
+
+def test_what_slurm_lacks_is_refused() -> None:
+    site = defined_target(SlurmDefinition("site"))
     for environment in (IMAGE, DOCKERFILE):
-        with pytest.raises(UsageError, match="target site runs none"):
-            resolved(ComputeSpec(), without, environment=environment)
+        with pytest.raises(UsageError, match="runs processes on Slurm; target site is of kind slurm"):
+            resolved(ComputeSpec(), site, environment=environment)
+    with pytest.raises(UsageError, match="this version of tfjob can't"):
+        resolved(ComputeSpec(), defined_target(SlurmDefinition("site", login="ssh://me@login")))

@@ -15,6 +15,7 @@ if TYPE_CHECKING:
     from tfjob.environments.resolved import ResolvedEnvironment
     from tfjob.snapshot import Snapshot
     from tfjob.spec.job import JobSpec
+    from tfjob.targets.definition import SlurmDefinition
     from tfjob.targets.target import Target
 
 __all__ = ["ResolvedJob", "resolve"]
@@ -87,12 +88,23 @@ def _runtime(spec: JobSpec, environment: ResolvedEnvironment | None, target: Tar
     runtime: Literal["process", "docker"] = (
         "docker" if target.cluster is not None or asked == "docker" or in_container else "process"
     )
-    if target.slurm is not None and target.slurm.runtime == "none" and runtime == "docker":
-        raise UsageError(
-            f"the job needs containers, and target {target.name} runs none (runtime: none)",
-            "Use an environment of packages without compute.runtime: docker, or give the target a runtime.",
-        )
+    if target.slurm is not None:
+        _refuse_what_slurm_lacks(target.slurm, runtime)
     return runtime
+
+
+def _refuse_what_slurm_lacks(target: SlurmDefinition, runtime: str) -> None:
+    """Raise UsageError for what this version does not do with Slurm."""
+    if target.login is not None:
+        raise UsageError(
+            f"target {target.name} is used from elsewhere (login: {target.login}), which this version of tfjob can't",
+            "Run tfjob on a login node of the cluster, and remove `login` from the target.",
+        )
+    if runtime == "docker":
+        raise UsageError(
+            f"the job needs containers, and this version of tfjob runs processes on Slurm; target {target.name} is of kind slurm",
+            "Use an environment of packages, without `compute.runtime: docker`; the nodes use it where it lies.",
+        )
 
 
 def _refuse_room(spec: JobSpec, target: Target) -> None:

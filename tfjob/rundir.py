@@ -17,7 +17,9 @@
       tasks/TASK/          task.json, started.json, exit.json (see tfjob/entrypoint.py)
       work/TASK/           the task's working copy of the code; afterwards only what the script left there
       attempts/N/          tasks/ and work/ of an attempt that failed and was tried again
+      slurm/               on Slurm: the job's script, its programs, and state.json, which they write; tasks is a link into it
       datasets/            links to (or copies of) the datasets, while the run lasts
+      datasets.json        what was fetched: every file of the datasets with its SHA-256
       inherited.json       the few variables tasks inherit from the shell that submitted it; no secrets
       cancel               made by whoever wants the run to end
       supervisor.lock      locked by the supervisor as long as it lives
@@ -123,6 +125,11 @@ class RunDirectory:
             return sum(name.isdecimal() for name in os.listdir(self.attempts))
         except FileNotFoundError:
             return 0
+
+    @property
+    def fetched(self) -> Path:
+        """The datasets as they were fetched, where some of their files were behind addresses."""
+        return self.path / "datasets.json"
 
     @property
     def cancel_request(self) -> Path:

@@ -13,7 +13,8 @@ from functools import partial
 from pathlib import Path
 
 import tfjob
-from tfjob.datasets.files import DatasetFiles, find_files
+from tfjob.datasets.files import DatasetFiles
+from tfjob.datasets.sources import find
 from tfjob.durable import replace_json, replace_text, try_lock
 from tfjob.environments.resolved import ResolvedEnvironment, resolve_environment
 from tfjob.errors import NotFound, UsageError
@@ -22,11 +23,12 @@ from tfjob.planning.make import make_plan
 from tfjob.planning.plan import Plan
 from tfjob.resolve import ResolvedJob, resolve
 from tfjob.rundir import RunDirectory
+from tfjob.runs.fetched import dataset_records, with_fetched
 from tfjob.runs.record import Record, iso, read_record, write_record
 from tfjob.runs.run import Run
 from tfjob.runs.starting import StartingSupervisor
 from tfjob.snapshot import Snapshot, scan, take
-from tfjob.spec.job import JobSpec
+from tfjob.spec.job import DatasetSpec, JobSpec
 from tfjob.spec.load import load
 from tfjob.targets.definition import SlurmDefinition
 from tfjob.targets.local import LOCAL, local_target
@@ -112,7 +114,7 @@ def prepare_rerun(workspace: Workspace, run: RunDirectory) -> Ready:
     Its target is used as it is defined now. Raises UsageError when a secret it needs is not set in this shell, NotFound
     when its code is no longer kept, and TargetError when the target can no longer run it.
     """
-    made = decode(Plan, json.loads(run.plan.read_bytes()))
+    made = with_fetched(decode(Plan, json.loads(run.plan.read_bytes())), run)
     missing = [name for name in made.secrets if name not in os.environ]
     if missing:
         raise UsageError(
@@ -143,7 +145,7 @@ def _look_up(spec: JobSpec, workspace: Workspace | None, config: Config) -> Reso
     return resolve(
         spec,
         code=scan(spec.code, config.snapshot_limit_mib) if spec.code else None,
-        datasets=tuple((name, _dataset_files(name, dataset)) for name, dataset in spec.dataset),
+        datasets=tuple((name, _dataset_files(dataset, workspace)) for name, dataset in spec.dataset),
         environment=_environment(spec, workspace, config, in_container=target.cluster is not None),
         target=target,
         store=config.store,
@@ -215,15 +217,12 @@ def _environment(
     return found
 
 
-def _dataset_files(name: str, dataset: object) -> DatasetFiles:
-    paths: tuple[str, ...] = getattr(dataset, "paths", ())
-    registered: str | None = getattr(dataset, "name", None)
-    if registered:
-        raise NotFound(
-            f"dataset {name} names {registered!r}, and no dataset is registered in this workspace",
-            "Give its files by `paths:` in the job file.",
-        )
-    return find_files(paths)
+def _dataset_files(dataset: DatasetSpec, workspace: Workspace | None) -> DatasetFiles:
+    if dataset.name is None:
+        return find(dataset.paths, dataset.sha256)
+    from tfjob.datasets.registered import find_registered  # noqa: PLC0415  # only for jobs that name one
+
+    return find_registered(dataset.name, workspace.datasets if workspace else None)
 
 
 def _begin(ready: Ready, workspace: Workspace, supervisor: StartingSupervisor) -> Run:
@@ -273,6 +272,7 @@ def _named(fresh: RunDirectory, ready: Ready, workspace: Workspace) -> RunDirect
             tags=made.tags,
             properties=made.properties,
             code_digest=made.code.digest if made.code else None,
+            datasets=dataset_records(made),
             overrides=ready.overrides,
             rerun_of=ready.rerun_of,
             tfjob_version=tfjob.__version__,

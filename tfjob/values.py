@@ -14,6 +14,7 @@ from typing import Any, Literal, TypeVar, Union, get_args, get_origin, get_type_
 __all__ = ["Pairs", "decode", "encode"]
 
 Pairs = tuple[tuple[str, str], ...]
+_PLAIN = {str, int, float, bool, type(None)}
 _T = TypeVar("_T")
 
 
@@ -23,7 +24,7 @@ def encode(value: Any) -> Any:
         hints = _hints(type(value))
         return {f.name: _encode_as(hints[f.name], getattr(value, f.name)) for f in fields(value)}
     if isinstance(value, tuple | list):
-        return [encode(item) for item in value]
+        return [item if type(item) in _PLAIN else encode(item) for item in value]
     if isinstance(value, dict):
         return {key: encode(item) for key, item in value.items()}
     return str(value) if isinstance(value, Path) else value
@@ -89,5 +90,13 @@ def _decode_union(hint: Any, value: Any) -> Any:
 def _decode_tuple(arguments: tuple[Any, ...], value: Any) -> tuple[Any, ...]:
     _decode(list, value)  # a text is a sequence too, and never what was written here
     if len(arguments) == 2 and arguments[1] is Ellipsis:
+        if arguments[0] in _PLAIN:  # there may be tens of thousands, and no reason to ask of each what is to be done
+            return tuple([item if type(item) is arguments[0] else _decode(arguments[0], item) for item in value])
+        inner = get_args(arguments[0]) if get_origin(arguments[0]) is tuple else ()
+        if inner and _PLAIN.issuperset(inner):
+            kinds = list(inner)
+            return tuple(
+                [tuple(item) if list(map(type, item)) == kinds else _decode(arguments[0], item) for item in value]
+            )
         return tuple(_decode(arguments[0], item) for item in value)
     return tuple(_decode(kind, item) for kind, item in zip(arguments, value, strict=True))

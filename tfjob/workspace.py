@@ -8,10 +8,11 @@
       snapshots/DIGEST/    source directories by content
       environments/        registered environments, by name and version
       compute/             compute targets, by name
+      datasets/            registered datasets, by name and version
       workspace-id         a number by which engines on other machines tell this workspace's runs from others'
       .gitignore           keeps all of it out of version control
 
-Environments are large and the same for all workspaces: they are kept once per user, in `store`.
+Environments, and data that was fetched, are large and the same for all workspaces: they are kept once per user, in `store`.
 
 A workspace decides what runs and where files go, and a shared folder such as /tmp is above everybody's: one that
 another user made is used only where TFJOB_WORKSPACE names it. What it holds is private: its directory is made for its owner alone.
@@ -32,12 +33,15 @@ __all__ = ["DIRECTORY", "Config", "Workspace", "default_config", "find_workspace
 
 DIRECTORY = ".tfjob"
 SNAPSHOT_LIMIT_MIB = 500
+CACHE_LIMIT_GIB = 100.0
+CONNECTIONS = 8
+TIMEOUT_S = 60.0
 CPU_IMAGE = "python:3.11-slim-bookworm"
 GPU_IMAGE = "nvidia/cuda:12.5.1-cudnn-runtime-ubuntu22.04"
 _CONFIG = """\
 # Settings of this workspace; all optional.
 
-# Where environments are kept (they are shared by all your workspaces). A relative path begins at the folder .tfjob is in.
+# Where environments and fetched data are kept (they are shared by all your workspaces). A relative path begins at the folder .tfjob is in.
 # store: ~/.cache/tfjob
 
 # This machine as a compute target.
@@ -50,6 +54,12 @@ _CONFIG = """\
 
 # Refuse source directories larger than this.
 # snapshot_limit_mib: 500
+
+# Data that is fetched: how much of it is kept, in GiB; files at once; how long to wait for an answer.
+# datasets:
+#   cache_limit_gib: 100
+#   connections: 8
+#   timeout_s: 60
 """
 
 
@@ -62,6 +72,14 @@ class Config:
     snapshot_limit_mib: int = SNAPSHOT_LIMIT_MIB
     cpu_image: str = CPU_IMAGE
     gpu_image: str = GPU_IMAGE
+    cache_limit_gib: float = CACHE_LIMIT_GIB
+    connections: int = CONNECTIONS
+    timeout_s: float = TIMEOUT_S
+
+    @property
+    def dataset_cache(self) -> Path:
+        """Where data that was fetched is kept."""
+        return self.store / "datasets"
 
     def image(self, base: str) -> str:
         """The image that an environment's `base` names: one of the two names of this workspace, or an image itself."""
@@ -88,6 +106,11 @@ class Workspace:
     def compute(self) -> Path:
         """The directory of compute targets."""
         return self.root / "compute"
+
+    @property
+    def datasets(self) -> Path:
+        """The directory of registered datasets."""
+        return self.root / "datasets"
 
     @property
     def snapshots(self) -> Path:
@@ -190,6 +213,9 @@ def _read_config(path: Path) -> Config:
         snapshot_limit_mib=settings.get("snapshot_limit_mib", SNAPSHOT_LIMIT_MIB),
         cpu_image=settings.get("images", {}).get("cpu", CPU_IMAGE),
         gpu_image=settings.get("images", {}).get("gpu", GPU_IMAGE),
+        cache_limit_gib=float(settings.get("datasets", {}).get("cache_limit_gib", CACHE_LIMIT_GIB)),
+        connections=settings.get("datasets", {}).get("connections", CONNECTIONS),
+        timeout_s=float(settings.get("datasets", {}).get("timeout_s", TIMEOUT_S)),
     )
 
 

@@ -70,6 +70,10 @@ def test_a_bad_file_creates_nothing(tfjob: Tfjob) -> None:
     assert not (tfjob.directory / ".tfjob").exists()
 
 
+def test_the_schema_of_target_files_is_printed(tfjob: Tfjob) -> None:
+    assert set(json.loads(tfjob("schema", "target").stdout)["$defs"]) == {"docker", "slurm"}
+
+
 def test_local_can_be_neither_created_nor_deleted(tfjob: Tfjob) -> None:
     tfjob.write("lab.yml", LAB)
     assert "always there" in tfjob("compute", "create", "local", "-f", "lab.yml", exit_code=2).stderr

@@ -5,7 +5,8 @@ from pathlib import Path
 
 import pytest
 
-from tfjob.datasets.files import DatasetFiles, find_files, place
+from tfjob.datasets.files import DatasetFiles, find_files
+from tfjob.datasets.placing import place
 from tfjob.errors import PreparationError
 
 

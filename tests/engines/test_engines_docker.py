@@ -17,7 +17,8 @@ from engines.docker_bench import FOREVER, PYTHON, end, given, says
 from engines.engine_bench import IMAGE, PREPARED, Bench, plan, task
 from support import eventually
 
-from tfjob.datasets.files import find_files, place
+from tfjob.datasets.files import find_files
+from tfjob.datasets.placing import place
 from tfjob.dockerapi.api import DockerApi
 from tfjob.engines.base import Prepared
 from tfjob.engines.docker import DockerEngine

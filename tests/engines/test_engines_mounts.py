@@ -57,6 +57,17 @@ def test_a_link_in_the_dataset_is_mounted_where_it_leads(tmp_path: Path) -> None
     assert mounted(tmp_path, "data") == ["store/blobs/1"]
 
 
+def test_a_tree_of_links_is_mounted_with_what_it_leads_to(tmp_path: Path) -> None:
+    made(tmp_path, "data/a", "data/beside", "store/tree/b")
+    (tmp_path / "datasets").mkdir()
+    (tmp_path / "datasets/d").symlink_to(tmp_path / "store/tree")
+    local = str(tmp_path / "data/a")
+    files = ((local, "a", 1), ("https://example.com/b", "b", 1))
+    dataset = DatasetPlan("d", "directory", "mount", "", 2, 2, files, ("", "sha256:x"))
+    places = [local, str(tmp_path / "store/tree")]
+    assert dataset_mounts([dataset], tmp_path / "datasets") == tuple(Mount(place, place) for place in places)
+
+
 def test_a_dataset_that_is_copied_needs_none(tmp_path: Path) -> None:
     made(tmp_path, "data/1")
     assert mounted(tmp_path, "data", mode="download") == []

@@ -16,7 +16,8 @@ import pytest
 from engines.engine_bench import Bench, task
 from support import eventually, processes_of
 
-from tfjob.datasets.files import find_files, place
+from tfjob.datasets.files import find_files
+from tfjob.datasets.placing import place
 from tfjob.engines import process, room
 from tfjob.engines.inherited import base_path, inherited_environment
 from tfjob.errors import TargetError

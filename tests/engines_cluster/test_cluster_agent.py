@@ -18,6 +18,7 @@ from support import eventually
 
 from tfjob.engines.cluster import agent as program
 from tfjob.engines.cluster.agent import copy_tree, free_ports, interface_of, is_listening, link
+from tfjob.engines.cluster.container import KEEP
 
 FILE = Path(program.__file__)
 
@@ -203,7 +204,7 @@ def test_an_end_from_outside_is_not_the_tasks_own(agent: Agent, run: Path) -> No
     (run / "tasks/main-0/started.json").write_text(json.dumps(report))
     eventually(lambda: agent.kinds("report"), "it has started")
     signal.pthread_sigmask(signal.SIG_BLOCK, {signal.SIGTERM})  # which it inherits: so none comes too early
-    keeper = subprocess.Popen([sys.executable, "-I", "-S", str(FILE), "keep", str(run)])
+    keeper = subprocess.Popen([sys.executable, "-I", "-S", "-c", KEEP, str(FILE), "end", str(run)])
     signal.pthread_sigmask(signal.SIG_UNBLOCK, {signal.SIGTERM})
     keeper.terminate()
     assert task.wait(10) == -signal.SIGTERM

@@ -17,8 +17,9 @@ from engines.engine_bench import task
 
 from tfjob.engines.base import Mount, Prepared
 from tfjob.engines.cluster.container import (
+    AGENT,
+    KEEP,
     Place,
-    accounts_archive,
     archive_of,
     body_of,
     entrypoint_of,
@@ -60,7 +61,7 @@ def test_the_body(plan: Plan) -> None:
     host = found.pop("HostConfig")
     assert found == {
         "Image": "sha256:1234",
-        "Entrypoint": ["/opt/env/bin/python3", "-I", "-S", "/opt/tfjob/agent.py", "keep", "/tfjob/swift-fox"],
+        "Entrypoint": ["/opt/env/bin/python3", "-I", "-S", "-c", KEEP, AGENT, "end", "/tfjob/swift-fox"],
         "Cmd": [],
         "User": "1000:1000",
         "WorkingDir": "/",
@@ -126,22 +127,16 @@ def test_names() -> None:
 
 @pytest.mark.parametrize(("options", "owner"), [(frozenset[str](), (1000, 1000)), (frozenset({"rootless"}), (0, 0))])
 def test_the_archive_belongs_to_the_submitter(options: frozenset[str], owner: tuple[int, int]) -> None:
-    files = {"ssh/id": (b"key", 0o600)}
-    with tarfile.open(fileobj=io.BytesIO(archive_of(RUN, ANNA, options, files))) as tar:
+    accounts = [("passwd", "root:x:0:0::/:/bin/sh\n")]
+    with tarfile.open(fileobj=io.BytesIO(archive_of(RUN, ANNA, options, accounts))) as tar:
         members = {one.name: one for one in tar}
     assert not any(name.startswith("/") or ".." in name for name in members)
     for name in ("opt/tfjob/agent.py", "opt/tfjob/entrypoint.py"):
         assert (members[name].uid, members[name].mode) == (0, 0o755)
-    for name in ("tfjob/swift-fox", "tfjob/swift-fox/outputs", "tfjob/swift-fox/ssh/id"):
+    for name in ("tfjob/swift-fox", "tfjob/swift-fox/outputs"):
         assert (members[name].uid, members[name].gid) == owner
     assert members["tfjob/swift-fox/ssh"].mode == 0o700
-    assert members["tfjob/swift-fox/ssh/id"].mode == 0o600
-
-
-def test_the_accounts() -> None:
-    with tarfile.open(fileobj=io.BytesIO(accounts_archive([("passwd", "root:x:0:0::/:/bin/sh\n")]))) as tar:
-        (member,) = tar
-        assert (member.name, member.uid, member.mode) == ("etc/passwd", 0, 0o644)
+    assert (members["etc/passwd"].uid, members["etc/passwd"].mode) == (0, 0o644)
 
 
 needs_ssh = pytest.mark.skipif(

@@ -7,6 +7,7 @@ import os
 import re
 import signal
 import time
+from dataclasses import replace
 from functools import partial
 from typing import TYPE_CHECKING
 
@@ -303,6 +304,25 @@ def test_a_packages_environment_is_baked_and_sent(lab: Tfjob, nodes: Nodes) -> N
     plan = json.loads((lab.run_directory(lab.show()["id"]) / "plan.json").read_text())
     assert plan["container"]["packages"] == "baked"
     assert volumes(nodes[0]) == []
+
+
+def test_of_an_image_only_what_a_node_lacks_is_sent(lab: Tfjob, node_base: str) -> None:
+    own = os.urandom(8).hex()  # nodes keep what they were sent
+    (lab.directory / "Dockerfile").write_text(f"FROM {node_base}\nRUN echo {own} >/own.txt\n")
+    told = "environment: {dockerfile: Dockerfile}\n"
+    done = lab("submit", job(lab, "cat /own.txt", extra=told), timeout_s=200)
+    assert len(re.findall(rf"^main-\d +\| {own}$", done.stdout, re.MULTILINE)) == 3
+    sent = re.findall(r"image for node1, node2, node3: (\d+) of (\d+) layers to send", done.stderr)
+    assert sent == [("1", "2")]
+
+
+def test_the_submitting_machine_needs_no_docker(lab: Tfjob, node_base: str) -> None:
+    without = replace(lab, environ={**lab.environ, "DOCKER_HOST": "unix:///nonexistent.sock"})
+    extra = f"environment: {{image: '{node_base}'}}\n"
+    assert "Completed" in without("submit", job(lab, "hostname", extra=extra)).stderr
+    packages = "environment: {conda: {dependencies: [python=3.11, pip, {pip: [six]}]}}\n"
+    done = without("submit", job(lab, "true", extra=packages), exit_code=5)
+    assert "Start Docker on this machine, or give the job a finished image" in done.stderr
 
 
 def test_tensorflow_tasks_find_each_other(lab: Tfjob, docker_cluster: Cluster) -> None:

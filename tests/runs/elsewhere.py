@@ -15,11 +15,14 @@ import time
 from pathlib import Path
 from typing import Any
 
+from tfjob.datasets.cache import Cache
+from tfjob.datasets.wanted import Settings
 from tfjob.engines.base import Allocation, Prepared, Waiting, tell_nobody
 from tfjob.engines.process import ProcessEngine
 from tfjob.errors import NodeLost
 from tfjob.planning.plan import Plan
 from tfjob.rundir import RunDirectory
+from tfjob.runs.data import RunData
 from tfjob.runs.supervision import Supervision
 from tfjob.targets.target import Node
 from tfjob.values import decode
@@ -65,6 +68,7 @@ def main(directory: str) -> None:
         engine=ElsewhereEngine(Node("far", "127.0.0.1"), environ=os.environ, lease_directory=run.path / "leases"),
         prepare=lambda _: Prepared(None, {"environment.path": os.environ["PATH"]}),
         snapshots=run.path / "snapshots",
+        data=RunData(plan, run, Cache(run.path / "cache"), 1.0, run.path / "registry", Settings(), here=False),
     ).go()
 
 

@@ -42,7 +42,7 @@ def test_every_problem_of_the_file_is_told(tmp_path: Path) -> None:
     file.write_text("stor: /x\nlocal: {gpus: two}\ngpus: 2\nchannels: [a]\nstore: ''\nimages: {cpu: a b, cpus: c}\n")
     with pytest.raises(InvalidFile) as caught:
         _ = workspace.config
-    keys = "store, local, images or snapshot_limit_mib is allowed."
+    keys = "store, local, images, datasets or snapshot_limit_mib is allowed."
     assert sorted(map(str, caught.value.problems)) == [
         f'{file}:1:1: stor: found the unknown key "stor"; {keys} Did you mean store?',
         f'{file}:2:15: local.gpus: found text "two"; a whole number of at least 0 is allowed.',

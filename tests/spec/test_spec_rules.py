@@ -389,10 +389,11 @@ def test_what_is_too_long_is_no_name_of_an_image(problems_of: Problems) -> None:
 def test_what_is_unsupported_and_contradicts_the_rest_is_told_both(problems_of: Problems) -> None:
     supported = " which is not supported by this version of tfjob"
     assert [
-        line.partition(supported)[0] for line in problems_of("command: x\ndataset: {a: {name: b, paths: data}}")
+        line.partition(supported)[0]
+        for line in problems_of("command: x\ndataset: {a: {name: b, paths: data, mode: direct}}")
     ] == [
         "job.yml:2:11: dataset.a: found both name and paths; one of the two is required. Give paths: [PATH].",
-        'job.yml:2:15: dataset.a.name: found the registered dataset "b",',
+        "job.yml:2:37: dataset.a.mode: found the mode direct,",
     ]
 
 

@@ -33,7 +33,7 @@ WITHOUT_FIELD = {
     "outputs.named.*": {"mode", "path", "register"},
 }
 # Fields without a key.
-WITHOUT_KEY = {"": {"base_dir", "file", "source", "overrides"}, "compute": {"container"}}
+WITHOUT_KEY = {"": {"base_dir", "file", "source", "overrides"}, "compute": {"container"}, "dataset.*": {"sha256"}}
 
 
 def walk(said: Said, where: str = "") -> Iterator[tuple[str, Said]]:

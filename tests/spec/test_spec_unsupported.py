@@ -34,12 +34,6 @@ Problems = Callable[..., list[str]]
             "Use directory or file.",
         ),
         (
-            "dataset: {a: {paths: [s3://a/b]}}",
-            "23: dataset.a.paths[0]",
-            "data from an address",
-            "Fetch it first and give its path.",
-        ),
-        (
             "outputs: {named: {a: {type: mltable}}}",
             "23: outputs.named.a.type",
             "the type mltable",
@@ -62,18 +56,6 @@ Problems = Callable[..., list[str]]
             "23: outputs.named.a.register",
             "registering an output",
             "Remove it; the output is kept with the run.",
-        ),
-        (
-            "dataset: {a: digits@2}",
-            "11: dataset.a",
-            'the registered dataset "digits@2"',
-            "Name its files: a: {paths: [PATH]}.",
-        ),
-        (
-            "dataset: {a: {name: digits, mode: mount}}",
-            "15: dataset.a.name",
-            'the registered dataset "digits"',
-            "Name its files with paths: [PATH].",
         ),
     ],
 )
@@ -98,6 +80,7 @@ def test_what_has_a_problem_already_is_passed_over(problems_of: Problems, line: 
         "environment: {}",
         "environment: {conda_file: environment.yml}",
         "environment: tf@3",
+        "dataset: {a: digits@2, b: {name: digits, mode: download}, c: {paths: s3://a/b}}",
         "environment: {name: tf}",
         "environment: {image: a/b:1}",
         "environment: {dockerfile: Dockerfile, build_context: src, build_arguments: {A: 1}}",

@@ -9,7 +9,9 @@ import signal
 from pathlib import Path
 
 import pytest
+from specs.spec_parts import served
 from support import REPOSITORY, Tfjob, eventually, processes_of
+from web_server import web_server
 
 pytestmark = [pytest.mark.real, pytest.mark.xdist_group("tensorflow"), pytest.mark.timeout(600)]
 SPECS = sorted(path.stem for path in (REPOSITORY / "specs").glob("*.yml") if path.name.startswith("digits"))
@@ -24,7 +26,8 @@ def specs(tfjob: Tfjob) -> Tfjob:
 @pytest.mark.usefixtures("compilers")  # Horovod comes as source
 @pytest.mark.parametrize("spec", SPECS)
 def test_a_spec_trains_to_its_accuracy_and_saves_a_model(specs: Tfjob, spec: str) -> None:
-    done = specs("submit", f"{spec}.yml", timeout_s=600)
+    with web_server() as web:
+        done = specs("submit", f"{spec}.yml", *served(web, spec), timeout_s=600)
     accuracies = re.findall(r"test accuracy (0\.\d+)", done.stdout)
     assert accuracies
     assert min(map(float, accuracies)) >= 0.95

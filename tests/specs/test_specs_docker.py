@@ -11,7 +11,9 @@ from typing import TYPE_CHECKING
 
 import pytest
 from docker_parts import docker_daemon, docker_engine, test_base  # noqa: F401  # fixtures
+from specs.spec_parts import served
 from support import REPOSITORY, Tfjob
+from web_server import web_server
 
 if TYPE_CHECKING:
     from docker_parts import Daemon
@@ -37,7 +39,8 @@ def specs(tfjob: Tfjob, docker_engine: Daemon, test_base: str) -> Tfjob:  # noqa
 
 @pytest.mark.parametrize("spec", SPECS)
 def test_a_spec_trains_in_containers(specs: Tfjob, spec: str) -> None:
-    done = specs("submit", f"{spec}.yml", *IN_CONTAINERS, timeout_s=900)
+    with web_server() as web:
+        done = specs("submit", f"{spec}.yml", *IN_CONTAINERS, *served(web, spec), timeout_s=900)
     assert min(map(float, re.findall(r"test accuracy (0\.\d+)", done.stdout))) >= 0.95
     record = specs.show()
     assert "model/saved_model.pb" in [one["path"] for one in record["outputs"]]

@@ -259,3 +259,13 @@ def test_what_is_no_address() -> None:
     for text in ("", "ssh://", "http://a", "context:"):
         with pytest.raises(ValueError, match="no address"):
             address_of(text)
+
+
+def test_a_thousand_nodes_are_not_too_many(tmp_path: Path) -> None:
+    nodes = "".join(
+        f"  - {{name: n{n}, engine: ssh://u@n{n}, address: n{n}, gpus: 8, labels: {{type: a100}}}}\n"
+        for n in range(1000)
+    )
+    found = read(tmp_path, f"name: big\nkind: docker\nnodes:\n{nodes}")
+    assert isinstance(found, ClusterDefinition)
+    assert len(found.nodes) == 1000

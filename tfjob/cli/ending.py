@@ -65,7 +65,9 @@ def _may_rerun(record: Record) -> bool:
 
     try:
         datasets = json.loads(Path(record.dir, "plan.json").read_bytes())["datasets"]
-        return not any(change_since(dataset["digest"], dataset["files"]) for dataset in datasets)
+        return not any(
+            change_since(dataset["digest"], dataset["files"], dataset.get("marks", ())) for dataset in datasets
+        )
     except (OSError, ValueError, KeyError, TypeError):  # there is no plan to run again
         return False
 

@@ -23,6 +23,7 @@ from tfjob.runs.record import read_record
 from tfjob.runs.run import request_cancel
 from tfjob.runs.starting import StartingSupervisor
 from tfjob.submission import Ready, begin, prepare
+from tfjob.targets.registered import Targets
 from tfjob.values import encode
 from tfjob.workspace import Workspace, find_workspace, make_workspace
 
@@ -43,6 +44,8 @@ def submit_and_follow(
     """Submit a job and stay with it; returns the exit code to end with. `supervisor` loads while the job is read."""
     try:
         workspace = find_workspace()
+        if workspace is not None and _names_one_of(file, Targets(workspace.compute).names()):
+            supervisor.expect_several_machines()
         ready = prepare(file, overrides=overrides, workspace=workspace)
         print_findings(ready.findings)
         if workspace is None:
@@ -53,6 +56,15 @@ def submit_and_follow(
         supervisor.close()
         raise
     return begin_and_follow(ready, workspace, supervisor, detach=detach, on_interrupt=on_interrupt, output=output)
+
+
+def _names_one_of(file: Path, targets: Sequence[str]) -> bool:
+    """Whether a job file has the name of a target of the workspace in it, before anything is known of the file."""
+    try:
+        text = file.read_text(encoding="utf-8") if targets else ""
+    except (OSError, ValueError):
+        return False
+    return any(target in text for target in targets)
 
 
 def begin_and_follow(

@@ -12,7 +12,7 @@ import typer
 
 from tfjob.cli.listing import print_runs
 from tfjob.cli.options import RunName, TableFormat, TableOutput
-from tfjob.cli.output import STATE_STYLES, colored, duration, print_document, print_table, shown_path, size
+from tfjob.cli.output import STATE_STYLES, colored, duration, plural, print_document, print_table, shown_path, size
 from tfjob.cli.plans import reading_plan
 from tfjob.errors import ExitCode, Interrupted, NotFound
 from tfjob.rundir import RunDirectory
@@ -155,6 +155,7 @@ def _print_record(record: Record) -> None:
         ),
         ("target", record.target),
         *_where(record),
+        *_data(record),
         ("overrides", " ".join(f"--set {one}" for one in record.overrides)),
         ("directory", shown_path(record.dir)),
     ]
@@ -197,6 +198,15 @@ def _where(record: Record) -> list[tuple[str, str]]:
     named = asked.get("name")
     environment = f"{named}{key}{on}" if named else f"{made}{key}{on}"
     return [("runtime", runtime), ("environment", environment or "this machine's own Python")]
+
+
+def _data(record: Record) -> list[tuple[str, str]]:
+    """What each dataset of the run was."""
+    rows = []
+    for number, one in enumerate(record.datasets):
+        held = f"{plural(one.file_count, 'file')}, {size(one.size_bytes)} ({one.digest[:12]})"
+        rows.append(("" if number else "data", f"{one.name}: {one.registered or 'paths of the job'}, {held}"))
+    return rows
 
 
 def _print_phases_and_tasks(record: Record) -> None:

@@ -22,6 +22,7 @@ class SchemaName(StrEnum):
     job = "job"
     environment = "environment"
     target = "target"
+    dataset = "dataset"
 
 
 def validate(
@@ -56,9 +57,17 @@ def plan(file: JobFile, overrides: Set = None, output: DocumentOutput = None) ->
     from tfjob import submission  # noqa: PLC0415  # the whole house is for commands that need it
     from tfjob.values import encode  # noqa: PLC0415
 
-    ready = submission.prepare(file, overrides=overrides or (), workspace=find_workspace())
+    workspace = find_workspace()
+    ready = submission.prepare(file, overrides=overrides or (), workspace=workspace)
     print_findings(ready.findings)
-    print_document(encode(ready.plan), output or Format.yaml)
+    document = encode(ready.plan)
+    if ready.plan.slurm is not None:
+        from tfjob.engines.slurm.script import preview_script  # noqa: PLC0415  # only for its targets
+
+        document["job_script"] = preview_script(
+            ready.plan, workspace.runs if workspace else Path(".tfjob/runs").absolute()
+        )
+    print_document(document, output or Format.yaml)
 
 
 def submit(
@@ -88,12 +97,14 @@ def submit(
 
 
 def schema(name: Annotated[SchemaName, typer.Argument(help="Which schema.")] = SchemaName.job) -> None:
-    """Print the JSON Schema of job files (or of conda files, or of target files), for editors and other tools."""
+    """Print the JSON Schema of job files (or of environment, target or dataset files), for editors and other tools."""
     from tfjob.spec import schema as schemas  # noqa: PLC0415  # only for this
+    from tfjob.spec.dataset_file import dataset_file_schema  # noqa: PLC0415  # the same
 
     known = {
         SchemaName.job: schemas.schema,
         SchemaName.environment: schemas.environment_schema,
         SchemaName.target: schemas.target_schema,
+        SchemaName.dataset: dataset_file_schema,
     }
     print_document(known[name](), Format.json)

@@ -29,6 +29,7 @@ COMMANDS = {
     "rerun": ("control", "rerun", "Run an earlier run's plan once more"),
     "env": ("", "", "Environments: create, build, lock, show, prune …"),
     "compute": ("", "", "Compute targets: create, test, show, update …"),
+    "dataset": ("", "", "Datasets: create, list, show, download, delete, cache"),
     "schema": ("jobs", "schema", "Print the JSON Schema of job files"),
     "doctor": ("setup", "doctor", "Say what works on this machine, and what to do"),
 }
@@ -56,6 +57,15 @@ GROUPS = {
         "update": ("compute", "update", "Change one to what a file says"),
         "delete": ("compute", "delete", "Forget one"),
         "clean": ("compute_clean", "clean", "Remove what runs that are over left on its nodes"),
+    },
+    "dataset": {
+        "create": ("datasets", "create", "Register files by name and version; copy nothing"),
+        "list": ("datasets", "list_datasets", "List registered datasets"),
+        "show": ("datasets", "show", "Show one: paths, versions, digest, runs that used it"),
+        "files": ("datasets", "files", "List its files"),
+        "download": ("dataset_store", "download", "Copy its files to a directory"),
+        "delete": ("datasets", "delete", "Take one out of the list"),
+        "cache": ("dataset_store", "cache", "Show what was fetched and is kept; free it"),
     },
     "env base": {
         "create": ("environment_stores", "create_base", "Make one of Debian's packages, or from a tarball"),

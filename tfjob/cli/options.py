@@ -20,6 +20,7 @@ __all__ = [
     "TableFormat",
     "TableOutput",
     "TargetName",
+    "complete_dataset",
     "complete_environment",
 ]
 
@@ -76,6 +77,16 @@ def _complete_target(incomplete: str) -> list[str]:
     workspace = find_workspace()
     names = ("local", *Targets(workspace.compute if workspace else None).names())
     return sorted(name for name in names if name.startswith(incomplete))
+
+
+def complete_dataset(incomplete: str) -> list[str]:
+    """Names of datasets for the shell's completion."""
+    from tfjob.datasets.registered import assets  # noqa: PLC0415  # only when the shell asks
+    from tfjob.workspace import find_workspace  # noqa: PLC0415
+
+    workspace = find_workspace()
+    names = assets(workspace.datasets).names() if workspace else ()
+    return [name for name in names if name.startswith(incomplete)]
 
 
 JobFile = Annotated[Path, typer.Argument(metavar="FILE", help="The job file.", show_default=False)]

@@ -64,7 +64,14 @@ def print_document(value: Any, kind: str) -> None:
         return
     import yaml  # noqa: PLC0415  # 18 ms that JSON and tables need not pay
 
-    print(yaml.safe_dump(value, sort_keys=False, allow_unicode=True, width=120), end="")
+    class Dumper(yaml.SafeDumper):
+        """Texts of several lines as they are: scripts are to be read."""
+
+    def text(dumper: yaml.SafeDumper, value: str) -> yaml.ScalarNode:
+        return dumper.represent_scalar("tag:yaml.org,2002:str", value, style="|" if "\n" in value else None)
+
+    Dumper.add_representer(str, text)
+    print(yaml.dump(value, Dumper=Dumper, sort_keys=False, allow_unicode=True, width=120), end="")
 
 
 def print_findings(findings: Sequence[Finding]) -> None:

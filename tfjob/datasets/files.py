@@ -1,4 +1,4 @@
-"""The local files a dataset names: found, laid out side by side, and put where a task can read them.
+"""The files a dataset names: those of this machine found, and all laid out side by side by their names.
 
 Nothing is copied to find them. A directory keeps its tree; single files and the matches of a glob land side by side by
 their names; two different files for one name are an error.
@@ -9,33 +9,62 @@ from __future__ import annotations
 import glob
 import os
 import re
-import shutil
-from collections.abc import Iterable, Iterator
-from dataclasses import dataclass
-from pathlib import Path, PurePosixPath
+from collections.abc import Iterable, Iterator, Mapping, Sequence
+from dataclasses import dataclass, field, replace
+from pathlib import Path
+from typing import NamedTuple
 
 from tfjob.durable import digest_of
 from tfjob.errors import PreparationError
 
-__all__ = ["DatasetFiles", "change_since", "find_files", "place"]
+__all__ = [
+    "SHA256",
+    "DatasetFiles",
+    "Remote",
+    "change_since",
+    "find_files",
+    "is_address",
+    "laid_out",
+    "whole_directory",
+    "with_marks",
+]
 
+SHA256 = "sha256:"
 _ESCAPED = re.compile(r"\[([*?[])\]")
+_ANOTHER = "Name a directory that holds both, or make two datasets of them."
+
+
+class Remote(NamedTuple):
+    """A file behind an address: where, its path in the dataset, its bytes (-1: not known), and what its content must be.
+
+    `mark` is one of ``sha256:HEX``; ``seen:HEX``, the SHA-256 that a registered version had at its first use;
+    ``tag:TEXT``, what its server said of it (an ETag or the like); and empty where nothing is known.
+    """
+
+    source: str
+    name: str
+    size: int
+    mark: str
 
 
 @dataclass(frozen=True)
 class DatasetFiles:
-    """The files of a dataset as they are now: (absolute source, path in the dataset, bytes), in order of the second.
+    """The files of a dataset as they are now: (source, path in the dataset, bytes), in order of the second.
 
-    `digest` is a SHA-256 over names, sizes and times of change: it says whether the files are still those of an
-    earlier run without reading them.
+    A source is an absolute path, or an address; bytes are -1 where only fetching tells. `marks` has an entry for each
+    file if there is any address among them (see `Remote`; empty for files of this machine), or none at all.
+    `digest` is a SHA-256 over names and sizes, and times of change or marks: it says whether the files are still those
+    of an earlier run without reading them. `registered` is the ``name@version`` they came from.
     """
 
     files: tuple[tuple[str, str, int], ...]
     digest: str
+    marks: tuple[str, ...] = field(default=())
+    registered: str | None = None
 
 
-def find_files(patterns: Iterable[str]) -> DatasetFiles:
-    """The files that paths and globs name. `patterns` are absolute; `**` crosses directories.
+def find_files(patterns: Iterable[str], remote: Iterable[Remote] = ()) -> DatasetFiles:
+    """The files that paths and globs name, beside those behind addresses. `patterns` are absolute; `**` crosses directories.
 
     A file lies in the dataset by its name, a directory by what is in it; what a glob finds below its fixed part
     keeps its place there (``data/*`` finds ``sub/b`` as ``sub/b``).
@@ -44,6 +73,7 @@ def find_files(patterns: Iterable[str]) -> DatasetFiles:
     A link that leads back to a directory it lies in is passed over: what is behind it is there already.
     """
     found: dict[str, tuple[str, int, int]] = {}
+    finder = _Finder(found)
     for pattern in patterns:
         matches = sorted(glob.glob(pattern, recursive=True)) or ([pattern] if os.path.exists(pattern) else [])
         if not matches:
@@ -51,105 +81,186 @@ def find_files(patterns: Iterable[str]) -> DatasetFiles:
                 f"no file matches {pattern}", "Check the path; it is taken from the job file's directory."
             )
         base = None if os.path.exists(pattern) else _fixed_part(pattern)
-        for match in map(Path, matches):
-            for source, name in _expand(match):
-                _add(found, source, name if base is None else source.relative_to(base).as_posix())
-    for name in found:
-        for parent in PurePosixPath(name).parents:
-            if str(parent) in found:
-                raise PreparationError(
-                    f"{parent} is a file of the dataset and also the directory of {name}",
-                    "Name a directory that holds both, or make two datasets of them.",
-                )
-    ordered = sorted(found.items())
+        for match in matches:
+            finder.add(match, base)
+    return laid_out(((*row, name) for name, row in found.items()), remote)
+
+
+def laid_out(local: Iterable[tuple[str, int, int, str]], remote: Iterable[Remote]) -> DatasetFiles:
+    """The files under their names: those of this machine (source, bytes, time of change in ns, name) and those behind addresses.
+
+    Raises PreparationError for a clash of names.
+    """
+    rows: dict[str, tuple[str, int, int | str]] = {name: (source, size, ns) for source, size, ns, name in local}
+    marks: dict[str, str] = {}
+    for source, name, size, mark in remote:
+        known = rows.get(name)
+        if known is not None and (known[0] != source or (marks[name] and mark and marks[name] != mark)):
+            raise PreparationError(f"two files of the dataset have the name {name}: {known[0]} and {source}", _ANOTHER)
+        marks[name] = mark or marks.get(name, "")
+        rows[name] = (source, size, marks[name] or source)
+    _refuse_nesting(rows)
+    ordered = sorted(rows.items())
     return DatasetFiles(
-        files=tuple((source, name, size) for name, (source, size, _) in ordered),
-        digest=digest_of([[name, size, changed] for name, (_, size, changed) in ordered]),
+        files=tuple([(source, name, size) for name, (source, size, _) in ordered]),
+        digest=digest_of([[name, size, sign] for name, (_, size, sign) in ordered]),
+        marks=tuple([marks.get(name, "") for name, _ in ordered]) if marks else (),
     )
 
 
-def change_since(digest: str, files: Iterable[tuple[str, str, int]]) -> str | None:
+def change_since(digest: str, files: Iterable[Sequence[str | int]], marks: Sequence[str] = ()) -> str | None:
     """What has changed since the files had this digest, in words, or None: the name of a file that is gone or has another size.
 
-    A change that leaves the size is noticed too, but not in which file.
+    A change that leaves the size is noticed too, but not in which file. Files behind addresses are not looked at.
     """
-    rows = []
-    for source, name, size in files:
+    now, change = _looked_at(files, marks)
+    return change or (None if now == digest else "one of its files was written to")
+
+
+def with_marks(files: DatasetFiles, known: Mapping[str, tuple[int, str]]) -> DatasetFiles:
+    """The same files, with the bytes and the SHA-256 that are known of addresses.
+
+    Raises PreparationError when a file of this machine has changed meanwhile.
+    """
+    rows, marks = [], []
+    for (source, name, size), mark in zip(files.files, files.marks, strict=True):
+        found = known.get(source)
+        rows.append((source, name, found[0] if found else size))
+        marks.append(f"{SHA256}{found[1]}" if found else mark)
+    digest, change = _looked_at(rows, marks)
+    if change:
+        raise PreparationError(f"the dataset has changed while it was fetched: {change}", "Submit the job again.")
+    return replace(files, files=tuple(rows), marks=tuple(marks), digest=digest)
+
+
+def _looked_at(files: Iterable[Sequence[str | int]], marks: Sequence[str]) -> tuple[str, str | None]:
+    """The digest of the files as they are now, and what is seen to have changed, in words."""
+    rows: list[list[str | int]] = []
+    stat = os.stat
+    for index, (source, name, size) in enumerate(files):
+        if marks and is_address(str(source)):
+            rows.append([name, size, marks[index] or source])
+            continue
         try:
-            status = os.stat(source)
+            status = stat(source)
         except OSError:
-            return f"{source} is gone"
+            return "", f"{source} is gone"
         if status.st_size != size:
-            return f"{source} has {status.st_size} bytes where it had {size}"
-        rows.append([name, status.st_size, status.st_mtime_ns])
-    return None if digest_of(rows) == digest else "one of its files was written to"
+            return "", f"{source} has {status.st_size} bytes where it had {size}"
+        rows.append([name, size, status.st_mtime_ns])
+    return digest_of(rows), None
 
 
-def place(files: Iterable[tuple[str, str, int]], into: Path, *, copy: bool) -> None:
-    """Make the directory `into` hold the files: as links to where they are (a mount), or as writable copies (a download).
-
-    Done anew if `into` exists, as it does when an earlier try was killed. Raises PreparationError when a file has gone.
-    """
-    if into.exists():
-        shutil.rmtree(into)
-    into.mkdir(parents=True)
-    for source, name, size in files:
-        target = into / name
-        target.parent.mkdir(parents=True, exist_ok=True)
+def whole_directory(files: Sequence[tuple[str, str, int]]) -> str | None:
+    """The directory of this machine that holds these files under these names, and nothing else; None if there is none."""
+    if not files or is_address(files[0][0]):
+        return None
+    source, name, _ = files[0]
+    root = source[: -len(name) - 1]
+    if not root or any(one != f"{root}/{below}" for one, below, _ in files):
+        return None
+    count, directories = 0, [root]
+    while directories:
         try:
-            if os.stat(source).st_size != size:
-                raise PreparationError(f"dataset file {source} has changed since the job was submitted")
-            if copy:
-                shutil.copyfile(source, target)
-            else:
-                target.symlink_to(source)
+            with os.scandir(directories.pop()) as entries:
+                for entry in entries:
+                    if entry.is_dir(follow_symlinks=False):
+                        directories.append(entry.path)
+                    else:
+                        count += 1
+        except OSError:
+            return None
+    return root if count == len(files) else None
+
+
+def is_address(source: str) -> bool:
+    """Whether a file of a dataset is behind an address; those of this machine are absolute paths."""
+    return not source.startswith("/")
+
+
+class _Finder:
+    """Adds files to what was found, by their names in the dataset. Paths are text here: there may be many thousands."""
+
+    def __init__(self, found: dict[str, tuple[str, int, int]]) -> None:
+        self._found = found
+        self._real: dict[str, str] = {}
+
+    def add(self, match: str, base: str | None) -> None:
+        """Add a file, or the files in a directory, by their place below `base` (None: below what was matched)."""
+        if not os.path.isdir(match):
+            name = os.path.basename(match) if base is None else os.path.relpath(match, base)
+            self._file(self._real_file(match), name, match)
+            return
+        below = "" if base is None else os.path.relpath(match, base)
+        self._tree(match, "" if below in {"", "."} else f"{below}/", ())
+
+    def _tree(self, directory: str, below: str, above: tuple[str, ...]) -> None:
+        real = os.path.realpath(directory)
+        if real in above:
+            return
+        try:
+            with os.scandir(directory) as scan:
+                entries = sorted(scan, key=lambda entry: entry.name)
         except OSError as error:
-            raise PreparationError(f"dataset file {source} can't be used: {error.strerror}") from error
+            raise PreparationError(f"dataset directory {directory} can't be read: {error.strerror}") from error
+        for entry in entries:
+            if entry.is_dir():
+                self._tree(entry.path, f"{below}{entry.name}/", (*above, real))
+            elif entry.is_symlink():
+                self._file(os.path.realpath(entry.path), below + entry.name, entry.path)
+            elif (name := below + entry.name) in self._found or real == "/":
+                self._file(os.path.join(real, entry.name), name)
+            else:
+                try:
+                    status = entry.stat()
+                except OSError as error:
+                    raise PreparationError(f"dataset file {entry.path} can't be read: {error.strerror}") from error
+                self._found[name] = (f"{real}/{entry.name}", status.st_size, status.st_mtime_ns)
+
+    def _real_file(self, path: str) -> str:
+        """The file behind a path; the directories above it are looked at once for all files in them."""
+        if os.path.islink(path):
+            return os.path.realpath(path)
+        directory, name = os.path.split(path)
+        if directory not in self._real:
+            self._real[directory] = os.path.realpath(directory)
+        return os.path.join(self._real[directory], name)
+
+    def _file(self, real: str, name: str, shown: str | None = None) -> None:
+        try:
+            status = os.stat(real)
+        except OSError as error:
+            raise PreparationError(f"dataset file {shown or real} can't be read: {error.strerror}") from error
+        known = self._found.get(name)
+        if known and known[0] != real:
+            raise PreparationError(f"two files of the dataset have the name {name}: {known[0]} and {real}", _ANOTHER)
+        self._found[name] = (real, status.st_size, status.st_mtime_ns)
 
 
-def _fixed_part(pattern: str) -> Path | None:
+def _refuse_nesting(names: Iterable[str]) -> None:
+    """Refuse a file whose name is also that of a directory."""
+    known = set(names)
+    directories: set[str] = set()
+    for name in known:
+        for parent in _new_parents(name, directories):
+            if parent in known:
+                raise PreparationError(f"{parent} is a file of the dataset and also the directory of {name}", _ANOTHER)
+
+
+def _new_parents(name: str, seen: set[str]) -> Iterator[str]:
+    """The directories of a name that were not seen yet; they are seen then."""
+    end = name.rfind("/")
+    while end > 0 and (parent := name[:end]) not in seen:
+        seen.add(parent)
+        yield parent
+        end = name.rfind("/", 0, end)
+
+
+def _fixed_part(pattern: str) -> str | None:
     """The directory above the first part of a glob that is one, or None where no part is (``[[]`` stands for ``[``)."""
     fixed: list[str] = []
     for part in Path(pattern).parts:
         if glob.has_magic(_ESCAPED.sub("", part)):
-            return Path(*fixed)
+            return str(Path(*fixed))
         fixed.append(_ESCAPED.sub(r"\1", part))
     return None
-
-
-def _expand(path: Path) -> Iterator[tuple[Path, str]]:
-    if not path.is_dir():
-        yield path, path.name
-        return
-    for file in _tree(path, ()):
-        yield file, file.relative_to(path).as_posix()
-
-
-def _tree(directory: Path, above: tuple[str, ...]) -> Iterator[Path]:
-    real = os.path.realpath(directory)
-    if real in above:
-        return
-    try:
-        entries = sorted(directory.iterdir())
-    except OSError as error:
-        raise PreparationError(f"dataset directory {directory} can't be read: {error.strerror}") from error
-    for entry in entries:
-        if entry.is_dir():
-            yield from _tree(entry, (*above, real))
-        else:
-            yield entry
-
-
-def _add(found: dict[str, tuple[str, int, int]], source: Path, name: str) -> None:
-    real = os.path.realpath(source)
-    try:
-        status = os.stat(real)
-    except OSError as error:
-        raise PreparationError(f"dataset file {source} can't be read: {error.strerror}") from error
-    known = found.get(name)
-    if known and known[0] != real:
-        raise PreparationError(
-            f"two files of the dataset have the name {name}: {known[0]} and {real}",
-            "Name a directory that holds both, or make two datasets of them.",
-        )
-    found[name] = (real, status.st_size, status.st_mtime_ns)

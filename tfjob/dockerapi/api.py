@@ -13,7 +13,7 @@ import json
 from collections.abc import Callable, Iterable, Iterator, Mapping
 from contextlib import contextmanager, suppress
 from email.utils import parsedate_to_datetime
-from typing import Any, Final
+from typing import Any, Final, Self
 from urllib.parse import quote, urlencode
 
 from tfjob.dockerapi.stream import Hijacked
@@ -50,8 +50,14 @@ class DockerApi:
         self.address = self.transport.address
         self._version = ""
 
+    def __enter__(self) -> Self:
+        return self
+
+    def __exit__(self, *_: object) -> None:
+        self.close()
+
     def close(self) -> None:
-        """Let go of what was kept open to reach the engine. A later call opens it again."""
+        """Log out where a login leads to the engine. Later calls log in again."""
         self.transport.close()
 
     # The engine itself.

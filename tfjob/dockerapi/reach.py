@@ -10,11 +10,11 @@ from pathlib import Path
 from urllib.parse import urlsplit
 
 from tfjob.dockerapi.api import DockerApi, socket_of
-from tfjob.dockerapi.ssh import SshHost, SshTransport
+from tfjob.dockerapi.ssh import REMOTE_SOCKET, SshHost, SshTransport
 from tfjob.dockerapi.transport import PLAIN_PORT, TLS_PORT, TcpTransport, Transport, UnixTransport
 from tfjob.errors import TargetRefused
 
-__all__ = ["FORMS", "engine_at", "host_of", "transport_to"]
+__all__ = ["FORMS", "engine_at", "engine_of_tools", "host_of", "transport_to"]
 
 FORMS = "ssh://user@host, tcp://host:2376, unix:///path/to/docker.sock, context:NAME or local"
 
@@ -22,6 +22,12 @@ FORMS = "ssh://user@host, tcp://host:2376, unix:///path/to/docker.sock, context:
 def engine_at(address: str, *, tls: str | None = None, environ: Mapping[str, str] | None = None) -> DockerApi:
     """The engine at an address. Nothing is asked of it yet. Raises TargetError for an address that leads nowhere."""
     return DockerApi(transport_to(address, tls=tls, environ=environ))
+
+
+def engine_of_tools(environ: Mapping[str, str]) -> DockerApi:
+    """The engine that Docker's own tools would use: DOCKER_HOST, by TLS where DOCKER_TLS_VERIFY says so, or the usual socket."""
+    tls = environ.get("DOCKER_CERT_PATH") if environ.get("DOCKER_TLS_VERIFY") else None
+    return engine_at(environ.get("DOCKER_HOST") or f"unix://{REMOTE_SOCKET}", tls=tls, environ=environ)
 
 
 def transport_to(address: str, *, tls: str | None = None, environ: Mapping[str, str] | None = None) -> Transport:

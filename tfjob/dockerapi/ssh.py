@@ -6,10 +6,12 @@ host key is refused. The login's stdin is a lifeline: when this process ends, ho
 
 from __future__ import annotations
 
+import functools
 import os
 import re
 import shutil
 import socket
+import stat
 import subprocess
 import tempfile
 import threading
@@ -23,11 +25,13 @@ from urllib.parse import urlsplit
 
 from tfjob.errors import TargetError, TargetRefused
 
-__all__ = ["SshHost", "SshTransport"]
+__all__ = ["REMOTE_SOCKET", "SshHost", "SshTransport"]
 
-_REMOTE_SOCKET: Final = "/var/run/docker.sock"
+REMOTE_SOCKET: Final = "/var/run/docker.sock"
 _READY: Final = b"tfjob: connected\n"
 _END_S: Final = 2.0
+_PREFIX: Final = "tfjob-ssh-"
+_ABANDONED_S: Final = 300.0  # longer than any login takes
 _ASK_S: Final = 10.0
 _REASONS: Final = (
     (
@@ -85,7 +89,7 @@ class SshHost:
     host: str
     user: str | None = None
     port: int | None = None
-    socket: str = _REMOTE_SOCKET
+    socket: str = REMOTE_SOCKET
 
     @classmethod
     def of(cls, address: str) -> SshHost:
@@ -95,7 +99,7 @@ class SshHost:
             raise ValueError(f"{address} is no address of the form ssh://user@host:port")
         if parts.username and parts.username.startswith("-"):
             raise ValueError(f"{address} names no user that can be")
-        path = parts.path if len(parts.path) > 1 else _REMOTE_SOCKET
+        path = parts.path if len(parts.path) > 1 else REMOTE_SOCKET
         name = parts.netloc.rpartition("@")[2]
         host = (
             name[1 : name.index("]")] if name.startswith("[") else name.partition(":")[0]
@@ -157,6 +161,10 @@ class SshTransport:
             check=False,
         )
 
+    def variables(self) -> dict[str, str]:
+        """The socket here that leads there. Logs in where that is to be done."""
+        return {"DOCKER_HOST": f"unix://{self._ensure(_ASK_S)}"}
+
     def unanswered(self, error: Exception) -> TargetError:  # noqa: ARG002  # ssh itself knows more
         """Say whether the login or the engine behind it is at fault."""
         process = self._process
@@ -203,7 +211,8 @@ class SshTransport:
             return self._directory / "s"
 
     def _begin(self, timeout_s: float) -> None:
-        self._directory = Path(tempfile.mkdtemp(prefix="tfjob-ssh-"))  # mode 0700; short, as paths of sockets must be
+        _remove_abandoned()
+        self._directory = Path(tempfile.mkdtemp(prefix=_PREFIX))  # mode 0700; short, as paths of sockets must be
         forward = f"{self._directory / 's'}:{self._host.socket}"
         limit_s = str(max(int(timeout_s), 1))
         with _needs_ssh(), (self._directory / "e").open("wb") as said:
@@ -262,7 +271,7 @@ class SshTransport:
     def _refused(self, said: str) -> TargetError:
         for pattern, message, hint, kind in _REASONS:
             if re.search(pattern, said):
-                last = said.splitlines()[-1]
+                last = said.splitlines()[-1].removeprefix("ssh: ")
                 return kind(f"{message.format(host=self._host.host)} (ssh: {last})", hint.format(host=self._host.host))
         last = said.splitlines()[-1] if said else "it did not answer in time"
         return TargetError(
@@ -285,6 +294,37 @@ class SshTransport:
                 process.wait()
         if directory is not None:
             shutil.rmtree(directory, ignore_errors=True)
+
+
+@functools.cache
+def _remove_abandoned() -> None:
+    """Remove the directories of logins whose tfjob was killed, once in the life of this process.
+
+    Their ssh ended with it, so nobody answers at the control socket any more.
+    """
+    for directory in Path(tempfile.gettempdir()).glob(f"{_PREFIX}*"):
+        with suppress(OSError):
+            status = directory.lstat()
+            is_old = time.time() - status.st_mtime > _ABANDONED_S
+            if (
+                is_old
+                and status.st_uid == os.geteuid()
+                and stat.S_ISDIR(status.st_mode)
+                and not _is_answered(directory / "c")
+            ):
+                shutil.rmtree(directory)
+
+
+def _is_answered(path: Path) -> bool:
+    with socket.socket(socket.AF_UNIX, socket.SOCK_STREAM) as connection:
+        connection.settimeout(1.0)
+        try:
+            connection.connect(str(path))
+        except (ConnectionRefusedError, FileNotFoundError):
+            return False
+        except OSError:
+            return True
+        return True
 
 
 @contextmanager

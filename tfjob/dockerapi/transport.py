@@ -41,6 +41,10 @@ class Transport(Protocol):
         """A new connection to the engine. Raises OSError, or TargetError where more is known."""
         ...
 
+    def variables(self) -> dict[str, str]:
+        """The variables by which Docker's own tools reach the engine from here, for as long as this is not closed."""
+        ...
+
     def unanswered(self, error: Exception) -> TargetError:
         """The error for an engine that could not be reached, or broke off."""
         ...
@@ -72,15 +76,19 @@ class UnixTransport:
             raise
         return connection
 
+    def close(self) -> None:
+        """Nothing is kept between calls."""
+
+    def variables(self) -> dict[str, str]:
+        """Its socket."""
+        return {"DOCKER_HOST": self.address}
+
     def unanswered(self, error: Exception) -> TargetError:  # noqa: ARG002  # there is one reason only
         """Nobody listens there."""
         return TargetError(
             f"no Docker Engine answers at {self.address}",
             "Start Docker, or say where its socket is: DOCKER_HOST=unix:///path/to/docker.sock.",
         )
-
-    def close(self) -> None:
-        """Nothing is kept open."""
 
 
 @dataclass(frozen=True)
@@ -126,6 +134,14 @@ class TcpTransport:
             connection.close()
             raise
 
+    def close(self) -> None:
+        """Nothing is kept between calls."""
+
+    def variables(self) -> dict[str, str]:
+        """Its address, and the certificates."""
+        secured = {"DOCKER_TLS_VERIFY": "1", "DOCKER_CERT_PATH": str(self.tls)} if self.tls else {}
+        return {"DOCKER_HOST": f"tcp://{self.host}:{self.port}", **secured}
+
     def unanswered(self, error: Exception) -> TargetError:
         """Say whether the certificate was refused or nobody was there."""
         if isinstance(error, ssl.SSLCertVerificationError):
@@ -144,6 +160,3 @@ class TcpTransport:
             f"no Docker Engine answers at {self.address}: {getattr(error, 'strerror', None) or error}",
             "Is the machine up, and does Docker listen there?",
         )
-
-    def close(self) -> None:
-        """Nothing is kept open."""

@@ -5,8 +5,10 @@ from __future__ import annotations
 import os
 from collections.abc import Iterable
 from heapq import heapify, heappop, heappush
+from pathlib import Path
 from typing import Final
 
+from tfjob.datasets.files import is_address
 from tfjob.engines.base import Mount
 from tfjob.planning.plan import DatasetPlan
 
@@ -16,17 +18,25 @@ _MOST: Final = 256
 """Mounts for datasets. A container with that many starts a tenth of a second later than one with none."""
 
 
-def dataset_mounts(datasets: Iterable[DatasetPlan]) -> tuple[Mount, ...]:
+def dataset_mounts(datasets: Iterable[DatasetPlan], placed: Path | None = None) -> tuple[Mount, ...]:
     """The fewest read-only mounts, each at its own path, that hold the files of the datasets that are not copied.
+
+    `placed` is where the run has its datasets: one that is a link there leads to a tree of links, which is mounted too.
 
     A directory is mounted where all of it is in a dataset; otherwise its files are, one by one, so that the task sees
     nothing beside them. Past a limit directories are mounted as they are: a long list of mounts takes long.
     """
     wanted: dict[str, set[str]] = {}
+    trees: set[str] = set()
     for dataset in datasets:
-        for source, _, _ in dataset.files if dataset.mode == "mount" else ():
-            directory, name = os.path.split(source)
-            wanted.setdefault(directory, set()).add(name)
+        if dataset.mode != "mount":
+            continue
+        if placed is not None and os.path.islink(placed / dataset.name):
+            trees.add(os.readlink(placed / dataset.name))
+        for source, _, _ in dataset.files:
+            if not is_address(source):
+                directory, name = os.path.split(source)
+                wanted.setdefault(directory, set()).add(name)
     whole = _whole(wanted)
     places = {directory for directory in whole if os.path.dirname(directory) not in whole}
     parts = {directory: names for directory, names in wanted.items() if directory not in whole}
@@ -34,7 +44,7 @@ def dataset_mounts(datasets: Iterable[DatasetPlan]) -> tuple[Mount, ...]:
         places |= {os.path.join(directory, name) for directory, names in parts.items() for name in names}
     else:
         places |= set(parts)
-    return tuple(Mount(place, place) for place in sorted(_fewer(places)))
+    return tuple(Mount(place, place) for place in sorted(_fewer(places) | trees))
 
 
 def _whole(wanted: dict[str, set[str]]) -> set[str]:

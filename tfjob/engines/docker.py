@@ -139,7 +139,14 @@ class DockerEngine:
         api, options = self._connect()
         handle = _Handle(plan, run, api=api)
         shape = Shape(
-            plan, run, prepared, submitter(), self._environ, options, dataset_mounts(plan.datasets), self._node.gpus
+            plan,
+            run,
+            prepared,
+            submitter(),
+            self._environ,
+            options,
+            dataset_mounts(plan.datasets, run.datasets),
+            self._node.gpus,
         )
         more = {"umask": _umask()}
         seen = numbered_from_zero(allocation, plan)

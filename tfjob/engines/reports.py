@@ -23,6 +23,7 @@ __all__ = [
     "End",
     "Entrypoint",
     "Watch",
+    "dataset_places",
     "status",
     "task_files",
     "write_tasks",
@@ -96,7 +97,7 @@ def task_files(
     """What task.json of every task holds, where `run` is the run's directory as the tasks know it."""
     found = {}
     for task in plan.all_tasks:
-        bound = bind(task, {**_places(plan, run, allocation, entrypoint), **values, **_dataset_places(task, plan, run)})
+        bound = bind(task, {**_places(plan, run, allocation, entrypoint), **values, **dataset_places(task, plan, run)})
         found[task.name] = {
             "argv": bound.argv,
             "env": dict(bound.env),
@@ -190,7 +191,7 @@ def _places(plan: Plan, run: RunDirectory, allocation: Allocation, entrypoint: E
     }
 
 
-def _dataset_places(task: TaskPlan, plan: Plan, run: RunDirectory) -> dict[str, str]:
+def dataset_places(task: TaskPlan, plan: Plan, run: RunDirectory) -> dict[str, str]:
     """Where each dataset is for this task: a directory, or the one file in it if the job asks for a file."""
     places = {}
     for dataset in plan.datasets:

@@ -255,11 +255,10 @@ def _shared(client: DockerClient, chain: Sequence[str]) -> int:
 
 
 def shared_layers(api: DockerApi, chain: Sequence[str]) -> int:
-    """Return how many layers of the chain, from the bottom, some image of tfjob's in that engine has in the same order."""
+    """Return how many layers of the chain, from the bottom, some image of that engine has in the same order."""
+    newest = sorted(api.images(), key=lambda one: int(one.get("Created", 0)), reverse=True)[:_IMAGES_LOOKED_AT]
     most = 0
-    for one in api.images():
-        if "tfjob.key" not in (one.get("Labels") or {}):
-            continue
+    for one in newest:
         theirs = (api.image(one["Id"]) or {}).get("RootFS", {}).get("Layers") or []
         same = itertools.takewhile(lambda pair: pair[0] == pair[1], zip(theirs, chain, strict=False))
         most = max(most, sum(1 for _ in same))

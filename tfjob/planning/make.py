@@ -227,8 +227,10 @@ def _datasets(job: ResolvedJob) -> tuple[DatasetPlan, ...]:
             mode=specs[name].mode,
             digest=found.digest,
             file_count=len(found.files),
-            size_bytes=sum(size for _, _, size in found.files),
+            size_bytes=sum(max(size, 0) for _, _, size in found.files),
             files=found.files,
+            marks=found.marks,
+            registered=found.registered,
         )
         for name, found in job.datasets
     )

@@ -83,7 +83,12 @@ class CodePlan:
 
 @dataclass(frozen=True)
 class DatasetPlan:
-    """One dataset: the files it names now. Each file is (absolute source, path in the dataset, bytes)."""
+    """One dataset: the files it names now. Each file is (source, path in the dataset, bytes).
+
+    A source is an absolute path of this machine, or an address; its bytes are -1 where only fetching tells. `marks` says
+    for each file what its content must be (see `tfjob.datasets.files.Remote`); there are none without any address.
+    `registered` is the ``name@version`` that the job names.
+    """
 
     name: str
     type: str
@@ -92,6 +97,8 @@ class DatasetPlan:
     file_count: int
     size_bytes: int
     files: tuple[tuple[str, str, int], ...] = ()
+    marks: tuple[str, ...] = ()
+    registered: str | None = None
 
 
 @dataclass(frozen=True)

@@ -5,7 +5,6 @@ from __future__ import annotations
 from collections.abc import Mapping
 
 from tfjob.engines.base import Engine
-from tfjob.errors import TargetError
 from tfjob.planning.plan import Plan
 from tfjob.targets.local import local_target
 from tfjob.workspace import Workspace
@@ -13,9 +12,17 @@ from tfjob.workspace import Workspace
 __all__ = ["engine_of"]
 
 
-def engine_of(plan: Plan, workspace: Workspace, environ: Mapping[str, str]) -> Engine:
-    """The engine for `plan`. `environ` is what the submitting shell had: tasks inherit from it, and it names Docker Engines."""
+def engine_of(plan: Plan, workspace: Workspace, environ: Mapping[str, str], *, soon: bool = False) -> Engine:
+    """The engine for `plan`. `environ` is what the submitting shell had: tasks inherit from it, and it names Docker Engines.
+
+    `soon`: room is asked for soon, so nodes of other machines are reached from now on, while the rest is loaded and prepared.
+    """
     if plan.cluster is not None:
+        from tfjob.engines.cluster.nodes import Reaching  # noqa: PLC0415  # a login takes longer than to load the rest
+
+        with_gpus = plan.gpus_per_node > 0
+        reaching = Reaching(plan.cluster, environ, with_gpus=with_gpus) if soon else None
+        from tfjob.datasets.cache import Cache  # noqa: PLC0415  # the same
         from tfjob.engines.cluster.engine import ClusterEngine  # noqa: PLC0415  # only for those who have several machines
 
         return ClusterEngine(
@@ -23,10 +30,14 @@ def engine_of(plan: Plan, workspace: Workspace, environ: Mapping[str, str]) -> E
             environ=environ,
             snapshots=workspace.snapshots,
             runs=workspace.runs,
-            with_gpus=plan.gpus_per_node > 0,
+            cache=Cache(workspace.config.dataset_cache),
+            with_gpus=with_gpus,
+            reaching=reaching,
         )
     if plan.slurm is not None:
-        raise TargetError(f"target {plan.target} is of a kind that this version of tfjob can't run jobs on")
+        from tfjob.engines.slurm.engine import SlurmEngine  # noqa: PLC0415  # only for its targets
+
+        return SlurmEngine(environ=environ, cache=workspace.root / "cache")
     target = local_target(
         declared_gpus=workspace.config.local_gpus if plan.gpus_per_node else 0,
         cuda_visible_devices=environ.get("CUDA_VISIBLE_DEVICES"),

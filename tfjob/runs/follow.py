@@ -26,6 +26,8 @@ BUILD = "environment"
 _CHUNK_BYTES = 1 << 20
 _QUICK_S, _SLOW_S, _QUIET_S = 0.01, 0.1, 1.0
 _CHECK_S = 1.0
+_FIRST_S = 10.0
+"""How long the first word of a run is looked for often; later ones only while others have just come."""
 
 
 class Chunk(NamedTuple):
@@ -58,11 +60,12 @@ def follow(
     events = EventReader(run.events)
     output = OutputReader(run, tasks, offsets, attempt=attempt, last=attempt, build=build)
     deadline = None if timeout_s is None else time.monotonic() + timeout_s
-    last_news, next_check = time.monotonic(), 0.0
+    last_news, next_check, quiet_s = time.monotonic(), 0.0, _FIRST_S
     while True:
         is_news = False
         for item in chain(_in_order(events.read(), output), output.read()):
             is_news = True
+            quiet_s = _QUIET_S if isinstance(item, Chunk) else quiet_s
             yield item
             if _is_last(item):
                 return
@@ -81,7 +84,7 @@ def follow(
         if deadline is not None and now >= deadline:
             raise TimeoutError
         yield None
-        time.sleep(_QUICK_S if now - last_news < _QUIET_S else _SLOW_S)
+        time.sleep(_QUICK_S if now - last_news < quiet_s else _SLOW_S)
 
 
 def wait_for_end(run: RunDirectory, timeout_s: float | None = None) -> Record:

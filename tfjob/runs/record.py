@@ -17,6 +17,7 @@ from tfjob.values import Pairs, decode, encode
 __all__ = [
     "TERMINAL",
     "Attempt",
+    "DatasetRecord",
     "Failure",
     "Output",
     "Phase",
@@ -100,6 +101,21 @@ class Output:
 
 
 @dataclass(frozen=True)
+class DatasetRecord:
+    """One dataset of the run: its name in the job, the registered ``name@version`` it is, and what it held.
+
+    `digest` is over the names, sizes and SHA-256 of files that were fetched, and over names, sizes and times of change of
+    files of this machine. Until they are fetched, it is over what was asked for.
+    """
+
+    name: str
+    registered: str | None
+    digest: str
+    file_count: int
+    size_bytes: int
+
+
+@dataclass(frozen=True)
 class Supervisor:
     """The process that watches over the run, and the boot of the host it is on."""
 
@@ -139,6 +155,7 @@ class Record:
     left_in_work: tuple[str, ...] = ()
     code_digest: str | None = None
     environment_key: str | None = None
+    datasets: tuple[DatasetRecord, ...] = ()
     overrides: tuple[str, ...] = ()
     rerun_of: str | None = None
     notes: tuple[str, ...] = ()

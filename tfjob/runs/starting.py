@@ -6,6 +6,8 @@ import os
 import socket
 import subprocess
 import sys
+import time
+from contextlib import suppress
 from pathlib import Path
 from typing import TYPE_CHECKING
 
@@ -15,7 +17,13 @@ if TYPE_CHECKING:
     from tfjob.rundir import RunDirectory
     from tfjob.runs.record import Record
 
-__all__ = ["StartingSupervisor", "recover"]
+__all__ = ["SEVERAL_MACHINES", "StartingSupervisor", "recover"]
+
+SEVERAL_MACHINES = b"several machines"
+"""Said to a supervisor that waits for its run: it will be one on several machines, so that their engine can be loaded."""
+
+_SILENT_S = 120.0
+"""After so long nobody follows a job of Slurm's from another login node any more: who does says so every 30 seconds."""
 
 
 class StartingSupervisor:
@@ -25,7 +33,7 @@ class StartingSupervisor:
     """
 
     def __init__(self) -> None:
-        self._socket, theirs = socket.socketpair()
+        self._socket, theirs = socket.socketpair(socket.AF_UNIX, socket.SOCK_SEQPACKET)  # messages stay apart
         with theirs:
             self._process = subprocess.Popen(
                 [sys.executable, "-P", "-m", "tfjob.runs.supervisor"],
@@ -35,6 +43,11 @@ class StartingSupervisor:
                 stdout=subprocess.DEVNULL,
                 start_new_session=True,
             )
+
+    def expect_several_machines(self) -> None:
+        """Have it load what such a run needs. A guess: if the run is another, nothing is wrong."""
+        with suppress(OSError):  # it has ended, which `give` will tell
+            self._socket.send(SEVERAL_MACHINES)
 
     def give(self, run: RunDirectory, lock: int) -> None:
         """Hand it the run and the run's lock, which this process lets go of: there is no moment in which nobody holds it.
@@ -89,4 +102,8 @@ def recover(run: RunDirectory, record: Record) -> bool:
 def _is_ours(run: RunDirectory, record: Record) -> bool:
     if record.is_over or run.path.stat().st_uid != os.geteuid():
         return False
-    return record.supervisor is None or record.supervisor.host == os.uname().nodename
+    if record.supervisor is None or record.supervisor.host == os.uname().nodename:
+        return True
+    # A job of Slurm's is followed from any login node. Locks of files may not reach from one to the other; the time does.
+    silent_s = time.time() - run.supervisor_lock.stat().st_mtime
+    return (run.path / "slurm" / "job.json").exists() and silent_s > _SILENT_S

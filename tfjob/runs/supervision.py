@@ -12,6 +12,7 @@ from contextlib import suppress
 from dataclasses import replace
 from functools import partial
 from pathlib import Path
+from typing import TYPE_CHECKING
 
 from tfjob.engines.base import Allocation, Engine, Handle, Prepared, TaskStatus
 from tfjob.errors import ExitCode, NodeLost, PreparationError, TargetError, TfjobError
@@ -21,10 +22,14 @@ from tfjob.runs.advice import advice
 from tfjob.runs.attempts import attempt_of, is_tried_again, left_by_attempts, put_away
 from tfjob.runs.canceling import CancelRequested, interruptible, raise_if_canceled
 from tfjob.runs.chronicle import Chronicle
+from tfjob.runs.fetched import dataset_records
 from tfjob.runs.record import Failure, Record, RunState, Supervisor, TaskRecord, boot_id, iso, seconds
 from tfjob.runs.tail import last_lines
 from tfjob.runs.verdict import Verdict, absent, judge
-from tfjob.runs.working import changed_datasets, clear_work, list_outputs, make_kept, make_work
+from tfjob.runs.working import clear_work, list_outputs, make_kept, make_work
+
+if TYPE_CHECKING:
+    from tfjob.runs.data import RunData
 
 __all__ = ["Supervision"]
 
@@ -53,12 +58,14 @@ class Supervision:
         engine: Engine,
         prepare: Prepare,
         snapshots: Path,
+        data: RunData | None = None,
     ) -> None:
         self._run = run
         self._plan = plan
         self._engine = engine
         self._prepare = prepare
         self._snapshots = snapshots
+        self._data = data
         self._chronicle = Chronicle(run)
         self._prepared: Prepared | None = None
         self._allocation: Allocation | None = None
@@ -159,6 +166,7 @@ class Supervision:
         prepared = self._prepared or self._make_prepared()
         prepared = replace(prepared, values={**prepared.values, "restart.count": str(run.restart_count)})
         with interruptible(run):
+            plan = self._prepare_data()
             if engine.shares_run_directory:
                 make_work(plan, run, self._snapshots)
             else:
@@ -175,7 +183,17 @@ class Supervision:
         else:  # it may take long: tasks run when all is where they are
             self._chronicle.save()
             self._handle = engine.start(plan, run, self._allocation, prepared, self._waiting)
+            self._chronicle.progress(_describe(plan, self._allocation))
             self._chronicle.enter("Running")
+
+    def _prepare_data(self) -> Plan:
+        """Have the datasets at hand; the plan, which is returned, and the record then say what they hold."""
+        if self._data is not None:
+            self._plan, notes = self._data.prepare(self._chronicle.progress)
+            self._chronicle.change(datasets=dataset_records(self._plan))
+            for note in notes:
+                self._chronicle.note(note)
+        return self._plan
 
     def _make_prepared(self) -> Prepared:
         self._chronicle.enter("Preparing")
@@ -277,7 +295,7 @@ class Supervision:
         if chronicle.disk_is_full():
             notes = (*notes, "the disk that holds the run directory was full: logs and outputs may lack what came then")
         if self._record.tasks:
-            notes = (*notes, *changed_datasets(self._plan))
+            notes = (*notes, *(self._data.changes(self._plan) if self._data else ()))
         left = left_by_attempts(self._run)
         try:
             left += clear_work(self._plan, self._run, self._snapshots)

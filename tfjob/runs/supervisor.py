@@ -4,7 +4,8 @@ It outlives the terminal that submitted the run. If it is killed, its lock is fr
 looks at the run starts another (`tfjob.runs.starting.recover`), which goes on from what the run directory says: it
 redoes what was not finished, and adopts tasks that still run.
 
-    python -P -m tfjob.runs.supervisor < SOCKET     the socket brings the run directory, its lock and its log
+    python -P -m tfjob.runs.supervisor < SOCKET     the socket brings the run directory, its lock and its log;
+                                                    before that, it may say what is to be loaded
 """
 
 from __future__ import annotations
@@ -19,26 +20,33 @@ from collections.abc import Callable
 from dataclasses import replace
 from functools import partial
 from pathlib import Path
+from typing import TYPE_CHECKING
 
 from tfjob import entrypoint
 from tfjob.durable import replace_json
-from tfjob.engines.base import Prepared
+from tfjob.engines.base import Engine, Prepared
 from tfjob.engines.inherited import inherited_environment
 from tfjob.engines.marked import sweep
-from tfjob.errors import ExitCode, PreparationError, TfjobError
+from tfjob.errors import ExitCode, PreparationError, TargetError, TfjobError
 from tfjob.planning.plan import Plan
 from tfjob.rundir import RunDirectory
 from tfjob.runs.choice import engine_of
+from tfjob.runs.fetched import with_fetched
 from tfjob.runs.prepare import prepare_environment
 from tfjob.runs.record import Failure, iso, read_record, write_record
 from tfjob.runs.run import request_cancel
+from tfjob.runs.starting import SEVERAL_MACHINES
 from tfjob.runs.supervision import Supervision
 from tfjob.values import decode
 from tfjob.workspace import Workspace
 
+if TYPE_CHECKING:
+    from tfjob.runs.data import RunData
+
 _PATH_BYTES = 8192
 _FOR_THE_SUPERVISOR = (
     "CUDA_VISIBLE_DEVICES",
+    "SLURM_CONF",
     *("SSH_AUTH_SOCK", "TFJOB_SSH_CONFIG"),
     *("DOCKER_HOST", "DOCKER_CONFIG", "DOCKER_CERT_PATH", "DOCKER_TLS_VERIFY", "DOCKER_CONTEXT"),
 )
@@ -60,11 +68,16 @@ def main() -> None:
 
 
 def _supervision(run: RunDirectory) -> Supervision:
-    plan = decode(Plan, json.loads(run.plan.read_bytes()))
+    plan = with_fetched(decode(Plan, json.loads(run.plan.read_bytes())), run)
     workspace = Workspace(run.path.parent.parent)
-    store = workspace.config.store
     environ = _inherited(run, plan.secrets)
-    if key := read_record(run).environment_key:  # of an earlier supervisor's; see `prepare_environment`
+    record = read_record(run)
+    engine = engine_of(plan, workspace, environ, soon=record.supervisor is None)
+    shared = _shared(plan)
+    store = (
+        shared / "store" if shared else workspace.config.store
+    )  # after the engine, which may log in to nodes meanwhile
+    if key := record.environment_key:  # of an earlier supervisor's; see `prepare_environment`
         from tfjob.environments.store import Store  # noqa: PLC0415
 
         Store(store).hold(key)
@@ -78,14 +91,56 @@ def _supervision(run: RunDirectory) -> Supervision:
             raise PreparationError(
                 f"the secrets {', '.join(missing)} went with the supervisor that died", "Submit the job again."
             )
+        if plan.cluster is not None:
+            _borrow_engine(plan, engine)
         return prepare_environment(plan, run, store, environ, progress)
 
-    return Supervision(
-        run,
+    data = _data(plan, run, workspace, here=engine.shares_run_directory) if plan.datasets else None
+    if plan.slurm is not None:
+        from tfjob.engines.slurm.engine import SlurmEngine  # noqa: PLC0415  # only for its targets
+        from tfjob.runs.slurm import SlurmSupervision  # noqa: PLC0415  # the same
+
+        assert isinstance(engine, SlurmEngine)  # noqa: S101  # the plan says so to both
+        return SlurmSupervision(run, plan, engine=engine, prepare=prepare, snapshots=workspace.snapshots, data=data)
+    return Supervision(run, plan, engine=engine, prepare=prepare, snapshots=workspace.snapshots, data=data)
+
+
+def _borrow_engine(plan: Plan, engine: Engine) -> None:
+    """Let images be found and made on a node where this machine has no Docker Engine, as far as that can be."""
+    from tfjob.engines.cluster.engine import ClusterEngine  # noqa: PLC0415  # only for its targets
+
+    assert isinstance(engine, ClusterEngine)  # noqa: S101  # the plan says so to both
+    lent = engine.lend(lambda _: None)
+    if lent and plan.environment is not None and plan.environment.definition is not None:
+        raise TargetError(
+            "this machine has no Docker Engine that answers, and the packages of a job are put into an image here",
+            "Start Docker on this machine, or give the job a finished image: environment.image.",
+        )
+    for name in ("DOCKER_HOST", "DOCKER_TLS_VERIFY", "DOCKER_CERT_PATH", "DOCKER_CONTEXT") if lent else ():
+        os.environ.pop(name, None)
+    os.environ.update(lent)
+
+
+def _shared(plan: Plan) -> Path | None:
+    """Where environments and datasets are kept for Slurm's nodes, if the target says which file system they share."""
+    directory = plan.slurm.directory if plan.slurm is not None else None
+    return Path(directory) if directory is not None else None
+
+
+def _data(plan: Plan, run: RunDirectory, workspace: Workspace, *, here: bool) -> RunData:
+    from tfjob.datasets.cache import Cache  # noqa: PLC0415  # only jobs with data pay for it
+    from tfjob.datasets.wanted import Settings  # noqa: PLC0415
+    from tfjob.runs.data import RunData  # noqa: PLC0415
+
+    config, shared = workspace.config, _shared(plan)
+    return RunData(
         plan,
-        engine=engine_of(plan, workspace, environ),
-        prepare=prepare,
-        snapshots=workspace.snapshots,
+        run,
+        Cache(shared / "datasets" if shared else config.dataset_cache),
+        config.cache_limit_gib,
+        workspace.datasets,
+        Settings(connections=config.connections, timeout_s=config.timeout_s),
+        here=here,
     )
 
 
@@ -142,6 +197,9 @@ def _receive() -> RunDirectory | None:
     """
     with socket.socket(fileno=os.dup(0)) as door:
         path, descriptors, _, _ = socket.recv_fds(door, _PATH_BYTES, 2)
+        if path == SEVERAL_MACHINES:
+            _load_for_several_machines()
+            path, descriptors, _, _ = socket.recv_fds(door, _PATH_BYTES, 2)
     if not path:
         return None
     lock, log = descriptors
@@ -152,6 +210,12 @@ def _receive() -> RunDirectory | None:
     os.close(nothing)
     os.close(log)
     return RunDirectory(Path(os.fsdecode(path)))
+
+
+def _load_for_several_machines() -> None:
+    """Load now, while the run is being made, what one on several machines needs."""
+    import tfjob.engines.cluster.engine  # noqa: PLC0415  # only for those who have several machines
+    import tfjob.spec.config  # noqa: F401, PLC0415  # whose parser takes longer than the rest
 
 
 def _ask_to_cancel(run: RunDirectory, number: int, _frame: object) -> None:

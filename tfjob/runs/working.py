@@ -9,23 +9,22 @@ from collections.abc import Iterator
 from contextlib import suppress
 from pathlib import Path, PurePosixPath
 
-from tfjob.datasets.files import change_since, place
 from tfjob.errors import PreparationError
 from tfjob.planning.plan import Plan
 from tfjob.rundir import RunDirectory
 from tfjob.runs.record import Output
 from tfjob.snapshot import copy_tree
 
-__all__ = ["OUTPUT_LIMIT", "changed_datasets", "clear_work", "list_outputs", "make_kept", "make_work"]
+__all__ = ["OUTPUT_LIMIT", "clear_work", "list_outputs", "make_kept", "make_work"]
 
 OUTPUT_LIMIT = 1000
 """Files listed in a record by name; all are counted."""
 
 
 def make_work(plan: Plan, run: RunDirectory, snapshots: Path) -> None:
-    """Give every task a working copy of the code with ./outputs, ./logs and what else is kept in it, and place the datasets.
+    """Give every task a working copy of the code with ./outputs, ./logs and what else is kept in it.
 
-    Can be done again after it was interrupted. Raises PreparationError when a dataset has gone, or a directory to keep can't be one.
+    Can be done again after it was interrupted. Raises PreparationError when a directory to keep can't be one.
     """
     keep = make_kept(plan, run, snapshots)
     for task in plan.tasks:
@@ -40,7 +39,6 @@ def make_work(plan: Plan, run: RunDirectory, snapshots: Path) -> None:
             _link(work / kept, target)
     if plan.launcher:
         run.work(plan.launcher.name).mkdir(parents=True, exist_ok=True)
-    _place_datasets(plan, run)
 
 
 def make_kept(plan: Plan, run: RunDirectory, snapshots: Path) -> tuple[str, ...]:
@@ -74,15 +72,6 @@ def clear_work(plan: Plan, run: RunDirectory, snapshots: Path) -> tuple[str, ...
     return left
 
 
-def changed_datasets(plan: Plan) -> tuple[str, ...]:
-    """What has changed in mounted datasets, a sentence each: nothing but good manners keeps a process from writing there."""
-    return tuple(
-        f"dataset {dataset.name} was changed while the run went on: {change}"
-        for dataset in plan.datasets
-        if dataset.mode == "mount" and (change := change_since(dataset.digest, dataset.files))
-    )
-
-
 def list_outputs(run: RunDirectory) -> tuple[tuple[Output, ...], int, int]:
     """The files under outputs, in order: the first of them by name, how many there are, and their bytes."""
     found = [(file.relative_to(run.outputs).as_posix(), file.lstat().st_size) for file in _files(run.outputs)]
@@ -108,19 +97,6 @@ def _to_keep(plan: Plan, snapshots: Path) -> tuple[str, ...]:
                     "Name another directory in outputs.keep, and write there.",
                 )
     return tuple(map(str, keep))
-
-
-def _place_datasets(plan: Plan, run: RunDirectory) -> None:
-    for dataset in plan.datasets:
-        if change := change_since(dataset.digest, dataset.files):
-            raise PreparationError(
-                f"dataset {dataset.name} has changed since the job was planned: {change}", "Submit the job again."
-            )
-        if dataset.mode == "download":
-            for task in plan.tasks:
-                place(dataset.files, run.datasets / task.name / dataset.name, copy=True)
-        else:
-            place(dataset.files, run.datasets / dataset.name, copy=False)
 
 
 def _link(at: Path, to: Path) -> None:

@@ -7,7 +7,8 @@ import re
 from typing import TYPE_CHECKING, Any
 
 from tfjob.spec import conda
-from tfjob.spec.files import absolute, absolute_pattern
+from tfjob.spec.data_paths import absolute_paths
+from tfjob.spec.files import absolute
 from tfjob.spec.job import (
     ComputeSpec,
     ContainerSpec,
@@ -89,9 +90,11 @@ def _dataset(view: View, name: str, base_dir: Path) -> DatasetSpec:
     node = view.node(*where)
     if isinstance(node, ScalarNode):
         return DatasetSpec(name=node.text)
+    paths = absolute_paths(view.root, (*where, "paths"), base_dir)
     return DatasetSpec(
         name=view.text(*where, "name"),
-        paths=tuple(absolute_pattern(base_dir, path.text) for _, path in view.texts(*where, "paths")),
+        paths=tuple(path for path, _ in paths),
+        sha256=tuple((path, sha256) for path, sha256 in paths if sha256),
         type=_given(view.text(*where, "type")),
         mode=_given(view.text(*where, "mode")),
     )

@@ -28,10 +28,14 @@ __all__ = [
 
 @dataclass(frozen=True)
 class DatasetSpec:
-    """One input of the job: a registered name, or paths given inline (absolute globs once loaded)."""
+    """One input of the job: a registered name, or paths given inline (absolute globs once loaded, or addresses).
+
+    `sha256` are the sums that the content of some paths must have.
+    """
 
     name: str | None = None
     paths: tuple[str, ...] = ()
+    sha256: tuple[tuple[str, str], ...] = ()
     type: Literal["directory", "file"] = "directory"
     mode: Literal["mount", "download"] = "mount"
 

@@ -8,6 +8,7 @@ from typing import TYPE_CHECKING
 
 from tfjob.spec import schema as schemas
 from tfjob.spec import unsupported
+from tfjob.spec.data_paths import against_rules
 from tfjob.spec.nearest import nearest
 from tfjob.spec.tree import ListNode, MapNode, ScalarNode, Where, quoted
 from tfjob.spec.view import View
@@ -141,6 +142,7 @@ def _datasets(view: View) -> Iterator[Problem]:
             found = "found both name and paths" if view.has(*where, "name") else "found neither name nor paths"
             hint = "Give paths: [PATH]."
             yield view.problem_at_key(where, f"{found}; one of the two is required", hint)
+        yield from against_rules(view.root, (*where, "paths"))
 
 
 def _docker(view: View) -> Iterator[Problem]:

@@ -67,6 +67,7 @@ _MESSAGES = {
         "found * or & without a name after it; *name repeats what &name marks",
         'If it is a text such as *.py, put it in quotes: "*.py".',
     ),
+    "exceeded maximum nesting depth": ("nested deeper than 32 levels; at most 32 are allowed", ""),
     "found undefined tag handle": (
         "found a tag (a word that starts with !); values without tags are allowed",
         "Remove it, or put the text in quotes.",

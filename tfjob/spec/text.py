@@ -53,16 +53,18 @@ def decode(data: bytes, file: str) -> tuple[str, list[Problem]]:
         return "", [place.problem((), message, "Save the file as UTF-8.")]
 
 
-def read(text: str, file: str, *, inline: bool = False, where: Where = ()) -> tuple[Node | None, list[Problem]]:
+def read(
+    text: str, file: str, *, inline: bool = False, where: Where = (), most_values: int = MAX_VALUES
+) -> tuple[Node | None, list[Problem]]:
     """Return the tree of `text`, and everything wrong with it as text.
 
     `inline` allows only what fits on a command line: a scalar, or a list or mapping in brackets. The tree is None where
     the text cannot be read to its end; parts with a problem of their own are marked bad. `where` is the way to the
-    value in what it will be part of.
+    value in what it will be part of. `most_values` is how many values the text may have, with those of its aliases.
     """
     if unprintable := _UNPRINTABLE.search(text):
         return None, [_unprintable_problem(text, unprintable, file)]
-    reader = _Reader(file, inline, where)
+    reader = _Reader(file, inline, where, most_values)
     try:
         reader.read(text)
     except _Stopped:
@@ -117,10 +119,11 @@ class _Open:
 class _Reader:
     """Builds the tree from parser events; `problems` grows as it goes."""
 
-    def __init__(self, file: str, inline: bool, where: Where) -> None:
+    def __init__(self, file: str, inline: bool, where: Where, most_values: int) -> None:
         self.file = file
         self.inline = inline
         self.where = where
+        self.most_values = most_values
         self.problems: list[Problem] = []
         self.root: Node | None = None
         self.open: list[_Open] = []
@@ -192,8 +195,10 @@ class _Reader:
 
     def _count(self, size: int, place: Place) -> None:
         self.total += size
-        if self.total > MAX_VALUES:
-            message = f"more than {MAX_VALUES:,} values (aliases expanded); at most {MAX_VALUES:,} are allowed"
+        if self.total > self.most_values:
+            message = (
+                f"more than {self.most_values:,} values (aliases expanded); at most {self.most_values:,} are allowed"
+            )
             self._stop(place, self._where(), message, "Keep data in files of its own.")
 
     def _start(self, event: Any, *, is_map: bool) -> None:

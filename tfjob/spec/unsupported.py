@@ -8,7 +8,7 @@ from __future__ import annotations
 import re
 from typing import TYPE_CHECKING, NamedTuple
 
-from tfjob.spec.tree import ScalarNode, Where, quoted
+from tfjob.spec.tree import ScalarNode, Where
 
 if TYPE_CHECKING:
     from collections.abc import Iterator
@@ -51,18 +51,10 @@ def _datasets(view: View) -> Iterator[_Row]:
     for name, node in view.entries("dataset").items():
         where = ("dataset", name)
         if isinstance(node, ScalarNode):
-            instead = f"Name its files: {name}: {{paths: [PATH]}}."
-            yield _Row(not node.bad, where, f"the registered dataset {quoted(node.text)}", instead)
             continue
-        named = view.text(*where, "name")
-        what = f"the registered dataset {quoted(named or '')}"
-        yield _Row(named is not None, (*where, "name"), what, "Name its files with paths: [PATH].")
         mode = view.text(*where, "mode")
         yield _Row(mode == "direct", (*where, "mode"), "the mode direct", "Use mount or download.")
         yield _type(view, *where)
-        for path_where, path in view.texts(*where, "paths"):
-            is_address = ADDRESS.match(path.text) is not None
-            yield _Row(is_address, path_where, "data from an address", "Fetch it first and give its path.")
 
 
 def _compute(view: View) -> Iterator[_Row]:

@@ -34,6 +34,7 @@ _NAME = re.compile(r"[A-Za-z0-9][A-Za-z0-9_.-]{0,62}")
 _ALLOWED = "at most 63 letters, digits, _, . and -, starting with a letter or digit"
 _PEM_FILES = ("ca.pem", "cert.pem", "key.pem")
 _MOST_PORT = 65535
+_MOST_VALUES = 50_000  # a thousand nodes with all their keys, and then some
 _BARE_HOST = re.compile(r"(?:[A-Za-z0-9_][A-Za-z0-9_.-]*@)?[A-Za-z0-9_][A-Za-z0-9_.-]*")
 _HOST_AND_PORT = re.compile(r"(?:https?://)?([A-Za-z0-9_][A-Za-z0-9_.-]*:[0-9]{1,5})/?")
 _WITH_PASSWORD = re.compile(r"(ssh|tcp)://[^@/:]+:[^@/]*@")
@@ -96,7 +97,7 @@ def _tree(path: Path) -> tuple[Node, list[Problem]]:
     text, problems = texts.decode(data, str(path))
     if problems:
         raise InvalidFile(problems)
-    root, problems = texts.read(text, str(path))
+    root, problems = texts.read(text, str(path), most_values=_MOST_VALUES)
     if root is None:
         raise InvalidFile(problems)
     if isinstance(root, MapNode) and {"script", "command"} & set(root.entries):

@@ -122,7 +122,8 @@ class _Screen:
             self._say()
 
     def _say(self) -> None:
-        silent = [name for name, is_silent in self._silent.items() if is_silent]
+        some_answered = len(self._silent) < self._count
+        silent = [name for name, is_silent in self._silent.items() if is_silent or some_answered]
         named = f"; waiting for {', '.join(silent[:4])}{' …' if len(silent) > 4 else ''}" if silent else ""
         self._tell(f"asked {self._count - len(self._silent)} of {self._count} nodes{named}")
 
@@ -147,8 +148,7 @@ class _Asked:
         )
         try:
             api = engine_at(node.engine, tls=node.tls, environ=environ)
-            if isinstance(api.transport, SshTransport):
-                self._open_shells.callback(api.transport.close)
+            self._open_shells.callback(api.close)
             info = answering(api, deadline, lambda _: screen.wait(node.name))
             return self._facts(report, api, info)
         except TargetError as error:

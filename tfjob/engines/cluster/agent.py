@@ -1,6 +1,6 @@
 """The program beside tfjob's tasks in a container on another machine. Standard library only; any Python from 3.8.
 
-    python -I -S agent.py keep RUN                   the container's main process: it keeps the container until it is told to end
+    python -I -S agent.py end RUN                    what becomes of the container's main process when it is told to end
     python -I -S agent.py serve RUN PORTS ADDRESS    speaks with tfjob over its stdin and stdout
 
 RUN is the run's directory in the container, PORTS how many free ports are looked for, ADDRESS where peers reach this node.
@@ -25,17 +25,16 @@ from __future__ import annotations
 import fcntl
 import json
 import os
-import random
 import select
-import shutil
 import signal
 import socket
 import stat
 import struct
-import subprocess
 import sys
 import threading
 import time
+
+# shutil and subprocess are imported where they are used: neither is on the way to the first line of a script.
 
 TYPE_CHECKING = False  # typing.TYPE_CHECKING, without importing typing
 if TYPE_CHECKING:
@@ -44,6 +43,8 @@ if TYPE_CHECKING:
 
 BEAT_S = 1.0
 LOOK_S = 0.05
+QUICK_LOOK_S = 0.01
+QUICK_S = 3.0  # after the start: the first words are waited for
 CHUNK_BYTES = 1 << 18
 SILENT_S = 1.0
 BEGUN_S = 30.0
@@ -55,10 +56,8 @@ URGENT = ("stop", "kill")
 ENTRYPOINT = os.path.join(os.path.dirname(os.path.abspath(__file__)), "entrypoint.py")
 
 
-def keep(run: str) -> None:
-    """Wait to be told to end; then tell every task, once, and stay until the last process of the container has ended."""
-    signal.pthread_sigmask(signal.SIG_BLOCK, {signal.SIGTERM, signal.SIGINT})
-    signal.sigwait({signal.SIGTERM, signal.SIGINT})
+def end(run: str) -> None:
+    """Tell every task to end, once, and stay until the last of them has ended: then the container ends."""
     agent = Agent(run)
     try:  # so that nobody takes the end of the tasks for their own
         open(os.path.join(run, TOLD_TO_END), "w").close()
@@ -87,6 +86,7 @@ class Agent:
         self.silent: dict[str, float] = {}
         self.keep: list[str] = []
         self.code = ""
+        self.quick_until = 0.0
         self.merge_interval_s = 30.0
         self.orders: list[dict[str, Any]] = []
         self.buffer = b""
@@ -119,7 +119,7 @@ class Agent:
         threading.Thread(target=self.beat, daemon=True).start()
         next_merge = 0.0
         while True:
-            self.hear(LOOK_S)
+            self.hear(self.pause_s())
             while self.orders:
                 self.obey(self.orders.pop(0))
             if time.monotonic() >= self.next_look:
@@ -128,6 +128,10 @@ class Agent:
                 if next_merge:
                     self.look_at_outputs()
                 next_merge = time.monotonic() + self.merge_interval_s
+
+    def pause_s(self) -> float:
+        """How long nothing is looked at."""
+        return QUICK_LOOK_S if time.monotonic() < self.quick_until else LOOK_S
 
     def hear(self, wait_s: float) -> None:
         """Take what is told within a time. The end of it ends this program."""
@@ -156,7 +160,7 @@ class Agent:
         number = order.pop("number", 0)
         try:
             getattr(self, "do_" + order.pop("do"))(**order)
-        except (OSError, shutil.Error, subprocess.SubprocessError) as error:
+        except OSError as error:  # shutil.Error is one
             self.say("problem", message=str(error))
         self.say("done", number=number)
 
@@ -255,6 +259,9 @@ class Agent:
         if is_listening(port):
             self.say("ready", what="sshd")
             return
+        import shutil
+        import subprocess
+
         program = shutil.which("sshd", path="/usr/sbin:/usr/local/sbin:/sbin:" + os.environ.get("PATH", ""))
         if program is None:
             self.say("problem", what="sshd", message="the image has no sshd")
@@ -282,17 +289,9 @@ class Agent:
                 os.close(os.open(self.task_file(task, ".begun"), os.O_CREAT | os.O_EXCL | os.O_WRONLY, 0o644))
             except FileExistsError:
                 continue
-            with open(os.path.join(self.run, "agent.log"), "ab") as log:
-                child = subprocess.Popen(
-                    [python, "-I", "-S", "-X", "utf8", ENTRYPOINT, os.path.join(self.run, "tasks"), task],
-                    cwd="/",
-                    stdin=subprocess.DEVNULL,
-                    stdout=log,
-                    stderr=log,
-                    start_new_session=True,
-                )
-            self.children[child.pid] = task
-            child.returncode = 0  # `reap` waits for it, not the subprocess module
+            argv = [python, "-I", "-S", "-X", "utf8", ENTRYPOINT, os.path.join(self.run, "tasks"), task]
+            self.children[spawn(argv, os.path.join(self.run, "agent.log"))] = task
+        self.quick_until = time.monotonic() + QUICK_S
         self.say("ready", what="start")
 
     def do_stop(self, launcher: bool) -> None:
@@ -339,7 +338,7 @@ class Agent:
             self.leaving = True
             self.say("leaving")
         self.look_at_logs()
-        self.next_look = time.monotonic() + LOOK_S
+        self.next_look = time.monotonic() + self.pause_s()
         if self.leaving:
             return  # tasks end because they were told to, and not by tfjob
         for task, name in there:
@@ -513,6 +512,25 @@ class Agent:
             return ""
 
 
+def spawn(argv: list[str], log: str) -> int:
+    """Start a program in a session of its own, its output in a log, and return its pid."""
+    pid = os.fork()
+    if pid:
+        return pid
+    try:
+        os.setsid()
+        os.chdir("/")
+        nothing = os.open(os.devnull, os.O_RDONLY)
+        written = os.open(log, os.O_WRONLY | os.O_CREAT | os.O_APPEND, 0o644)
+        for descriptor, standard in ((nothing, 0), (written, 1), (written, 2)):
+            os.dup2(descriptor, standard)
+        os.execvp(argv[0], argv)
+    except OSError as error:
+        os.write(2, (argv[0] + ": " + str(error) + "\n").encode())
+    finally:
+        os._exit(127)
+
+
 def walk(run: str, below: str) -> Iterator[tuple[str, os.stat_result]]:
     """Files and links below a directory of the run, by their paths in it. Pipes and sockets are no files."""
     top = os.path.join(run, below)
@@ -549,24 +567,60 @@ def copy_tree(source: str, target: str) -> None:
     """A copy that may be written to, with the times of the original: whole, or not at all. One that is there stays."""
     unfinished = "{}.unfinished-{}".format(target, os.getpid())
     try:
-        shutil.copytree(source, unfinished, symlinks=True)
-        for parent, names, files in os.walk(unfinished):
-            for name in names + files:
-                path = os.path.join(parent, name)
-                if not os.path.islink(path):
-                    os.chmod(path, os.stat(path).st_mode | 0o200)
-        os.chmod(unfinished, os.stat(unfinished).st_mode | 0o700)
+        copy_directories(source, unfinished)
         try:
             os.rename(unfinished, target)
         except OSError:
             if not os.path.isdir(target):  # another one was quicker
                 raise
     finally:
-        shutil.rmtree(unfinished, ignore_errors=True)
+        if os.path.lexists(unfinished):
+            import shutil
+
+            shutil.rmtree(unfinished, ignore_errors=True)
+
+
+def copy_directories(source: str, target: str) -> None:
+    """Copy a tree to where nothing is."""
+
+    def stop(error: OSError) -> None:
+        raise error
+
+    os.makedirs(target)
+    for parent, names, files in os.walk(source, onerror=stop):
+        to = os.path.normpath(os.path.join(target, os.path.relpath(parent, source)))
+        for name in files + [one for one in names if os.path.islink(os.path.join(parent, one))]:
+            copy_file(os.path.join(parent, name), os.path.join(to, name))
+        for name in names:
+            if not os.path.islink(os.path.join(parent, name)):
+                os.mkdir(os.path.join(to, name))
+    for parent, _, _ in os.walk(source, topdown=False):  # when nothing changes their times any more
+        status = os.stat(parent)
+        to = os.path.normpath(os.path.join(target, os.path.relpath(parent, source)))
+        os.chmod(to, status.st_mode & 0o777 | 0o700)
+        os.utime(to, ns=(status.st_atime_ns, status.st_mtime_ns))
+
+
+def copy_file(source: str, target: str) -> None:
+    """A copy of a file that may be written to, or of a link."""
+    if os.path.islink(source):
+        os.symlink(os.readlink(source), target)
+        return
+    with open(source, "rb") as original, open(target, "wb") as copy:
+        while True:
+            data = original.read(CHUNK_BYTES)
+            if not data:
+                break
+            copy.write(data)
+        status = os.fstat(original.fileno())
+    os.chmod(target, status.st_mode & 0o777 | 0o200)
+    os.utime(target, ns=(status.st_atime_ns, status.st_mtime_ns))
 
 
 def place_files(directory: str, files: list[list[str]], copy: bool) -> None:
     """Links to files, or copies of them, by their names in a directory."""
+    import shutil
+
     for source, name in files:
         at = os.path.join(directory, name)
         os.makedirs(os.path.dirname(at), exist_ok=True)
@@ -580,7 +634,9 @@ def link(at: str, to: str) -> None:
     """Make `at` a link to the directory `to`; what is in its way moves there."""
     os.makedirs(to, exist_ok=True)
     if os.path.isdir(at) and not os.path.islink(at):
-        copy_into(at, to)
+        import shutil
+
+        shutil.copytree(at, to, symlinks=True, dirs_exist_ok=True)
         shutil.rmtree(at)
     elif os.path.lexists(at):
         os.unlink(at)
@@ -588,16 +644,12 @@ def link(at: str, to: str) -> None:
     os.symlink(to, at)
 
 
-def copy_into(source: str, target: str) -> None:
-    """Copy a tree into a directory that may have some of it already (dirs_exist_ok came with Python 3.8; copytree follows it)."""
-    shutil.copytree(source, target, symlinks=True, dirs_exist_ok=True)
-
-
 def free_ports(count: int) -> list[int]:
     """Ports that nobody listens on here, all different; below the range the kernel takes for outgoing connections (ip(7))."""
     found: dict[int, socket.socket] = {}
     try:
-        for port in random.sample(PORTS, len(PORTS)):
+        begin = int.from_bytes(os.urandom(4), "big") % len(PORTS)  # so that two runs rarely try the same
+        for port in [*PORTS[begin:], *PORTS[:begin]]:
             if len(found) == count:
                 break
             one = socket.socket(socket.AF_INET, socket.SOCK_STREAM)
@@ -659,9 +711,9 @@ def start_ticks(pid: int) -> int:
 
 
 def main(arguments: list[str]) -> None:
-    """Keep the container, or serve."""
-    if arguments[0] == "keep":
-        keep(arguments[1])
+    """End the tasks, or serve."""
+    if arguments[0] == "end":
+        end(arguments[1])
         return
     _, run, ports, address = arguments
     signal.signal(signal.SIGPIPE, signal.SIG_DFL)

@@ -4,9 +4,13 @@ from __future__ import annotations
 
 from collections.abc import Callable, Sequence
 from concurrent.futures import ThreadPoolExecutor
+from contextlib import suppress
 from typing import TypeVar
 
-__all__ = ["at_once"]
+from tfjob.dockerapi.api import RefusalError
+from tfjob.errors import TargetError
+
+__all__ = ["at_once", "try_at_once"]
 
 _T = TypeVar("_T")
 _R = TypeVar("_R")
@@ -22,3 +26,13 @@ def at_once(do: Callable[[_T], _R], things: Sequence[_T]) -> list[_R]:
         if errors:
             raise errors[0]
         return [one.result() for one in done]
+
+
+def try_at_once(do: Callable[[_T], object], things: Sequence[_T]) -> None:
+    """The same, as far as the engines answer and do it."""
+
+    def try_it(thing: _T) -> None:
+        with suppress(TargetError, RefusalError):
+            do(thing)
+
+    at_once(try_it, things)

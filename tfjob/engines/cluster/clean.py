@@ -104,8 +104,8 @@ def clean_target(target: ClusterDefinition, runs: Path, environ: Mapping[str, st
 
     def clean(node: NodeDefinition) -> Cleaned:
         try:
-            api = engine_at(node.engine, tls=node.tls, environ=environ)
-            return Cleaned(node.name, tuple(clean_engine(api)))
+            with engine_at(node.engine, tls=node.tls, environ=environ) as api:
+                return Cleaned(node.name, tuple(clean_engine(api)))
         except (TargetError, RefusalError) as error:
             return Cleaned(node.name, problem=error.message)
 

@@ -3,11 +3,13 @@
 from __future__ import annotations
 
 import io
+import json
 import os
 import tarfile
 from collections.abc import Iterable, Mapping
 from dataclasses import dataclass
 from pathlib import Path
+from types import ModuleType
 from typing import Any, Final
 
 from tfjob import entrypoint
@@ -24,12 +26,60 @@ from tfjob.rundir import RunDirectory
 from tfjob.spec.docker_arguments import parse, size_bytes
 from tfjob.targets.target import Gpu
 
-__all__ = ["AGENT", "ENTRYPOINT", "TREES", "Place", "archive_of", "body_of", "inside", "name_of", "node_labels"]
+__all__ = [
+    "AGENT",
+    "ENTRYPOINT",
+    "KEEP",
+    "TREES",
+    "UNPACK",
+    "Place",
+    "archive_of",
+    "body_of",
+    "bundle_of",
+    "inside",
+    "name_of",
+    "node_labels",
+]
 
 PROGRAMS: Final = "/opt/tfjob"
 AGENT: Final = f"{PROGRAMS}/agent.py"
 ENTRYPOINT: Final = f"{PROGRAMS}/entrypoint.py"
 TREES: Final = "/tfjob/trees"
+_DIRECTORIES: Final = ("logs", "logs/user", "outputs", "tasks", "work", "datasets", "ssh")
+
+KEEP: Final = """\
+import os, signal, sys
+ends = {signal.SIGTERM, signal.SIGINT}
+signal.pthread_sigmask(signal.SIG_BLOCK, ends)
+signal.sigwait(ends)
+os.execv(sys.executable, [sys.executable, "-I", "-S"] + sys.argv[1:])
+"""
+"""The container's main process: it waits to be told to end, then becomes the program that its arguments say."""
+
+UNPACK: Final = """\
+import json, os, sys
+left, bundle = int(sys.argv[1]), b""
+while left > len(bundle):
+    more = os.read(0, left - len(bundle))
+    if not more:
+        sys.exit("the connection ended too early")
+    bundle += more
+bundle = json.loads(bundle.decode())
+for path, mode in bundle["directories"]:
+    os.makedirs(path, mode, exist_ok=True)
+for path, text in bundle["programs"]:
+    with open(path + ".new", "w", encoding="utf-8") as file:
+        file.write(text)
+    os.rename(path + ".new", path)
+sys.argv = sys.argv[2:]
+with open(sys.argv[0], encoding="utf-8") as file:
+    program = compile(file.read(), sys.argv[0], "exec", 0, True)
+exec(program, {"__name__": "__main__", "__file__": sys.argv[0]})
+"""
+"""A program that makes what `bundle_of` says, which comes over its stdin, and then becomes that of its other arguments.
+
+Its first argument is the bundle's length in bytes. It is quicker than the engine's own way to put files into a container.
+"""
 
 
 @dataclass(frozen=True)
@@ -43,6 +93,9 @@ class Place:
     gpus: tuple[Gpu, ...] = ()
     volumes: tuple[tuple[str, str], ...] = ()
     binds: tuple[tuple[str, bool], ...] = ()
+
+
+_MODULES: Final = ((agent, AGENT), (entrypoint, ENTRYPOINT))
 
 
 def inside(run: RunDirectory) -> RunDirectory:
@@ -91,7 +144,7 @@ def body_of(
     binds = [{"Type": "bind", "Source": path, "Target": path, "ReadOnly": read_only} for path, read_only in place.binds]
     return {
         "Image": prepared.image,
-        "Entrypoint": [prepared.python or "python3", "-I", "-S", AGENT, "keep", str(inside(run).path)],
+        "Entrypoint": [prepared.python or "python3", "-I", "-S", "-c", KEEP, AGENT, "end", str(inside(run).path)],
         "Cmd": [],
         "Env": [*(f"{name}={value}" for name, value in variables.items()), *arguments.environment],
         "User": "0:0" if rootless else who.user,
@@ -118,42 +171,45 @@ def entrypoint_of(prepared: Prepared) -> Entrypoint:
     return Entrypoint(prepared.python or "python3", ENTRYPOINT)
 
 
-def archive_of(
-    run: RunDirectory, who: Submitter, options: frozenset[str], files: Mapping[str, tuple[bytes, int]]
-) -> bytes:
-    """The archive that is unpacked at / of a container: tfjob's programs, the run's directory, and `files` in it.
+def bundle_of(run: RunDirectory) -> bytes:
+    """What `archive_of` has, for `UNPACK`: for containers whose user is root, and may make it where it belongs."""
+    root = str(inside(run).path)
+    directories = [(name, _mode(name)) for name in (PROGRAMS, root, *(f"{root}/{name}" for name in _DIRECTORIES))]
+    programs = [(target, _program(module).decode()) for module, target in _MODULES]
+    return json.dumps({"directories": directories, "programs": programs}).encode()
 
-    `files`: path in the run's directory → (content, mode).
+
+def archive_of(
+    run: RunDirectory, who: Submitter, options: frozenset[str], accounts: Iterable[tuple[str, str]]
+) -> bytes:
+    """The archive that is unpacked at / of a container: tfjob's programs, the run's directory, and `accounts`.
+
+    `accounts`: the files of /etc that are to be replaced, as (name, text).
     """
     uid, gid = (0, 0) if "rootless" in options else (who.uid, who.gid)
     buffer = io.BytesIO()
     root = inside(run).path.relative_to("/").as_posix()
-    directories = [
-        "tfjob",
-        root,
-        *(f"{root}/{name}" for name in ("logs", "logs/user", "outputs", "tasks", "work", "datasets", "ssh")),
-    ]
+    directories = ["tfjob", root, *(f"{root}/{name}" for name in _DIRECTORIES)]
     with tarfile.open(fileobj=buffer, mode="w", format=tarfile.PAX_FORMAT) as tar:
         for name in (PROGRAMS[1:],):
             tar.addfile(_directory(name, 0, 0, 0o755))
-        for module, target in ((agent, AGENT), (entrypoint, ENTRYPOINT)):
-            content = Path(os.path.realpath(str(module.__file__))).read_bytes()
+        for module, target in _MODULES:
+            content = _program(module)
             tar.addfile(_file(target[1:], len(content), 0, 0, 0o755), io.BytesIO(content))
         for name in directories:
-            tar.addfile(_directory(name, uid, gid, 0o700 if name.endswith("/ssh") else 0o755))
-        for name, (content, mode) in files.items():
-            tar.addfile(_file(f"{root}/{name}", len(content), uid, gid, mode), io.BytesIO(content))
-    return buffer.getvalue()
-
-
-def accounts_archive(files: Iterable[tuple[str, str]]) -> bytes:
-    """The archive with /etc/passwd and /etc/group, completed by the submitter's."""
-    buffer = io.BytesIO()
-    with tarfile.open(fileobj=buffer, mode="w", format=tarfile.PAX_FORMAT) as tar:
-        for name, text in files:
+            tar.addfile(_directory(name, uid, gid, _mode(name)))
+        for name, text in accounts:
             content = text.encode()
             tar.addfile(_file(f"etc/{name}", len(content), 0, 0, 0o644), io.BytesIO(content))
     return buffer.getvalue()
+
+
+def _mode(directory: str) -> int:
+    return 0o700 if directory.endswith("/ssh") else 0o755
+
+
+def _program(module: ModuleType) -> bytes:
+    return Path(os.path.realpath(str(module.__file__))).read_bytes()
 
 
 def _directory(name: str, uid: int, gid: int, mode: int) -> tarfile.TarInfo:

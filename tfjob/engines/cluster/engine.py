@@ -15,8 +15,9 @@ from dataclasses import replace
 from pathlib import Path
 from typing import Final
 
+from tfjob.datasets.cache import Cache
 from tfjob.dockerapi.api import DockerApi, RefusalError
-from tfjob.dockerapi.reach import engine_at
+from tfjob.dockerapi.reach import engine_at, engine_of_tools
 from tfjob.engines.base import Allocation, Prepared, TaskStatus, Waiting, tell_nobody
 from tfjob.engines.cluster.at_once import at_once
 from tfjob.engines.cluster.clean import know_runs
@@ -38,6 +39,7 @@ __all__ = ["ClusterEngine"]
 _STOP_MARGIN_S: Final = 2.0
 _SYNC_S: Final = 30.0
 _ASK_S: Final = 5.0
+_LOOK_S: Final = 0.1
 _REMOVE_S: Final = 30.0
 _AGAIN_S: Final = 0.05
 _UNUSED_S: Final = 60.0
@@ -47,7 +49,8 @@ _UNUSED_S: Final = 60.0
 class ClusterEngine:
     """The engine of targets of the kind `docker`.
 
-    `environ` is what the submitting shell had; `snapshots` where code lies by content, `runs` the workspace's runs.
+    `environ` is what the submitting shell had; `snapshots` where code lies by content, `cache` data,
+    `runs` the workspace's runs. `reaching` may have been begun before, to save the time it takes to log in.
     """
 
     def __init__(
@@ -57,34 +60,55 @@ class ClusterEngine:
         environ: Mapping[str, str],
         snapshots: Path,
         runs: Path,
+        cache: Cache,
         with_gpus: bool = False,
+        reaching: Reaching | None = None,
     ) -> None:
         self._target = target
         self._environ = environ
         self._snapshots = snapshots
+        self._cache = cache
         self._workspace = know_runs(runs)
-        self._reaching: Reaching | None = None
+        self._reaching = reaching
         self._with_gpus = with_gpus
         self._found: Found | None = None
+        self._images: DockerApi | None = None
 
     @property
     def shares_run_directory(self) -> bool:
         """Tasks are elsewhere."""
         return False
 
-    def reach(self) -> Reaching:
-        """Begin to reach the nodes, in the background; what takes long is done while something else is."""
+    def lend(self, waiting: Waiting) -> dict[str, str]:
+        """Where images are found and made, as variables for Docker's tools: on a node, where this machine has no Docker Engine.
+
+        Raises TargetError when no node answers either.
+        """
+        with suppress(TargetError, RefusalError), engine_of_tools(self._environ) as own:
+            own.clock(_ASK_S)
+            return {}
         self._reaching = self._reaching or Reaching(self._target, self._environ, with_gpus=self._with_gpus)
-        return self._reaching
+        while not self._reaching.reached:
+            if not self._reaching.open:
+                told = "; ".join(f"{name}: {error.message}" for name, error in self._reaching.problems.items())
+                raise TargetError(
+                    f"neither this machine nor a node of {self._target.name} has a Docker Engine that answers: {told}",
+                    f"Look at the nodes: tfjob compute test {self._target.name}.",
+                )
+            self._reaching.wait(_LOOK_S)
+            waiting("")
+        lender = self._reaching.reached[0]
+        self._images = lender.api
+        return lender.api.transport.variables()
 
     def acquire(self, plan: Plan, run: RunDirectory, deadline_s: float, waiting: Waiting) -> Allocation:
         """Claim nodes and GPUs, all or none. Raises TargetError also when too few nodes answer."""
-        reaching = self.reach()
+        begun, self._reaching = self._reaching, None
+        reaching = begun.lately() if begun else Reaching(self._target, self._environ, with_gpus=self._with_gpus)
         try:
             self._found = find_room(plan, self._key(run), reaching, deadline_s, waiting)
         finally:
             reaching.stop()
-            self._reaching = None
         unused = [node.api for node in reaching.reached if node not in self._found.nodes]
         later = threading.Timer(_UNUSED_S, at_once, (DockerApi.close, unused))
         later.daemon = True
@@ -105,7 +129,8 @@ class ClusterEngine:
         """
         assert self._found is not None  # noqa: S101  # `acquire` comes before
         handle = ClusterHandle(plan, run, key=self._key(run))
-        site = Site(self._target, self._environ, self._snapshots)
+        images = self._images or engine_of_tools(self._environ)
+        site = Site(self._target, self._environ, self._snapshots, self._cache, images)
         try:
             Starting(handle, found=self._found, allocation=allocation, prepared=prepared, site=site, told=told).go()
         except BaseException:

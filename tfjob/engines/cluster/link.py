@@ -18,7 +18,7 @@ from typing import Any, Final
 from tfjob.dockerapi.api import DockerApi, RefusalError
 from tfjob.dockerapi.stream import STDOUT, Hijacked
 from tfjob.engines.cluster.agent import REPORTS
-from tfjob.engines.cluster.container import AGENT, inside
+from tfjob.engines.cluster.container import AGENT, UNPACK, inside
 from tfjob.engines.cluster.home import Home
 from tfjob.engines.cluster.salvage import salvage
 from tfjob.errors import TargetError
@@ -75,6 +75,8 @@ class NodeLink:
     """Tasks that ended without a word, with what is known of them."""
 
     problems: list[str] = field(default_factory=list)
+    bundle: bytes = b""
+    """What the agent makes in its container before it speaks for the first time; see `tfjob.engines.cluster.container`."""
 
     def __post_init__(self) -> None:
         self._changed = threading.Condition()
@@ -159,12 +161,14 @@ class NodeLink:
 
     def _session(self) -> None:
         run = str(inside(self.home.run).path)
-        argv = [self.node.python, "-I", "-S", AGENT, "serve", run, str(self.port_count), self.node.address]
+        bundle = b"" if self.said("hello") else self.bundle
+        unpack = ["-c", UNPACK, str(len(bundle))] if bundle else []
+        argv = [self.node.python, "-I", "-S", *unpack, AGENT, "serve", run, str(self.port_count), self.node.address]
         stream = self.api.execute(self.node.container, argv, timeout_s=min(self.lost_s, _SILENT_S))
         try:
             self.home.begin(self.node.index)
             stream.settimeout(min(max(self.lost_s / 2, 3.0), _SILENT_S))
-            stream.write(json.dumps({"do": "have", **self._have()}).encode() + b"\n")
+            stream.write(bundle + json.dumps({"do": "have", **self._have()}).encode() + b"\n")
             self._connected(stream)
             for header, data in _messages(stream):
                 if self._closing:

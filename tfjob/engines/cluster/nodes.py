@@ -21,6 +21,7 @@ __all__ = ["Reached", "Reaching"]
 
 _FIRST_TRY_S: Final = 15.0
 _AGAIN_S: Final = 1.0
+_FRESH_S: Final = 10.0
 
 
 @dataclass(frozen=True)
@@ -37,10 +38,19 @@ class Reached:
 class Reaching:
     """Reaches every node of a target in the background; a slow one is waited for, and tried again, up to the target's limit."""
 
-    def __init__(self, target: ClusterDefinition, environ: Mapping[str, str], *, with_gpus: bool) -> None:
+    def __init__(
+        self,
+        target: ClusterDefinition,
+        environ: Mapping[str, str],
+        *,
+        with_gpus: bool,
+        engines: Mapping[str, DockerApi] | None = None,
+    ) -> None:
         self.target = target
         self._environ = environ
         self._with_gpus = with_gpus
+        self._engines = dict(engines or {})
+        self._begun = time.monotonic()
         self._changed = threading.Condition()
         self._reached: dict[str, Reached] = {}
         self._problems: dict[str, TargetError] = {}
@@ -67,6 +77,14 @@ class Reaching:
     def _begin(self, order: int, definition: NodeDefinition) -> None:
         deadline = time.monotonic() + self.target.wait_s
         threading.Thread(target=self._reach, args=(order, definition, deadline), daemon=True).start()
+
+    def lately(self) -> Reaching:
+        """This, if it was begun just now; else another, that asks again: nodes come and go while an image is built."""
+        if time.monotonic() - self._begun < _FRESH_S:
+            return self
+        self.stop()
+        engines = {node.definition.name: node.api for node in self.reached}  # logins that are there are used
+        return Reaching(self.target, self._environ, with_gpus=self._with_gpus, engines=engines)
 
     @property
     def reached(self) -> tuple[Reached, ...]:
@@ -95,6 +113,7 @@ class Reaching:
         api: DockerApi | None = None
         while not self._stopped:
             try:
+                api = api or self._engines.get(definition.name)
                 api = api or engine_at(definition.engine, tls=definition.tls, environ=self._environ)
                 found = self._try(order, definition, api, deadline)
             except (TargetError, RefusalError, OSError) as error:

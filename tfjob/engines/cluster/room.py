@@ -5,14 +5,14 @@ from __future__ import annotations
 import os
 import random
 import time
-from collections.abc import Callable, Mapping, Sequence
+from collections.abc import Mapping
 from contextlib import suppress
 from dataclasses import dataclass
-from typing import Final, TypeVar
+from typing import Final
 
 from tfjob.dockerapi.api import RefusalError
 from tfjob.engines.base import Allocation, Waiting
-from tfjob.engines.cluster.at_once import at_once
+from tfjob.engines.cluster.at_once import at_once, try_at_once
 from tfjob.engines.cluster.choice import Candidate, can_ever_fit, choose, shares
 from tfjob.engines.cluster.clean import remove_left
 from tfjob.engines.cluster.leases import Claims, Holder, RunKey, Sight
@@ -23,12 +23,14 @@ from tfjob.targets.target import Node
 
 __all__ = ["Found", "find_room"]
 
-_T = TypeVar("_T")
 
 _LOOK_S: Final = 0.5
 _BEAT_S: Final = 15.0
 _QUIET_S: Final = 0.5
 """So long nobody wants to be told that nodes are being asked."""
+
+_GATHER_S: Final = 0.005
+"""So long other nodes may answer too before all are looked at again."""
 
 _STRAGGLERS_S: Final = 0.5
 """How long nodes that have not answered yet are waited for when those that have would do: for a fair choice."""
@@ -49,10 +51,11 @@ class Found:
 def gpus_of_tasks(plan: Plan, gpus: tuple[tuple[int, ...], ...]) -> Mapping[str, tuple[int, ...]]:
     """Which GPUs each task sees, where `gpus` are those of the plan's nodes."""
     found: dict[str, tuple[int, ...]] = {}
-    for index, indices in enumerate(gpus):
-        found.update(
-            shares([(task.name, task.gpus, task.launched) for task in plan.tasks if task.node == index], indices)
-        )
+    asked: list[list[tuple[str, int, bool]]] = [[] for _ in gpus]
+    for task in plan.tasks:
+        asked[task.node].append((task.name, task.gpus, task.launched))
+    for tasks, indices in zip(asked, gpus, strict=True):
+        found.update(shares(tasks, indices))
     return found
 
 
@@ -141,28 +144,29 @@ class _Search:
             self.why = _who_has_it(reached, sights)
             self._get_in_line(reached)
             return None
-        return self._claim([next(node for node in reached if node.order == one.order) for one in found], found)
+        by_order = {node.order: node for node in reached}
+        return self._claim([by_order[one.order] for one in found], found)
 
     def rest(self) -> None:
         """Wait until something may have changed; say meanwhile that we are still here."""
         self._reaching.wait(_LOOK_S if self._ticket is not None else 0.05)
+        if self._reaching.open:
+            time.sleep(_GATHER_S)
         if self._ticket is not None and time.monotonic() - self._last_beat > _BEAT_S:
             self._last_beat = time.monotonic()
             ticket = self._ticket
             # Drawn again, it is the same: somebody may have taken it for a dead one's while this machine slept.
-            _for_each(lambda claims: claims.draw(ticket), [self._claims[name] for name in self._in_line])
+            try_at_once(lambda claims: claims.draw(ticket), [self._claims[name] for name in self._in_line])
 
     def leave_line(self, found: Found) -> None:
         """Have room: let go of what is not needed any more."""
         mine = {node.definition.name for node in found.nodes}
-        _for_each(
-            lambda pair: pair[1].return_ticket() if pair[0] in mine else pair[1].release(),
-            [(name, self._claims[name]) for name in self._in_line],
-        )
+        try_at_once(Claims.return_ticket, [self._claims[name] for name in self._in_line & mine])
+        try_at_once(Claims.release, [self._claims[name] for name in self._in_line - mine])
 
     def give_up(self) -> None:
         """Let go of everything."""
-        _for_each(lambda claims: claims.release(), list(self._claims.values()))
+        try_at_once(Claims.release, list(self._claims.values()))
 
     def _see(self, reached: tuple[Reached, ...]) -> dict[str, Sight]:
         for node in reached:
@@ -190,8 +194,8 @@ class _Search:
         chosen = choose(candidates, self._plan.node_count, 0)
         if chosen is None:
             return None
-        nodes = tuple(next(node for node in reached if node.order == one.order) for one in chosen)
-        return Found(nodes, tuple(() for _ in nodes))
+        by_order = {node.order: node for node in reached}
+        return Found(tuple(by_order[one.order] for one in chosen), tuple(() for _ in chosen))
 
     def _claim(self, nodes: list[Reached], chosen: tuple[Candidate, ...]) -> Found | None:
         count = self._plan.gpus_per_node
@@ -206,7 +210,7 @@ class _Search:
 
         if all(at_once(claim, range(len(nodes)))):
             return Found(tuple(nodes), gpus)
-        _for_each(lambda one: one.release(), claims)  # all or none
+        try_at_once(Claims.release, claims)  # all or none
         self._in_line.clear()
         self.why = "another run wants the same GPUs"
         self._get_in_line(self._reaching.reached)
@@ -218,11 +222,11 @@ class _Search:
         with suppress(TargetError, RefusalError):  # the next look finds out what is the matter, and comes here again
             if self._ticket is None:
                 self._ticket = reached[0].api.clock() + time.time() % 1
-            for node in reached:
-                name = node.definition.name
-                if name not in self._in_line and name in self._claims:
-                    self._claims[name].draw(self._ticket)
-                    self._in_line.add(name)
+            ticket = self._ticket
+            names = [node.definition.name for node in reached if node.definition.name not in self._in_line]
+            names = [name for name in names if name in self._claims]
+            at_once(lambda name: self._claims[name].draw(ticket), names)
+            self._in_line.update(names)
 
     def _waits_for_others(self, reached: int) -> bool:
         """Whether nodes that have not answered yet are waited for a moment longer."""
@@ -254,16 +258,6 @@ class _Search:
 
     def _who_is_silent(self) -> str:
         return "; ".join(f"{name} does not answer: {error.message}" for name, error in self._reaching.problems.items())
-
-
-def _for_each(do: Callable[[_T], None], things: Sequence[_T]) -> None:
-    """Do something on several nodes at once; those that do not answer are not waited for one after the other."""
-
-    def one(thing: _T) -> None:
-        with suppress(TargetError, RefusalError):
-            do(thing)
-
-    at_once(one, things)
 
 
 def _free(node: Node, sight: Sight) -> tuple[int, ...]:

@@ -5,13 +5,15 @@ from __future__ import annotations
 import threading
 import time
 from collections.abc import Callable, Iterator, Sequence
-from typing import Final
+from typing import TYPE_CHECKING, Final
 
 from tfjob.dockerapi.api import DockerApi, RefusalError
 from tfjob.engines.cluster.at_once import at_once
 from tfjob.engines.cluster.broadcast import broadcast
 from tfjob.errors import PreparationError, TargetError
-from tfjob.images.bake import Bake, image_archive, shared_layers
+
+if TYPE_CHECKING:
+    from tfjob.images.bake import Bake
 
 __all__ = ["send_image"]
 
@@ -25,9 +27,7 @@ Nodes = Sequence[tuple[str, DockerApi]]
 Told = Callable[[str], None]
 
 
-def send_image(
-    image: str, nodes: Nodes, here: Callable[[], DockerApi], told: Told, bake: Callable[[], Bake] | None = None
-) -> None:
+def send_image(image: str, nodes: Nodes, here: DockerApi, told: Told, bake: Callable[[], Bake] | None = None) -> None:
     """Bring the image (an id) to every node that lacks it.
 
     An image that was baked here is sent by its layers, those that a node has left out; `bake` says how it is made.
@@ -37,9 +37,9 @@ def send_image(
     if not lacking:
         return
     if bake is not None:
-        _send_baked(bake(), lacking, here(), told)
+        _send_baked(bake(), lacking, here, told)
     else:
-        _send_whole(image, lacking, here(), told)
+        _send_whole(image, lacking, here, told)
     for name, _ in _lacking(image, lacking):
         raise PreparationError(
             f"{name} has taken the image {image}, and does not know it", "Is its Docker Engine very old?"
@@ -52,6 +52,8 @@ def _lacking(image: str, nodes: Nodes) -> list[tuple[str, DockerApi]]:
 
 
 def _send_baked(bake: Bake, nodes: Nodes, here: DockerApi, told: Told) -> None:
+    from tfjob.images.bake import image_archive, shared_layers  # noqa: PLC0415  # where there is something to send
+
     without_base = _lacking(bake.base, nodes)
     if without_base:
         _send_whole(bake.base, without_base, here, told)
@@ -84,19 +86,24 @@ def _send_whole(image: str, nodes: Nodes, here: DockerApi, told: Told) -> None:
         nodes = _pull(digests[0], image, nodes, told)
         if not nodes:
             return
-    total = int(about.get("Size", 0))
+    from tfjob.images.bake import shared_layers  # noqa: PLC0415  # where there is something to send
+    from tfjob.images.thin import thinned  # noqa: PLC0415
+
+    chain = [str(one) for one in about["RootFS"]["Layers"]]
+    known = set(chain[: min(at_once(lambda node: shared_layers(node[1], chain), list(nodes)))])
+    total = f"{int(about.get('Size', 0)) / 1e6:.0f} MB"
 
     def chunks() -> Iterator[bytes]:
         sent, said = 0, time.monotonic()
         with here.saved([image], _PATIENT_S) as response:
-            while data := response.read(_CHUNK_BYTES):
+            for data in thinned(response, known) if known else iter(lambda: response.read(_CHUNK_BYTES), b""):
                 yield data
                 sent += len(data)
                 quiet = time.monotonic() - said < _SAY_S
                 said = said if quiet else time.monotonic()
-                told("" if quiet else f"image for {_names(nodes)}: sent {sent / 1e6:.0f} of {total / 1e6:.0f} MB")
+                told("" if quiet else f"image for {_names(nodes)}: sent {sent / 1e6:.0f} MB; it has {total}")
 
-    told(f"image for {_names(nodes)}: {total / 1e6:.0f} MB to send")
+    told(f"image for {_names(nodes)}: {len(chain) - len(known)} of {len(chain)} layers to send; it has {total}")
     _send(chunks(), nodes, image, told)
     tags = [str(tag) for tag in about.get("RepoTags") or ()]
     if tags:

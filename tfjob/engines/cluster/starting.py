@@ -8,20 +8,21 @@ import tarfile
 import threading
 import time
 from collections.abc import Callable, Mapping, Sequence
-from contextlib import suppress
 from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import Any, Final
 
-from tfjob.dockerapi.api import DockerApi, RefusalError, socket_of
+from tfjob.datasets.cache import Cache
+from tfjob.dockerapi.api import DockerApi, RefusalError
+from tfjob.durable import digest_of
 from tfjob.engines.base import Allocation, Prepared, Waiting
-from tfjob.engines.cluster.at_once import at_once
+from tfjob.engines.cluster.at_once import at_once, try_at_once
 from tfjob.engines.cluster.container import (
     TREES,
     Place,
-    accounts_archive,
     archive_of,
     body_of,
+    bundle_of,
     entrypoint_of,
     inside,
     name_of,
@@ -36,6 +37,7 @@ from tfjob.engines.cluster.nodes import Reached
 from tfjob.engines.cluster.room import Found
 from tfjob.engines.cluster.shipping import send_image
 from tfjob.engines.cluster.trees import Tree, archive, send_trees, tree_of_directory, tree_of_outputs
+from tfjob.engines.dataset_contents import contents
 from tfjob.engines.docker_errors import explained
 from tfjob.engines.reports import task_files
 from tfjob.engines.submitter import Submitter, submitter
@@ -55,11 +57,13 @@ _QUIET_S: Final = 1.0
 
 @dataclass(frozen=True)
 class Site:
-    """Where a run comes from and goes to: the target, the submitting shell's variables, and where code lies here."""
+    """Where a run comes from and goes to: the target, the submitting shell's variables, code and data here, who has the images."""
 
     target: ClusterDefinition
     environ: Mapping[str, str]
     snapshots: Path
+    cache: Cache
+    images: DockerApi
 
     def shares(self, path: str) -> bool:
         """Whether the nodes have a path of this machine, on a file system that is declared to be shared."""
@@ -127,10 +131,7 @@ class Starting:
             trees["code"] = tree_of_directory(code.digest, "the code", directory)
         for dataset in self._plan.datasets:
             if not self._is_shared(dataset):
-                files = tuple((source, name) for source, name, _ in dataset.files)
-                trees[f"dataset {dataset.name}"] = Tree(
-                    dataset.digest, f"dataset {dataset.name}", files, dataset.size_bytes
-                )
+                trees[f"dataset {dataset.name}"] = _tree_of_dataset(dataset, self._site.cache)
         return trees
 
     def _is_shared(self, dataset: DatasetPlan) -> bool:
@@ -139,7 +140,7 @@ class Starting:
     def _bring(self, trees: Mapping[str, Tree]) -> list[dict[str, str]]:
         nodes = [(node.definition.name, node.api) for node in self._found.nodes]
         image = self._prepared.image or ""
-        send_image(image, nodes, lambda: DockerApi(socket_of(self._site.environ)), self._told, self._prepared.bake)
+        send_image(image, nodes, self._site.images, self._told, self._prepared.bake)
         with explained(nodes[0][1], self._plan, self._prepared):
             return send_trees(nodes, list(trees.values()), image, self._handle.key, self._told)
 
@@ -147,23 +148,19 @@ class Starting:
         """Say on every node that the run lives, for as long as nothing of it runs there."""
         claims = [Claims(node.api, self._handle.key) for node in self._found.nodes]
 
-        def beat(one: Claims) -> None:
-            with suppress(TargetError, RefusalError):
-                one.beat()
-
         while not done.wait(_BEAT_S):
-            at_once(beat, claims)  # one that does not answer keeps no other waiting
+            try_at_once(Claims.beat, claims)  # one that does not answer keeps no other waiting
 
     def _require_claims(self) -> None:
         """See that the GPUs are still ours: this process may have slept while others took it for dead."""
-        for node, gpus in zip(self._found.nodes, self._found.gpus, strict=True):
-            if gpus:
-                sight = Claims(node.api, self._handle.key).look()
-                if not set(gpus) <= sight.own or sight.contested:
-                    raise NodeLost(
-                        f"the GPUs claimed on {node.definition.name} were taken by another run meanwhile",
-                        "This machine slept, or could not reach the node for a minute. Submit again.",
-                    )
+        held = [(node, gpus) for node, gpus in zip(self._found.nodes, self._found.gpus, strict=True) if gpus]
+        sights = at_once(lambda one: Claims(one[0].api, self._handle.key).look(), held)
+        for (node, gpus), sight in zip(held, sights, strict=True):
+            if not set(gpus) <= sight.own or sight.contested:
+                raise NodeLost(
+                    f"the GPUs claimed on {node.definition.name} were taken by another run meanwhile",
+                    "This machine slept, or could not reach the node for a minute. Submit again.",
+                )
 
     # Containers.
 
@@ -193,7 +190,7 @@ class Starting:
         )
         with explained(node.api, self._plan, self._prepared):
             container = node.api.create(name_of(self._handle.key, self._attempt, index), body)
-            self._put_files(node, container)
+            bundle = self._put_files(node, container)
             node.api.start(container)
         noted = replace(
             tasks,
@@ -204,7 +201,13 @@ class Starting:
         )
         target = self._site.target
         link = NodeLink(
-            node.api, noted, home, target.node_lost_s, target.merge_interval_s, port_count=self._ports_needed(index)
+            node.api,
+            noted,
+            home,
+            target.node_lost_s,
+            target.merge_interval_s,
+            port_count=self._ports_needed(index),
+            bundle=bundle,
         )
         self._handle.links[index] = link
         link.open()
@@ -212,16 +215,22 @@ class Starting:
     def _gpus(self, index: int) -> tuple[Gpu, ...]:
         return tuple(gpu for gpu in self._found.nodes[index].node.gpus if gpu.index in self._found.gpus[index])
 
-    def _put_files(self, node: Reached, container: str) -> None:
-        node.api.put(container, "/", archive_of(self._run, self._who, node.options, {}))
-        if self._who.uid and "rootless" not in node.options:
+    def _put_files(self, node: Reached, container: str) -> bytes:
+        """Put into a container what its agent needs; returns what the agent itself is to make of that."""
+        is_root = not self._who.uid or "rootless" in node.options
+        has_outputs = self._attempt > 1 and self._run.outputs.is_dir()
+        if is_root and not has_outputs:
+            return bundle_of(self._run)
+        accounts: list[tuple[str, str]] = []
+        if not is_root:
             passwd, self._logins[node.definition.name] = self._who.login(_text(node.api, container, "/etc/passwd"))
-            group = self._who.group(_text(node.api, container, "/etc/group"))
-            node.api.put(container, "/", accounts_archive([("passwd", passwd), ("group", group)]))
-        if self._attempt > 1 and self._run.outputs.is_dir():
+            accounts = [("passwd", passwd), ("group", self._who.group(_text(node.api, container, "/etc/group")))]
+        node.api.put(container, "/", archive_of(self._run, self._who, node.options, accounts))
+        if has_outputs:
             owner = (0, 0) if "rootless" in node.options else (self._who.uid, self._who.gid)
             outputs = archive(tree_of_outputs(str(self._run.outputs)), owner)
             node.api.put(container, str(inside(self._run).outputs), outputs, _PATIENT_S)
+        return b""
 
     def _ports_needed(self, index: int) -> int:
         """Ports for the node's tasks, and one for its sshd; never none, so that a node that has been heard has ports."""
@@ -336,10 +345,17 @@ def node_tasks(plan: Plan, snapshots: Path, *, shared: Callable[[str], bool] = l
     if plan.code is not None and plan.code.file_count:
         code = str(snapshots / plan.code.digest) if shared(str(snapshots)) else f"{TREES}/{plan.code.digest}"
     keep = _to_keep(plan)
-    return [
-        NodeTasks(index, "", "", "", tuple(task.name for task in plan.all_tasks if task.node == index), keep, code, "")
-        for index in range(plan.node_count)
-    ]
+    names: list[list[str]] = [[] for _ in range(plan.node_count)]
+    for task in plan.all_tasks:
+        names[task.node].append(task.name)
+    return [NodeTasks(index, "", "", "", tuple(tasks), keep, code, "") for index, tasks in enumerate(names)]
+
+
+def _tree_of_dataset(dataset: DatasetPlan, cache: Cache) -> Tree:
+    found = list(contents(dataset, cache))
+    digest = digest_of([[one.name, one.sha256] for one in found])
+    files = tuple((one.source, one.name) for one in found)
+    return Tree(digest, f"dataset {dataset.name}", files, sum(one.size for one in found))
 
 
 def _to_keep(plan: Plan) -> tuple[str, ...]:

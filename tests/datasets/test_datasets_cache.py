@@ -1,0 +1,95 @@
+"""Trees of the cache: read-only, made once, made anew when somebody changed them; and what goes when room is needed."""
+
+from __future__ import annotations
+
+import hashlib
+import json
+import os
+from pathlib import Path
+
+from tfjob.datasets.cache import Cache
+from tfjob.datasets.eviction import evict, usage
+
+Rows = list[tuple[str, str, int, str]]
+
+
+def kept(cache: Cache, *contents: bytes) -> Rows:
+    """Have these contents among the objects; returns the rows of a tree that holds them."""
+    rows = []
+    with cache.filling():
+        for number, content in enumerate(contents):
+            partial = cache.partial(str(number))
+            descriptor = os.open(partial, os.O_RDWR | os.O_CREAT)
+            os.write(descriptor, content)
+            sha256 = hashlib.sha256(content).hexdigest()
+            cache.keep(partial, descriptor, sha256)
+            os.close(descriptor)
+            rows.append((f"deep/{number}", "", len(content), sha256))
+    return rows
+
+
+def used_by(tmp_path: Path, name: str, *, ended: str | None) -> Path:
+    run = tmp_path / name
+    run.mkdir()
+    (run / "record.json").write_text(json.dumps({"ended": ended}))
+    return run
+
+
+def test_a_tree_is_read_only_and_made_once(cache: Cache) -> None:
+    rows = kept(cache, b"a", b"bb")
+    tree = cache.tree(rows)
+    assert [tree.stat().st_mode & 0o777, (tree / "deep").stat().st_mode & 0o777] == [0o555, 0o555]
+    assert (tree / "deep/1").stat().st_mode & 0o777 == 0o444
+    assert (tree / "deep/1").samefile(cache.object(rows[1][3]))
+    before = tree.stat().st_ino
+    assert cache.tree(rows).stat().st_ino == before
+
+
+def test_a_tree_that_was_changed_is_made_anew_beside_the_one_in_use(cache: Cache, tmp_path: Path) -> None:
+    rows = kept(cache, b"a")
+    tree = cache.tree(rows)
+    cache.use(tree, used_by(tmp_path, "run-1", ended=None))
+    (tree / "deep").chmod(0o755)
+    (tree / "deep/added").touch()
+    inside = os.open(tree / "deep", os.O_RDONLY)  # as a container has it mounted
+    assert cache.known_tree(tree.name) is None
+    assert cache.tree(rows) == tree
+    assert os.listdir(tree / "deep") == ["0"]
+    evict(cache, limit_bytes=0)
+    assert sorted(os.listdir(inside)) == ["0", "added"]
+    (tmp_path / "run-1/record.json").write_text('{"ended": "now"}')
+    evict(cache, limit_bytes=0)
+    assert os.listdir(inside) == []
+    os.close(inside)
+
+
+def test_what_was_used_last_stays_longest_and_shared_files_stay_with_it(cache: Cache, tmp_path: Path) -> None:
+    first = cache.tree(kept(cache, b"one", b"both"))
+    second = cache.tree(kept(cache, b"two", b"both"))
+    os.utime(first.with_suffix(".json"), (1, 1))
+    loose = kept(cache, b"of no tree")[0][3]
+    assert usage(cache).size_bytes == 3 + 3 + 4 + 10
+    gone = evict(cache, limit_bytes=7, dry_run=True)
+    assert (gone.trees, gone.object_count, gone.freed_bytes) == ((first.name,), 2, 13)
+    assert first.is_dir()
+    assert evict(cache, limit_bytes=7) == gone
+    assert not first.exists()
+    assert not os.path.exists(cache.object(loose))
+    assert (second / "deep/1").read_bytes() == b"both"
+    for name, ended in (("over", "now"), ("runs", None)):
+        cache.use(second, used_by(tmp_path, name, ended=ended))
+    assert [tree.used_by for tree in usage(cache).trees] == [("runs",)]
+    assert evict(cache, limit_bytes=0).trees == ()
+
+
+def test_while_others_fetch_nothing_goes(cache: Cache) -> None:
+    cache.tree(kept(cache, b"one"))
+    with Cache(cache.root).filling():
+        assert evict(cache, limit_bytes=0).is_busy
+    assert evict(cache, limit_bytes=0).object_count == 1
+
+
+def test_a_run_whose_directory_is_gone_uses_nothing(cache: Cache, tmp_path: Path) -> None:
+    tree = cache.tree(kept(cache, b"one"))
+    cache.use(tree, tmp_path / "gone")
+    assert evict(cache, limit_bytes=0).trees == (tree.name,)

@@ -1,0 +1,200 @@
+"""Object stores and file servers: a real S3-compatible server and a real sshd, both on loopback."""
+
+from __future__ import annotations
+
+import hashlib
+import os
+import shutil
+import socket
+import subprocess
+import sys
+from collections.abc import Iterator
+from pathlib import Path
+
+import pytest
+from support import Tfjob, eventually
+
+SSHD = shutil.which("sshd", path=f"{os.environ.get('PATH', '')}:/usr/sbin:/sbin")
+pytestmark = pytest.mark.xdist_group("stores")
+
+
+@pytest.fixture(scope="module")
+def s3() -> Iterator[str]:
+    """The address of an S3-compatible server."""
+    pytest.importorskip("moto.server", reason="moto is missing: pip install 'moto[server]'")
+    from moto.server import ThreadedMotoServer  # noqa: PLC0415  # 2 s, and it may be missing
+
+    server = ThreadedMotoServer("127.0.0.1", port=0, verbose=False)
+    server.start()
+    host, port = server.get_host_and_port()
+    yield f"http://{host}:{port}"
+    server.stop()
+
+
+@pytest.fixture
+def cloud(tfjob: Tfjob, tmp_path: Path, s3: str) -> Tfjob:
+    """The command line with credentials for the server, and an empty bucket."""
+    environ = {
+        **tfjob.environ,
+        "TFJOB_STORE": str(tmp_path / "store"),
+        "AWS_ENDPOINT_URL": s3,
+        "AWS_ACCESS_KEY_ID": "key",
+        "AWS_SECRET_ACCESS_KEY": "hidden",
+        "AWS_DEFAULT_REGION": "us-east-1",
+    }
+    return Tfjob(tfjob.directory, environ)
+
+
+def put(s3: str, bucket: str, **objects: bytes) -> None:
+    import boto3  # noqa: PLC0415  # it comes with moto
+
+    client = boto3.client(
+        "s3",
+        endpoint_url=s3,
+        aws_access_key_id="key",
+        aws_secret_access_key=os.urandom(4).hex(),
+        region_name="us-east-1",
+    )
+    client.create_bucket(Bucket=bucket)
+    for name, content in objects.items():
+        client.put_object(Bucket=bucket, Key=name.replace("__", "/"), Body=content)
+
+
+def write(job: Tfjob, paths: str, command: str) -> None:
+    job.write("job.yml", f"name: reads\ncommand: {command}\ndataset: {{d: {{paths: {paths}}}}}\n")
+
+
+def test_objects_of_s3_keep_their_tree(cloud: Tfjob, s3: str) -> None:
+    big = os.urandom(9 << 20)
+    put(s3, "one", data__a=b"a", data__deep__b=b"bb", data__deep__big=big, other=b"x")
+    cloud.write(
+        "job.yml",
+        """\
+        command: cd ${{ dataset.d }}; find . -type f | sort; sha256sum deep/big; ls ${{ dataset.e }}
+        dataset:
+          d: {paths: s3://one/data}
+          e: {paths: ["s3://one/data/deep/b*", s3://one/other]}
+        """,
+    )
+    lines = cloud("submit", "job.yml").stdout.splitlines()
+    assert lines[:3] == ["./a", "./deep/b", "./deep/big"]
+    assert lines[3].split()[0] == hashlib.sha256(big).hexdigest()
+    assert lines[4:7] == ["b", "big", "other"]
+    record, _ = cloud.show()["datasets"]
+    assert (record["file_count"], record["size_bytes"]) == (3, 3 + len(big))
+
+
+def test_a_registered_dataset_of_s3_does_not_change(cloud: Tfjob, s3: str) -> None:
+    put(s3, "two", data__a=b"a", data__b=b"b")
+    cloud("dataset", "create", "--name", "words", "--path", "s3://two/data")
+    cloud.write("job.yml", "command: cat $TFJOB_DATASET_D/*\ndataset: {d: words}\n")
+    assert "ab" in cloud("submit", "job.yml").stdout
+    put(s3, "two", data__b=b"c")
+    put(s3, "two", data__c=b"c")
+    failed = cloud("submit", "job.yml", exit_code=4).stderr
+    assert "words@1 has changed since it was registered: b was written to, c is new" in failed
+    assert "words@2" in cloud("dataset", "create", "--name", "words", "--refresh").stdout
+
+
+def test_what_a_store_can_not_give_is_told(cloud: Tfjob, s3: str) -> None:
+    put(s3, "three", a=b"a")
+    write(cloud, "s3://three/nothing", "ls")
+    assert "there is no file s3://three/nothing" in cloud("submit", "job.yml", exit_code=4).stderr
+    cloud.environ["AWS_ENDPOINT_URL"] = "http://127.0.0.1:9"
+    cloud.environ["AWS_MAX_ATTEMPTS"] = "1"
+    write(cloud, "s3://three/a", "ls")
+    assert "s3://three/a can't be read: the store can't be reached" in cloud("submit", "job.yml", exit_code=4).stderr
+
+
+def test_a_missing_package_is_named_with_what_to_install(tfjob: Tfjob, tmp_path: Path) -> None:
+    (tmp_path / "without" / "gcsfs").mkdir(parents=True)
+    (tmp_path / "without" / "gcsfs" / "__init__.py").write_text("raise ImportError('no gcsfs here')\n")
+    job = Tfjob(tfjob.directory, {**tfjob.environ, "PYTHONPATH": str(tmp_path / "without")})
+    write(job, "gs://bucket/a", "ls")
+    failed = job("submit", "job.yml", exit_code=4).stderr
+    assert "gs:// needs gcsfs, which tfjob's Python does not have" in failed
+    assert "pip install 'tfjob[gs]'" in failed
+
+
+@pytest.fixture(scope="module")
+def sshd(tmp_path_factory: pytest.TempPathFactory) -> Iterator[tuple[Path, int]]:
+    """A home directory whose ~/.ssh knows the host `box`, an sshd on loopback, and its port."""
+    if SSHD is None:
+        pytest.skip("sshd is missing: apt-get install openssh-server")
+    if os.geteuid():
+        pytest.skip("needs root: sshd lets others in only as themselves")
+    pytest.importorskip("paramiko", reason="paramiko is missing: pip install paramiko")
+    home = tmp_path_factory.mktemp("home")
+    ssh = home / ".ssh"
+    ssh.mkdir(mode=0o700)
+    for name in ("host", "id_ed25519"):
+        subprocess.run(["ssh-keygen", "-q", "-t", "ed25519", "-N", "", "-f", ssh / name], check=True)
+    shutil.copy(ssh / "id_ed25519.pub", ssh / "authorized_keys")
+    with socket.socket() as free:
+        free.bind(("127.0.0.1", 0))
+        port = int(free.getsockname()[1])
+    (home / "sshd_config").write_text(
+        f"ListenAddress 127.0.0.1\nPort {port}\nHostKey {ssh}/host\nAuthorizedKeysFile {ssh}/authorized_keys\n"
+        "StrictModes no\nPermitRootLogin prohibit-password\nUsePAM no\nPidFile none\nSubsystem sftp internal-sftp\n"
+    )
+    Path("/run/sshd").mkdir(exist_ok=True)
+    process = subprocess.Popen(
+        [SSHD, "-D", "-e", "-f", home / "sshd_config"], stderr=(home / "sshd.log").open("wb"), stdin=subprocess.DEVNULL
+    )
+    try:
+        eventually(lambda: process.poll() is None and _listens(port), "sshd listens", 20)
+        yield home, port
+    finally:
+        process.terminate()
+        process.wait(10)
+
+
+@pytest.fixture
+def box(tfjob: Tfjob, tmp_path: Path, sshd: tuple[Path, int]) -> Tfjob:
+    home, port = sshd
+    key = (home / ".ssh" / "host.pub").read_text().split()
+    (home / ".ssh" / "known_hosts").write_text(f"[127.0.0.1]:{port} {key[0]} {key[1]}\n")
+    (home / ".ssh" / "config").write_text(
+        f"Host box\n  HostName 127.0.0.1\n  Port {port}\n  User root\n  IdentityFile {home}/.ssh/id_ed25519\n"
+    )
+    return Tfjob(
+        tfjob.directory,
+        {**tfjob.environ, "TFJOB_STORE": str(tmp_path / "store"), "HOME": str(home), "SSH_AUTH_SOCK": ""},
+    )
+
+
+def test_files_of_a_server_come_by_sftp(box: Tfjob, tmp_path: Path) -> None:
+    (tmp_path / "there" / "deep").mkdir(parents=True)
+    (tmp_path / "there" / "a").write_text("a")
+    big = os.urandom(9 << 20)
+    (tmp_path / "there" / "deep" / "b").write_bytes(big)
+    write(box, f"sftp://box{tmp_path}/there", "(cd ${{ dataset.d }}; cat a; sha256sum deep/b)")
+    assert f"a{hashlib.sha256(big).hexdigest()}" in box("submit", "job.yml").stdout
+    (tmp_path / "there" / "a").write_text("changed")
+    assert f"changed{hashlib.sha256(big).hexdigest()}" in box("submit", "job.yml").stdout
+
+
+def test_a_server_whose_key_is_not_known_is_refused(box: Tfjob, tmp_path: Path, sshd: tuple[Path, int]) -> None:
+    write(box, f"sftp://box{tmp_path}/a", "ls")
+    known = sshd[0] / ".ssh" / "known_hosts"
+    other = (sshd[0] / ".ssh" / "id_ed25519.pub").read_text().split()
+    known.write_text(known.read_text().rpartition(" ")[0] + f" {other[1]}\n")
+    assert "the host box shows another key than the one" in box("submit", "job.yml", exit_code=4).stderr
+    known.write_text("")
+    failed = box("submit", "job.yml", exit_code=4).stderr
+    assert "the host box can't be reached by ssh" in failed
+    assert "log in once and look at it: ssh box" in failed
+
+
+def test_heavy_libraries_are_loaded_only_for_what_needs_them(tfjob: Tfjob) -> None:
+    code = (
+        "import sys, tfjob.submission, tfjob.runs.supervisor; print({'fsspec', 'paramiko', 'ssl'} & set(sys.modules))"
+    )
+    done = subprocess.run([sys.executable, "-c", code], capture_output=True, text=True, check=True, cwd=tfjob.directory)
+    assert "fsspec" not in done.stdout
+    assert "paramiko" not in done.stdout
+
+
+def _listens(port: int) -> bool:
+    with socket.socket() as client:
+        return client.connect_ex(("127.0.0.1", port)) == 0

@@ -1,0 +1,53 @@
+from __future__ import annotations
+
+import textwrap
+from collections.abc import Callable, Iterator
+from typing import TYPE_CHECKING, Any
+
+import pytest
+import yaml
+from slurm_parts import slurm_cluster
+
+if TYPE_CHECKING:
+    from cluster.slurm import Slurm
+    from support import Tfjob
+
+__all__ = ["slurm_cluster"]
+
+Submit = Callable[..., str]
+_WELL = ("idle", "mixed", "allocated", "completing")
+
+
+@pytest.fixture
+def slurm(slurm_cluster: Slurm) -> Iterator[Slurm]:
+    """Slurm with every node well. Jobs of the test before may be completing: a test starts all the sooner."""
+    if not all(state in _WELL for state in slurm_cluster.states().values()):
+        for node in slurm_cluster.nodes:
+            node.reset()
+        slurm_cluster.reset()
+    yield slurm_cluster
+    if slurm_cluster.run("squeue", "-h", "--states=PENDING,RUNNING,SUSPENDED"):
+        slurm_cluster.run("scancel", "--signal=KILL", "--user=root", check=False)
+        slurm_cluster.run("scancel", "--user=root", check=False)
+
+
+@pytest.fixture
+def lab(tfjob: Tfjob, slurm: Slurm) -> Tfjob:
+    """The tfjob command on a login node of a Slurm cluster that is the target `lab`."""
+    tfjob.environ["PATH"] = slurm.environ["PATH"]
+    tfjob.write("lab.yml", "kind: slurm\nname: lab\npartition: gpu\n")
+    tfjob("compute", "create", "lab", "-f", "lab.yml")
+    return tfjob
+
+
+@pytest.fixture
+def submit(lab: Tfjob) -> Submit:
+    """Submit a job, detached: `submit("echo hello", nodes=2, gpus=1)`; returns the run's id. Other keys are the job file's."""
+
+    def submit(command: str, *, nodes: int = 1, gpus: int = 0, target: str = "lab", **keys: Any) -> str:
+        compute = {"target": target, "node_count": nodes, "gpus_per_node": gpus, **keys.pop("compute", {})}
+        job = {"name": "job", "command": textwrap.dedent(command), "compute": compute, **keys}
+        lab.write("job.yml", yaml.safe_dump(job))
+        return lab.submit("job.yml")
+
+    return submit

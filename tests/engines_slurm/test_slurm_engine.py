@@ -1,0 +1,168 @@
+"""What the engine makes of the queue's words and the job's report."""
+
+from __future__ import annotations
+
+import json
+import os
+import time
+from pathlib import Path
+from typing import Any
+
+import pytest
+from engines.engine_bench import task
+from engines_slurm.slurm_commands import calls, commands
+from engines_slurm.slurm_plans import slurm_plan
+
+from tfjob.engines.base import Prepared
+from tfjob.engines.slurm.engine import JobView, SlurmEngine
+from tfjob.rundir import RunDirectory
+
+NO_ACCOUNTING = "echo 'Slurm accounting storage is disabled' >&2; exit 1"
+
+
+class Site:
+    """A run on a Slurm that says what a test wants."""
+
+    def __init__(self, directory: Path) -> None:
+        self.bin = directory / "bin"
+        self.run = RunDirectory(directory / "run-1")
+        (self.run.path / "slurm").mkdir(parents=True)
+        self.plan = slurm_plan(task("true", name="main"))
+        client = commands(self.bin, sbatch="echo 7", sacct=NO_ACCOUNTING, scancel="true", sinfo="true", scontrol="true")
+        self.says("")
+        self.engine = SlurmEngine(
+            environ={**os.environ, "PATH": f"{self.bin}:{os.environ['PATH']}"}, cache=directory / "cache", client=client
+        )
+
+    def says(self, state: str, *, node_list: str = "n1", reason: str = "None") -> None:
+        line = f"7|{state}|1|gpu|10|ada|N/A|N/A|{node_list}|{reason}"
+        commands(self.bin, squeue=f"echo '{line}'" if state else "true")
+
+    def reports(self, **facts: Any) -> None:
+        known = {"phase": "running", "job": "7", "attempt": 0, "attempts": [], "tasks": {}, "end": None}
+        nodes = [{"name": "n1", "address": "10.0.0.1"}]
+        (self.run.path / "slurm" / "state.json").write_text(json.dumps({**known, "nodes": nodes, **facts}))
+
+    def look(self) -> JobView:
+        """How the job is as Slurm says now, after the time its last word is waited for."""
+        for name in ("mine", "pending", "nodes"):
+            (self.run.path.parent / "cache" / f"slurm-{name}.json").unlink(missing_ok=True)
+        handle = self.engine.submit(self.plan, self.run)
+        handle.over_since = time.monotonic() - 60
+        return self.engine.look(handle)
+
+
+@pytest.fixture
+def site(tmp_path: Path) -> Site:
+    return Site(tmp_path)
+
+
+def test_a_job_is_submitted_once(site: Site) -> None:
+    site.says("RUNNING")
+    for _ in range(3):
+        site.look()
+    assert [call for call in calls(site.bin) if call.startswith("sbatch")] == [
+        f"sbatch --parsable {site.run.path}/slurm/job.sh"
+    ]
+
+
+def test_a_job_whose_id_was_not_noted_is_found_by_its_name(site: Site) -> None:
+    (site.run.path / "slurm" / "submitting").touch()
+    commands(site.bin, squeue="echo 9")
+    assert site.engine.submit(site.plan, site.run).job == "9"
+    assert calls(site.bin) == ["squeue --noheader --me --states=all --name=run-1 --format=%i"]
+
+
+def test_ending_a_run_that_was_never_submitted_submits_nothing(site: Site) -> None:
+    handle = site.engine.adopt(site.plan, site.run)
+    site.engine.stop(handle, 0)
+    assert site.engine.look(handle).stage == "over"
+    assert calls(site.bin) == []
+
+
+@pytest.mark.parametrize(
+    ("state", "stage", "message"),
+    [
+        ("PENDING", "waiting", "waiting for 1 node; 0 free; position 1"),
+        ("REQUEUED", "waiting", "waiting for 1 node; 0 free; position 1"),
+        ("CONFIGURING", "coming", "nodes are being started: n1"),
+        ("RUNNING", "running", "on n1"),
+        ("COMPLETING", "running", "on n1"),
+    ],
+)
+def test_a_job_that_is_not_over(site: Site, state: str, stage: str, message: str) -> None:
+    site.says(state)
+    view = site.look()
+    assert (view.stage, view.message) == (stage, message)
+
+
+@pytest.mark.parametrize(
+    ("state", "outcome", "kind", "words"),
+    [
+        ("CANCELLED", "canceled", "canceled", "ended by scancel"),
+        ("TIMEOUT", "failed", "time_limit", "time limit"),
+        ("PREEMPTED", "failed", "preempted", "Slurm preempted it"),
+        ("NODE_FAIL", "failed", "node_lost", "a node was lost (n1)"),
+        ("BOOT_FAIL", "failed", "node_lost", "a node could not be started (n1)"),
+        ("OUT_OF_MEMORY", "failed", "failure", "more memory than Slurm gave it"),
+        ("FAILED", "failed", "failure", "see slurm/job.log"),
+        ("COMPLETED", "failed", None, "ended without a word"),
+        ("SOMETHING_NEW", "failed", None, "Slurm says SOMETHING_NEW"),
+    ],
+)
+def test_a_job_that_slurm_ended(site: Site, state: str, outcome: str, kind: str | None, words: str) -> None:
+    site.reports(phase="running")
+    site.says(state)
+    view = site.look()
+    assert view.stage == "over"
+    assert view.end is not None
+    assert (view.end.outcome, view.end.kind) == (outcome, kind)
+    assert words in view.end.message
+
+
+def test_the_jobs_own_last_word_counts(site: Site) -> None:
+    site.reports(phase="over", end={"outcome": "failed", "message": "boo", "task": "main", "kind": "failure"})
+    site.says("FAILED")
+    view = site.look()
+    assert view.end is not None
+    assert (view.stage, view.end.message, view.end.task) == ("over", "boo", "main")
+
+
+def test_a_job_that_was_preempted_and_ended_in_order_is_told_so(site: Site) -> None:
+    site.reports(
+        phase="lost", end={"outcome": "slurm", "message": "Slurm preempted it", "task": None, "kind": "preempted"}
+    )
+    site.says("FAILED")
+    view = site.look()
+    assert view.end is not None
+    assert (view.end.outcome, view.end.kind) == ("failed", "preempted")
+
+
+def test_a_job_that_slurm_forgot_left_no_word(site: Site) -> None:
+    site.reports(phase="running")
+    view = site.look()
+    assert view.end is not None
+    assert view.end.message == "Slurm no longer knows its job 7, and the job left no word of how it ended"
+
+
+def test_unless_accounting_knows(site: Site) -> None:
+    commands(site.bin, sacct="echo 'CANCELLED by 1000|n[1-2]'")
+    site.reports(phase="running")
+    view = site.look()
+    assert view.end is not None
+    assert view.end.outcome == "canceled"
+
+
+def test_a_slurm_that_does_not_answer_ends_no_run(site: Site) -> None:
+    site.reports(phase="running")
+    commands(site.bin, squeue="exit 1")
+    assert site.look().stage == "running"
+
+
+def test_what_the_job_needs_lies_in_the_run_directory(site: Site) -> None:
+    site.engine.keep(site.plan, site.run, Prepared(None, {"environment.path": "/bin"}))
+    found = sorted(
+        path.relative_to(site.run.path / "slurm").as_posix() for path in site.run.path.rglob("*") if path.is_file()
+    )
+    programs = [f"program/{name}.py" for name in ("batch", "entrypoint", "node", "slurm", "state", "verdict")]
+    assert found == ["gang.json", "job.sh", *programs]

@@ -1,0 +1,244 @@
+"""The job's programs, as far as they can be looked at without Slurm."""
+
+from __future__ import annotations
+
+import ast
+import importlib
+import json
+import os
+import re
+import subprocess
+import sys
+from collections.abc import Iterator
+from pathlib import Path
+from types import ModuleType
+from typing import Any
+
+import pytest
+from engines.engine_bench import task
+from engines_slurm.slurm_plans import slurm_plan, spread, workers
+from hypothesis import given, settings
+from hypothesis import strategies as st
+
+import tfjob.engines.slurm.program
+from tfjob.engines.base import Prepared
+from tfjob.engines.slurm.engine import SlurmEngine
+from tfjob.engines.slurm.gang import PROGRAMS, gang_of
+from tfjob.engines.slurm.report import read_report, statuses_of
+from tfjob.planning.plan import Plan
+from tfjob.rundir import RunDirectory
+from tfjob.runs.verdict import judge
+
+PROGRAM = Path(tfjob.engines.slurm.program.__file__).parent
+RUN = RunDirectory(Path("/shared/runs/r1"))
+ODD = ["", " ", "a b", "quote\"'", "new\nline", "$HOME `x`", "ä€🙂", "\\", "{}", "%s"]
+
+
+def module(name: str) -> ModuleType:
+    if str(PROGRAM) not in sys.path:
+        sys.path.insert(0, str(PROGRAM))
+    return importlib.import_module(name)
+
+
+@pytest.fixture(autouse=True)
+def path_as_it_was() -> Iterator[None]:
+    before = list(sys.path)
+    yield
+    sys.path[:] = before
+
+
+@pytest.mark.parametrize("name", PROGRAMS)
+def test_they_run_under_old_pythons_and_import_nothing_of_tfjob(name: str) -> None:
+    tree = ast.parse((PROGRAM / name).read_text(), feature_version=(3, 8))
+    own = {program.removesuffix(".py") for program in PROGRAMS}
+    imports = {
+        one.names[0].name if isinstance(one, ast.Import) else str(one.module)
+        for one in ast.walk(tree)
+        if isinstance(one, ast.Import | ast.ImportFrom)
+    }
+    typing = {
+        "typing",
+        "tfjob",
+        "entrypoint",
+        "tfjob.engines.slurm.program",
+        "tfjob.engines.slurm.program.state",
+        "tfjob.engines.slurm.program.verdict",
+    }
+    assert imports - own - typing <= {*sys.stdlib_module_names, "__future__"}
+
+
+def test_all_of_them_are_taken_along() -> None:
+    assert {path.name for path in PROGRAM.glob("*.py")} == {*PROGRAMS, "__init__.py"}
+
+
+class TestBinding:
+    def test_nodes_ports_and_gpus_are_put_in_where_they_belong(self) -> None:
+        made = slurm_plan(*workers("run", "${{ node.1.address }}", *ODD, count=2))
+        gang = json.loads(json.dumps(gang_of(made, RUN, Prepared(None, {"environment.path": "/bin"}))))
+        values = {"node.0.address": "n-0.example", "node.1.address": "10.0.0.2", "environment.path": "/p:/bin"}
+        values |= {"port.worker-0": "2222", "port.worker-1": "2223", "gpus.worker-0": "", "gpus.worker-1": ""}
+        batch = module("batch")
+        file = gang["tasks"][1]["file"]
+        assert [batch.fill(argument, values) for argument in file["argv"]] == ["run", "10.0.0.2", *ODD]
+        env = {name: batch.fill(value, values) for name, value in file["env"].items()}
+        assert json.loads(env["TF_CONFIG"]) == {
+            "cluster": {"worker": ["n-0.example:2222", "10.0.0.2:2223"]},
+            "task": {"type": "worker", "index": 1},
+            "environment": "cloud",
+        }
+        assert env["PATH"] == "/p:/bin"
+
+    def test_text_that_looks_like_an_expression_stays(self) -> None:
+        made = slurm_plan(task("echo", "$${{ run.id }} ${{ run.id }}"))
+        gang = gang_of(made, RUN, Prepared(None, {"environment.path": "/bin"}))
+        assert module("batch").fill(gang["tasks"][0]["file"]["argv"][1], {}) == "${{ run.id }} r1"
+
+    def test_gpus_of_a_node_are_shared_out(self) -> None:
+        batch = module("batch")
+        tasks = [
+            {"name": n, "node": k, "gpus": g, "launched": False} for n, k, g in (("a", 0, 1), ("b", 0, 2), ("c", 1, 1))
+        ]
+        hellos = {0: {"gpus": "0,2,3"}, 1: {"gpus": "1"}}
+        assert batch.shares({"tasks": tasks}, hellos) == {"a": "0", "b": "2,3", "c": "1"}
+        for one in tasks:
+            one["launched"] = True
+        assert batch.shares({"tasks": tasks}, hellos) == {"a": "0,2,3", "b": "0,2,3", "c": "1"}
+
+
+def plans() -> list[Plan]:
+    ranks = [task("true", name=f"rank-{number}", launched=True) for number in range(3)]
+    return [
+        slurm_plan(*spread(task("true", name="a"), task("true", name="b"))),
+        slurm_plan(*workers("true", count=2, parameter_server_count=1, evaluator=True)),
+        slurm_plan(*workers("true", nodes=3)),
+        slurm_plan(*ranks, launcher=task("mpirun", name="launcher")),
+    ]
+
+
+@st.composite
+def situations(draw: st.DrawFn) -> tuple[Plan, dict[str, dict[str, Any]]]:
+    made = draw(st.sampled_from(plans()))
+    statuses = {}
+    for one in made.all_tasks:
+        state = draw(st.sampled_from(("pending", "running", "ended")))
+        status: dict[str, Any] = {"state": state}
+        if state != "pending":
+            status["started"] = 1.0
+            status["listening"] = draw(st.booleans())
+        if state == "ended":
+            code = draw(st.sampled_from((0, 1, None)))
+            status.update(exit_code=code, signal=9 if code is None else None)
+            status.update(time=draw(st.sampled_from((10.0, 20.0, 30.0))), stopped=draw(st.booleans()))
+        statuses[one.name] = status
+    return made, statuses
+
+
+@given(situations())
+@settings(max_examples=300, deadline=None)
+def test_the_gang_is_judged_as_tfjob_judges_it_elsewhere(situation: tuple[Plan, dict[str, dict[str, Any]]]) -> None:
+    made, statuses = situation
+    gang = gang_of(made, RUN, Prepared(None, {"environment.path": "/bin"}))
+    said = module("verdict").judge(gang, statuses, 1000.0)
+    found = (said[0], said[2] if len(said) > 2 else None) if said else None
+    report = type("Report", (), {"tasks": statuses})
+    verdict = judge(made, statuses_of(made, report), 1000.0)  # type: ignore[arg-type]  # it has what is looked at
+    expected = (verdict.outcome, verdict.status.task if verdict.status else None) if verdict else None
+    assert found == expected
+
+
+def pythons() -> list[str]:
+    """The oldest interpreter of this machine that the programs may run under, and the newest."""
+    installed = Path(os.environ.get("PYENV_ROOT", Path.home() / ".pyenv"), "versions").glob("*/bin/python3.*")
+    found: dict[int, str] = {sys.version_info[1]: sys.executable}
+    for path in (*installed, *Path("/usr/bin").glob("python3.*")):
+        if (version := re.fullmatch(r"python3\.(\d+)", path.name)) and int(version[1]) >= 8:
+            found.setdefault(int(version[1]), str(path))
+    return [found[version] for version in dict.fromkeys((min(found), max(found)))]
+
+
+SRUN = """#!/bin/sh
+while case $1 in --*) true;; *) false;; esac; do shift; done
+SLURM_NODEID=0 SLURMD_NODENAME=here CUDA_VISIBLE_DEVICES=4,6 exec "$@"
+"""
+
+
+@pytest.mark.parametrize("python", pythons())
+@pytest.mark.parametrize(
+    ("command", "code", "outcome"), [("echo $CUDA_VISIBLE_DEVICES", 0, "completed"), ("exit 3", 1, "failed")]
+)
+def test_a_gang_of_one_node_under_old_and_new_pythons(
+    tmp_path: Path, python: str, command: str, code: int, outcome: str
+) -> None:
+    run, made = RunDirectory(tmp_path / "run"), slurm_plan(task(command, gpus=1), gpus=2)
+    for directory in (run.logs, run.tasks, run.work("main")):
+        directory.mkdir(parents=True)
+    (tmp_path / "srun").write_text(SRUN)
+    (tmp_path / "srun").chmod(0o755)
+    SlurmEngine(environ={}, cache=tmp_path).keep(made, run, Prepared(None, {"environment.path": "/bin"}))
+    gang = json.loads((run.path / "slurm" / "gang.json").read_text())
+    gang["python"][0] = python
+    (run.path / "slurm" / "gang.json").write_text(json.dumps(gang))
+    argv = [*gang["python"], str(run.path / "slurm" / "program" / "batch.py"), str(run.path)]
+    environ = {"PATH": f"{tmp_path}:{os.environ['PATH']}", "SLURM_JOB_ID": "5"}
+    done = subprocess.run(argv, env=environ, capture_output=True, text=True, timeout=60, check=False)
+    assert (done.returncode, done.stderr) == (code, "")
+    report = read_report(run)
+    assert report is not None
+    assert report.end is not None
+    assert (report.phase, report.end.outcome) == ("over", outcome)
+    assert run.log("main").read_text() == ("4\n" if code == 0 else "")
+    assert (run.tasks / "main" / "exit.json").exists()
+
+
+class TestState:
+    def test_what_is_written_is_read(self, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+        monkeypatch.setenv("SLURM_JOB_ID", "77")
+        run = RunDirectory(tmp_path)
+        (tmp_path / "slurm").mkdir()
+        (tmp_path / "logs").mkdir()
+        assert read_report(run) is None
+        state = module("state").State(str(tmp_path))
+        assert state.begin_attempt() == 0
+        state.say(phase="running", nodes=[{"name": "n1", "address": "10.0.0.1"}], started=5.0)
+        state.put({"main": {"state": "running", "started": 5.0}})
+        state.save()
+        report = read_report(run)
+        assert report is not None
+        assert (report.phase, report.job, report.attempt, report.nodes) == ("running", "77", 0, (("n1", "10.0.0.1"),))
+        [status] = statuses_of(slurm_plan(), report)
+        assert (status.state, status.started) == ("running", 5.0)
+        [status] = statuses_of(slurm_plan(), report, is_over=True)
+        assert (status.state, status.stopped) == ("ended", True)
+
+    def test_an_attempt_that_was_cut_off_is_told_and_its_logs_are_kept(self, tmp_path: Path) -> None:
+        (tmp_path / "slurm").mkdir()
+        (tmp_path / "logs").mkdir()
+        (tmp_path / "logs" / "main.log").write_text("old\n")
+        first = module("state").State(str(tmp_path))
+        first.begin_attempt()
+        first.say(phase="running")
+        second = module("state").State(str(tmp_path))
+        assert second.was_lost
+        assert second.begin_attempt() == 1
+        second.put_away(1, ["main"])
+        assert (tmp_path / "logs" / "attempt-1" / "main.log").read_text() == "old\n"
+        assert not (tmp_path / "logs" / "main.log").exists()
+        run = RunDirectory(tmp_path)
+        assert run.restart_count == 1
+        report = read_report(run)
+        assert report is not None
+        assert [one.end.kind for one in report.attempts if one.end] == ["node_lost"]
+
+    def test_who_was_preempted_has_used_up_no_retry(self, tmp_path: Path) -> None:
+        (tmp_path / "slurm").mkdir()
+        (tmp_path / "logs").mkdir()
+        retries = {"on": ["node_lost", "failure"], "most": 1}
+        for kind, may in (("preempted", True), ("requeued", True), ("node_lost", False)):
+            state = module("state").State(str(tmp_path))
+            state.begin_attempt()
+            state.cut_off("it ended", kind)
+            state = module("state").State(str(tmp_path))
+            state.begin_attempt()
+            assert state.may_try_again(retries, "failure") == may
+            state.put_away(state.value["attempt"], [])
+            state.cut_off("it ended", "preempted")

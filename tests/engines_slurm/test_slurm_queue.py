@@ -1,0 +1,77 @@
+"""One question for all runs, however many look."""
+
+from __future__ import annotations
+
+import time
+from concurrent.futures import ThreadPoolExecutor
+from pathlib import Path
+
+import pytest
+from engines_slurm.slurm_commands import calls, commands
+
+from tfjob.engines.slurm.client import SlurmClient
+from tfjob.engines.slurm.queue import Queue
+from tfjob.errors import TargetError
+
+JOBS = "\n".join(f"echo '{number}|RUNNING|2|gpu|10|ada|N/A|N/A|n[1-2]|a|b c'" for number in range(100))
+
+
+def test_a_hundred_runs_ask_once(tmp_path: Path) -> None:
+    client = commands(tmp_path / "bin", squeue=f"sleep 0.3\n{JOBS}")
+
+    def look(number: int) -> str:
+        found = Queue(client, tmp_path / "cache").job(str(number), 60)
+        assert found is not None
+        return found.reason
+
+    with ThreadPoolExecutor(20) as pool:
+        assert list(pool.map(look, range(100))) == ["a|b c"] * 100
+    assert len(calls(tmp_path / "bin")) == 1
+
+
+def test_an_answer_from_before_does_not_count(tmp_path: Path) -> None:
+    queue = Queue(commands(tmp_path / "bin", squeue=JOBS), tmp_path / "cache")
+    assert queue.job("1", 60) is not None
+    time.sleep(0.01)
+    now = time.time()
+    assert queue.job("1", 60, now - 0.5) is not None
+    assert len(calls(tmp_path / "bin")) == 1
+    assert queue.job("1", 60, now) is not None
+    assert len(calls(tmp_path / "bin")) == 2
+    assert queue.job("1", 0) is not None
+    assert len(calls(tmp_path / "bin")) == 3
+
+
+def test_a_job_that_slurm_forgot_is_none(tmp_path: Path) -> None:
+    assert Queue(commands(tmp_path / "bin", squeue=JOBS), tmp_path / "cache").job("1000", 60) is None
+
+
+def test_a_damaged_answer_is_asked_for_again(tmp_path: Path) -> None:
+    (tmp_path / "cache").mkdir()
+    (tmp_path / "cache" / "slurm-mine.json").write_text("{")
+    assert Queue(commands(tmp_path / "bin", squeue=JOBS), tmp_path / "cache").job("1", 60) is not None
+
+
+def test_slurm_that_says_no_is_heard(tmp_path: Path) -> None:
+    client = commands(
+        tmp_path / "bin", squeue="echo 'squeue: error: slurm_load_jobs error: Unable to contact' >&2; exit 1"
+    )
+    with pytest.raises(TargetError, match="squeue failed: slurm_load_jobs error: Unable to contact"):
+        Queue(client, tmp_path / "cache").job("1", 60)
+
+
+def test_a_machine_without_slurm_is_told(tmp_path: Path) -> None:
+    client = SlurmClient({"PATH": str(tmp_path)})
+    with pytest.raises(TargetError, match="sbatch is not on PATH") as caught:
+        client.submit(tmp_path / "job.sh", {})
+    assert "login node" in caught.value.hint
+
+
+def test_commands_get_no_settings_of_the_shell(tmp_path: Path) -> None:
+    client = commands(tmp_path / "bin", sbatch='env >"$0.env"; echo "Submitted" >&2; echo "42;cluster"')
+    assert client.submit(tmp_path / "job.sh", {"TOKEN": "secret"}) == "42"
+    seen = (tmp_path / "bin" / "sbatch.env").read_text()
+    assert "TOKEN=secret" in seen
+    assert "SQUEUE_FORMAT" not in seen
+    assert "X=y" not in seen
+    assert calls(tmp_path / "bin") == [f"sbatch --parsable {tmp_path}/job.sh"]

@@ -1,0 +1,30 @@
+"""Who may go on with a run that was watched over from another login node."""
+
+from __future__ import annotations
+
+import os
+import time
+from dataclasses import replace
+from pathlib import Path
+
+import pytest
+
+from tfjob.rundir import RunDirectory
+from tfjob.runs.record import Record, Supervisor
+from tfjob.runs.starting import _is_ours
+
+RECORD = Record("r", "r", "r", "Running", "2026-01-01T00:00:00.000Z", "/r", "site")
+ELSEWHERE = replace(RECORD, supervisor=Supervisor(1, "another-login-node", "boot"))
+
+
+@pytest.mark.parametrize(("is_slurm", "silent_s", "may"), [(True, 600, True), (True, 10, False), (False, 600, False)])
+def test_only_a_job_of_slurm_whose_supervisor_is_silent(
+    tmp_path: Path, is_slurm: bool, silent_s: float, may: bool
+) -> None:
+    run = RunDirectory(tmp_path)
+    run.supervisor_lock.touch()
+    os.utime(run.supervisor_lock, (0, time.time() - silent_s))
+    if is_slurm:
+        (tmp_path / "slurm").mkdir()
+        (tmp_path / "slurm" / "job.json").write_text("{}")
+    assert _is_ours(run, ELSEWHERE) == may

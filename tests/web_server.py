@@ -1,0 +1,179 @@
+"""A web server on loopback whose files, and whose faults, a test decides."""
+
+from __future__ import annotations
+
+import hashlib
+import re
+import ssl
+import threading
+import time
+from collections.abc import Callable, Iterator
+from contextlib import contextmanager
+from dataclasses import dataclass, field
+from http.server import BaseHTTPRequestHandler, ThreadingHTTPServer
+from typing import Any
+
+__all__ = ["Cut", "Hang", "Redirect", "Slow", "Status", "WebServer", "web_server"]
+
+
+@dataclass(frozen=True)
+class Status:
+    """Answers with a status and no file."""
+
+    code: int
+    headers: tuple[tuple[str, str], ...] = ()
+
+
+@dataclass(frozen=True)
+class Redirect:
+    """Leads elsewhere."""
+
+    to: str
+    code: int = 302
+
+
+@dataclass(frozen=True)
+class Cut:
+    """Sends so many bytes of the body and closes the connection."""
+
+    after: int
+
+
+@dataclass(frozen=True)
+class Hang:
+    """Sends so many bytes of the body, and then nothing until the server is closed."""
+
+    after: int = 0
+
+
+@dataclass(frozen=True)
+class Slow:
+    """Sends the body in pieces with pauses between them."""
+
+    piece: int
+    pause_s: float
+
+
+Fault = Status | Redirect | Cut | Hang | Slow | None
+
+
+@dataclass
+class WebServer:
+    """`files` by their paths; `faults` by path: one for each request, the last of them for all that follow."""
+
+    address: str = ""
+    files: dict[str, bytes] = field(default_factory=dict)
+    faults: dict[str, list[Fault]] = field(default_factory=dict)
+    has_ranges: bool = True
+    has_tags: bool = True
+    tells_size: bool = True
+    requests: list[tuple[str, str, dict[str, str]]] = field(default_factory=list)
+    lock: threading.Lock = field(default_factory=threading.Lock)
+    closing: threading.Event = field(default_factory=threading.Event)
+
+    def url(self, path: str) -> str:
+        return f"{self.address}/{path}"
+
+    def put(self, path: str, content: bytes, *faults: Fault) -> str:
+        self.files[f"/{path}"] = content
+        self.faults[f"/{path}"] = list(faults)
+        return self.url(path)
+
+    def asked(self, path: str) -> list[dict[str, str]]:
+        """The headers of every request for a path so far."""
+        with self.lock:
+            return [headers for _, asked, headers in self.requests if asked == f"/{path}"]
+
+    def next_fault(self, path: str) -> Fault:
+        with self.lock:
+            faults = self.faults.get(path, [])
+            return faults.pop(0) if len(faults) > 1 else faults[0] if faults else None
+
+
+class _Handler(BaseHTTPRequestHandler):
+    protocol_version = "HTTP/1.1"
+    web: WebServer
+
+    def do_GET(self) -> None:
+        web, path = self.web, self.path
+        with web.lock:
+            web.requests.append((self.command, path, dict(self.headers)))
+        fault = web.next_fault(path)
+        if isinstance(fault, Status | Redirect):
+            more = (("Location", fault.to),) if isinstance(fault, Redirect) else fault.headers
+            self._head(fault.code, (*more, ("Content-Length", "0")))
+            return
+        content = web.files.get(path)
+        if content is None:
+            self._head(404, (("Content-Length", "0"),))
+            return
+        tag = f'"{hashlib.sha256(content).hexdigest()[:16]}"'
+        tags = (("ETag", tag),) if web.has_tags else ()
+        if web.has_tags and self.headers.get("If-None-Match") == tag:
+            self._head(304, tags)
+            return
+        self._body(content, tag, tags, fault)
+
+    def log_message(self, *_arguments: Any) -> None:
+        """Nothing: the requests are kept."""
+
+    def _body(self, content: bytes, tag: str, tags: tuple[tuple[str, str], ...], fault: Fault) -> None:
+        asked = re.fullmatch(r"bytes=(\d+)-(\d*)", self.headers.get("Range", ""))
+        start, status = 0, 200
+        more: tuple[tuple[str, str], ...] = ()
+        if asked and self.web.has_ranges and self.headers.get("If-Range", tag) == tag:
+            start = int(asked[1])
+            end = min(int(asked[2]), len(content) - 1) if asked[2] else len(content) - 1
+            if start >= len(content):
+                self._head(416, (("Content-Range", f"bytes */{len(content)}"), ("Content-Length", "0")))
+                return
+            status, more = 206, (("Content-Range", f"bytes {start}-{end}/{len(content)}"),)
+            content = content[start : end + 1]
+        size = (("Content-Length", str(len(content))),) if self.web.tells_size else (("Connection", "close"),)
+        self._head(status, (*tags, *more, *size))
+        if isinstance(fault, Cut | Hang):
+            self.wfile.write(content[: fault.after])
+            self.wfile.flush()
+            if isinstance(fault, Hang):
+                self.web.closing.wait()
+            self.close_connection = True
+        elif isinstance(fault, Slow):
+            for at in range(0, len(content), fault.piece):
+                self.wfile.write(content[at : at + fault.piece])
+                self.wfile.flush()
+                time.sleep(fault.pause_s)
+        else:
+            self.wfile.write(content)
+
+    def _head(self, status: int, headers: tuple[tuple[str, str], ...]) -> None:
+        self.send_response(status)
+        for name, value in headers:
+            self.send_header(name, value)
+        self.end_headers()
+
+
+@contextmanager
+def web_server(tls: ssl.SSLContext | None = None) -> Iterator[WebServer]:
+    """A server on a free port of loopback, with TLS or without, until the end of the block."""
+    web = WebServer()
+    handler: Callable[..., Any] = type("Handler", (_Handler,), {"web": web})
+
+    class Server(ThreadingHTTPServer):
+        daemon_threads = True
+
+        def handle_error(self, *_arguments: Any) -> None:
+            """Nothing: clients that leave are what the tests are about."""
+
+    server = Server(("127.0.0.1", 0), handler)
+    if tls is not None:
+        server.socket = tls.wrap_socket(server.socket, server_side=True, do_handshake_on_connect=False)
+    web.address = f"{'https' if tls else 'http'}://127.0.0.1:{server.server_port}"
+    thread = threading.Thread(target=server.serve_forever, kwargs={"poll_interval": 0.05}, daemon=True)
+    thread.start()
+    try:
+        yield web
+    finally:
+        web.closing.set()
+        server.shutdown()
+        server.server_close()
+        thread.join()

@@ -1,0 +1,117 @@
+"""Commands for what datasets hold: dataset download, dataset cache."""
+
+from __future__ import annotations
+
+import time
+from pathlib import Path
+from typing import Annotated
+
+import typer
+
+from tfjob.cli.building import building
+from tfjob.cli.datasets import DatasetName, settings_of
+from tfjob.cli.options import TableFormat, TableOutput
+from tfjob.cli.output import plural, print_document, print_table, shown_path, size
+from tfjob.errors import UsageError
+from tfjob.workspace import default_config, find_workspace, open_workspace
+
+__all__ = ["cache", "download"]
+
+_GIB = 1 << 30
+
+
+def download(
+    dataset: DatasetName,
+    to: Annotated[
+        Path | None, typer.Option(help="Where to; made if it is not there. [default: ./NAME]", show_default=False)
+    ] = None,
+    overwrite: Annotated[bool, typer.Option("--overwrite", help="Replace files that are there.")] = False,
+) -> None:
+    """Copy the files of a dataset to a directory; those behind addresses are fetched into the cache first."""
+    from tfjob.datasets.cache import Cache  # noqa: PLC0415  # only for this
+    from tfjob.datasets.export import export  # noqa: PLC0415
+    from tfjob.datasets.registered import find_registered  # noqa: PLC0415
+
+    workspace = open_workspace()
+    found = find_registered(dataset, workspace.datasets)
+    target = (to or Path(dataset.partition("@")[0])).absolute()
+    there = [name for _, name, _ in found.files if (target / name).exists()]
+    if there and not overwrite:
+        raise UsageError(
+            f"{plural(len(there), 'file')} already in {shown_path(target)}, such as {there[0]}; nothing was copied",
+            "Name another directory with --to, or add --overwrite.",
+        )
+    with building(f"Fetching {found.registered}") as screen:
+        total = export(
+            found,
+            target,
+            Cache(workspace.config.dataset_cache),
+            settings_of(workspace),
+            registry=workspace.datasets,
+            progress=screen.progress,
+        )
+    print(f"{plural(len(found.files), 'file')} ({size(total)}) in {shown_path(target)}")
+
+
+def cache(
+    prune: Annotated[bool, typer.Option("--prune", help="Free what no run uses.")] = False,
+    keep_gib: Annotated[
+        float,
+        typer.Option("--keep-gib", min=0, metavar="N", help="With --prune: keep so many GiB of what was used last."),
+    ] = 0.0,
+    dry_run: Annotated[bool, typer.Option("--dry-run", help="With --prune: free nothing; say what would be.")] = False,
+    output: TableOutput = TableFormat.table,
+) -> None:
+    """Show what the cache of fetched data holds, or free it. What was freed is fetched again when it is needed."""
+    from tfjob.datasets.cache import Cache  # noqa: PLC0415  # only for this
+    from tfjob.datasets.eviction import evict, usage  # noqa: PLC0415
+
+    workspace = find_workspace()
+    config = workspace.config if workspace else default_config()
+    kept = Cache(config.dataset_cache)
+    before = usage(kept)
+    gone = evict(kept, limit_bytes=int(keep_gib * _GIB), dry_run=dry_run) if prune else None
+    if output is not TableFormat.table:
+        document = {
+            "path": str(kept.root),
+            "limit_gib": config.cache_limit_gib,
+            "size_bytes": before.size_bytes,
+            "object_count": before.object_count,
+            "partial_bytes": before.partial_bytes,
+            "trees": [
+                {
+                    "key": one.key,
+                    "file_count": one.file_count,
+                    "size_bytes": one.size_bytes,
+                    "last_used": time.strftime("%Y-%m-%dT%H:%M:%SZ", time.gmtime(one.last_used)),
+                    "used_by": list(one.used_by),
+                    "freed": gone is not None and one.key in gone.trees,
+                }
+                for one in before.trees
+            ],
+        }
+        if gone is not None:
+            document |= {"freed_bytes": gone.freed_bytes, "dry_run": dry_run, "is_busy": gone.is_busy}
+        print_document(document, output)
+        return
+    if before.trees:
+        rows = [
+            (
+                one.key[:12],
+                str(one.file_count),
+                size(one.size_bytes),
+                time.strftime("%Y-%m-%d %H:%M", time.gmtime(one.last_used)),
+                ", ".join(one.used_by) or ("freed" if gone is not None and one.key in gone.trees else ""),
+            )
+            for one in before.trees
+        ]
+        print_table(("FILES OF", "COUNT", "FETCHED", "LAST USED (UTC)", "USED BY"), rows)
+    if gone is None:
+        partial = f", and {size(before.partial_bytes)} of files half fetched" if before.partial_bytes else ""
+        print(f"{plural(before.object_count, 'file')}, {size(before.size_bytes)}{partial} in {shown_path(kept.root)}")
+        print(f"  limit     {config.cache_limit_gib:g} GiB; past that, what no run has used for longest goes")
+    elif gone.is_busy:
+        print("Freed nothing: files are being fetched just now. Try again later.")
+    else:
+        freed = f"{size(gone.freed_bytes)}: {plural(gone.object_count, 'file')}"
+        print(f"{'Would free' if dry_run else 'Freed'} {freed} in {shown_path(kept.root)}")

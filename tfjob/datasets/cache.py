@@ -1,0 +1,355 @@
+"""Where fetched data is kept: by content, so that files are fetched once for all runs, jobs and datasets.
+
+::
+
+    objects/<aa>/<sha256>     a file's content, read-only; its time is always the same, so that a write to it shows
+    trees/<key>/              the files of a dataset by their names: links to objects, and to files of this machine
+    trees/<key>.json          what it holds; its time is when the tree was last asked for; made under trees/<key>.lock
+    resolved/<asked>.json     what a large dataset came to when its addresses were last asked, and its tree
+    users/<key>/<run>         a link to the directory of a run that uses the tree
+    partial/<address>         a file that is being fetched, locked by whoever does; what broke goes on from there
+    index.db                  what each address held when it was last fetched, and digests of files of this machine
+
+Who touches what: whoever fetches holds `.lock`, shared, until the run is among the users; whoever evicts holds it alone,
+and passes over trees whose users' runs are not over. Objects and trees appear by a rename, whole or not at all. The
+index can be deleted: what it knew is fetched again.
+"""
+
+from __future__ import annotations
+
+import contextlib
+import errno
+import fcntl
+import hashlib
+import json
+import os
+import shutil
+import tempfile
+from collections.abc import Iterable, Iterator, Sequence
+from contextlib import contextmanager
+from pathlib import Path
+from typing import TYPE_CHECKING, NamedTuple
+
+from tfjob.durable import digest_of, replace_json
+from tfjob.errors import PreparationError
+
+if TYPE_CHECKING:
+    import sqlite3
+
+__all__ = ["OBJECT_TIME_NS", "Cache", "Known", "read_facts", "remove_tree"]
+
+OBJECT_TIME_NS = 1_000_000_000 * 10**9
+"""The time of change of every object: 2001-09-09T01:46:40Z. One with another time was written to."""
+
+_ASKED_AT_ONCE = 500
+_READ_ONLY, _WRITABLE = 0o555, 0o755
+_TABLES = (
+    (
+        "create table if not exists addresses "
+        "(source text primary key, tag text, size integer, sha256 text, checked real) without rowid"
+    ),
+    "create table if not exists digests (path text primary key, sign text, sha256 text) without rowid",
+)
+
+
+class Known(NamedTuple):
+    """What an address held: what its server said of it (empty: nothing), bytes, SHA-256, and when it was last asked."""
+
+    tag: str
+    size: int
+    sha256: str
+    checked: float
+
+
+class Cache:
+    """The cache under one directory, shared by all workspaces that have the same store. Several processes may use it at once."""
+
+    def __init__(self, root: Path) -> None:
+        """Use the directory `root`; it is made when something is put into it."""
+        self.root = root
+        self._objects = f"{root}/objects/"
+
+    def object(self, sha256: str) -> str:
+        """Name the file with this content, there or not."""
+        return f"{self._objects}{sha256[:2]}/{sha256}"
+
+    def has(self, sha256: str, size: int) -> bool:
+        """Whether the content is there, whole and unharmed. An object that something has written to is removed."""
+        path = self.object(sha256)
+        try:
+            status = os.stat(path)
+        except OSError:
+            return False
+        if status.st_mtime_ns == OBJECT_TIME_NS and size in (status.st_size, -1):
+            return True
+        with contextlib.suppress(OSError):
+            os.unlink(path)
+        return False
+
+    def keep(self, partial: str, descriptor: int, sha256: str) -> None:
+        """Make a finished file, open as `descriptor`, the object of its content, atomically."""
+        path = self.object(sha256)
+        os.utime(descriptor, ns=(OBJECT_TIME_NS, OBJECT_TIME_NS))
+        os.fchmod(descriptor, 0o444)
+        try:
+            os.rename(partial, path)
+        except FileNotFoundError:
+            os.makedirs(os.path.dirname(path), exist_ok=True)
+            os.rename(partial, path)
+
+    def partial(self, source: str) -> str:
+        """Name the file that an address is fetched into."""
+        return f"{self.root}/partial/{hashlib.sha256(source.encode('utf-8', 'surrogateescape')).hexdigest()[:40]}"
+
+    def known(self, sources: Sequence[str]) -> dict[str, Known]:
+        """What the addresses held when they were last fetched; without those that never were."""
+        found: dict[str, Known] = {}
+        if not (self.root / "index.db").exists():
+            return found
+        with self._index() as index:
+            for start in range(0, len(sources), _ASKED_AT_ONCE):
+                some = sources[start : start + _ASKED_AT_ONCE]
+                marks = ",".join("?" * len(some))
+                rows = index.execute(
+                    f"select source, tag, size, sha256, checked from addresses where source in ({marks})",  # noqa: S608  # marks alone
+                    some,
+                )
+                found |= {row[0]: Known(*row[1:]) for row in rows}
+        return found
+
+    def remember(self, rows: Iterable[tuple[str, Known]]) -> None:
+        """Note what addresses hold."""
+        with self._index() as index:
+            index.executemany(
+                "insert or replace into addresses values (?, ?, ?, ?, ?)", [(source, *known) for source, known in rows]
+            )
+
+    def digests(self, paths: Sequence[str]) -> dict[str, tuple[str, str]]:
+        """The (sign, SHA-256) noted for files of this machine; `sign` says of which size and time."""
+        with self._index() as index:
+            found = {}
+            for path in paths:
+                row = index.execute("select sign, sha256 from digests where path = ?", (path,)).fetchone()
+                if row is not None:
+                    found[path] = (str(row[0]), str(row[1]))
+            return found
+
+    def remember_digests(self, rows: Iterable[tuple[str, str, str]]) -> None:
+        """Note digests: (path, sign, SHA-256)."""
+        with self._index() as index:
+            index.executemany("insert or replace into digests values (?, ?, ?)", list(rows))
+
+    def tree(self, files: Sequence[tuple[str, str, int, str]]) -> Path:
+        """A directory with the files by their names, made if it is not there: (name, source, bytes, SHA-256).
+
+        A file with a SHA-256 is a hard link to its object, one without is a link to its source. Made once for the same
+        files, so that a run needs one link to it. Raises PreparationError when an object is missing or there is no space.
+        """
+        key = digest_of([[name, sha256 or source] for name, source, _, sha256 in files])
+        tree, facts = self.root / "trees" / key, self.root / "trees" / f"{key}.json"
+        try:
+            if self.known_tree(key) is not None and _is_sound(tree, files):
+                return tree
+            tree.parent.mkdir(parents=True, exist_ok=True)
+            with _locked(self.root / "trees" / f"{key}.lock"):
+                if self.known_tree(key) is None or not _is_sound(tree, files):
+                    self._make_tree(tree, files)
+                    held = {
+                        "files": len(files),
+                        "objects": {sha256: size for _, _, size, sha256 in files if sha256},
+                        "directories": _times(tree),
+                    }
+                    replace_json(facts, held, force=False)
+        except OSError as error:
+            raise PreparationError(
+                f"a dataset can't be put together in {self.root}: {error.strerror}",
+                "Free space there: tfjob dataset cache --prune; or name another store in config.yml.",
+            ) from error
+        return tree
+
+    def known_tree(self, key: str) -> Path | None:
+        """The tree with this key, if it is there and nobody has added a file to it or removed one. Files are not looked at.
+
+        Its objects stay what they are as long as nobody writes through a mount; that is looked for after each run.
+        """
+        tree, facts = self.root / "trees" / key, self.root / "trees" / f"{key}.json"
+        try:
+            times: dict[str, int] = json.loads(facts.read_bytes())["directories"]
+            if any(os.stat(os.path.join(tree, name)).st_mtime_ns != time_ns for name, time_ns in times.items()):
+                return None
+            os.utime(facts)
+        except (OSError, ValueError, KeyError, TypeError):
+            return None
+        return tree
+
+    def distrust(self) -> None:
+        """Have every file of every tree looked at before its next use: something wrote to one."""
+        for path in (self.root / "resolved").glob("*.json"):
+            path.unlink(missing_ok=True)
+
+    def resolved(self, key: str) -> Path:
+        """Name the file that keeps what a large dataset came to when all its addresses were last asked, there or not."""
+        return self.root / "resolved" / f"{key}.json"
+
+    def use(self, tree: Path, run: Path) -> None:
+        """Note that the run in the directory `run` uses the tree: it is not evicted before that run is over."""
+        users = self.root / "users" / tree.name
+        users.mkdir(parents=True, exist_ok=True)
+        with contextlib.suppress(FileExistsError):
+            (users / run.name).symlink_to(run)
+
+    @contextmanager
+    def filling(self) -> Iterator[None]:
+        """Keep others from evicting while this process fetches and has no run noted yet; waits for who evicts."""
+        try:
+            self.root.mkdir(parents=True, exist_ok=True)
+            for name in ("partial", "objects"):
+                (self.root / name).mkdir(exist_ok=True)
+            descriptor = os.open(self.root / ".lock", os.O_RDWR | os.O_CREAT | os.O_CLOEXEC, 0o644)
+        except OSError as error:
+            raise PreparationError(
+                f"the cache of datasets {self.root} can't be written: {error.strerror}",
+                "Name another `store` in the workspace's config.yml, or set TFJOB_STORE.",
+            ) from error
+        try:
+            fcntl.flock(descriptor, fcntl.LOCK_SH)
+            yield
+        finally:
+            os.close(descriptor)
+
+    def _make_tree(self, tree: Path, files: Sequence[tuple[str, str, int, str]]) -> None:
+        """Put a tree in its place, whole. One that is there and unsound may be mounted by a run: it stays beside till nobody uses it."""
+        fresh = Path(tempfile.mkdtemp(dir=tree.parent, prefix=f".{tree.name[:12]}-"))
+        try:
+            self._fill(fresh, files)
+            fresh.chmod(_READ_ONLY)
+            with contextlib.suppress(FileNotFoundError):
+                tree.rename(tree.parent / f".{tree.name}-{fresh.name}")
+            fresh.rename(tree)
+        except BaseException:
+            remove_tree(fresh)
+            raise
+
+    def _fill(self, into: Path, files: Sequence[tuple[str, str, int, str]]) -> None:
+        made: set[str] = set()
+        for name, source, _, sha256 in files:
+            target = f"{into}/{name}"
+            directory = os.path.dirname(target)
+            if directory not in made:
+                os.makedirs(directory, exist_ok=True)
+                made.add(directory)
+            if sha256:
+                _link(self.object(sha256), target)
+            else:
+                os.symlink(source, target)
+        for directory in sorted(made - {str(into)}, reverse=True):
+            os.chmod(directory, _READ_ONLY)
+
+    @contextmanager
+    def _index(self) -> Iterator[sqlite3.Connection]:
+        import sqlite3  # noqa: PLC0415  # 8 ms that only fetching pays
+
+        path = self.root / "index.db"
+        self.root.mkdir(parents=True, exist_ok=True)
+        try:
+            connection = _opened(path)
+        except sqlite3.DatabaseError:  # damaged; it holds nothing that can't be found again
+            path.unlink(missing_ok=True)
+            connection = _opened(path)
+        try:
+            with connection:
+                yield connection
+        except sqlite3.OperationalError as error:
+            raise PreparationError(
+                f"{path} can't be used: {error}", "Free space there, or let whoever locks it end."
+            ) from error
+        finally:
+            connection.close()
+
+
+def _opened(path: Path) -> sqlite3.Connection:
+    import sqlite3  # noqa: PLC0415  # see above
+
+    connection = sqlite3.connect(path, timeout=60)
+    try:
+        connection.execute("pragma synchronous = off")  # a power loss may take it: it can be found again
+        for table in _TABLES:
+            connection.execute(table)
+    except BaseException:
+        connection.close()
+        raise
+    return connection
+
+
+@contextmanager
+def _locked(path: Path) -> Iterator[None]:
+    """Let nobody else in meanwhile; waits for whoever is. The lock dies with its holder."""
+    descriptor = os.open(path, os.O_RDWR | os.O_CREAT | os.O_CLOEXEC, 0o644)
+    try:
+        fcntl.flock(descriptor, fcntl.LOCK_EX)
+        yield
+    finally:
+        os.close(descriptor)
+
+
+def _link(at: str, target: str) -> None:
+    """Make a hard link; a copy where the file has as many links as can be, or the file system has none."""
+    try:
+        os.link(at, target)
+    except OSError as error:
+        if error.errno not in {errno.EMLINK, errno.EPERM, errno.EOPNOTSUPP}:
+            raise
+        shutil.copyfile(at, target)
+        os.utime(target, ns=(OBJECT_TIME_NS, OBJECT_TIME_NS))
+        os.chmod(target, 0o444)
+
+
+def _is_sound(tree: Path, files: Sequence[tuple[str, str, int, str]]) -> bool:
+    """Whether the tree has exactly the files, and no object in it was written to."""
+    wanted = {name: (source, size, sha256) for name, source, size, sha256 in files}
+    stack = [("", str(tree))]
+    seen = 0
+    while stack:
+        below, directory = stack.pop()
+        try:
+            with os.scandir(directory) as scan:
+                for entry in scan:
+                    name = below + entry.name
+                    if entry.is_dir(follow_symlinks=False):
+                        stack.append((f"{name}/", entry.path))
+                        continue
+                    asked = wanted.get(name)
+                    if asked is None or entry.is_symlink() == bool(asked[2]):
+                        return False
+                    if asked[2]:
+                        status = entry.stat(follow_symlinks=False)
+                        if status.st_mtime_ns != OBJECT_TIME_NS or status.st_size != asked[1]:
+                            return False
+                    seen += 1
+        except OSError:
+            return False
+    return seen == len(wanted)
+
+
+def remove_tree(tree: Path) -> None:
+    """Remove a tree whose directories can't be written."""
+    for parent, directories, _ in os.walk(tree):
+        os.chmod(parent, _WRITABLE)
+        for name in directories:
+            if not os.path.islink(child := os.path.join(parent, name)):
+                os.chmod(child, _WRITABLE)
+    shutil.rmtree(tree, ignore_errors=True)
+
+
+def _times(tree: Path) -> dict[str, int]:
+    """The time of change (ns) of every directory of a tree, by its path in it."""
+    return {os.path.relpath(parent, tree): os.stat(parent).st_mtime_ns for parent, _, _ in os.walk(tree)}
+
+
+def read_facts(path: Path) -> dict[str, int] | None:
+    """The objects a tree holds, each with its bytes; None where that can't be read."""
+    try:
+        held: dict[str, int] = json.loads(path.read_bytes())["objects"]
+    except (OSError, ValueError, KeyError, TypeError):
+        return None
+    return held

@@ -1,0 +1,309 @@
+"""Many files fetched at once into the cache: by several threads, resumed where they broke, tried again, and verified.
+
+A file that is being fetched lies under `partial` and is locked; others who want it wait and then find it. It becomes an
+object only when it is whole and has the content it must have. Of what the cache holds already, servers are asked
+whether it has changed, where nothing was promised that makes asking needless.
+"""
+
+from __future__ import annotations
+
+import contextlib
+import fcntl
+import os
+import queue
+import shutil
+import threading
+import time
+from collections import deque
+from typing import TYPE_CHECKING, Final, NamedTuple
+
+from tfjob.datasets.cache import Known
+from tfjob.datasets.wanted import Fetcher, Partial, Settings, Transfer, Wanted, unwritable
+from tfjob.datasets.web import Session, Transient
+from tfjob.errors import PreparationError
+from tfjob.spec import addresses
+from tfjob.spec.addresses import WEB, is_web, scheme_of, shown_address
+
+if TYPE_CHECKING:
+    from collections.abc import Callable, Iterator, Sequence
+
+    from tfjob.datasets.cache import Cache
+
+__all__ = ["HOUR_S", "Fetched", "fetch"]
+
+HOUR_S: Final = 3600.0
+"""How long many web addresses are not asked again whether they have changed."""
+_BATCH: Final = 100
+_BATCH_S: Final = 0.3
+_PROGRESS_S: Final = 0.5
+_WAIT_S: Final = 0.1
+_PATIENCE_S: Final = 10.0
+_MB: Final = 1_000_000
+
+
+class Fetched(NamedTuple):
+    """What each address holds, what people should know about that, in sentences, and how many bytes came."""
+
+    known: dict[str, Known]
+    notes: tuple[str, ...] = ()
+    received_bytes: int = 0
+
+
+def fetch(wanted: Sequence[Wanted], cache: Cache, settings: Settings, progress: Callable[[str], None]) -> Fetched:
+    """Have all files in the cache.
+
+    To be called with the cache kept from eviction (`Cache.filling`). Raises PreparationError for the first file that
+    can't be had, once the others have stopped; what came of large files is kept for the next try.
+    """
+    unique = {one.source: one for one in wanted}
+    known = cache.known(list(unique))
+    many = sum(map(is_web, unique)) > addresses.MANY
+    found: dict[str, Known] = {}
+    missing: deque[Wanted] = deque()
+    for one in unique.values():
+        before = _at_hand(one, known.get(one.source), cache, trust_recent=many)
+        if before is not None:
+            found[one.source] = before
+        else:
+            missing.append(one)
+    if not missing:
+        return Fetched(found)
+    transfer = Transfer(cache, settings, total_bytes=sum(max(one.size, 0) for one in missing))
+    _refuse_full_disk(cache, transfer.total_bytes)
+    crew = _Crew(missing, known, transfer)
+    try:
+        found |= dict(crew.results(progress))
+    finally:
+        crew.end()
+    return Fetched(found, tuple(transfer.notes), transfer.done_bytes)
+
+
+def _at_hand(  # noqa: PLR0911  # a table of what needs no asking
+    wanted: Wanted, known: Known | None, cache: Cache, *, trust_recent: bool
+) -> Known | None:
+    """What the cache holds of an address, if nobody needs to be asked about it."""
+    kind, _, expected = wanted.mark.partition(":")
+    if kind == "sha256":
+        if not cache.has(expected, wanted.size):
+            return None
+        size = wanted.size if wanted.size >= 0 else os.stat(cache.object(expected)).st_size
+        return Known("", size, expected, 0)
+    if known is None:
+        return None
+    if is_web(wanted.source):
+        if not trust_recent or not 0 <= time.time() - known.checked < HOUR_S:
+            return None
+        if (kind == "seen" and known.sha256 != expected) or (kind == "tag" and known.tag != expected):
+            return None
+    elif kind == "seen" or not expected or known.tag != expected:
+        return None
+    return known if cache.has(known.sha256, known.size) else None
+
+
+class _Crew:
+    """The threads that fetch, and what they bring."""
+
+    def __init__(self, missing: deque[Wanted], known: dict[str, Known], transfer: Transfer) -> None:
+        self._missing = missing
+        self._count = len(missing)
+        self._known = known
+        self._transfer = transfer
+        self._results: queue.SimpleQueue[tuple[str, Known, int] | BaseException] = queue.SimpleQueue()
+        self._fetchers: list[Fetcher] = []
+        self._threads = [
+            threading.Thread(target=self._work, daemon=True)
+            for _ in range(min(transfer.settings.connections, len(missing)))
+        ]
+        for thread in self._threads:
+            thread.start()
+
+    def results(self, progress: Callable[[str], None]) -> Iterator[tuple[str, Known]]:
+        """Yield what each address holds, once that is noted in the cache. Raises what kept a file from being had."""
+        began = reported = time.monotonic()
+        batch: list[tuple[str, Known, int]] = []
+        noted = began
+        done = 0
+        while done < self._count:
+            with contextlib.suppress(queue.Empty):
+                result = self._results.get(timeout=_WAIT_S)
+                if isinstance(result, BaseException):
+                    self._note(batch)
+                    raise result
+                batch.append(result)
+                done += 1
+            now = time.monotonic()
+            if batch and (len(batch) >= _BATCH or now - noted > _BATCH_S or done == self._count):
+                yield from self._note(batch)
+                noted = now
+            if now - reported > _PROGRESS_S:
+                reported = now
+                progress(_progress(done, self._count, self._transfer, now - began))
+        if self._transfer.done_bytes:
+            progress(_progress(done, self._count, self._transfer, time.monotonic() - began))
+
+    def end(self) -> None:
+        """Stop the threads; those that wait for a server are made to fail, or left to themselves if that can't be."""
+        self._transfer.stop.set()
+        last = time.monotonic() + _PATIENCE_S
+        for thread in self._threads:
+            while thread.is_alive() and time.monotonic() < last:
+                for fetcher in self._fetchers:
+                    fetcher.abort()
+                thread.join(0.2)
+        while True:
+            try:
+                left = self._results.get_nowait()
+            except queue.Empty:
+                return
+            if not isinstance(left, BaseException):
+                os.close(left[2])
+
+    def _note(self, batch: list[tuple[str, Known, int]]) -> list[tuple[str, Known]]:
+        """Note what was fetched, and only then let others see that nobody fetches it any more."""
+        rows = [(source, known) for source, known, _ in batch]
+        try:
+            if rows:
+                self._transfer.cache.remember(rows)
+        finally:
+            for _, _, descriptor in batch:
+                os.close(descriptor)
+            batch.clear()
+        return rows
+
+    def _work(self) -> None:
+        fetchers: dict[str, Fetcher] = {}
+        while not self._transfer.stop.is_set():
+            try:
+                wanted = self._missing.popleft()
+            except IndexError:
+                return
+            try:
+                scheme = scheme_of(wanted.source) or ""
+                if scheme not in fetchers:
+                    fetchers[scheme] = self._fetcher(scheme)
+                self._results.put(self._one(wanted, fetchers[scheme]))
+            except BaseException as error:  # noqa: BLE001  # it is raised again by who waits for the results
+                self._results.put(error)
+                return
+
+    def _fetcher(self, scheme: str) -> Fetcher:
+        if scheme in WEB:
+            from tfjob.datasets.web_fetch import WebFetcher  # noqa: PLC0415  # only where it is needed
+
+            made: Fetcher = WebFetcher(Session(self._transfer.settings.timeout_s))
+        else:
+            from tfjob.datasets.stores import StoreFetcher  # noqa: PLC0415  # the same
+
+            made = StoreFetcher()
+        self._fetchers.append(made)
+        return made
+
+    def _one(self, wanted: Wanted, fetcher: Fetcher) -> tuple[str, Known, int]:
+        """Fetch one file under its lock, which is held until the descriptor that comes with the result is closed."""
+        path = self._transfer.cache.partial(wanted.source)
+        try:
+            descriptor, has_waited = self._locked(path)
+        except OSError as error:
+            raise unwritable(self._transfer.cache, error) from error
+        try:
+            known = self._known.get(wanted.source)
+            if has_waited:
+                known = self._transfer.cache.known([wanted.source]).get(wanted.source, known)
+            value = self._try(wanted, known, fetcher, Partial(path, descriptor))
+            if not os.fstat(descriptor).st_mode & 0o222:
+                return wanted.source, value, descriptor
+        except BaseException:
+            os.close(descriptor)
+            raise
+        with contextlib.suppress(OSError):
+            os.unlink(path)  # nothing came of it: the file was there already
+        return wanted.source, value, descriptor
+
+    def _locked(self, path: str) -> tuple[int, bool]:
+        """Open the file that is fetched into, once nobody else fetches it; and whether somebody did."""
+        has_waited = False
+        while True:
+            descriptor = os.open(path, os.O_RDWR | os.O_CREAT | os.O_CLOEXEC, 0o644)
+            try:
+                while not _try_flock(descriptor):
+                    has_waited = True
+                    self._pause(_WAIT_S)
+                status = os.fstat(descriptor)
+                if status.st_nlink and status.st_mode & 0o222:
+                    return descriptor, has_waited
+            except BaseException:
+                os.close(descriptor)
+                raise
+            os.close(descriptor)  # it has become an object meanwhile
+            has_waited = True
+
+    def _try(self, wanted: Wanted, known: Known | None, fetcher: Fetcher, partial: Partial) -> Known:
+        """Fetch, again where that may help. What brings a file further does not count as a failure."""
+        settings, transfer = self._transfer.settings, self._transfer
+        failures, furthest = 0, os.fstat(partial.descriptor).st_size
+        while True:
+            try:
+                return fetcher.fetch(wanted, known, transfer, partial)
+            except Transient as error:
+                reached = os.fstat(partial.descriptor).st_size
+                failures = 1 if reached > furthest else failures + 1
+                furthest = max(reached, furthest)
+                if transfer.stop.is_set():
+                    raise
+                if failures >= settings.tries:
+                    kept = self._kept(wanted, known, error)
+                    if kept is not None:
+                        return kept
+                    raise _given_up(wanted, error, failures, reached) from error
+                pause_s = max(error.wait_s, settings.pause_s * 2 ** (failures - 1))
+            self._pause(pause_s)
+
+    def _pause(self, time_s: float) -> None:
+        if self._transfer.stop.wait(time_s):
+            raise Transient("stopped")
+
+    def _kept(self, wanted: Wanted, known: Known | None, error: Transient) -> Known | None:
+        """What the cache holds of a registered version whose server does not answer: that is what the version is."""
+        kind, _, expected = wanted.mark.partition(":")
+        if kind == "seen" and self._transfer.cache.has(expected, wanted.size):
+            self._transfer.notes.append(
+                f"{shown_address(wanted.source)} could not be asked whether it has changed ({error.message}); "
+                f"the file of {wanted.of} in the cache was used"
+            )
+            size = os.stat(self._transfer.cache.object(expected)).st_size
+            return Known(known.tag if known else "", size, expected, known.checked if known else 0)
+        return None
+
+
+def _try_flock(descriptor: int) -> bool:
+    try:
+        fcntl.flock(descriptor, fcntl.LOCK_EX | fcntl.LOCK_NB)
+    except BlockingIOError:
+        return False
+    return True
+
+
+def _given_up(wanted: Wanted, error: Transient, tries: int, reached: int) -> PreparationError:
+    kept = f" The {reached // _MB} MB that came are kept: the next try goes on from there." if reached >= _MB else ""
+    times = f"{tries} times" if tries > 1 else "once"
+    return PreparationError(
+        f"{shown_address(wanted.source)} can't be fetched: {error.message} (tried {times})",
+        f"Check the address and the network, and try again.{kept}",
+    )
+
+
+def _progress(done: int, count: int, transfer: Transfer, elapsed_s: float) -> str:
+    files = f"{done} of {count} files" if count > 1 else "1 file"
+    received, total = transfer.done_bytes, max(transfer.total_bytes, transfer.done_bytes)
+    rate = received / _MB / max(elapsed_s, 0.001)
+    return f"fetching data: {files}, {received // _MB} of {-(-total // _MB)} MB, {rate:.1f} MB/s"
+
+
+def _refuse_full_disk(cache: Cache, needed: int) -> None:
+    """Say that the disk has no room for what is to come before any of it comes."""
+    free = shutil.disk_usage(cache.root).free
+    if needed > free:
+        raise PreparationError(
+            f"the data to fetch has {needed // _MB} MB, and the disk that holds {cache.root} has {free // _MB} MB free",
+            "Free space there: tfjob dataset cache --prune; or name another `store` in the workspace's config.yml.",
+        )

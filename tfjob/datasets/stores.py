@@ -1,0 +1,200 @@
+"""Object stores and file servers, by fsspec: what an address names there, and one file of it into the cache.
+
+Each kind of store needs a package of its own; one that is missing is named with what to install. Credentials are those
+that the packages find by themselves: variables of the shell, and their own files.
+"""
+
+from __future__ import annotations
+
+import posixpath
+from typing import TYPE_CHECKING, Any, Final
+
+from tfjob.datasets.files import Remote
+from tfjob.datasets.web import Transient
+from tfjob.datasets.web_fetch import Sink
+from tfjob.errors import PreparationError
+from tfjob.spec.addresses import scheme_of, shown_address
+
+if TYPE_CHECKING:
+    from collections.abc import Iterator
+
+    from tfjob.datasets.cache import Known
+    from tfjob.datasets.wanted import Partial, Transfer, Wanted
+
+__all__ = ["PACKAGES", "StoreFetcher", "list_store"]
+
+PACKAGES: Final = {
+    "s3": ("s3", "s3fs"),
+    "gs": ("gs", "gcsfs"),
+    "az": ("az", "adlfs"),
+    "abfs": ("az", "adlfs"),
+    "abfss": ("az", "adlfs"),
+    "sftp": ("sftp", "fsspec and paramiko"),
+    "hdfs": ("hdfs", "fsspec and pyarrow"),
+}
+"""Scheme → the extra of tfjob that reads it, and the packages in it."""
+
+_BLOCK_BYTES: Final = 8 << 20
+_KINDS: Final = {
+    "NoCredentialsError": "no credentials were found",
+    "PartialCredentialsError": "the credentials are not complete",
+    "EndpointConnectionError": "the store can't be reached",
+}
+_GONE: Final = (FileNotFoundError, NotADirectoryError)
+
+
+def list_store(address: str) -> list[Remote]:
+    """The files that an address of a store names, as they are now: a file, all below a directory, or the matches of a glob.
+
+    Raises PreparationError when there are none, when the store can't be asked, and when its package is missing.
+    """
+    shown, scheme = shown_address(address), scheme_of(address) or ""
+    files, path = _file_system(address)
+    try:
+        found = list(_found(files, path))
+    except Exception as error:
+        raise _in_words(error, shown) from error
+    if not found:
+        raise PreparationError(
+            f"there is no file {shown}", "Check the address, and whether the credentials in this shell may see it."
+        )
+    start = address[: len(scheme) + 3]
+    host = address[len(start) :].partition("/")[0] if scheme in {"sftp", "hdfs"} else ""
+    rows = []
+    for facts, name in found:
+        full = f"{start}{host}{facts['name']}" if host else f"{start}{facts['name']}"
+        rows.append(Remote(full, name, int(facts.get("size") or 0), f"tag:{_tag(facts)}"))
+    return rows
+
+
+class StoreFetcher:
+    """Fetches files of stores for one thread."""
+
+    def abort(self) -> None:
+        """Nothing: a store's library is not interrupted; between two blocks it is asked whether to go on."""
+
+    def fetch(self, wanted: Wanted, known: Known | None, transfer: Transfer, partial: Partial) -> Known:  # noqa: ARG002  # a listing says all
+        """Have the file among the cache's objects; see `tfjob.datasets.wanted.Fetcher`."""
+        tag = wanted.mark.removeprefix("tag:") if wanted.mark.startswith("tag:") else ""
+        sink = Sink(wanted, transfer, partial)
+        try:
+            files, path = _file_system(wanted.source)
+            start = sink.size if sink.size and sink.tag == tag and sink.size <= wanted.size else 0
+            sink.begin(start, wanted.size if wanted.size >= 0 else None, tag)
+            sink.size = start
+            for data in _blocks(files, path, start, wanted):
+                sink.write(data)
+                if transfer.stop.is_set():
+                    raise Transient("stopped")
+            if wanted.size not in (-1, sink.size):
+                raise Transient(f"{sink.size} of {wanted.size} bytes came")
+            return sink.finish(tag)
+        finally:
+            sink.close()
+
+
+def _blocks(files: Any, path: str, start: int, wanted: Wanted) -> Iterator[bytes]:
+    """The content from `start` on. A small file comes at once."""
+    try:
+        if start == 0 and 0 <= wanted.size <= _BLOCK_BYTES:
+            yield files.cat_file(path)
+            return
+        with files.open(path, "rb", block_size=_BLOCK_BYTES) as file:
+            file.seek(start)
+            if hasattr(file, "prefetch") and wanted.size > 0:  # SFTP: ask for all of it, not for 32 KiB at a time
+                file.prefetch(wanted.size)
+            while data := file.read(_BLOCK_BYTES):
+                yield data
+    except Exception as error:
+        shown = shown_address(wanted.source)
+        explained = _in_words(error, shown)
+        if isinstance(error, (PermissionError, *_GONE, ImportError)):
+            raise explained from error
+        raise Transient(explained.message) from error
+
+
+def _found(files: Any, path: str) -> Iterator[tuple[dict[str, Any], str]]:
+    """What is found of every file, and its name in the dataset."""
+    if any(letter in path for letter in "*?["):
+        matches: dict[str, dict[str, Any]] = files.glob(path, detail=True)
+        base = posixpath.dirname(path[: min(path.find(letter) for letter in "*?[" if letter in path)])
+        for at, facts in sorted(matches.items()):
+            if facts["type"] == "directory":
+                yield from _below(files, at, base)
+            else:
+                yield facts, _relative(at, base)
+        return
+    facts = files.info(path)
+    if facts["type"] != "directory":
+        yield facts, posixpath.basename(facts["name"])
+        return
+    yield from _below(files, path, path)
+
+
+def _below(files: Any, directory: str, base: str) -> Iterator[tuple[dict[str, Any], str]]:
+    for at, facts in sorted(files.find(directory, detail=True).items()):
+        if facts["type"] != "directory" and not at.endswith("/"):
+            yield facts, _relative(at, base)
+
+
+def _relative(at: str, base: str) -> str:
+    return posixpath.relpath(f"/{at.lstrip('/')}", f"/{base.strip('/')}")
+
+
+def _tag(facts: dict[str, Any]) -> str:
+    """What tells this content from another at the same place, as far as the store says."""
+    for key in ("ETag", "etag", "md5Hash", "content_md5", "checksum"):
+        if facts.get(key):
+            return str(facts[key])
+    for key in ("mtime", "LastModified", "last_modified", "updated", "modificationTime"):
+        if facts.get(key) is not None:
+            return f"{facts.get('size')} {facts[key]}"
+    return ""
+
+
+def _file_system(address: str) -> tuple[Any, str]:
+    scheme = scheme_of(address) or ""
+    extra, packages = PACKAGES[scheme]
+    try:
+        import fsspec.core  # noqa: PLC0415  # only where it is needed, and it may be missing
+
+        if scheme == "sftp":
+            from tfjob.datasets.sftp import sftp_file_system  # noqa: PLC0415  # the same
+
+            return sftp_file_system(address)
+        files: Any
+        path: str
+        files, path = fsspec.core.url_to_fs(address, **_options(scheme))
+    except ImportError as error:
+        raise PreparationError(
+            f"{scheme}:// needs {packages}, which tfjob's Python does not have ({error})",
+            f"Install it beside tfjob: pip install 'tfjob[{extra}]'",
+        ) from error
+    except PreparationError:
+        raise
+    except Exception as error:
+        raise _in_words(error, shown_address(address)) from error
+    return files, path
+
+
+def _options(scheme: str) -> dict[str, Any]:
+    """What each library must be told: not to keep listings, which would hide changes; gs may be read without credentials."""
+    return {"use_listings_cache": False, "skip_instance_cache": False} if scheme in {"s3", "gs"} else {}
+
+
+def _in_words(error: Exception, shown: str) -> PreparationError:
+    """The error that a store's library raised, as one of ours."""
+    if isinstance(error, PreparationError):
+        return error
+    if isinstance(error, _GONE):
+        return PreparationError(f"there is no file {shown}", "Check the address.")
+    if isinstance(error, PermissionError):
+        return PreparationError(
+            f"the store does not give {shown} to us: {error}",
+            "Check the address, and that the credentials in this shell may read it.",
+        )
+    what = _KINDS.get(type(error).__name__) or f"{type(error).__name__}: {error}"
+    return PreparationError(
+        f"{shown} can't be read: {what}",
+        "Check the address and the network; credentials are taken from where the store's own library looks for them.",
+    )

@@ -1,0 +1,315 @@
+"""Files on the web: one request after another over a connection that is kept, and every way it can fail, in words.
+
+HTTP/1.1 as RFC 9110 and 9112 have it: redirects, conditional and range requests. Proxies are those of HTTP_PROXY,
+HTTPS_PROXY and NO_PROXY; names and passwords those of ~/.netrc (or NETRC), which are sent to no host but their own.
+"""
+
+from __future__ import annotations
+
+import base64
+import contextlib
+import functools
+import netrc
+import os
+import re
+import socket
+import ssl
+import time
+import urllib.request
+from collections.abc import Mapping
+from dataclasses import dataclass
+from email.utils import parsedate_to_datetime
+from typing import Any, Final
+from urllib.parse import SplitResult, quote, urljoin, urlsplit
+
+from tfjob.datasets.wire import Garbled, Head, Wire, connect
+from tfjob.errors import PreparationError
+from tfjob.spec.addresses import shown_address
+from tfjob.version import __version__
+
+__all__ = ["Answer", "Session", "Transient", "tag_of"]
+
+_REDIRECTS: Final = {301, 302, 303, 307, 308}
+_MOST_REDIRECTS: Final = 10
+_BUSY: Final = {408, 425, 429, 500, 502, 503, 504}
+_LONGEST_WAIT_S: Final = 60.0
+_KEEPABLE_BYTES: Final = 64 * 1024
+_PLAIN: Final = re.compile(r"/[A-Za-z0-9_./~-]*")
+
+
+class Transient(Exception):
+    """A failure that may be over at the next try, in words; `wait_s` is how long the server asked to wait."""
+
+    def __init__(self, message: str, wait_s: float = 0) -> None:
+        super().__init__(message)
+        self.message = message
+        self.wait_s = wait_s
+
+
+@dataclass
+class Answer:
+    """The head of a server's answer, and the body to be read from it. `address` is where redirects led.
+
+    `length` is the bytes of the body; None where the server does not say. Names of headers are in lower case.
+    """
+
+    address: str
+    head: Head
+    wire: Wire
+
+    @property
+    def status(self) -> int:
+        """The status code."""
+        return self.head.status
+
+    @property
+    def length(self) -> int | None:
+        """Bytes of the body; None where the server does not say."""
+        return self.wire.length
+
+    def header(self, name: str) -> str:
+        """A header by its name in lower case; empty where there is none."""
+        return self.head.headers.get(name, "")
+
+    def read(self, most: int) -> bytes:
+        """Read what is there of the body, at most so many bytes; nothing at its end. Raises Transient when it breaks."""
+        try:
+            return self.wire.read(most)
+        except (OSError, Garbled) as error:
+            raise _in_words(error, self.address) from error
+
+    def skip(self) -> None:
+        """Leave the body. A short one is read, so that the connection can be used again."""
+        with contextlib.suppress(OSError, Garbled):
+            if self.length is not None and self.length <= _KEEPABLE_BYTES:
+                while self.wire.read(_KEEPABLE_BYTES):
+                    pass
+        self.drop()
+
+    def drop(self) -> None:
+        """Leave the body, and the connection with it if there is anything left of the body."""
+        if not self.wire.is_free:
+            self.wire.close()
+
+
+def tag_of(answer: Answer) -> str:
+    """What tells this content from another at the same address: a strong ETag, or else the time of change; empty without."""
+    tag = answer.header("etag")
+    if tag and not tag.startswith("W/"):
+        return tag
+    return answer.header("last-modified") or tag
+
+
+class Session:
+    """Requests of one thread. A connection is kept for each host. Another thread may `abort` what it waits for."""
+
+    def __init__(self, timeout_s: float) -> None:
+        """Wait at most `timeout_s` for a connection, and for each part of an answer."""
+        self._timeout_s = timeout_s
+        self._kept: dict[tuple[str, str], Wire] = {}
+        self._aborted = False
+
+    def request(self, method: str, address: str, headers: Mapping[str, str]) -> Answer:
+        """Ask, following redirects. Returns an answer of 200, 206, 304 or 416.
+
+        Raises PreparationError for what will not get better (no such file, not allowed, a circle of redirects), and
+        Transient for what may.
+        """
+        way = [address]
+        while True:
+            answer = self._ask(method, way[-1], headers, own=_host(way[-1]) == _host(address))
+            if answer.status in {200, 206, 304, 416}:
+                return answer
+            if answer.status in _REDIRECTS and answer.header("location"):
+                answer.skip()
+                way.append(_next(way, urljoin(way[-1], answer.header("location"))))
+                continue
+            answer.skip()
+            raise _refusal(answer, address)
+
+    def close(self) -> None:
+        """Close every connection."""
+        for wire in self._kept.values():
+            wire.close()
+        self._kept.clear()
+
+    def abort(self) -> None:
+        """Make the thread that waits for an answer fail at once."""
+        self._aborted = True
+        for wire in list(self._kept.values()):
+            with contextlib.suppress(OSError):
+                wire.socket.shutdown(socket.SHUT_RDWR)
+
+    def _ask(self, method: str, address: str, headers: Mapping[str, str], *, own: bool) -> Answer:
+        parts = urlsplit(address)
+        place = (parts.scheme, parts.netloc)
+        target, common = self._target(parts)
+        sent = {**common, **(_authorization(parts) if own else {}), **headers}
+        for attempt in (1, 2):
+            wire = self._kept.get(place)
+            was_kept = wire is not None and wire.is_free
+            try:
+                if wire is None or not wire.is_free:
+                    self._kept.pop(place, None)
+                    wire = self._kept[place] = self._connect(parts)
+                if self._aborted:
+                    wire.close()
+                    raise Transient("stopped")
+                return Answer(address, wire.ask(method, target, sent), wire)
+            except (OSError, Garbled) as error:
+                if wire is not None:
+                    wire.close()
+                if not was_kept or attempt == 2 or self._aborted:  # a kept connection may have been closed meanwhile
+                    raise _in_words(error, address) from error
+        raise AssertionError("the second attempt returns or raises")
+
+    def _target(self, parts: SplitResult) -> tuple[str, dict[str, str]]:
+        """The request's target, and headers that all requests to its host have; to a proxy it is the address (RFC 9112, 3.2.2)."""
+        path = parts.path if _PLAIN.fullmatch(parts.path) else quote(parts.path or "/", safe="/%:@!$&'()*+,;=~-._")
+        target = f"{path}?{quote(parts.query, safe='/%:@!$&()*+,;=~-._?[]')}" if parts.query else path
+        host = parts.netloc.rpartition("@")[2].encode("idna" if not parts.netloc.isascii() else "ascii").decode()
+        common = {
+            "Host": host,
+            "User-Agent": f"tfjob/{__version__}",
+            "Accept": "*/*",
+            "Accept-Encoding": "identity",
+        }
+        proxy = _proxy(parts) if parts.scheme == "http" else None
+        if proxy is None:
+            return target, common
+        return f"http://{host}{target}", {**common, **_proxy_authorization(proxy)}
+
+    def _connect(self, parts: SplitResult) -> Wire:
+        proxy = _proxy(parts)
+        host = parts.hostname or ""
+        if parts.scheme == "http":
+            at = proxy or parts
+            return connect(at.hostname or "", at.port or 80, self._timeout_s)
+        through = (proxy.hostname or "", proxy.port or 80, _proxy_authorization(proxy)) if proxy else None
+        return connect(host, parts.port or 443, self._timeout_s, tls=_tls(), through=through)
+
+
+def _in_words(error: Exception, address: str) -> Exception:
+    """What a socket raised: Transient, or PreparationError where no other try will help."""
+    host = urlsplit(address).netloc.rpartition("@")[2]
+    if isinstance(error, TimeoutError):
+        return Transient(f"{host} sends nothing")
+    if isinstance(error, ssl.SSLCertVerificationError):
+        return PreparationError(
+            f"{host} can't prove who it is: {error.verify_message}",
+            "If its certificate is of your own authority, name that in SSL_CERT_FILE.",
+        )
+    if isinstance(error, socket.gaierror):
+        return Transient(f"the host {host} is not known: {error.strerror}")
+    if isinstance(error, Garbled):
+        return Transient(f"{host} gave an answer that is none: {error}")
+    return Transient(f"the connection to {host} broke: {getattr(error, 'strerror', None) or error}")
+
+
+def _next(way: list[str], address: str) -> str:
+    """Where a redirect leads. Raises PreparationError for a circle, for too many, and for what is not to be followed."""
+    start = shown_address(way[0])
+    parts = urlsplit(address)
+    if address in way:
+        circle = " → ".join(map(shown_address, [*way[way.index(address) :], address]))
+        raise PreparationError(
+            f"{start} redirects in a circle: {circle}", "Check the address; the server never answers with a file."
+        )
+    if len(way) > _MOST_REDIRECTS:
+        raise PreparationError(
+            f"{start} redirects more than {_MOST_REDIRECTS} times, the last time to {shown_address(address)}",
+            "Give the address that the redirects lead to.",
+        )
+    if parts.scheme not in {"http", "https"} or not parts.netloc:
+        raise PreparationError(
+            f"{start} redirects to {shown_address(address)}, which is no web address", "Check the address."
+        )
+    if parts.scheme == "http" and urlsplit(way[0]).scheme == "https":
+        raise PreparationError(
+            f"{start} redirects to {shown_address(address)}: from https to http, where anybody can change the file",
+            "Give that address itself, with a sha256, if it is to be trusted.",
+        )
+    return address
+
+
+def _refusal(answer: Answer, address: str) -> Exception:
+    """The error for a status that brings no file."""
+    status, shown = answer.status, shown_address(address)
+    if answer.address != address:
+        shown += f" (redirected to {shown_address(answer.address)})"
+    reason = answer.head.reason
+    if status in _BUSY:
+        return Transient(f"the server answered {status} {reason}".rstrip(), _wait_s(answer.header("retry-after")))
+    if status in {404, 410}:
+        return PreparationError(f"there is no file {shown} ({status} {reason})", "Check the address.")
+    if status in {401, 403, 407}:
+        return PreparationError(
+            f"the server does not give {shown} to us ({status} {reason})",
+            "Check the address and who may read it. A name and password for the host can stand in ~/.netrc.",
+        )
+    return PreparationError(f"the server does not give {shown}: it answered {status} {reason}", "Check the address.")
+
+
+def _wait_s(text: str | None) -> float:
+    """The seconds that Retry-After asks for (RFC 9110, 10.2.3: a number, or a date), at most a minute."""
+    if not text:
+        return 0
+    if text.strip().isdecimal():
+        return min(float(text), _LONGEST_WAIT_S)
+    with contextlib.suppress(ValueError, TypeError):
+        return min(max(parsedate_to_datetime(text).timestamp() - time.time(), 0), _LONGEST_WAIT_S)
+    return 0
+
+
+def _host(address: str) -> tuple[str, str]:
+    parts = urlsplit(address)
+    return parts.scheme, parts.netloc
+
+
+@functools.cache
+def _proxies() -> dict[str, str]:
+    return urllib.request.getproxies_environment()
+
+
+@functools.cache
+def _proxy_of(scheme: str, host: str) -> SplitResult | None:
+    named = _proxies().get(scheme) or _proxies().get("all")
+    if not named or urllib.request.proxy_bypass(host):
+        return None
+    return urlsplit(named if "://" in named else f"http://{named}")
+
+
+def _proxy(parts: SplitResult) -> SplitResult | None:
+    return _proxy_of(parts.scheme, parts.netloc.rpartition("@")[2])
+
+
+def _proxy_authorization(proxy: SplitResult) -> dict[str, str]:
+    if proxy.username is None:
+        return {}
+    return {"Proxy-Authorization": _basic(proxy.username, proxy.password or "")}
+
+
+def _authorization(parts: SplitResult) -> dict[str, str]:
+    found = _netrc().get(parts.hostname or "")
+    return {"Authorization": _basic(*found)} if found else {}
+
+
+@functools.cache
+def _netrc() -> dict[str, tuple[str, str]]:
+    path = os.environ.get("NETRC") or os.path.expanduser("~/.netrc")
+    try:
+        hosts: dict[str, Any] = netrc.netrc(path).hosts
+    except (FileNotFoundError, NotADirectoryError, PermissionError):  # none, or somebody else's
+        return {}
+    except (OSError, netrc.NetrcParseError) as error:
+        raise PreparationError(f"{path} can't be used: {error}", "Repair it, or remove it.") from error
+    return {host: (login or "", password or "") for host, (login, _, password) in hosts.items() if host != "default"}
+
+
+def _basic(name: str, password: str) -> str:
+    return "Basic " + base64.b64encode(f"{name}:{password}".encode()).decode()
+
+
+@functools.cache
+def _tls() -> ssl.SSLContext:
+    return ssl.create_default_context()

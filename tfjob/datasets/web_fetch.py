@@ -1,0 +1,253 @@
+"""One file of the web into the cache: only what is missing of it, only if it is another than before, and checked."""
+
+from __future__ import annotations
+
+import contextlib
+import hashlib
+import json
+import os
+import re
+import shutil
+import time
+from pathlib import Path
+from typing import TYPE_CHECKING, Final
+
+from tfjob.datasets.cache import Known
+from tfjob.datasets.wanted import changed, check_content, unwritable
+from tfjob.datasets.web import Answer, Session, Transient, tag_of
+from tfjob.durable import replace_json
+from tfjob.errors import PreparationError
+from tfjob.spec.addresses import shown_address
+
+if TYPE_CHECKING:
+    from tfjob.datasets.wanted import Partial, Transfer, Wanted
+
+__all__ = ["Sink", "WebFetcher"]
+
+_PIECE: Final = 1 << 20
+_RESUMABLE: Final = 1 << 20
+"""Bytes of a file from which on a part of it is worth to be kept."""
+_SLOWEST: Final = 1024
+"""Bytes that must come within the time that an answer is waited for."""
+_RANGE: Final = re.compile(r"bytes (\d+)-\d+/(\d+|\*)")
+_WHOLE: Final = re.compile(r"bytes \*/(\d+)")
+
+
+class WebFetcher:
+    """Fetches files of the web for one thread."""
+
+    def __init__(self, session: Session) -> None:
+        """Ask over the connections of `session`."""
+        self._session = session
+
+    def abort(self) -> None:
+        """Make a `fetch` in another thread fail at once."""
+        self._session.abort()
+
+    def fetch(self, wanted: Wanted, known: Known | None, transfer: Transfer, partial: Partial) -> Known:
+        """Have the file among the cache's objects; see `tfjob.datasets.wanted.Fetcher`."""
+        cache = transfer.cache
+        sink = Sink(wanted, transfer, partial)
+        try:
+            held = known if known is not None and cache.has(known.sha256, known.size) else None
+            answer = self._session.request("GET", wanted.source, _headers(sink, held))
+            try:
+                return self._take(answer, wanted, held, sink)
+            except BaseException:
+                answer.drop()
+                raise
+        finally:
+            sink.close()
+
+    def _take(self, answer: Answer, wanted: Wanted, held: Known | None, sink: Sink) -> Known:
+        tag = tag_of(answer)
+        if answer.status == 304 and held is not None:
+            answer.skip()
+            return _unchanged(wanted, held, held.tag)
+        if answer.status == 416:
+            return _after_the_end(answer, sink, tag)
+        if answer.status == 200 and held is not None and tag and tag == held.tag:
+            answer.skip()  # a server that knows no conditions
+            return _unchanged(wanted, held, tag)
+        if answer.status not in {200, 206}:
+            answer.drop()
+            raise Transient(f"the server answered {answer.status} to what has no such answer")
+        start = _start(answer, sink, tag)
+        total = None if answer.length is None else start + answer.length
+        _refuse_changed(wanted, tag, total)
+        sink.begin(start, total, tag)
+        self._receive(answer, sink, total, wanted)
+        return sink.finish(tag)
+
+    def _receive(self, answer: Answer, sink: Sink, total: int | None, wanted: Wanted) -> None:
+        window, received = time.monotonic(), 0
+        patience_s = sink.transfer.settings.timeout_s
+        while data := answer.read(_PIECE):
+            sink.write(data)
+            if sink.transfer.stop.is_set():
+                raise Transient("stopped")
+            received += len(data)
+            now = time.monotonic()
+            if now - window > patience_s:
+                if received < _SLOWEST:
+                    raise Transient(f"only {received} bytes came in {patience_s:g} s")
+                window, received = now, 0
+        if total is not None and sink.size != total:
+            raise Transient(f"the answer ended after {sink.size} of {total} bytes")
+        if total is None and wanted.size >= 0 and sink.size != wanted.size:
+            raise Transient(f"the answer ended after {sink.size} of {wanted.size} bytes")
+
+
+class Sink:
+    """The file that is fetched into, under its lock: what came of it before, its digest so far, and its end."""
+
+    def __init__(self, wanted: Wanted, transfer: Transfer, partial: Partial) -> None:
+        """Look at what is there of `wanted`."""
+        self.transfer = transfer
+        self._wanted = wanted
+        self._path = partial.path
+        self._facts = f"{self._path}.json"
+        self._hash = hashlib.sha256()
+        self._file = partial.descriptor
+        self._is_done = False
+        self.size = os.fstat(self._file).st_size
+        self._has_facts = bool(self.size)
+        self.tag = self._read_tag() if self.size else ""
+
+    def begin(self, start: int, total: int | None, tag: str) -> None:
+        """Go on from `start`, or begin again if that is 0. Raises PreparationError when the disk has no room for it."""
+        if start == 0:
+            self.discard()
+        else:
+            self.rehash()
+            os.lseek(self._file, start, os.SEEK_SET)
+        if total is None:
+            return
+        if self._wanted.size < 0:
+            self.transfer.count(0, total)
+        if total <= _RESUMABLE:
+            return
+        root = self.transfer.cache.root
+        if total - start > (free := shutil.disk_usage(root).free):
+            raise PreparationError(
+                f"{shown_address(self._wanted.source)} needs {(total - start) // 10**6} MB, and the disk that holds {root} "
+                f"has {free // 10**6} MB free",
+                "Free space there: tfjob dataset cache --prune; or name another `store` in the workspace's config.yml.",
+            )
+        if tag and not tag.startswith("W/"):
+            self._has_facts = True
+            replace_json(Path(self._facts), {"source": self._wanted.source, "tag": tag}, force=False)
+
+    def write(self, data: bytes) -> None:
+        """Add what came. Raises PreparationError when the disk is full; what is there of the file is then removed."""
+        rest = memoryview(data)
+        try:
+            while rest:
+                rest = rest[os.write(self._file, rest) :]
+        except OSError as error:
+            self.discard()
+            raise unwritable(self.transfer.cache, error) from error
+        self._hash.update(data)
+        self.size += len(data)
+        self.transfer.count(len(data))
+
+    def finish(self, tag: str) -> Known:
+        """Make an object of what came, if it has the content it must have. Raises PreparationError if it has not."""
+        sha256 = self._hash.hexdigest()
+        try:
+            check_content(self._wanted, sha256)
+        except PreparationError:
+            self.discard()
+            raise
+        try:
+            self.transfer.cache.keep(self._path, self._file, sha256)
+            self._is_done = True
+        except OSError as error:
+            raise unwritable(self.transfer.cache, error) from error
+        self._forget()
+        return Known(tag, self.size, sha256, time.time())
+
+    def rehash(self) -> None:
+        """Read all that is there for the digest."""
+        with os.fdopen(os.dup(self._file), "rb") as before:
+            before.seek(0)
+            self._hash = hashlib.file_digest(before, "sha256")
+
+    def discard(self) -> None:
+        """Throw away what is there of the file."""
+        if os.fstat(self._file).st_size:
+            os.ftruncate(self._file, 0)
+        os.lseek(self._file, 0, os.SEEK_SET)
+        self.size, self._hash = 0, hashlib.sha256()
+        self._forget()
+
+    def close(self) -> None:
+        """Leave the file. What can't be gone on from is thrown away."""
+        if self.size and not self._is_done and not os.path.exists(self._facts):
+            os.ftruncate(self._file, 0)
+
+    def _read_tag(self) -> str:
+        try:
+            with open(self._facts, encoding="utf-8") as file:
+                return str(json.load(file)["tag"])
+        except (OSError, ValueError, KeyError, TypeError):
+            return ""
+
+    def _forget(self) -> None:
+        if self._has_facts:
+            self._has_facts = False
+            with contextlib.suppress(OSError):
+                os.unlink(self._facts)
+
+
+def _headers(sink: Sink, held: Known | None) -> dict[str, str]:
+    """Ask for the rest of what broke off; or only for what is another than what is held."""
+    if sink.size and sink.tag:
+        return {"Range": f"bytes={sink.size}-", "If-Range": sink.tag}
+    sink.discard()
+    if held is None or not held.tag:
+        return {}
+    return {"If-None-Match" if held.tag.startswith(('"', "W/")) else "If-Modified-Since": held.tag}
+
+
+def _unchanged(wanted: Wanted, held: Known, tag: str) -> Known:
+    """What is held, if it is what it must be."""
+    _refuse_changed(wanted, tag, None)
+    check_content(wanted, held.sha256)
+    return held._replace(tag=tag, checked=time.time())
+
+
+def _after_the_end(answer: Answer, sink: Sink, tag: str) -> Known:
+    """What to make of "there is nothing after that": the part that is there may be the whole file."""
+    whole = _WHOLE.match(answer.header("content-range"))
+    answer.skip()
+    if whole and int(whole[1]) == sink.size and tag == sink.tag:
+        sink.rehash()
+        return sink.finish(tag)
+    sink.discard()
+    raise Transient("the part that was fetched before does not belong to what is there now")
+
+
+def _start(answer: Answer, sink: Sink, tag: str) -> int:
+    """Where in the file the answer begins."""
+    if answer.status == 200:
+        return 0
+    part = _RANGE.match(answer.header("content-range"))
+    if part is None or int(part[1]) != sink.size or (tag and tag != sink.tag):
+        sink.discard()
+        raise Transient("the server gave another part of the file than it was asked for")
+    return sink.size
+
+
+def _refuse_changed(wanted: Wanted, tag: str, total: int | None) -> None:
+    """Refuse what is seen to be another content than the registered one before it is read."""
+    kind, _, expected = wanted.mark.partition(":")
+    if kind == "tag" and tag != expected:
+        raise changed(wanted, f"its server called it {expected} and calls it {tag or 'nothing'} now")
+    if kind in {"tag", "seen"} and total is not None and wanted.size not in (-1, total):
+        raise changed(wanted, f"it had {wanted.size} bytes and has {total}")
+    if kind == "sha256" and total is not None and wanted.size not in (-1, total):
+        raise PreparationError(
+            f"{shown_address(wanted.source)} has {total} bytes, and the content that is asked for has {wanted.size}",
+            "The file was changed. Where it was kept before, put it back, or submit the job again.",
+        )

@@ -1,0 +1,267 @@
+"""Runs a Plan as one job of Slurm. Slurm finds the nodes, queues, preempts and starts again; the job takes itself to its end.
+
+What this engine does from a login node: it writes the job's files into the run directory, submits the script, and reads how
+the job is from its report and from the queue. None of it is needed for the job to go on.
+"""
+
+from __future__ import annotations
+
+import json
+import shutil
+import time
+from collections.abc import Mapping
+from dataclasses import dataclass, field
+from pathlib import Path
+from typing import Any, Final, Literal
+
+from tfjob import entrypoint
+from tfjob.durable import replace_json, replace_text
+from tfjob.engines.base import Allocation, Prepared, TaskStatus, Waiting, tell_nobody
+from tfjob.engines.inherited import inherited_environment
+from tfjob.engines.slurm.client import SlurmClient
+from tfjob.engines.slurm.gang import PROGRAMS, gang_of, program_directory, python_of
+from tfjob.engines.slurm.pending import waiting_for
+from tfjob.engines.slurm.queue import Job, Queue
+from tfjob.engines.slurm.report import End, Report, read_report, statuses_of
+from tfjob.engines.slurm.script import render_script
+from tfjob.errors import TargetError
+from tfjob.planning.plan import Plan
+from tfjob.rundir import RunDirectory
+from tfjob.targets.target import Node
+
+__all__ = ["Handle", "JobView", "SlurmEngine"]
+
+_QUICK_S: Final = 2.0
+"""How old the queue's answer may be while the job waits, or is about to end."""
+_SLOW_S: Final = 15.0
+"""The same while it runs: its own report says all there is to know, but for the death of its program."""
+_REASONS_S: Final = 10.0
+_POLL_S: Final = 0.1
+_LAST_WORD_S: Final = 5.0
+"""How long the last word of a job that Slurm calls over may take to be seen on a shared file system."""
+_WAITS: Final = frozenset({"PENDING", "REQUEUED", "REQUEUE_HOLD", "SPECIAL_EXIT", "RESV_DEL_HOLD", "SUSPENDED"})
+_COMES_UP: Final = frozenset({"CONFIGURING", "POWER_UP_NODE"})
+_GOES_ON: Final = frozenset({"RUNNING", "COMPLETING", "STAGE_OUT", "SIGNALING", "RESIZING", "STOPPED"})
+
+
+@dataclass(frozen=True)
+class JobView:
+    """A run's job as it is now. `stage`: waiting in the queue, nodes coming up, running, or over; `message` is for people."""
+
+    stage: Literal["waiting", "coming", "running", "over"]
+    report: Report | None
+    message: str = ""
+    end: End | None = None
+
+
+@dataclass
+class Handle:
+    """One run's job, as one process follows it."""
+
+    plan: Plan
+    run: RunDirectory
+    job: str
+    begun: tuple[int, float] = (-1, 0.0)
+    """The attempt last heard of, and when that was: what the queue said before is out of date."""
+    over_since: float | None = None
+    stopping: bool = False
+    view: JobView = field(default_factory=lambda: JobView("waiting", None))
+
+
+class SlurmEngine:
+    """The engine of targets of kind slurm. `cache` is a directory of the workspace where runs share what the queue said."""
+
+    shares_run_directory: Final = True
+
+    def __init__(self, *, environ: Mapping[str, str], cache: Path, client: SlurmClient | None = None) -> None:
+        self._environ = environ
+        self._client = client or SlurmClient(environ)
+        self._queue = Queue(self._client, cache)
+
+    def keep(self, plan: Plan, run: RunDirectory, prepared: Prepared) -> None:
+        """Write what the job needs into the run directory: its script, its programs, and its tasks."""
+        directory = run.path / "slurm"
+        programs = Path(program_directory(run))
+        programs.mkdir(parents=True, exist_ok=True)
+        for name in PROGRAMS:
+            shutil.copyfile(Path(__file__).parent / "program" / name, programs / name)
+        shutil.copyfile(entrypoint.__file__, programs / "entrypoint.py")
+        replace_json(directory / "gang.json", gang_of(plan, run, prepared), force=False)
+        replace_text(directory / "job.sh", render_script(plan, run, python_of(prepared.values)), force=False)
+
+    def is_submitted(self, run: RunDirectory) -> bool:
+        """Whether the run's job was submitted, or may have been."""
+        return (run.path / "slurm" / "submitting").exists()
+
+    def submit(self, plan: Plan, run: RunDirectory) -> Handle:
+        """Submit the job once, however often it is called. Raises TargetError when Slurm does not take it."""
+        job = _kept_job(run) or self._submitted_before(run)
+        if job is None:
+            (run.path / "slurm" / "submitting").touch()
+            variables = inherited_environment(self._environ, plan.secrets)
+            job = self._client.submit(run.path / "slurm" / "job.sh", variables)
+        replace_json(run.path / "slurm" / "job.json", {"job": job})
+        return Handle(plan, run, job)
+
+    def look(self, handle: Handle) -> JobView:
+        """How the job is. Raises TargetError when neither its report nor Slurm can say."""
+        handle.view = self._look(handle)
+        return handle.view
+
+    def acquire(self, plan: Plan, run: RunDirectory, deadline_s: float, waiting: Waiting) -> Allocation:
+        """Submit the job and wait until it runs. Raises TargetError when it did not within `deadline_s`; it is then taken back."""
+        handle = self.submit(plan, run)
+        deadline = time.monotonic() + deadline_s
+        while True:
+            view = self.look(handle)
+            if view.stage in ("running", "over") and (view.stage == "over" or (view.report and view.report.nodes)):
+                nodes = view.report.nodes if view.report else ()
+                return Allocation(tuple(Node(name, address) for name, address in nodes))
+            if time.monotonic() > deadline:
+                self._client.cancel(handle.job)
+                raise TargetError(
+                    f"no room on {plan.target} within {deadline_s:g} s: {view.message}",
+                    "Raise `limits.allocation_timeout_s`.",
+                )
+            try:
+                waiting(view.message)
+            except BaseException:
+                self._client.cancel(handle.job)
+                raise
+            time.sleep(_POLL_S)
+
+    def start(
+        self, plan: Plan, run: RunDirectory, allocation: Allocation, prepared: Prepared, told: Waiting = tell_nobody
+    ) -> Handle:
+        """The job has started its tasks itself."""
+        del allocation, prepared, told
+        return self.submit(plan, run)
+
+    def adopt(self, plan: Plan, run: RunDirectory) -> Handle:
+        """Go on with a job that another process submitted. Submits nothing: there may be none."""
+        return Handle(plan, run, _kept_job(run) or self._submitted_before(run) or "")
+
+    def poll(self, handle: Handle) -> tuple[TaskStatus, ...]:
+        """How every task is, by the job's report."""
+        view = self.look(handle)
+        return statuses_of(handle.plan, view.report, is_over=view.stage == "over")
+
+    def notes(self, handle: Handle) -> tuple[str, ...]:
+        """Whether Slurm has let the job go."""
+        is_over = handle.view.stage == "over"
+        return (
+            ()
+            if is_over
+            else (f"Slurm was asked to end job {handle.job}, and has not done it yet: scancel {handle.job}",)
+        )
+
+    def stop(self, handle: Handle, grace_s: float) -> None:
+        """Ask the job to end its tasks with their grace; after that Slurm ends it."""
+        if self.look(handle).stage == "over":
+            return
+        handle.stopping = True
+        deadline = time.monotonic() + grace_s + 15
+        asked = handle.view.stage == "running" and self._client.signal(handle.job, "USR2")
+        while asked and time.monotonic() < deadline:
+            if (report := read_report(handle.run)) and report.is_over:
+                break
+            time.sleep(_POLL_S)
+        else:
+            self._client.cancel(handle.job)
+        deadline = time.monotonic() + 60
+        while self.look(handle).stage != "over" and time.monotonic() < deadline:
+            time.sleep(_POLL_S)
+
+    def _look(self, handle: Handle) -> JobView:
+        report = read_report(handle.run)
+        if report is not None and report.is_over and report.end is not None:
+            return JobView("over", report, end=report.end)
+        if not handle.job:
+            return JobView("over", report, end=End("failed", "its job was never submitted"))
+        is_well = report is not None and report.phase in ("starting", "running", "ending") and not handle.stopping
+        if report is not None and report.attempt != handle.begun[0]:
+            handle.begun = (report.attempt, time.time())
+        is_quiet = is_well and report is not None and report.phase != "ending"
+        age_s = _SLOW_S if is_quiet and handle.over_since is None else _QUICK_S
+        try:
+            job = self._queue.job(handle.job, age_s, handle.begun[1])
+        except TargetError:
+            if is_well:  # slurmctld is being started anew, say; the job runs on without it
+                return JobView("running", report)
+            return JobView(handle.view.stage, report, "Slurm can't be asked now")
+        return self._view(handle, report, job)
+
+    def _view(self, handle: Handle, report: Report | None, job: Job | None) -> JobView:
+        if job is None:
+            return self._over(handle, report, _unknown(self._client, handle.job))
+        if job.state in _WAITS:
+            handle.over_since = None
+            return JobView("waiting", report, self._reason(handle.plan, job))
+        if job.state in _COMES_UP:
+            return JobView("coming", report, f"nodes are being started: {job.node_list}")
+        if job.state in _GOES_ON:
+            return JobView("running", report, f"on {job.node_list}")
+        return self._over(handle, report, _end(job.state, job.node_list))
+
+    def _over(self, handle: Handle, report: Report | None, end: End) -> JobView:
+        """Slurm calls the job over. Its program's last word may take a moment to be seen here; some ends it can't tell of."""
+        now = time.monotonic()
+        handle.over_since = handle.over_since or now
+        says_itself = end.kind in (None, "failure")
+        if says_itself and (report is None or report.end is None) and now - handle.over_since < _LAST_WORD_S:
+            return JobView("running", report)
+        if says_itself and report is not None and report.end is not None:
+            end = (
+                report.end
+                if report.end.outcome != "slurm"
+                else End("failed", report.end.message, None, report.end.kind)
+            )
+        return JobView("over", report, end=end)
+
+    def _reason(self, plan: Plan, job: Job) -> str:
+        try:
+            return waiting_for(plan, job, self._queue.pending(_REASONS_S), self._queue.nodes(_REASONS_S))
+        except TargetError:
+            return f"waiting: Slurm says {job.reason}"
+
+    def _submitted_before(self, run: RunDirectory) -> str | None:
+        """The job of this run that a supervisor submitted and had no time to note: jobs bear the run's id as their name."""
+        if not self.is_submitted(run):
+            return None
+        found = self._client.queue("--me", "--states=all", f"--name={run.id}", "--format=%i").split()
+        return found[0] if found else None
+
+
+def _kept_job(run: RunDirectory) -> str | None:
+    try:
+        job: str = json.loads((run.path / "slurm" / "job.json").read_bytes())["job"]
+    except FileNotFoundError:
+        return None
+    return job
+
+
+def _end(state: str, nodes: str) -> End:
+    """What a state of Slurm's that is an end means (squeue(1), "JOB STATE CODES")."""
+    ends: dict[str, tuple[Any, str, str | None]] = {
+        "COMPLETED": ("failed", "its job ended without a word", None),
+        "FAILED": ("failed", "its job failed; see slurm/job.log in the run directory", "failure"),
+        "CANCELLED": ("canceled", "canceled from outside of tfjob: its job was ended by scancel", "canceled"),
+        "TIMEOUT": ("failed", "it reached the time limit that Slurm gave it", "time_limit"),
+        "DEADLINE": ("failed", "it could not start before the deadline that Slurm was given", "time_limit"),
+        "PREEMPTED": ("failed", "Slurm preempted it: a job of higher priority took its nodes", "preempted"),
+        "NODE_FAIL": ("failed", f"a node was lost ({nodes})", "node_lost"),
+        "BOOT_FAIL": ("failed", f"a node could not be started ({nodes})", "node_lost"),
+        "OUT_OF_MEMORY": ("failed", "it used more memory than Slurm gave it", "failure"),
+        "REVOKED": ("failed", "Slurm gave it to another cluster", None),
+    }
+    outcome, message, kind = ends.get(state, ("failed", f"Slurm says {state}", None))
+    return End(outcome, message, None, kind)
+
+
+def _unknown(client: SlurmClient, job: str) -> End:
+    """How a job ended that has gone from the queue: accounting may know, where there is one."""
+    said = client.accounting("--jobs", job, "--allocations", "--format=State,NodeList")
+    if said and (line := said.strip().splitlines()):
+        state, _, nodes = line[-1].partition("|")
+        return _end(state.split()[0], nodes)
+    return End("failed", f"Slurm no longer knows its job {job}, and the job left no word of how it ended", None, None)

@@ -1,0 +1,393 @@
+"""The program of a Slurm job's first node. Standard library only; any Python from 3.8; imports nothing of tfjob.
+
+    python -E -s -S batch.py RUN_DIRECTORY      what the job script ends with; see ../script.py
+
+It reads `slurm/gang.json`, starts node.py on every node as one step of srun, binds the tasks to the nodes' names, ports and
+GPUs, and takes the gang to its end: one failure ends all, a peer that never comes is a failure, a time limit is one. How
+things are stands in `slurm/state.json`, replaced as a whole; tfjob only reads it. Nothing here needs a tfjob that lives.
+
+Signals: SIGUSR1 is Slurm's early warning of the time limit; SIGUSR2 tfjob's request to end; SIGTERM Slurm's or somebody's.
+"""
+
+from __future__ import annotations
+
+import json
+import os
+import re
+import select
+import signal
+import subprocess
+import sys
+import threading
+import time
+
+TYPE_CHECKING = False
+if TYPE_CHECKING:
+    from typing import Any
+
+    from tfjob.engines.slurm.program import slurm
+    from tfjob.engines.slurm.program.state import State, write_json
+    from tfjob.engines.slurm.program.verdict import absent, judge
+else:  # they lie beside this file
+    import slurm
+    from state import State, write_json
+    from verdict import absent, judge
+
+BEAT_S = 2.0
+START_S = 300.0  # for every node's program to say what it has
+MARGIN_S = 2.0
+FENCE_S = 4.0  # what a lost node's programs take to see that another attempt has begun, and to kill what they run
+CANCEL_LOOK_S = 2.0
+END_MARGIN_S = 10.0  # before a time limit: to end in order, and to say so
+STAY_S = 900.0
+SIGNALS = (signal.SIGUSR1, signal.SIGUSR2, signal.SIGTERM, signal.SIGINT, signal.SIGHUP)
+NAME = re.compile("\0([^\0]*)\0")  # how the plan's late expressions stand in gang.json
+
+
+class Ended(Exception):
+    """The gang is over, or shall be: `outcome` says how, `kind` why, as retries name it."""
+
+    def __init__(self, outcome: str, message: str, task: str | None = None, kind: str | None = None) -> None:
+        super().__init__(message)
+        self.outcome, self.message, self.task, self.kind = outcome, message, task, kind
+
+
+class Attempt:
+    """One start of the gang, from its step of srun to the end of all its tasks."""
+
+    def __init__(self, run: str, gang: dict[str, Any], state: State) -> None:
+        self.run, self.gang, self.state = run, gang, state
+        self.number = state.begin_attempt()
+        self.directory = os.path.join(run, "slurm", "attempts", str(self.number))
+        self.word = "{}.{}".format(os.environ.get("SLURM_JOB_ID", "0"), self.number)
+        self.hellos: dict[int, dict[str, str]] = {}
+        self.ports: dict[str, int] = {}
+        self.ready: set[int] = set()
+        self.statuses: dict[str, dict[str, Any]] = {task["name"]: {"state": "pending"} for task in gang["tasks"]}
+        self.heard: dict[int, float] = {}
+        self.has_begun = False
+        self.waiting_since: float | None = None
+        self.deadline: float | None = None  # of limits.timeout_s, monotonic
+        self.slurm_deadline: float | None = None  # of Slurm's own time limit, monotonic
+        self.unread = b""
+        self.is_ending = False
+        self.signaled = False  # a node's program was told by Slurm to end
+        self.lock = threading.Lock()
+        self.wakeup, self.wake = os.pipe()
+        os.set_blocking(self.wake, False)
+        os.set_blocking(self.wakeup, False)
+
+    def go(self) -> Ended:
+        """Take the gang to its end, whatever it is."""
+        os.makedirs(os.path.join(self.directory, "tasks"), exist_ok=True)
+        replace(os.path.join(self.run, "slurm", "attempt"), self.word + "\n")
+        signal.set_wakeup_fd(self.wake, warn_on_full_buffer=False)
+        self.step = self.start_step()  # it takes its time; its programs wait for `go`
+        self.take_over()
+        threading.Thread(target=self.beat, daemon=True).start()
+        try:
+            self.watch()
+        except Ended as end:
+            found = end
+        self.state.say(phase="ending", end=None)
+        self.end_gang()
+        self.state.put(self.statuses)
+        return found
+
+    def take_over(self) -> None:
+        """Make this the attempt whose reports count. What an earlier one on a lost node still runs is given time to kill itself."""
+        if self.state.was_cut_off:
+            time.sleep(FENCE_S)
+        self.state.put_away(self.number, [task["name"] for task in self.gang["tasks"]])
+        link = os.path.join(self.run, "tasks")
+        if os.path.isdir(link) and not os.path.islink(link):
+            os.rmdir(link)
+        os.symlink(os.path.join("slurm", "attempts", str(self.number), "tasks"), link + ".new")
+        os.replace(link + ".new", link)
+
+    def start_step(self) -> subprocess.Popen[bytes]:
+        """One program on each node, by one step that holds all the job has."""
+        count = str(self.gang["node_count"])
+        program = os.path.join(self.run, "slurm", "program", "node.py")
+        # All the job has is for this step, whatever it was asked for per task; a program that dies takes the others along.
+        options = ["--nodes=" + count, "--ntasks=" + count, "--ntasks-per-node=1", "--cpu-bind=none", "--mpi=none"]
+        options += ["--kill-on-bad-exit=1", "--export=ALL", "--job-name=tfjob", "--overlap"]
+        with open(os.path.join(self.directory, "srun.log"), "ab") as log:
+            return subprocess.Popen(
+                ["srun", *options, *self.gang["python"], program, self.run, self.directory, self.word],
+                stdin=subprocess.PIPE,
+                stdout=subprocess.PIPE,
+                stderr=log,
+                start_new_session=True,
+            )
+
+    def watch(self) -> None:
+        """Listen to the nodes until it is over; raises Ended."""
+        began, looked = time.monotonic(), 0.0
+        while True:
+            self.take(0.1)
+            now = time.monotonic()
+            if not self.has_begun and len(self.ready) == self.gang["node_count"]:
+                self.begin()
+            if not self.has_begun and now - began > START_S:
+                raise Ended("failed", f"not every node's program started within {START_S:g} s: {self.step_log()}")
+            self.state.put(self.statuses)
+            if self.has_begun:
+                self.judge(now)
+            if self.step.poll() is not None:
+                self.drain()
+                raise self.step_end()
+            if now - looked > CANCEL_LOOK_S:
+                looked = now
+                if os.path.exists(os.path.join(self.run, "cancel")):
+                    raise Ended("canceled", read_reason(self.run))
+            if self.deadline is not None and now > self.deadline:
+                limit = self.gang["limits"]["timeout_s"]
+                raise Ended("failed", f"the run took longer than limits.timeout_s = {limit:g} s")
+            if self.slurm_deadline is not None and now > self.slurm_deadline and self.is_due():
+                raise Ended("failed", "it reached the time limit that Slurm gave it", kind="time_limit")
+
+    def take(self, wait_s: float) -> None:
+        """What the nodes said within `wait_s`, and signals."""
+        output = self.step.stdout
+        assert output is not None  # noqa: S101
+        readable = select.select([output.fileno(), self.wakeup], [], [], wait_s)[0]
+        if self.wakeup in readable:
+            for number in os.read(self.wakeup, 4096):
+                self.on_signal(number)
+        if output.fileno() in readable:
+            data = os.read(output.fileno(), 1 << 16)
+            if not data:
+                time.sleep(0.05)  # srun is about to end
+            *lines, self.unread = (self.unread + data).split(b"\n")
+            for line in lines:
+                self.hear(line)
+        if self.signaled and not self.is_ending:  # all that was said with it has been heard
+            self.signaled = False
+            raise slurm.why_ending(Ended)
+
+    def drain(self) -> None:
+        """Read what was said before the step ended."""
+        output = self.step.stdout
+        assert output is not None  # noqa: S101
+        while select.select([output], [], [], 0)[0]:
+            data = os.read(output.fileno(), 1 << 16)
+            if not data:
+                break
+            *lines, self.unread = (self.unread + data).split(b"\n")
+            for line in lines:
+                self.hear(line)
+
+    def hear(self, line: bytes) -> None:
+        """One line of a node's program."""
+        try:
+            word = json.loads(line)
+            node = word.pop("node")
+        except (ValueError, KeyError, AttributeError):
+            return  # something else that the site's srun prints
+        self.heard[node] = time.monotonic()
+        if "hello" in word:
+            self.hellos[node] = word["hello"]
+        elif "port" in word:
+            self.ports[word["port"]] = word["number"]
+        elif "ready" in word:
+            self.ready.add(node)
+        elif "task" in word:
+            self.statuses[word.pop("task")] = word
+        elif word.get("signal") in (signal.SIGTERM, signal.SIGINT):
+            self.signaled = True
+
+    def on_signal(self, number: int) -> None:
+        """Slurm's warning, tfjob's request, or an end that comes from outside."""
+        if self.is_ending:
+            return
+        if number == signal.SIGUSR1:
+            self.is_due()
+        elif number == signal.SIGUSR2:
+            raise Ended("canceled", read_reason(self.run))
+        elif number in SIGNALS:
+            raise slurm.why_ending(Ended)
+
+    def is_due(self) -> bool:
+        """Ask Slurm for its time limit, which may have been changed. Returns whether it is time to end for it.
+
+        Slurm's warning may come a minute early (sbatch(1), --signal), or late: the tasks get all the time there is.
+        """
+        left_s = slurm.time_left_s()
+        if left_s is None:
+            self.slurm_deadline = None
+            return False
+        left_s -= self.gang["limits"]["grace_period_s"] + END_MARGIN_S
+        self.slurm_deadline = time.monotonic() + left_s
+        return bool(left_s <= 0)
+
+    def begin(self) -> None:
+        """Every node has said what it has: bind the tasks and let them start."""
+        names = [self.hellos[node]["name"] for node in range(self.gang["node_count"])]
+        addresses = slurm.addresses(names) if self.gang["needs_addresses"] else dict(zip(names, names))
+        nodes = [{"name": name, "address": addresses.get(name, name)} for name in names]
+        values = {"restart.count": str(self.number)}
+        for index, node in enumerate(nodes):
+            # mpirun knows the nodes of an allocation by their names.
+            values[f"node.{index}.name"] = node["name"]
+            values[f"node.{index}.address"] = node["name"] if self.gang["launcher"] else node["address"]
+        values.update(("port." + name, str(port)) for name, port in self.ports.items())
+        values.update(("gpus." + name, gpus) for name, gpus in shares(self.gang, self.hellos).items())
+        path = os.environ.get("PATH", os.defpath)
+        values["environment.path"] = ":".join([*self.gang["path"], path])
+        for task in self.gang["tasks"]:
+            directory = os.path.join(self.directory, "tasks", task["name"])
+            os.makedirs(directory, exist_ok=True)
+            bound = dict(task["file"], port=self.ports.get(task["port"]))
+            bound["argv"] = [fill(argument, values) for argument in bound["argv"]]
+            bound["env"] = {name: fill(value, values) for name, value in bound["env"].items()}
+            write_json(os.path.join(directory, "task.json"), bound)
+        self.tell("go")
+        self.has_begun = True
+        now = time.monotonic()
+        if self.gang["limits"]["timeout_s"] is not None:
+            self.deadline = now + self.gang["limits"]["timeout_s"]
+        self.state.say(phase="running", nodes=nodes, started=time.time())
+        self.is_due()
+
+    def judge(self, now: float) -> None:
+        """Raise Ended if the gang is over."""
+        missing = absent(self.gang, self.statuses)
+        self.waiting_since = (self.waiting_since or now) if missing else None
+        found = judge(self.gang, self.statuses, now - self.waiting_since if self.waiting_since else 0.0)
+        if found is not None:
+            raise Ended(*found)
+
+    def end_gang(self) -> None:
+        """End what still runs: ranks before their launcher, which would not leave them their grace; then kill, then the step."""
+        self.is_ending = True
+        deadline = time.monotonic() + self.gang["limits"]["grace_period_s"] + MARGIN_S
+        for word, launched in (("stop launched", True), ("stop", False)):
+            self.tell(word)
+            while self.has_begun and time.monotonic() < deadline and self.step.poll() is None:
+                names = [task["name"] for task in self.gang["tasks"] if task["launched"] == launched]
+                if all(self.statuses[name]["state"] != "running" for name in names):
+                    break
+                self.take(0.05)
+        self.tell("end")
+        self.close_step()
+
+    def close_step(self) -> None:
+        """Wait for the step to end: its programs kill what they started first."""
+        with self.lock:
+            try:
+                if self.step.stdin is not None:
+                    self.step.stdin.close()
+            except OSError:
+                pass  # what was not told yet has nobody to hear it
+            self.step.stdin = None
+        for number, wait_s in ((None, 10.0), (signal.SIGTERM, 5.0), (signal.SIGKILL, 5.0)):
+            if number is not None:
+                self.step.send_signal(number)
+            until = time.monotonic() + wait_s
+            while self.step.poll() is None and time.monotonic() < until:
+                self.take(0.02)
+            if self.step.poll() is not None:
+                break
+        self.drain()
+
+    def step_end(self) -> Ended:
+        """What it means that the step is over before the gang was: Slurm ended it, or it never came to be."""
+        end: Ended = slurm.why_ending(Ended)
+        if end.outcome == "slurm" and end.kind:
+            return end
+        what = "the step of srun ended" if self.has_begun else "the step of srun could not be started"
+        return Ended("failed", "{} ({})".format(what, self.step_log() or "srun said nothing"), kind="node_lost")
+
+    def step_log(self) -> str:
+        """The last thing srun said."""
+        try:
+            with open(os.path.join(self.directory, "srun.log"), encoding="utf-8", errors="replace") as file:
+                lines = [line.strip() for line in file if line.strip()]
+        except OSError:
+            return ""
+        return "; ".join(lines[-3:])
+
+    def tell(self, word: str) -> None:
+        """One line to every node's program."""
+        with self.lock:
+            try:
+                if self.step.stdin is not None:
+                    self.step.stdin.write(json.dumps(word).encode() + b"\n")
+                    self.step.stdin.flush()
+            except OSError:
+                pass  # the step is over; `watch` sees it
+
+    def beat(self) -> None:
+        """Let the nodes know that somebody is there, whatever the file system does to the rest of this program."""
+        while self.step.poll() is None and self.step.stdin is not None:
+            self.tell("beat")
+            time.sleep(BEAT_S)
+
+
+def shares(gang: dict[str, Any], hellos: dict[int, dict[str, str]]) -> dict[str, str]:
+    """Which of its node's GPUs each task sees: ranks all of them, the others each its own part."""
+    found = {}
+    given: dict[int, int] = {}
+    for task in gang["tasks"]:
+        gpus = [gpu for gpu in hellos[task["node"]]["gpus"].split(",") if gpu]
+        if not task["launched"]:
+            first = given.get(task["node"], 0)
+            given[task["node"]] = first + task["gpus"]
+            gpus = gpus[first : first + task["gpus"]]
+        found[task["name"]] = ",".join(gpus)
+    return found
+
+
+def fill(text: str, values: dict[str, str]) -> str:
+    """A text of gang.json with what is known now in the place of its names."""
+    return NAME.sub(lambda match: values[match.group(1)], text)
+
+
+def read_reason(run: str) -> str:
+    """Why somebody wants the run to end."""
+    try:
+        with open(os.path.join(run, "cancel"), encoding="utf-8") as file:
+            return file.read().strip("\0\n ") or "canceled"
+    except OSError:
+        return "canceled"
+
+
+def replace(path: str, text: str) -> None:
+    """Write a small file whole or not at all."""
+    with open(path + ".new", "w", encoding="utf-8") as file:
+        file.write(text)
+    os.replace(path + ".new", path)
+
+
+def main(run: str) -> int:
+    """Take the run to its end, with as many attempts as it has."""
+    for number in SIGNALS:
+        signal.signal(number, lambda *_: None)
+    with open(os.path.join(run, "slurm", "gang.json"), encoding="utf-8") as file:
+        gang = json.load(file)
+    state = State(run)
+    if state.is_over:
+        return 0  # Slurm started it once more, and there is nothing more to do
+    retries = gang["retries"]
+    if state.was_lost and not state.may_try_again(retries, "node_lost"):
+        state.finish("failed", "a node was lost, and no retry is left", kind="node_lost")
+        return 1
+    while True:
+        end = Attempt(run, gang, state).go()
+        if end.outcome == "slurm":
+            state.cut_off(end.message, end.kind)
+            replace(os.path.join(run, "slurm", "attempt"), "over\n")  # for nodes that can't be told otherwise
+            if gang["requeues"]:
+                time.sleep(STAY_S)  # who ends by himself is not put back in the queue
+            return 1
+        if end.outcome == "failed" and end.kind == "failure" and state.may_try_again(retries, "failure"):
+            state.fail_attempt(end.message, end.task, end.kind)
+            continue
+        state.finish(end.outcome, end.message, task=end.task, kind=end.kind)
+        replace(os.path.join(run, "slurm", "attempt"), "over\n")
+        return 0 if end.outcome == "completed" else 1
+
+
+if __name__ == "__main__":
+    sys.exit(main(sys.argv[1]))

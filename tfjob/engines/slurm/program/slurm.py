@@ -1,0 +1,85 @@
+"""What the job asks Slurm about itself. Standard library only; any Python from 3.8; imports nothing of tfjob."""
+
+from __future__ import annotations
+
+import os
+import re
+import subprocess
+import time
+
+TYPE_CHECKING = False
+if TYPE_CHECKING:
+    from typing import Any
+
+PATIENCE_S = 20.0
+WORDS = {
+    "CANCELLED": ("canceled from outside of tfjob", "canceled"),
+    "TIMEOUT": ("it reached the time limit that Slurm gave it", "time_limit"),
+    "DEADLINE": ("it reached the deadline that Slurm gave it", "time_limit"),
+    "PREEMPTED": ("Slurm preempted it", "preempted"),
+    "PENDING": ("Slurm put it back in the queue", "requeued"),
+    "REQUEUED": ("Slurm put it back in the queue", "requeued"),
+}
+DOWN = re.compile(r"DOWN|NOT_RESPONDING|FAIL|\*")
+FIELD = re.compile(r"(?:^|\s)([A-Za-z][A-Za-z:]*)=(\S*)")
+
+
+def ask(*arguments: str) -> str:
+    """What scontrol says; nothing when it says nothing in time."""
+    try:
+        done = subprocess.run(
+            ["scontrol", *arguments],
+            stdin=subprocess.DEVNULL,
+            stdout=subprocess.PIPE,
+            stderr=subprocess.DEVNULL,
+            timeout=PATIENCE_S,
+            check=False,
+        )
+    except (OSError, subprocess.TimeoutExpired):
+        return ""
+    return done.stdout.decode("utf-8", "replace")
+
+
+def job() -> dict[str, str]:
+    """The fields of this job that hold no spaces."""
+    return dict(FIELD.findall(ask("show", "job", "-o", os.environ.get("SLURM_JOB_ID", ""))))
+
+
+def time_left_s() -> float | None:
+    """Seconds until Slurm ends this job for its time limit; None when it has none, or does not say."""
+    try:
+        end = time.mktime(time.strptime(job().get("EndTime", ""), "%Y-%m-%dT%H:%M:%S"))  # Slurm's are local times
+    except (ValueError, OverflowError):
+        return None
+    return end - time.time()
+
+
+def addresses(names: list[str]) -> dict[str, str]:
+    """Where each node is reached by the others (slurm.conf(5), NodeAddr), which is what Slurm itself uses."""
+    found = {}
+    for line in ask("show", "node", "-o", ",".join(names)).splitlines():
+        fields = dict(FIELD.findall(line))
+        found[fields.get("NodeName", "")] = fields.get("NodeAddr", "")
+    return {name: found.get(name) or name for name in names}
+
+
+def lost_nodes() -> list[str]:
+    """Those of this job's nodes that Slurm does not hear from."""
+    lines = ask("show", "node", "-o", os.environ.get("SLURM_JOB_NODELIST", "")).splitlines()
+    nodes = [dict(FIELD.findall(line)) for line in lines]
+    return [node.get("NodeName", "") for node in nodes if DOWN.search(node.get("State", ""))]
+
+
+def why_ending(make: Any) -> Any:
+    """Why Slurm ends this job, by what it says of it. Its last word stands in the queue, where tfjob reads it."""
+    found = job()
+    state = found.get("JobState", "")
+    if found.get("PreemptTime", "None") != "None" and state not in ("CANCELLED", "TIMEOUT"):
+        return make("slurm", "Slurm preempted it", kind="preempted")
+    if state in WORDS:
+        message, kind = WORDS[state]
+        return make("slurm", message, kind=kind)
+    lost = lost_nodes()
+    if lost:
+        return make("slurm", "a node was lost: {}".format(", ".join(lost)), kind="node_lost")
+    return make("slurm", "Slurm ended it", kind="")

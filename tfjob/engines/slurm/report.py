@@ -1,0 +1,101 @@
+"""What the job's own programs say of a run, read from the one file that they replace: `slurm/state.json`."""
+
+from __future__ import annotations
+
+import json
+from dataclasses import dataclass
+from typing import Any, Final, Literal
+
+from tfjob.engines.base import TaskStatus
+from tfjob.planning.plan import Plan
+from tfjob.rundir import RunDirectory
+
+__all__ = ["End", "Report", "read_report", "statuses_of"]
+
+_LOST: Final = "it ended without saying how: it was killed together with the program that watched it"
+_OUT_OF_MEMORY: Final = "the kernel killed it: out of memory"
+
+
+@dataclass(frozen=True)
+class End:
+    """How an attempt ended. `outcome` slurm: Slurm ended it, and its queue knows whether that is the run's end.
+
+    `kind` is why: failure, node_lost, time_limit, preempted, canceled, requeued, or nothing that is known.
+    """
+
+    outcome: Literal["completed", "failed", "canceled", "slurm"]
+    message: str
+    task: str | None = None
+    kind: str | None = None
+    time: float = 0.0
+
+
+@dataclass(frozen=True)
+class Report:
+    """How a run is. `phase` is starting, running, ending, over, lost or failed; `attempt` counts from 0."""
+
+    phase: str
+    job: str = ""
+    attempt: int = 0
+    nodes: tuple[tuple[str, str], ...] = ()
+    tasks: dict[str, dict[str, Any]] | None = None
+    started: float | None = None
+    end: End | None = None
+    attempts: tuple[Report, ...] = ()
+
+    @property
+    def is_over(self) -> bool:
+        """Whether this is the last word of the job's programs."""
+        return self.phase == "over"
+
+
+def read_report(run: RunDirectory) -> Report | None:
+    """What the job's programs last said, None before they said anything."""
+    try:
+        return _report(json.loads((run.path / "slurm" / "state.json").read_bytes()))
+    except FileNotFoundError:
+        return None
+
+
+def statuses_of(plan: Plan, report: Report | None, *, is_over: bool = False) -> tuple[TaskStatus, ...]:
+    """How every task is, in plan order. With `is_over` nothing runs any more, whatever the last word was."""
+    tasks = (report.tasks if report else None) or {}
+    return tuple(
+        _status(task.name, tasks.get(task.name, {"state": "pending"}), is_over=is_over) for task in plan.all_tasks
+    )
+
+
+def _status(name: str, said: dict[str, Any], *, is_over: bool) -> TaskStatus:
+    state, note = said["state"], ""
+    if said.get("lost"):
+        note = _LOST
+    elif said.get("out_of_memory"):
+        note = _OUT_OF_MEMORY
+    stopped = said.get("stopped", False)
+    if is_over and state == "running":  # its node's program could not say how it ended
+        state, stopped, note = "ended", True, ""
+    return TaskStatus(
+        name,
+        state,
+        exit_code=said.get("exit_code"),
+        signal=said.get("signal"),
+        time=said.get("time"),
+        started=said.get("started"),
+        listening=said.get("listening", False),
+        stopped=stopped,
+        note=note,
+    )
+
+
+def _report(value: dict[str, Any]) -> Report:
+    end = value.get("end")
+    return Report(
+        phase=value.get("phase", "failed"),
+        job=value.get("job", ""),
+        attempt=value.get("attempt", 0),
+        nodes=tuple((node["name"], node["address"]) for node in value.get("nodes") or ()),
+        tasks=value.get("tasks"),
+        started=value.get("started"),
+        end=End(end["outcome"], end["message"], end["task"], end["kind"], end.get("time", 0.0)) if end else None,
+        attempts=tuple(map(_report, value.get("attempts", ()))),
+    )

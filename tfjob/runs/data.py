@@ -1,0 +1,264 @@
+"""A run's datasets: fetched into the cache where they are behind addresses, put where tasks find them, and remembered."""
+
+from __future__ import annotations
+
+import json
+import os
+import time
+from collections.abc import Callable, Iterator, Sequence
+from dataclasses import dataclass, replace
+from pathlib import Path
+from typing import TYPE_CHECKING, NamedTuple
+
+from tfjob.datasets.cache import Cache
+from tfjob.datasets.files import SHA256, DatasetFiles, change_since, is_address, whole_directory, with_marks
+from tfjob.datasets.placing import clear, place
+from tfjob.durable import digest_of, replace_text
+from tfjob.errors import PreparationError, TfjobError
+from tfjob.planning.plan import DatasetPlan, Plan
+from tfjob.rundir import RunDirectory
+from tfjob.runs.fetched import with_fetched
+from tfjob.spec import addresses
+from tfjob.spec.addresses import is_web
+from tfjob.values import decode, encode
+
+__all__ = ["RunData"]
+
+_MANY = 256
+"""Files from which on a mount is one link: to their directory, or to a tree of links in the cache, made once for all runs."""
+_GIB = 1 << 30
+
+
+if TYPE_CHECKING:
+    from tfjob.datasets.fetch import Fetched
+    from tfjob.datasets.wanted import Settings, Wanted
+
+
+class _Ready(NamedTuple):
+    """A dataset as it was fetched, and the tree of the cache, or the directory of this machine, that is exactly its files."""
+
+    dataset: DatasetPlan
+    tree: Path | None = None
+    directory: str | None = None
+
+
+@dataclass(frozen=True)
+class RunData:
+    """What it takes to prepare a run's datasets: the cache, how much it may hold, the registry, and how files are fetched.
+
+    `here`: the run's tasks see its directory, so that datasets are placed in it.
+    """
+
+    plan: Plan
+    run: RunDirectory
+    cache: Cache
+    limit_gib: float
+    registry: Path
+    settings: Settings
+    here: bool = True
+
+    def prepare(self, progress: Callable[[str], None]) -> tuple[Plan, tuple[str, ...]]:
+        """Fetch what is missing and put everything in its place. Returns the plan as fetched, and what people should know.
+
+        Can be done again after it was interrupted. Raises PreparationError when something can't be had, or has changed.
+        """
+        asked = with_fetched(self.plan, self.run).datasets  # another try has the very content of the one before
+        for dataset in asked:
+            change = change_since(dataset.digest, dataset.files, dataset.marks) if _has_local(dataset) else None
+            if change:
+                raise PreparationError(
+                    f"dataset {dataset.name} has changed since the job was planned: {change}", "Submit the job again."
+                )
+        if not any(map(_as_tree, asked)):
+            self._place(asked)
+            return self.plan, ()
+        from tfjob.datasets.eviction import evict  # noqa: PLC0415  # 40 ms with all it stands on
+        from tfjob.datasets.fetch import fetch  # noqa: PLC0415
+
+        with self.cache.filling():  # what is known is not evicted before it is used
+            known = {one.name: found for one in asked if (found := self._kept(one)) is not None}
+        missing = [one for one in asked if one.marks and one.name not in known]
+        self._make_room(missing)
+        with self.cache.filling():
+            fetched = fetch(
+                [one for dataset in missing for one in _wanted(dataset)], self.cache, self.settings, progress
+            )
+            ready = [self._ready(dataset, known.get(dataset.name), fetched) for dataset in asked]
+            datasets = tuple(one.dataset for one in ready)
+            if missing or known:
+                lines = ",\n".join(json.dumps(encode(dataset)) for dataset in datasets)
+                replace_text(self.run.fetched, f"[{lines}]\n", force=False)
+            for one in ready:
+                self._use(one)
+            self._place(datasets)
+        self._note_contents(datasets)
+        if fetched.received_bytes:
+            evict(self.cache, limit_bytes=int(self.limit_gib * _GIB))
+        return replace(self.plan, datasets=datasets), fetched.notes
+
+    def changes(self, plan: Plan) -> tuple[str, ...]:
+        """What has changed in mounted datasets, a sentence each: nothing but good manners keeps a process from writing there."""
+        return tuple(
+            f"dataset {dataset.name} was changed while the run went on: {change}"
+            for dataset in plan.datasets
+            if dataset.mode == "mount" and (change := self._change(dataset))
+        )
+
+    def _change(self, dataset: DatasetPlan) -> str | None:
+        """What has changed in a dataset; a file of the cache that was written to is removed from it."""
+        if change := change_since(dataset.digest, dataset.files, dataset.marks):
+            return change
+        link = self.run.datasets / dataset.name
+        if _leads_to_directory(link, self.cache) and whole_directory(dataset.files) is None:
+            return f"files were added to {os.readlink(link)}"
+        harmed = [
+            name
+            for name, _, size, sha256 in _rows(dataset)
+            if sha256 and os.path.exists(self.cache.object(sha256)) and not self.cache.has(sha256, size)
+        ]
+        if not harmed:
+            return None
+        self.cache.distrust()
+        return f"{harmed[0]} was written to; it was taken out of the cache"
+
+    def _make_room(self, missing: Sequence[DatasetPlan]) -> None:
+        needed = sum(
+            max(size, 0)
+            for dataset in missing
+            for (source, _, size), mark in zip(dataset.files, dataset.marks, strict=True)
+            if is_address(source) and not os.path.exists(self.cache.object(mark.rpartition(":")[2]))
+        )
+        if needed:
+            from tfjob.datasets.eviction import evict  # noqa: PLC0415  # see above
+
+            evict(self.cache, limit_bytes=int(self.limit_gib * _GIB), needed_bytes=needed)
+
+    def _kept(self, dataset: DatasetPlan) -> _Ready | None:
+        """A large dataset as an earlier run of the last hour had it: neither servers nor files need to be looked at."""
+        if not _is_large(dataset):
+            return None
+        from tfjob.datasets.fetch import HOUR_S  # noqa: PLC0415  # see above
+
+        try:
+            kept = json.loads(self.cache.resolved(_asked(dataset)).read_bytes())
+            if not 0 <= time.time() - kept["checked"] < HOUR_S:
+                return None
+            tree = self.cache.known_tree(kept["tree"])
+            found = decode(DatasetPlan, kept["dataset"])
+        except (OSError, ValueError, KeyError, TypeError):
+            return None
+        same = replace(found, name=dataset.name, type=dataset.type, mode=dataset.mode, registered=dataset.registered)
+        return _Ready(same, tree) if tree is not None else None
+
+    def _ready(self, dataset: DatasetPlan, kept: _Ready | None, fetched: Fetched) -> _Ready:
+        """The dataset as it was fetched, and what one link can lead to, if it is mounted by one."""
+        if kept is not None:
+            return kept
+        if not _as_tree(dataset):
+            return _Ready(dataset)
+        if not dataset.marks and (whole := whole_directory(dataset.files)) is not None:
+            return _Ready(dataset, directory=whole)
+        held = {source: (one.size, one.sha256) for source, one in fetched.known.items()}
+        now = _fetched(dataset, held) if dataset.marks else dataset
+        tree = self.cache.tree(list(_rows(now)))
+        if _is_large(dataset):
+            checked = min(fetched.known[source].checked or time.time() for source, _, _ in dataset.files)
+            path = self.cache.resolved(_asked(dataset))
+            path.parent.mkdir(exist_ok=True)
+            facts = {"checked": checked, "tree": tree.name, "dataset": encode(now)}
+            replace_text(path, json.dumps(facts), force=False)
+        return _Ready(now, tree)
+
+    def _use(self, ready: _Ready) -> None:
+        """Have this run among the users of a tree, and the mount of a dataset that is one link in its place."""
+        if ready.tree is not None:
+            self.cache.use(ready.tree, self.run.path)
+        to = ready.tree or ready.directory
+        if self.here and ready.dataset.mode == "mount" and to is not None:
+            link = self.run.datasets / ready.dataset.name
+            clear(link)
+            link.parent.mkdir(exist_ok=True)
+            link.symlink_to(to)
+
+    def _place(self, datasets: Sequence[DatasetPlan]) -> None:
+        for dataset in datasets if self.here else ():
+            sources = [
+                (self.cache.object(sha256) if sha256 else source, name, size)
+                for name, source, size, sha256 in _rows(dataset)
+            ]
+            if dataset.mode == "download":
+                for task in self.plan.tasks:
+                    place(sources, self.run.datasets / task.name / dataset.name, copy=True)
+            elif not _as_tree(dataset):
+                place(sources, self.run.datasets / dataset.name, copy=False)
+
+    def _note_contents(self, datasets: Sequence[DatasetPlan]) -> None:
+        """Pin what registered versions hold, at their first use."""
+        from tfjob.datasets.registered import has_contents, note_contents  # noqa: PLC0415  # see above
+
+        for dataset in datasets:
+            if dataset.registered is None or not dataset.marks:
+                continue
+            try:
+                if has_contents(dataset.registered, self.registry):
+                    continue
+                held = {source: (size, sha256) for _, source, size, sha256 in _rows(dataset) if sha256}
+                note_contents(dataset.registered, self.registry, held)
+            except (OSError, TfjobError):  # removed meanwhile, or a full disk: the next use will
+                continue
+
+
+def _has_local(dataset: DatasetPlan) -> bool:
+    return not dataset.marks or any(not is_address(source) for source, _, _ in dataset.files)
+
+
+def _is_large(dataset: DatasetPlan) -> bool:
+    """Whether all of a dataset are web addresses, too many to be asked at each use, and the tasks share its tree."""
+    return (
+        dataset.mode == "mount"
+        and bool(dataset.marks)
+        and dataset.file_count > addresses.MANY
+        and all(is_web(source) for source, _, _ in dataset.files)
+    )
+
+
+def _asked(dataset: DatasetPlan) -> str:
+    """What tells this dataset, as it is asked for, from any other."""
+    return digest_of([dataset.digest, [source for source, _, _ in dataset.files]])
+
+
+def _leads_to_directory(link: Path, cache: Cache) -> bool:
+    """Whether a dataset is a link, and not to a tree of the cache but to a directory of the user's."""
+    return link.is_symlink() and not os.readlink(link).startswith(f"{cache.root}/")
+
+
+def _as_tree(dataset: DatasetPlan) -> bool:
+    """Whether the dataset's files are put together in the cache: those that are there, and many that would be linked one by one."""
+    return bool(dataset.marks) or (dataset.mode == "mount" and dataset.file_count >= _MANY)
+
+
+def _wanted(dataset: DatasetPlan) -> Iterator[Wanted]:
+    from tfjob.datasets.wanted import Wanted  # noqa: PLC0415  # see above
+
+    of = dataset.registered or f"dataset {dataset.name}"
+    for (source, _, size), mark in zip(dataset.files, dataset.marks, strict=True):
+        if is_address(source):
+            yield Wanted(source, size, mark, of)
+
+
+def _rows(dataset: DatasetPlan) -> Iterator[tuple[str, str, int, str]]:
+    """Name, source, bytes and SHA-256 (empty for a file of this machine) of every file."""
+    marks = dataset.marks or ("",) * len(dataset.files)
+    for (source, name, size), mark in zip(dataset.files, marks, strict=True):
+        yield name, source, size, mark.removeprefix(SHA256) if mark.startswith(SHA256) else ""
+
+
+def _fetched(dataset: DatasetPlan, known: dict[str, tuple[int, str]]) -> DatasetPlan:
+    found = with_marks(DatasetFiles(dataset.files, dataset.digest, dataset.marks), known)
+    return replace(
+        dataset,
+        files=found.files,
+        marks=found.marks,
+        digest=found.digest,
+        size_bytes=sum(size for _, _, size in found.files),
+    )

@@ -1,0 +1,101 @@
+"""Addresses of data: which are read, what of them is refused, and what their files are called. Pure.
+
+Of a web address the last part of the path is the file's name, as RFC 3986 has paths; the query is no part of it.
+"""
+
+from __future__ import annotations
+
+import re
+from urllib.parse import SplitResult, parse_qsl, unquote, urlsplit
+
+from tfjob.spec.tree import quoted
+
+__all__ = ["MANY", "STORES", "WEB", "address_objection", "file_name", "is_web", "scheme_of", "shown_address"]
+
+WEB = ("https", "http")
+STORES = ("s3", "gs", "az", "abfs", "abfss", "sftp", "hdfs")
+"""Object stores and file servers, which have directories and globs; read by fsspec."""
+
+MANY = 200
+"""Web addresses that are asked at every use whether they have changed; more of them are asked once an hour."""
+
+_SCHEME = re.compile(r"([A-Za-z][A-Za-z0-9+.-]*)://")
+_GIT = re.compile(r"git\+|git@")
+_SIGNED = {"sig", "signature", "x-amz-signature", "x-goog-signature", "x-amz-security-token", "token", "access_token"}
+_CONTROL = re.compile(r"[\x00-\x20\x7f]")
+
+
+def scheme_of(path: str) -> str | None:
+    """Return the scheme of an address in lower case, such as ``https``; None for a path of this machine."""
+    if path.startswith("/"):
+        return None
+    found = _SCHEME.match(path)
+    if found:
+        return found[1].lower()
+    return "git" if _GIT.match(path) else None
+
+
+def is_web(path: str) -> bool:
+    """Return whether a path is an address of the web."""
+    return path.startswith(("https://", "http://")) or scheme_of(path) in WEB
+
+
+def shown_address(address: str) -> str:
+    """Return the address without its query and without a password, as it may stand in messages and logs."""
+    try:
+        parts = urlsplit(address)
+    except ValueError:
+        return address
+    return parts._replace(netloc=parts.netloc.rpartition("@")[2], query="", fragment="").geturl()
+
+
+def address_objection(address: str) -> tuple[str, str] | None:
+    """Return message and hint for an address that data cannot be read from; None for a good one."""
+    scheme = scheme_of(address)
+    if scheme not in (*WEB, *STORES):
+        allowed = ", ".join(f"{one}://" for one in (*WEB, *STORES))
+        return f"found the address {quoted(shown_address(address))}; {allowed} or a path is allowed", ""
+    try:
+        parts = urlsplit(address)
+        _ = parts.port
+    except ValueError as error:
+        return f"found {quoted(address)}, which is no address: {error}", ""
+    return _secret(parts) or (_web(parts, address) if scheme in WEB else _store(parts, address))
+
+
+def file_name(address: str) -> str:
+    """Return the name of the file that a web address names; empty if it names none."""
+    try:
+        name = unquote(urlsplit(address).path.rpartition("/")[2])
+    except ValueError:
+        return ""
+    return "" if name in {".", ".."} or "/" in name or "\0" in name else name
+
+
+def _secret(parts: SplitResult) -> tuple[str, str] | None:
+    """What is secret in an address would be kept with every run that reads it."""
+    shown = quoted(shown_address(parts.geturl()))
+    if parts.password is not None:
+        hint = "Keep it where the library looks for it: ~/.netrc for web addresses, variables of the shell for others."
+        return f"found a password in the address {shown}; an address without one is allowed", hint
+    signed = next((key for key, _ in parse_qsl(parts.query) if key.lower() in _SIGNED), None)
+    if signed is not None:
+        hint = "Use the store's own address, such as s3://BUCKET/KEY, and credentials in the shell."
+        return f"found a signature ({signed}) in the address {shown}; an address without a secret is allowed", hint
+    return None
+
+
+def _web(parts: SplitResult, address: str) -> tuple[str, str] | None:
+    if not parts.hostname or _CONTROL.search(address):
+        return f"found {quoted(address)}, which is no address: https://HOST/PATH is allowed", ""
+    if not file_name(address):
+        hint = "Only files can be read from the web: give the address of each."
+        return f"found {quoted(address)}, whose last part is no name of a file", hint
+    return None
+
+
+def _store(parts: SplitResult, address: str) -> tuple[str, str] | None:
+    if not parts.netloc and parts.scheme.lower() != "hdfs":
+        what = "HOST" if parts.scheme.lower() == "sftp" else "BUCKET"
+        return f"found {quoted(address)}, which names no {what.lower()}: {parts.scheme}://{what}/PATH is allowed", ""
+    return None
