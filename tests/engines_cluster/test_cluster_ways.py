@@ -103,6 +103,7 @@ def test_a_shared_directory_is_used_in_place(lab: Tfjob, nodes: Nodes, docker_cl
     directory = docker_cluster.shared / f"project-{uuid4().hex[:8]}"
     directory.mkdir()
     shared = replace(lab, directory=directory)
+    shared("init")
     for name in (".tfjob/config.yml", "lab.yml"):
         shared.write(name, (lab.directory / name).read_text())
     shared.write("all.yml", shared.directory.joinpath("lab.yml").read_text() + f"shared: [{docker_cluster.shared}]\n")
