@@ -415,6 +415,17 @@ def bare_base(docker_engine: Daemon) -> str:
     return needed(lambda: base_image(docker_engine, BARE))
 
 
+def program(name: str, package: str) -> str:
+    """Return the path of a program, installed with its Debian package if that can be; skips with the reason if it cannot."""
+    path = f"{os.environ.get('PATH', os.defpath)}:/usr/sbin:/sbin"
+    if shutil.which(name, path=path) is None:
+        try:
+            install(package)
+        except CannotRunError as reason:
+            pytest.skip(str(reason))
+    return str(shutil.which(name, path=path))
+
+
 def needed(make: Callable[[], str]) -> str:
     try:
         return make()

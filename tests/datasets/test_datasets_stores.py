@@ -12,9 +12,9 @@ from collections.abc import Iterator
 from pathlib import Path
 
 import pytest
+from docker_parts import program
 from support import Tfjob, eventually
 
-SSHD = shutil.which("sshd", path=f"{os.environ.get('PATH', '')}:/usr/sbin:/sbin")
 pytestmark = pytest.mark.xdist_group("stores")
 
 
@@ -119,8 +119,7 @@ def test_a_missing_package_is_named_with_what_to_install(tfjob: Tfjob, tmp_path:
 @pytest.fixture(scope="module")
 def sshd(tmp_path_factory: pytest.TempPathFactory) -> Iterator[tuple[Path, int]]:
     """A home directory whose ~/.ssh knows the host `box`, an sshd on loopback, and its port."""
-    if SSHD is None:
-        pytest.skip("sshd is missing: apt-get install openssh-server")
+    sshd = program("sshd", "openssh-server")
     if os.geteuid():
         pytest.skip("needs root: sshd lets others in only as themselves")
     pytest.importorskip("paramiko", reason="paramiko is missing: pip install paramiko")
@@ -139,7 +138,7 @@ def sshd(tmp_path_factory: pytest.TempPathFactory) -> Iterator[tuple[Path, int]]
     )
     Path("/run/sshd").mkdir(exist_ok=True)
     process = subprocess.Popen(
-        [SSHD, "-D", "-e", "-f", home / "sshd_config"], stderr=(home / "sshd.log").open("wb"), stdin=subprocess.DEVNULL
+        [sshd, "-D", "-e", "-f", home / "sshd_config"], stderr=(home / "sshd.log").open("wb"), stdin=subprocess.DEVNULL
     )
     try:
         eventually(lambda: process.poll() is None and _listens(port), "sshd listens", 20)

@@ -11,7 +11,7 @@ from pathlib import Path
 
 import pytest
 from environments_named.real_packages import uv
-from planning.two_nodes import SUBNET, missing, two_nodes
+from planning.two_nodes import SUBNET, need, two_nodes
 
 from tfjob import entrypoint
 from tfjob.environments import Definition
@@ -23,13 +23,17 @@ pytestmark = [
     pytest.mark.real,
     pytest.mark.root,
     pytest.mark.xdist_group("mpi-nodes"),
-    pytest.mark.skipif(bool(missing()), reason=missing()),
 ]
 SAYS = (
     "import os, socket; from mpi4py import MPI; world = MPI.COMM_WORLD; "
     "world.Bcast(bytearray(1_000_000), root=0); "
     "print(socket.gethostname(), os.environ['OMPI_COMM_WORLD_LOCAL_RANK'], world.allreduce(world.rank))"
 )
+
+
+@pytest.fixture(autouse=True)
+def _nodes_can_be_made() -> None:
+    need()
 
 
 @pytest.mark.parametrize("version", ["4.1.8", "5.0.11"])

@@ -12,6 +12,8 @@ from functools import partial
 from pathlib import Path
 from typing import NamedTuple
 
+import pytest
+from docker_parts import program
 from support import eventually
 
 from tfjob.planning.ssh import SshHost
@@ -21,12 +23,12 @@ SUBNET = "10.83.0.0/24"
 _WHERE = f"{os.environ.get('PATH', '')}:/usr/sbin:/sbin"
 
 
-def missing() -> str:
-    """What keeps the nodes from being made, in words; empty if nothing does."""
-    lacks = [package for program, package in NEEDED.items() if not shutil.which(program, path=_WHERE)]
+def need() -> None:
+    """Have what the nodes are made of installed, if that can be; skips with what is missing."""
     if os.geteuid() != 0:
-        return "nodes with networks of their own need root"
-    return f"not there (Debian packages): {', '.join(lacks)}" if lacks else ""
+        pytest.skip("nodes with networks of their own need root")
+    for name, package in NEEDED.items():
+        program(name, package)
 
 
 class VirtualNode(NamedTuple):
@@ -83,9 +85,9 @@ def two_nodes(directory: Path, programs: Path) -> Iterator[tuple[VirtualNode, Vi
                 f"SetEnv PATH={programs}:/usr/bin:/bin\n"
             )
             Path("/run/sshd").mkdir(exist_ok=True)
-            program = shutil.which("sshd", path=_WHERE) or "sshd"
+            sshd = shutil.which("sshd", path=_WHERE) or "sshd"
             process = stack.enter_context(
-                subprocess.Popen([*inside, program, "-D", "-e", "-f", str(file)], stderr=subprocess.DEVNULL)
+                subprocess.Popen([*inside, sshd, "-D", "-e", "-f", str(file)], stderr=subprocess.DEVNULL)
             )
             stack.callback(process.kill)
             host = SshHost(address, port, "root", (directory / "host.pub").read_text())
