@@ -10,6 +10,7 @@ import sys
 import threading
 import time
 from collections.abc import Callable, Iterator
+from contextlib import suppress
 from concurrent.futures import ThreadPoolExecutor
 from pathlib import Path
 
@@ -377,7 +378,8 @@ class TestAdopting:
         process.kill()
         process.wait()
         for pid in processes_of(run.run.id):
-            os.kill(pid, signal.SIGKILL)
+            with suppress(ProcessLookupError):  # it ended with another of them
+                os.kill(pid, signal.SIGKILL)
         run.handle = run.engine.adopt(run.plan, run.run)
         status = ended(run)["main"]
         assert status.failed
