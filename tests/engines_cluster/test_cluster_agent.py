@@ -17,14 +17,16 @@ import pytest
 from support import eventually
 
 from tfjob.engines.cluster import agent as program
-from tfjob.engines.cluster.agent import copy_tree, free_ports, interface_of, is_listening, link
+from tfjob.engines.cluster import agent_system
+from tfjob.engines.cluster.agent_system import copy_tree, free_ports, interface_of, is_listening, link
 from tfjob.engines.cluster.container import KEEP
 
 FILE = Path(program.__file__)
 
 
-def test_it_runs_on_python_3_8() -> None:
-    tree = ast.parse(FILE.read_text(), feature_version=(3, 8))
+@pytest.mark.parametrize("file", [FILE, Path(agent_system.__file__)])
+def test_it_runs_on_python_3_8(file: Path) -> None:
+    tree = ast.parse(file.read_text(), feature_version=(3, 8))
     imported = {alias.name for node in ast.walk(tree) if isinstance(node, ast.Import) for alias in node.names}
     names = {node.attr for node in ast.walk(tree) if isinstance(node, ast.Attribute)}
     assert imported <= sys.stdlib_module_names
@@ -183,7 +185,7 @@ def test_tasks_are_told_to_end_while_much_is_sent(agent: Agent, run: Path) -> No
     agent.have("main-0")
     agent.prepare("main-0")
     task = subprocess.Popen(["sleep", "600"])
-    report = {"pid": task.pid, "start_ticks": program.start_ticks(task.pid)}
+    report = {"pid": task.pid, "start_ticks": agent_system.start_ticks(task.pid)}
     (run / "tasks/main-0/started.json").write_text(json.dumps(report))
     with (run / "outputs/large").open("wb") as file:
         file.truncate(64 << 30)  # holes: nothing is on the disk
@@ -200,7 +202,7 @@ def test_an_end_from_outside_is_not_the_tasks_own(agent: Agent, run: Path) -> No
     agent.have("main-0")
     agent.prepare("main-0")
     task = subprocess.Popen(["sleep", "600"])
-    report = {"pid": task.pid, "start_ticks": program.start_ticks(task.pid)}
+    report = {"pid": task.pid, "start_ticks": agent_system.start_ticks(task.pid)}
     (run / "tasks/main-0/started.json").write_text(json.dumps(report))
     eventually(lambda: agent.kinds("report"), "it has started")
     signal.pthread_sigmask(signal.SIG_BLOCK, {signal.SIGTERM})  # which it inherits: so none comes too early

@@ -6,7 +6,7 @@ import os
 import sys
 from typing import TYPE_CHECKING
 
-from tfjob.engines.cluster import agent
+from tfjob.engines.cluster import agent_system as agent
 
 if TYPE_CHECKING:
     from pathlib import Path

@@ -46,7 +46,8 @@ def test_archive_and_bundle_have_the_same_in_them() -> None:
     with tarfile.open(fileobj=io.BytesIO(archive_of(run, who, frozenset(), [("passwd", "all")]))) as tar:
         members = {f"/{one.name}": one for one in tar}
     bundle = json.loads(bundle_of(run))
-    assert {path for path, _ in bundle["programs"]} == {AGENT, ENTRYPOINT}
-    assert {*(path for path, _ in bundle["directories"]), AGENT, ENTRYPOINT} <= {*members}
-    assert {*members} - {path for path, _ in bundle["directories"]} == {"/tfjob", AGENT, ENTRYPOINT, "/etc/passwd"}
+    programs = {path for path, _ in bundle["programs"]}
+    assert programs == {AGENT, AGENT.replace("agent.py", "agent_system.py"), ENTRYPOINT}
+    assert {*(path for path, _ in bundle["directories"]), *programs} <= {*members}
+    assert {*members} - {path for path, _ in bundle["directories"]} == {"/tfjob", *programs, "/etc/passwd"}
     assert (members[f"/tfjob/{run.id}/outputs"].uid, members[AGENT].uid, members["/etc/passwd"].uid) == (1234, 0, 0)

@@ -17,19 +17,18 @@ What it is told comes as lines of JSON: ``have`` (what tfjob has already), ``pre
     synced    everything was sent                       done      number: of the order
     problem   message
 
+`agent_system.py` belongs to it.
+
 When its stdin ends so does this program; tasks go on, and another one can be started that goes on from there.
 """
 
 from __future__ import annotations
 
-import fcntl
 import json
 import os
 import select
 import signal
-import socket
 import stat
-import struct
 import sys
 import threading
 import time
@@ -41,6 +40,36 @@ if TYPE_CHECKING:
     from collections.abc import Iterator
     from typing import Any
 
+if TYPE_CHECKING or __package__:
+    from tfjob.engines.cluster.agent_system import (
+        copy_tree,
+        directories,
+        free_ports,
+        interface_of,
+        is_listening,
+        is_same,
+        link,
+        place_files,
+        spawn,
+        start_ticks,
+        walk,
+    )
+else:  # in a container: it lies beside this file
+    sys.path.insert(0, os.path.dirname(os.path.abspath(__file__)))
+    from agent_system import (
+        copy_tree,
+        directories,
+        free_ports,
+        interface_of,
+        is_listening,
+        is_same,
+        link,
+        place_files,
+        spawn,
+        start_ticks,
+        walk,
+    )
+
 BEAT_S = 1.0
 LOOK_S = 0.1
 QUICK_LOOK_S = 0.01
@@ -49,7 +78,6 @@ CHUNK_BYTES = 1 << 18
 SILENT_S = 1.0
 BEGUN_S = 30.0
 SSHD_S = 20.0
-PORTS = range(20000, 32000)
 REPORTS = ("started.json", "listening", "exit.json")
 TOLD_TO_END = "told-to-end"
 URGENT = ("stop", "kill")
@@ -510,204 +538,6 @@ class Agent:
                 return file.read()
         except OSError:
             return ""
-
-
-def spawn(argv: list[str], log: str) -> int:
-    """Start a program in a session of its own, its output in a log, and return its pid."""
-    pid = os.fork()
-    if pid:
-        return pid
-    try:
-        os.setsid()
-        os.chdir("/")
-        nothing = os.open(os.devnull, os.O_RDONLY)
-        written = os.open(log, os.O_WRONLY | os.O_CREAT | os.O_APPEND, 0o644)
-        for descriptor, standard in ((nothing, 0), (written, 1), (written, 2)):
-            os.dup2(descriptor, standard)
-        os.execvp(argv[0], argv)
-    except OSError as error:
-        os.write(2, (argv[0] + ": " + str(error) + "\n").encode())
-    finally:
-        os._exit(127)
-
-
-def walk(run: str, below: str) -> Iterator[tuple[str, os.stat_result]]:
-    """Files and links below a directory of the run, by their paths in it. Pipes and sockets are no files."""
-    top = os.path.join(run, below)
-    for parent, names, files in os.walk(top):
-        links = [name for name in names if os.path.islink(os.path.join(parent, name))]
-        for name in sorted(files + links):
-            path = os.path.join(parent, name)
-            try:
-                status = os.lstat(path)
-            except OSError:
-                continue
-            if stat.S_ISREG(status.st_mode) or stat.S_ISLNK(status.st_mode):
-                yield os.path.relpath(path, run), status
-
-
-def directories(run: str, below: str) -> Iterator[str]:
-    """Directories without anything in them: some formats have such."""
-    top = os.path.join(run, below)
-    for parent, names, files in os.walk(top):
-        if not names and not files and parent != top:
-            yield os.path.relpath(parent, run)
-
-
-def is_same(original: str, status: os.stat_result) -> bool:
-    """Whether a file is as it was when it was copied: of the same size and time."""
-    try:
-        before = os.lstat(original)
-    except OSError:
-        return False
-    return (before.st_size, int(before.st_mtime)) == (status.st_size, int(status.st_mtime))
-
-
-def copy_tree(source: str, target: str) -> None:
-    """A copy that may be written to, with the times of the original: whole, or not at all. One that is there stays."""
-    unfinished = "{}.unfinished-{}".format(target, os.getpid())
-    try:
-        copy_directories(source, unfinished)
-        try:
-            os.rename(unfinished, target)
-        except OSError:
-            if not os.path.isdir(target):  # another one was quicker
-                raise
-    finally:
-        if os.path.lexists(unfinished):
-            import shutil
-
-            shutil.rmtree(unfinished, ignore_errors=True)
-
-
-def copy_directories(source: str, target: str) -> None:
-    """Copy a tree to where nothing is."""
-
-    def stop(error: OSError) -> None:
-        raise error
-
-    os.makedirs(target)
-    for parent, names, files in os.walk(source, onerror=stop):
-        to = os.path.normpath(os.path.join(target, os.path.relpath(parent, source)))
-        for name in files + [one for one in names if os.path.islink(os.path.join(parent, one))]:
-            copy_file(os.path.join(parent, name), os.path.join(to, name))
-        for name in names:
-            if not os.path.islink(os.path.join(parent, name)):
-                os.mkdir(os.path.join(to, name))
-    for parent, _, _ in os.walk(source, topdown=False):  # when nothing changes their times any more
-        status = os.stat(parent)
-        to = os.path.normpath(os.path.join(target, os.path.relpath(parent, source)))
-        os.chmod(to, status.st_mode & 0o777 | 0o700)
-        os.utime(to, ns=(status.st_atime_ns, status.st_mtime_ns))
-
-
-def copy_file(source: str, target: str) -> None:
-    """A copy of a file that may be written to, or of a link."""
-    if os.path.islink(source):
-        os.symlink(os.readlink(source), target)
-        return
-    with open(source, "rb") as original, open(target, "wb") as copy:
-        while True:
-            data = original.read(CHUNK_BYTES)
-            if not data:
-                break
-            copy.write(data)
-        status = os.fstat(original.fileno())
-    os.chmod(target, status.st_mode & 0o777 | 0o200)
-    os.utime(target, ns=(status.st_atime_ns, status.st_mtime_ns))
-
-
-def place_files(directory: str, files: list[list[str]], copy: bool) -> None:
-    """Links to files, or copies of them, by their names in a directory."""
-    import shutil
-
-    for source, name in files:
-        at = os.path.join(directory, name)
-        os.makedirs(os.path.dirname(at), exist_ok=True)
-        if copy:
-            shutil.copyfile(source, at)
-        else:
-            os.symlink(source, at)
-
-
-def link(at: str, to: str) -> None:
-    """Make `at` a link to the directory `to`; what is in its way moves there."""
-    os.makedirs(to, exist_ok=True)
-    if os.path.isdir(at) and not os.path.islink(at):
-        import shutil
-
-        shutil.copytree(at, to, symlinks=True, dirs_exist_ok=True)
-        shutil.rmtree(at)
-    elif os.path.lexists(at):
-        os.unlink(at)
-    os.makedirs(os.path.dirname(at), exist_ok=True)
-    os.symlink(to, at)
-
-
-def free_ports(count: int) -> list[int]:
-    """Ports that nobody listens on here, all different; below the range the kernel takes for outgoing connections (ip(7))."""
-    found: dict[int, socket.socket] = {}
-    try:
-        begin = int.from_bytes(os.urandom(4), "big") % len(PORTS)  # so that two runs rarely try the same
-        for port in [*PORTS[begin:], *PORTS[:begin]]:
-            if len(found) == count:
-                break
-            one = socket.socket(socket.AF_INET, socket.SOCK_STREAM)
-            try:
-                one.bind(("0.0.0.0", port))  # noqa: S104  # only bound, never listened on
-            except OSError:
-                one.close()
-                continue
-            found[port] = one
-        return list(found)
-    finally:
-        for one in found.values():
-            one.close()
-
-
-def interface_of(address: str) -> tuple[str, str]:
-    """The interface that has an address of this node, and its network as CIDR; empty where none has it.
-
-    Source: netdevice(7), SIOCGIFADDR and SIOCGIFNETMASK.
-    """
-    with socket.socket(socket.AF_INET, socket.SOCK_DGRAM) as asker:
-        for _, name in socket.if_nameindex():
-            request = struct.pack("256s", name.encode()[:15])
-            try:
-                own = fcntl.ioctl(asker.fileno(), 0x8915, request)[20:24]
-                mask = fcntl.ioctl(asker.fileno(), 0x891B, request)[20:24]
-            except OSError:
-                continue
-            if socket.inet_ntoa(own) == address:
-                network = bytes(one & other for one, other in zip(own, mask))
-                length = bin(int.from_bytes(mask, "big")).count("1")
-                return name, f"{socket.inet_ntoa(network)}/{length}"
-    return "", ""
-
-
-def is_listening(port: int) -> bool:
-    """Whether this machine listens on a TCP port (proc(5), /proc/net/tcp: state 0A is LISTEN)."""
-    wanted = f"{port:04X}"
-    for table in ("/proc/net/tcp", "/proc/net/tcp6"):
-        try:
-            with open(table) as file:
-                for line in file:
-                    fields = line.split()
-                    if fields[3] == "0A" and fields[1].rpartition(":")[2] == wanted:
-                        return True
-        except OSError:
-            continue
-    return False
-
-
-def start_ticks(pid: int) -> int:
-    """When a process started (proc(5), field 22); 0 for one that is gone or a zombie."""
-    try:
-        with open(f"/proc/{pid}/stat", "rb") as file:
-            fields = file.read().rpartition(b")")[2].split()
-    except OSError:
-        return 0
-    return 0 if fields[0] in (b"Z", b"X") else int(fields[19])
 
 
 def main(arguments: list[str]) -> None:

@@ -14,7 +14,7 @@ from typing import Any, Final
 
 from tfjob import entrypoint
 from tfjob.engines.base import Prepared
-from tfjob.engines.cluster import agent
+from tfjob.engines.cluster import agent, agent_system
 from tfjob.engines.cluster.leases import RunKey
 from tfjob.engines.container import LOG_DRIVER, bind_mount, device_request
 from tfjob.engines.inherited import travelling_environment
@@ -95,7 +95,7 @@ class Place:
     binds: tuple[tuple[str, bool], ...] = ()
 
 
-_MODULES: Final = ((agent, AGENT), (entrypoint, ENTRYPOINT))
+_MODULES: Final = ((agent, AGENT), (agent_system, f"{PROGRAMS}/agent_system.py"), (entrypoint, ENTRYPOINT))
 
 
 def inside(run: RunDirectory) -> RunDirectory:
