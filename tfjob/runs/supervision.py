@@ -33,7 +33,7 @@ if TYPE_CHECKING:
 
 __all__ = ["Supervision"]
 
-_POLL_S = 0.1
+_POLL_S, _LONG_POLL_S, _NEW_S = 0.1, 0.25, 10.0
 _QUICK_POLL_S = 0.01
 _MOST_TAKEOVERS = 5
 _MOST_LEFT = 100
@@ -241,7 +241,7 @@ class Supervision:
             timeout_s = self._plan.limits.timeout_s
             if timeout_s is not None and elapsed > timeout_s:
                 return Verdict("failed", None, f"the run took longer than limits.timeout_s = {timeout_s:g} s")
-            _wait_for_child(_QUICK_POLL_S if elapsed < 1 else _POLL_S)
+            _wait_for_child(_QUICK_POLL_S if elapsed < 1 else _POLL_S if elapsed < _NEW_S else _LONG_POLL_S)
 
     def _conclude(self, verdict: Verdict) -> None:
         """Decide as the verdict says, before what still runs is ended: whoever goes on from here ends it the same way."""

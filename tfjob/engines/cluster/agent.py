@@ -74,6 +74,8 @@ BEAT_S = 1.0
 LOOK_S = 0.1
 QUICK_LOOK_S = 0.01
 QUICK_S = 3.0  # after the start: the first words are waited for
+LONG_LOOK_S = 0.25
+NEW_S = 10.0  # after that a training goes on for long, and shall not be disturbed
 CHUNK_BYTES = 1 << 18
 SILENT_S = 1.0
 BEGUN_S = 30.0
@@ -159,7 +161,10 @@ class Agent:
 
     def pause_s(self) -> float:
         """How long nothing is looked at."""
-        return QUICK_LOOK_S if time.monotonic() < self.quick_until else LOOK_S
+        now = time.monotonic()
+        if now < self.quick_until:
+            return QUICK_LOOK_S
+        return LOOK_S if now < self.quick_until + NEW_S else LONG_LOOK_S
 
     def hear(self, wait_s: float) -> None:
         """Take what is told within a time. The end of it ends this program."""
