@@ -12,6 +12,7 @@ from pathlib import Path
 from typing import Any
 
 import pytest
+from docker_parts import program
 from engines.engine_bench import plan as plan_of
 from engines.engine_bench import task
 
@@ -139,13 +140,8 @@ def test_the_archive_belongs_to_the_submitter(options: frozenset[str], owner: tu
     assert (members["etc/passwd"].uid, members["etc/passwd"].mode) == (0, 0o644)
 
 
-needs_ssh = pytest.mark.skipif(
-    shutil.which("ssh-keygen") is None, reason="ssh-keygen is not there (Debian: openssh-client)"
-)
-
-
-@needs_ssh
 def test_the_keys_of_a_run(tmp_path: Path) -> None:
+    program("ssh-keygen", "openssh-client")
     doors = [Door("10.0.0.1", 20001, "anna"), Door("10.0.0.2", 20002, "root")]
     run = RunDirectory(tmp_path)
     files = ssh_files(run, doors, "/opt/env/bin:/usr/bin")
