@@ -63,13 +63,6 @@ class Hijacked:
             data += more
         return data
 
-    def end_input(self) -> None:
-        """Let the program see the end of its stdin; over TLS it sees that only with `close`."""
-        if self._tls is not None:
-            return  # its shutdown drops the encryption, in both directions
-        with suppress(OSError):
-            self._connection.shutdown(socket.SHUT_WR)
-
     def close(self) -> None:
         """Close the connection. Another thread that reads from it sees its end."""
         with suppress(OSError):
