@@ -64,6 +64,7 @@ class Sight:
     before: tuple[Holder, ...]
     load: int
     containers: tuple[dict[str, Any], ...] = ()
+    volumes: tuple[dict[str, Any], ...] = ()
 
 
 class Claims:
@@ -98,7 +99,9 @@ class Claims:
             and name_of_run(one["Labels"]) != self._key.name
             and (turn, name_of_run(one["Labels"])) < (ticket, self._key.name)
         )
-        return Sight(held, frozenset(own), frozenset(contested), before, len(running), tuple(containers))
+        return Sight(
+            held, frozenset(own), frozenset(contested), before, len(running), tuple(containers), tuple(volumes)
+        )
 
     def claim(self, indices: Iterable[int]) -> bool:
         """Claim GPUs; returns whether all of them are ours alone now. If not, none is claimed any more."""
