@@ -73,6 +73,7 @@ class Reaching:
                 return
             del self._reached[name]
         self._note(name, error)
+        threading.Thread(target=node.api.close, daemon=True).start()  # it is reached anew
         self._begin(node.order, node.definition)
 
     def refuse(self, node: Reached, error: RefusalError) -> None:

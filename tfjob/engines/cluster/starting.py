@@ -80,7 +80,8 @@ class Starting:
         """Bring, start, and tell the agents what their tasks are. Everything is undone by the engine's `stop`."""
         done = threading.Event()
         bringing = Bringing(self._plan, self._handle.key, self._found, self._site, self._told)
-        threading.Thread(target=bringing.keep_claims, args=(done,), daemon=True).start()
+        beating = threading.Thread(target=bringing.keep_claims, args=(done,), daemon=True)
+        beating.start()
         try:
             trees = bringing.trees()
             volumes = bringing.bring(trees, self._prepared)
@@ -91,6 +92,7 @@ class Starting:
             self._await("hello", 1, _HELLO_S, "did not start the run's agent")
         finally:
             done.set()
+            beating.join(_QUIET_S)  # a sign of life after the end would be left
         self._begin(trees)
 
     @property
