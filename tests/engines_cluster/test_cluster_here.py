@@ -7,6 +7,7 @@ from uuid import uuid4
 
 import pytest
 from engines.engine_bench import plan, task
+from support import eventually
 
 from tfjob.dockerapi.api import DockerApi
 from tfjob.engines.claimed import claimed_here
@@ -95,6 +96,20 @@ def test_a_lease_that_is_taken_at_the_last_moment(here: Here, monkeypatch: pytes
     assert here.api.volumes({"tfjob.run": here.key.id}) == []
     for lease in local.leases:
         lease.release()
+
+
+def test_a_node_that_was_given_up_is_tried_again(here: Here, tmp_path: Path) -> None:
+    late = tmp_path / "late.sock"
+    nodes = (NodeDefinition("here", "local", "127.0.0.1", 0), NodeDefinition("late", f"unix://{late}", "127.0.0.1", 0))
+    reaching = Reaching(ClusterDefinition("lab", nodes, wait_s=0.1), here.environ, with_gpus=False)
+    eventually(lambda: not reaching.open, "that one is given up")
+    assert [node.definition.name for node in reaching.reached] == ["here"]
+    assert "late does not answer: no Docker Engine answers" in reaching.silent
+    late.symlink_to(here.api.address.removeprefix("unix://"))
+    reaching.try_again()
+    eventually(lambda: len(reaching.reached) == 2, "that it is back")
+    assert reaching.silent == ""
+    reaching.stop()
 
 
 def test_an_engine_that_is_not_there_claims_nothing(tmp_path: Path) -> None:

@@ -87,6 +87,14 @@ class Reaching:
             self._refused.add(name)
         self._note(name, TargetError(error.message))
 
+    def try_again(self) -> None:
+        """Reach for the nodes that were given up or done without: they may be well by now."""
+        with self._changed:
+            again, self._given_up, self._refused = self._given_up, set(), set()
+        for order, node in enumerate(self.target.nodes):
+            if node.name in again:
+                self._begin(order, node)
+
     def _begin(self, order: int, definition: NodeDefinition) -> None:
         deadline = time.monotonic() + self.target.wait_s
         threading.Thread(target=self._reach, args=(order, definition, deadline), daemon=True).start()

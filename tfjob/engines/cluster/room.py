@@ -29,6 +29,9 @@ __all__ = ["Found", "find_room"]
 
 _LOOK_S: Final = 0.5
 _BEAT_S: Final = 15.0
+_TRY_AGAIN_S: Final = 60.0
+"""So often who waits looks whether nodes that did not answer are back."""
+
 _QUIET_S: Final = 0.5
 """So long nobody wants to be told that nodes are being asked."""
 
@@ -98,6 +101,7 @@ class _Search:
         self._ticket: float | None = None
         self._in_line: set[str] = set()
         self._last_beat = time.monotonic()
+        self._last_try = time.monotonic()
         self._enough_since: float | None = None
         self.why = "no node has answered yet"
 
@@ -164,6 +168,9 @@ class _Search:
             ticket = self._ticket
             # Drawn again, it is the same: somebody may have taken it for a dead one's while this machine slept.
             try_at_once(lambda claims: claims.draw(ticket), [self._claims[name] for name in self._in_line])
+        if time.monotonic() - self._last_try > _TRY_AGAIN_S:
+            self._last_try = time.monotonic()
+            self._reaching.try_again()
 
     def leave_line(self, found: Found) -> None:
         """Have room: let go of what is not needed any more."""
