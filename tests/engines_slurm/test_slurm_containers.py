@@ -95,6 +95,7 @@ def site_of(tfjob: Tfjob, slurm: Slurm, base: str) -> Iterator[Callable[[str], S
             program(runtime, runtime)
         own = {"PATH": slurm.environ["PATH"], "DOCKER_HOST": slurm.nodes[0].docker_host}
         made = Tfjob(project, {**tfjob.environ, **own, "TFJOB_STORE": str(shared / "store")})
+        made("init")
         made.write(
             "target.yml",
             f"""
@@ -135,22 +136,23 @@ class TestContainers:
                 server.accept()[0].sendall(socket.gethostname().encode())
             else:
                 print("met", ask(hosts[0]))
-            print(os.environ["CUDA_VISIBLE_DEVICES"], os.environ["SLURM_JOB_ID"], os.path.exists("/opt/no-site"))
+            print(os.environ["CUDA_VISIBLE_DEVICES"], os.environ["SLURM_JOB_ID"], os.environ["ODD"])
             open(f"outputs/{me}", "w").close()
             """,
         )
+        odd = "a 'b' \"c\" $d, e"
         run = site.submit(
-            'test ! -e /srv || test -z "$(ls /srv)"; python3 -S meet.py',
+            "test ! -e /run/lab; python3 -S meet.py",  # what only nodes have
             nodes=2,
             gpus=2,
             code="code",
             distribution={"type": "tensorflow"},
-            environment_variables={"ODD": "a 'b' \"c\" $d, e"},
+            environment_variables={"ODD": odd},
         )
         record = ended(site.tfjob, run)
         assert record["state"] == "Completed", record["failure"]
         job = job_of(site.tfjob, run)
-        line = f"0,1 {job} False\n"
+        line = f"0,1 {job} {odd}\n"
         met = f"met {record['tasks'][0]['node']}\n"
         assert [log(site.tfjob, run, f"worker-{number}") for number in range(2)] == [line, met + line]
         owners = {(site.tfjob.run_directory(run) / "outputs" / str(number)).stat().st_uid for number in range(2)}
