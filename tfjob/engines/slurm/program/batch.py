@@ -261,6 +261,8 @@ class Attempt:
             bound["env"] = {name: fill(value, values) for name, value in bound["env"].items()}
             if task["launcher"] and self.gang["container"]:
                 bound["env"]["PATH"] += ":" + os.path.join(self.directory, "launch")  # see launching.py
+            if task["launched"] and self.gang["container"]:
+                bound["env"].setdefault("SLURM_JOB_ID", os.environ.get("SLURM_JOB_ID", ""))  # mpirun knows none there
             write_json(os.path.join(directory, "task.json"), bound)
         self.tell("go")
         self.has_begun = True
