@@ -7,6 +7,7 @@
     attempt          which start of the gang this is, from 0
     nodes            name and address of each
     tasks            by name: state, started, listening, exit_code, signal, time, stopped, lost, out_of_memory
+    message          what takes long while the nodes are made ready, or nothing
     end              outcome (completed, failed, canceled, slurm), message, task, kind, time; null while it goes on
     attempts         those that failed and were followed by another: the same keys as they stood then
 """
