@@ -217,7 +217,7 @@ class TestUnpacking:
     def test_a_layer_hides_what_it_says_of_those_below(self, tmp_path: Path) -> None:
         image = archive(
             tmp_path / "image.tar",
-            {"etc": None, "etc/a": b"1", "etc/b": b"1", "var": None, "var/old": b"1"},
+            {"./": None, "etc": None, "etc/a": b"1", "etc/b": b"1", "var": None, "var/old": b"1"},
             {"etc/a": b"2", "etc/.wh.b": b"", "var/.wh..wh..opq": b"", "var/new": b"2"},
         )
         root = tmp_path / "root"

@@ -14,6 +14,7 @@ from __future__ import annotations
 
 import json
 import os
+import re
 import shutil
 import signal
 import subprocess
@@ -37,7 +38,8 @@ LAST_WORDS = 3
 SAY_S = 10.0
 WORD_BYTES = 600
 TICK_S = 0.05
-BROKEN = (125, 126, 127, 255)  # of the runtimes' own, not of node.py
+NAME = re.compile(r"tfjob-.+-(\d+)\.\d+-\d+")  # of a container: run, job, attempt and node
+ENDS = (signal.SIGTERM, signal.SIGINT, signal.SIGHUP)
 
 
 class Container:
@@ -53,7 +55,7 @@ class Container:
         self.environ = environment(os.environ)
         self.errors = os.path.join(attempt, f"container-{self.index}.log")
         self.doing = ""
-        for number in (signal.SIGTERM, signal.SIGINT, signal.SIGHUP):
+        for number in ENDS:
             signal.signal(number, lambda *_: None)  # the container's programs get them too, and end in their order
 
     def go(self) -> int:
@@ -62,19 +64,23 @@ class Container:
             threading.Thread(target=self.keep_saying, daemon=True).start()
             runtime, program = self.choose()
             self.refuse_what_it_lacks(runtime)
-            if runtime in ("podman", "docker"):
-                self.remove_earlier(program)
+            self.remove_earlier(runtime, program)
             what = self.images(runtime, program).make_ready()
+            if runtime == "pyxis":
+                what = self.images(runtime, program).unpack(what, self.name)
             argv, environ = runtimes.command(runtime, self.start_of(runtime, program, what))
         except (Trouble, ValueError, OSError) as error:
             self.say(broken=f"{os.uname().nodename}: {error}")
             return 0  # batch.py ends the step, in its order
         self.doing = ""
+        for number in ENDS if runtime == "apptainer" else ():
+            # Slurm signals every process of the step. What holds the root file system up must stay: libfuse leaves
+            # signals alone that are ignored. node.py and the tasks have their own ways with them.
+            signal.signal(number, signal.SIG_IGN)
         with open(self.errors, "wb") as errors:
             code = subprocess.Popen(argv, env=environ, stderr=errors).wait()
-        if runtime in ("podman", "docker"):
-            self.remove(program)
-        if code in BROKEN:
+        self.remove(runtime, program, self.name)
+        if code != 0 and not os.path.exists(os.path.join(self.attempt, f"container-{self.index}.started")):
             self.say(broken="{}: {} could not run the container: {}".format(*self.node_and(runtime), self.last_words()))
             return 0
         return 0 if code == 0 else 1
@@ -138,18 +144,38 @@ class Container:
             is_user=is_user,
         )
 
-    def remove_earlier(self, program: str) -> None:
-        """Remove what an attempt before left on this node: its node was lost, or Slurm killed all at once."""
-        label = f"--filter=label={runtimes.LABEL}={self.run}"
-        for name in (image.ask([program, "ps", "--all", "--quiet", label], self.environ) or "").split():
-            self.remove(program, name)
+    def remove_earlier(self, runtime: str, program: str) -> None:
+        """Remove what was left on this node: its node was lost, or Slurm killed all at once."""
+        if runtime == "pyxis":
+            listed = image.ask([program, "list"], self.environ)
+        elif runtime == "podman":
+            listed = image.ask([program, "ps", "--all", "--format={{.Names}}"], self.environ)
+        elif runtime == "docker":  # an engine has containers of several users: only this run's are known to be over
+            label = f"--filter=label={runtimes.LABEL}={self.run}"
+            listed = image.ask([program, "ps", "--all", "--format={{.Names}}", label], self.environ)
+        else:
+            return  # Apptainer keeps nothing
+        for name in self.left((listed or "").split()):
+            self.remove(runtime, program, name)
 
-    def remove(self, program: str, name: str = "") -> None:
-        """Remove a container, this node's own unless it is another's; one that has gone by itself is no error.
+    def left(self, names: list[str]) -> list[str]:
+        """Those of this user's containers that are of an earlier attempt at this run, or of a job that is over."""
+        of_run = [name for name in names if name.startswith(self.name.partition(self.word)[0])]
+        jobs = {name: found.group(1) for name in names for found in [NAME.fullmatch(name)] if found}
+        others = [name for name in jobs if name not in of_run]
+        queue = image.ask(["squeue", "--noheader", "--me", "--format=%A"], self.environ) if others else None
+        running = (queue or "").split()
+        return of_run + [name for name in others if queue is not None and jobs[name] not in running]
+
+    def remove(self, runtime: str, program: str, name: str) -> None:
+        """Remove a container; one that has gone by itself is no error.
 
         `--rm` has removed it already, or is about to: Podman's clearing up goes on after its command has ended.
         """
-        name = name or self.name
+        if runtime == "pyxis":
+            image.ask([program, "remove", "--force", name], self.environ)
+        if runtime not in ("podman", "docker"):
+            return
         until = time.monotonic() + PATIENCE_S
         while (
             image.ask([program, "container", "inspect", "--format={{.State.Status}}", name], self.environ) is not None

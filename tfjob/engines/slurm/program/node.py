@@ -142,6 +142,7 @@ class Node:
         found = {"name": os.environ.get("SLURMD_NODENAME", ""), "gpus": os.environ.get("CUDA_VISIBLE_DEVICES", "")}
         if self.gang["container"]:
             found.update(host=os.uname().nodename, path=os.environ.get("PATH", "")[: LINE_BYTES // 2])
+            open(os.path.join(self.attempt, f"container-{self.index}.started"), "w").close()  # see container.py
         return found
 
     def look(self) -> None:
