@@ -31,7 +31,7 @@ from tfjob.errors import PreparationError
 if TYPE_CHECKING:
     from docker_parts import Daemon
 
-pytestmark = pytest.mark.root
+pytestmark = [pytest.mark.root, pytest.mark.xdist_group("cluster")]  # what one removes another would miss
 
 
 @pytest.fixture

@@ -1,4 +1,7 @@
-"""What runs that are over left on nodes that could not be reached at their end: found by its labels, and removed."""
+"""What runs that are over left on nodes that could not be reached at their end: found by its labels, and removed.
+
+If that is wished, what nodes keep for later runs, too: code, data, and images that this machine has made and sent there.
+"""
 
 from __future__ import annotations
 
@@ -13,14 +16,24 @@ from pathlib import Path
 from typing import Any, Final
 
 from tfjob.dockerapi.api import DockerApi, RefusalError
-from tfjob.dockerapi.reach import engine_at
+from tfjob.dockerapi.reach import engine_at, engine_of_tools
 from tfjob.engines.cluster.at_once import at_once
+from tfjob.engines.cluster.kept import kept_trees, remove_tree, used_images
 from tfjob.engines.cluster.leases import RunKey, Sight
 from tfjob.errors import TargetError
 from tfjob.rundir import RunDirectory
 from tfjob.targets.definition import ClusterDefinition, NodeDefinition
 
-__all__ = ["Cleaned", "clean_engine", "clean_target", "is_left", "know_runs", "remove_left", "workspace_key"]
+__all__ = [
+    "Cleaned",
+    "clean_engine",
+    "clean_kept",
+    "clean_target",
+    "is_left",
+    "know_runs",
+    "remove_left",
+    "workspace_key",
+]
 
 _TIMEOUT_S: Final = 30.0
 _NUMBER: Final = "workspace-id"
@@ -98,14 +111,23 @@ class Cleaned:
     problem: str = ""
 
 
-def clean_target(target: ClusterDefinition, runs: Path, environ: Mapping[str, str]) -> list[Cleaned]:
-    """Remove what runs of a workspace that are over left on the nodes of a target; those that do not answer are told of."""
+def clean_target(
+    target: ClusterDefinition, runs: Path, environ: Mapping[str, str], *, kept_of: str | None = None
+) -> list[Cleaned]:
+    """Remove what runs of a workspace that are over left on the nodes of a target; those that do not answer are told of.
+
+    With `kept_of`, what tells the images of this machine's store from others', what nodes keep for later runs goes as well.
+    """
     know_runs(runs)
+    own = _engine_id(environ) if kept_of is not None else ""
 
     def clean(node: NodeDefinition) -> Cleaned:
         try:
             with engine_at(node.engine, tls=node.tls, environ=environ) as api:
-                return Cleaned(node.name, tuple(clean_engine(api)))
+                removed = clean_engine(api)
+                if kept_of is not None:
+                    removed += clean_kept(api, "" if api.info(_TIMEOUT_S).get("ID") == own else kept_of)
+                return Cleaned(node.name, tuple(removed))
         except (TargetError, RefusalError) as error:
             return Cleaned(node.name, problem=error.message)
 
@@ -125,6 +147,30 @@ def clean_engine(api: DockerApi) -> list[str]:
                 api.remove_volume(volume["Name"], _TIMEOUT_S)
                 removed.append(f"volume {volume['Name']} of run {volume['Labels']['tfjob.run']}")
     return removed
+
+
+def clean_kept(api: DockerApi, store: str) -> list[str]:
+    """Remove from an engine the trees that no run uses, and the images of a store (none: its own engine is another's); say what it was."""
+    removed = [
+        f"code or data of {tree.size_bytes / 1e6:.1f} MB that was kept"
+        for tree in kept_trees(api)
+        if remove_tree(api, tree)
+    ]
+    images = [one for one in api.images(_TIMEOUT_S) if store and (one.get("Labels") or {}).get("tfjob.store") == store]
+    used = used_images(api) if images else set()
+    for image in images:
+        if image["Id"] not in used:
+            with suppress(RefusalError):  # a container has it
+                api.remove_image(image["Id"], _TIMEOUT_S)
+                removed.append(f"image {', '.join(image.get('RepoTags') or [image['Id']])}")
+    return removed
+
+
+def _engine_id(environ: Mapping[str, str]) -> str:
+    """This machine's own engine, whose images are kept by its store; empty where there is none."""
+    with suppress(TargetError, RefusalError), engine_of_tools(environ) as api:
+        return str(api.info(_TIMEOUT_S).get("ID", ""))
+    return ""
 
 
 def _record(run: RunDirectory) -> dict[str, Any]:

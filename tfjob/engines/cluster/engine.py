@@ -20,14 +20,16 @@ from tfjob.dockerapi.api import DockerApi, RefusalError
 from tfjob.dockerapi.reach import engine_at, engine_of_tools
 from tfjob.engines.base import Allocation, Prepared, TaskStatus, Waiting, tell_nobody
 from tfjob.engines.cluster.at_once import at_once
+from tfjob.engines.cluster.bringing import Site
 from tfjob.engines.cluster.clean import know_runs
 from tfjob.engines.cluster.handle import ClusterHandle, read_notes, statuses_of
 from tfjob.engines.cluster.home import Home
+from tfjob.engines.cluster.kept import note_use
 from tfjob.engines.cluster.leases import Claims, RunKey
 from tfjob.engines.cluster.link import NodeLink
 from tfjob.engines.cluster.nodes import Reaching
 from tfjob.engines.cluster.room import Found, find_room, submitted_by
-from tfjob.engines.cluster.starting import Site, Starting, node_tasks
+from tfjob.engines.cluster.starting import Starting, node_tasks
 from tfjob.engines.cluster.trees import forget_unfinished
 from tfjob.errors import TargetError
 from tfjob.planning.plan import Plan
@@ -181,7 +183,11 @@ class ClusterEngine:
     def notes(self, handle: ClusterHandle) -> tuple[str, ...]:
         """What the record of the run should say of how it was brought to its end."""
         homes = {id(link.home): link.home for link in handle.links.values()}
-        return (*(note for home in homes.values() for note in home.notes()), *handle.left)
+        full = [link.node.name for link in handle.links.values() if link.is_full]
+        of_disks = (
+            [f"the disk of {', '.join(full)} is full: what was written there last may be missing"] if full else []
+        )
+        return (*of_disks, *(note for home in homes.values() for note in home.notes()), *handle.left)
 
     def _key(self, run: RunDirectory) -> RunKey:
         return RunKey(run.id, self._workspace, submitted_by())
@@ -268,5 +274,7 @@ def _remove_run(api: DockerApi, key: RunKey, timeout_s: float) -> None:
         if time.monotonic() > deadline:
             raise TargetError(f"containers of run {key.id} can't be removed")
         time.sleep(_AGAIN_S)
+    with suppress(RefusalError):  # on a full disk it is not noted
+        note_use(api, key)
     Claims(api, key).release()
     forget_unfinished(api, key)

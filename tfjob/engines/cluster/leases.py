@@ -18,7 +18,7 @@ from typing import Any, Final
 
 from tfjob.dockerapi.api import DockerApi, RefusalError
 
-__all__ = ["ALIVE_S", "Claims", "Holder", "RunKey", "Sight"]
+__all__ = ["ALIVE_S", "Claims", "Holder", "RunKey", "Sight", "created", "living_runs", "name_of_run"]
 
 ALIVE_S: Final = 60.0
 _TIMEOUT_S: Final = 15.0
@@ -78,16 +78,14 @@ class Claims:
         """See who has what. `ticket` is our own turn, as a time of drawing. Claims of runs that are dead are removed."""
         containers = self._api.with_labels({"tfjob.run": ""}, _TIMEOUT_S)
         volumes = self._api.volumes({"tfjob.run": ""}, _TIMEOUT_S)
-        running = [one for one in containers if one["State"] in {"running", "paused", "restarting"}]
-        living = {_name(one["Labels"]) for one in running}
-        now = self._api.clock(_TIMEOUT_S) if volumes else 0.0
-        living |= {_name(one["Labels"]) for one in volumes if now - _created(one) < ALIVE_S}
-        self._forget([one for one in volumes if _name(one["Labels"]) not in living])
+        running = [one for one in containers if _is_running(one)]
+        living = living_runs(containers, volumes, self._api.clock(_TIMEOUT_S) if volumes else 0.0)
+        self._forget([one for one in volumes if name_of_run(one["Labels"]) not in living])
         held: dict[int, Holder] = {}
         own: set[int] = set()
         contested: set[int] = set()
-        for labels, index in _claims(running, [one for one in volumes if _name(one["Labels"]) in living]):
-            if _name(labels) == self._key.name:
+        for labels, index in _claims(running, [one for one in volumes if name_of_run(one["Labels"]) in living]):
+            if name_of_run(labels) == self._key.name:
                 own.add(index)
             else:
                 held[index] = Holder(labels["tfjob.run"], labels.get("tfjob.by", ""))
@@ -96,9 +94,9 @@ class Claims:
         before = tuple(
             Holder(one["Labels"]["tfjob.run"], one["Labels"].get("tfjob.by", ""))
             for one, turn in turns
-            if _name(one["Labels"]) in living
-            and _name(one["Labels"]) != self._key.name
-            and (turn, _name(one["Labels"])) < (ticket, self._key.name)
+            if name_of_run(one["Labels"]) in living
+            and name_of_run(one["Labels"]) != self._key.name
+            and (turn, name_of_run(one["Labels"])) < (ticket, self._key.name)
         )
         return Sight(held, frozenset(own), frozenset(contested), before, len(running), tuple(containers))
 
@@ -162,10 +160,21 @@ def _claims(
             yield volume["Labels"], int(volume["Labels"]["tfjob.gpu"])
 
 
-def _name(labels: dict[str, str]) -> str:
+def living_runs(containers: Iterable[dict[str, Any]], volumes: Iterable[dict[str, Any]], now: float) -> set[str]:
+    """The runs that live, by what an engine has of runs and its clock: a container runs, or a sign of life is young."""
+    running = {name_of_run(one["Labels"]) for one in containers if _is_running(one)}
+    return running | {name_of_run(one["Labels"]) for one in volumes if now - created(one) < ALIVE_S}
+
+
+def _is_running(container: dict[str, Any]) -> bool:
+    return container["State"] in {"running", "paused", "restarting"}
+
+
+def name_of_run(labels: dict[str, str]) -> str:
+    """A run's name among those of all workspaces, by the labels of what it has in an engine."""
     return f"{labels['tfjob.run']}.{labels.get('tfjob.workspace', '')}"
 
 
-def _created(volume: dict[str, Any]) -> float:
+def created(volume: dict[str, Any]) -> float:
     """When a volume was made, in seconds since the epoch (RFC 3339, whole seconds)."""
     return datetime.fromisoformat(volume["CreatedAt"]).timestamp()

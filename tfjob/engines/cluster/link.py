@@ -17,7 +17,7 @@ from typing import Any, Final
 
 from tfjob.dockerapi.api import DockerApi, RefusalError
 from tfjob.dockerapi.stream import STDOUT, Hijacked
-from tfjob.engines.cluster.agent import REPORTS
+from tfjob.engines.cluster.agent_tasks import REPORTS
 from tfjob.engines.cluster.container import AGENT, UNPACK, inside
 from tfjob.engines.cluster.home import Home
 from tfjob.engines.cluster.salvage import salvage
@@ -75,6 +75,9 @@ class NodeLink:
     """Tasks that ended without a word, with what is known of them."""
 
     problems: list[str] = field(default_factory=list)
+    is_full: bool = False
+    """Whether its disk had no room left when its last files were sent."""
+
     bundle: bytes = b""
     """What the agent makes in its container before it speaks for the first time; see `tfjob.engines.cluster.container`."""
 
@@ -213,6 +216,8 @@ class NodeLink:
         elif kind == "hello":
             self.interface, self.subnet = header["interface"], header["subnet"]
             self.ports = self.ports or header["ports"]
+        elif kind == "full":
+            self.is_full = True
         elif kind == "leaving":
             self._leaving = True
         elif kind == "problem":

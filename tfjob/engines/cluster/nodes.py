@@ -55,6 +55,7 @@ class Reaching:
         self._reached: dict[str, Reached] = {}
         self._problems: dict[str, TargetError] = {}
         self._given_up: set[str] = set()
+        self._refused: set[str] = set()
         self._stopped = False
         for order, node in enumerate(target.nodes):
             self._begin(order, node)
@@ -73,6 +74,17 @@ class Reaching:
             del self._reached[name]
         self._note(name, error)
         self._begin(node.order, node.definition)
+
+    def refuse(self, node: Reached, error: RefusalError) -> None:
+        """Do without a node that answers and can't be used: asking it again would change nothing."""
+        name = node.definition.name
+        with self._changed:
+            if self._reached.get(name) is not node:
+                return
+            del self._reached[name]
+            self._given_up.add(name)
+            self._refused.add(name)
+        self._note(name, TargetError(error.message))
 
     def _begin(self, order: int, definition: NodeDefinition) -> None:
         deadline = time.monotonic() + self.target.wait_s
@@ -103,6 +115,16 @@ class Reaching:
         """What is wrong with the nodes that do not answer, by their names."""
         with self._changed:
             return {name: error for name, error in self._problems.items() if name not in self._reached}
+
+    @property
+    def silent(self) -> str:
+        """The nodes that can't be counted on, each with the reason; empty where all answer."""
+        with self._changed:
+            refused = set(self._refused)
+        return "; ".join(
+            f"{name} {'can not be used' if name in refused else 'does not answer'}: {error.message}"
+            for name, error in self.problems.items()
+        )
 
     def wait(self, timeout_s: float) -> None:
         """Wait until something has changed, but not longer."""

@@ -113,12 +113,12 @@ class _Search:
         reached = self._reaching.reached
         self._refuse_the_impossible(reached)
         if len(reached) < self._plan.node_count or self._waits_for_others(len(reached)):
-            self.why = self._who_is_silent() or f"{len(reached)} of {len(self._reaching.target.nodes)} nodes answer"
+            self.why = self._reaching.silent or f"{len(reached)} of {len(self._reaching.target.nodes)} nodes answer"
             return None
         sights = self._see(reached)
         reached = tuple(node for node in reached if node.definition.name in sights)
         if len(reached) < self._plan.node_count:
-            self.why = self._who_is_silent()
+            self.why = self._reaching.silent
             return None
         remove_left(self._key, [(node.api, sights[node.definition.name]) for node in reached])
         if not self._plan.gpus_per_node:
@@ -205,14 +205,17 @@ class _Search:
         def claim(index: int) -> bool:
             try:
                 return claims[index].claim(gpus[index])
-            except (TargetError, RefusalError):
+            except TargetError:
                 return False  # the next look finds out what is the matter with it
+            except RefusalError as error:  # a full disk, mostly
+                self._reaching.refuse(nodes[index], error)
+                return False
 
         if all(at_once(claim, range(len(nodes)))):
             return Found(tuple(nodes), gpus)
         try_at_once(Claims.release, claims)  # all or none
         self._in_line.clear()
-        self.why = "another run wants the same GPUs"
+        self.why = self._reaching.silent or "another run wants the same GPUs"
         self._get_in_line(self._reaching.reached)
         time.sleep(random.uniform(0.0, 0.2))  # noqa: S311  # no secret: two who want the same shall not meet again
         return None
@@ -237,7 +240,7 @@ class _Search:
 
     def _refuse_the_impossible(self, reached: tuple[Reached, ...]) -> None:
         plan, target = self._plan, self._reaching.target
-        silent = self._who_is_silent()
+        silent = self._reaching.silent
         if target.least_nodes and len(reached) + self._reaching.open < target.least_nodes:
             raise TargetError(
                 f"{target.name} needs {target.least_nodes} nodes that answer, and {len(reached)} do; {silent}",
@@ -255,9 +258,6 @@ class _Search:
             f"the job asks for {self.wanted}; {has}" + (f"; {silent}" if silent else ""),
             f"Look at the nodes: tfjob compute test {target.name}.",
         )
-
-    def _who_is_silent(self) -> str:
-        return "; ".join(f"{name} does not answer: {error.message}" for name, error in self._reaching.problems.items())
 
 
 def _free(node: Node, sight: Sight) -> tuple[int, ...]:

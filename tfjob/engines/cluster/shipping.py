@@ -10,6 +10,7 @@ from typing import TYPE_CHECKING, Final
 from tfjob.dockerapi.api import DockerApi, RefusalError
 from tfjob.engines.cluster.at_once import at_once
 from tfjob.engines.cluster.broadcast import broadcast
+from tfjob.engines.cluster.refusals import taking
 from tfjob.errors import PreparationError, TargetError
 
 if TYPE_CHECKING:
@@ -135,14 +136,8 @@ def _pull(reference: str, image: str, nodes: Nodes, told: Told) -> Nodes:
 def _send(chunks: Iterator[bytes], nodes: Nodes, what: str, told: Told) -> None:
     def receiver(node: tuple[str, DockerApi]) -> Callable[[Iterator[bytes]], None]:
         def receive(stream: Iterator[bytes]) -> None:
-            try:
+            with taking(node[0], f"the image {what}"):
                 node[1].load(stream, lambda _message: None, _PATIENT_S)
-            except RefusalError as error:
-                full = "no space left" in error.message
-                raise PreparationError(
-                    f"{node[0]} could not take the image {what}: {error.message}",
-                    "Make room there: docker system df." if full else "",
-                ) from error
 
         return receive
 
