@@ -2,19 +2,28 @@
 
 from __future__ import annotations
 
+import os
 import shutil
 from collections.abc import Callable, Iterator
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 import pytest
 import yaml
-from cluster.layout import LAYOUT
+from cluster.layout import LAYOUT, USER, USER_ID
 from cluster_parts import described
 from docker_parts import CannotRunError, docker_daemon, docker_engine, program, test_base  # noqa: F401  # fixtures
+from engines.engine_bench import task
+from engines_slurm.slurm_plans import slurm_plan
 from engines_slurm.test_slurm_runs import ended, job_of, log, runs
 from support import Tfjob, eventually
+
+from tfjob.engines.base import Prepared
+from tfjob.engines.slurm.engine import SlurmEngine
+from tfjob.engines.slurm.report import read_report
+from tfjob.rundir import RunDirectory
+from tfjob.targets.definition import SlurmDefinition
 
 if TYPE_CHECKING:
     from cluster.node import Node
@@ -262,3 +271,49 @@ def test_an_image_that_can_not_be_loaded_is_told_with_the_runtimes_words(site_of
     finally:
         shutil.rmtree(broken.parent)
     assert failure["message"].startswith("the container could not be started: node1: Podman could not load the image:")
+
+
+@pytest.fixture
+def users_run(slurm: Slurm, base: str) -> Iterator[RunDirectory]:
+    """The run directory of a user without privileges, who has Podman's storage on each node."""
+    program("podman", "podman")
+    program("newuidmap", "uidmap")
+    shared = LAYOUT.shared / "containers-on-slurm"
+    directory = shared / "rootless"
+    run = RunDirectory(directory / "runs" / "r1")
+    storage = directory / "storage.conf"
+    for made in (run.logs, run.outputs, run.work("main")):
+        made.mkdir(parents=True)
+    storage.write_text(
+        STORAGE.replace("node/podman", "node/podman-user").replace("/run/podman", "/run/lab/node/podman-user/run")
+    )
+    target = SlurmDefinition(
+        "lab", partition="gpu", runtime="podman", setup=(f"export CONTAINERS_STORAGE_CONF={storage} HOME={directory}",)
+    )
+    command = f"id -u; touch {run.outputs}/file; grep -c TFJOB_ATTEMPT /proc/self/environ"
+    made_plan = replace(slurm_plan(task(command), target=target), runtime="docker")
+    environ = {"DOCKER_HOST": slurm.nodes[0].docker_host}
+    prepared = Prepared(
+        None, {"environment.path": os.defpath}, image=slurm.nodes[0].image_id(base), python="/usr/bin/python3"
+    )
+    SlurmEngine(environ=environ, cache=directory, images=directory / "images").keep(made_plan, run, prepared)
+    for path in (directory, *directory.rglob("*")):
+        os.chown(path, USER_ID, USER_ID)
+    for node in slurm.nodes:
+        node.exec(["install", "-d", "-o", USER, "-g", USER, "/run/lab/node/podman-user"])
+    yield run
+    shutil.rmtree(directory)
+
+
+def test_rootless_podman_writes_files_of_the_user(slurm: Slurm, users_run: RunDirectory) -> None:
+    as_user = ["setpriv", f"--reuid={USER_ID}", f"--regid={USER_ID}", "--init-groups"]
+    variables = ["env", "PATH=/usr/local/bin:/usr/bin:/bin", f"HOME={users_run.path}"]
+    script = str(users_run.path / "slurm" / "job.sh")
+    slurm.nodes[0].exec(["/run/lab/bin/with-machine", *variables, *as_user, "sbatch", script])
+    eventually(lambda: (report := read_report(users_run)) and report.is_over, "the end of the job")
+    report = read_report(users_run)
+    assert report is not None
+    assert report.end is not None
+    assert report.end.outcome == "completed", report.end
+    assert users_run.log("main").read_text() == "0\n1\n"
+    assert (users_run.outputs / "file").stat().st_uid == USER_ID

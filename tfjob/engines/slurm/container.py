@@ -38,7 +38,7 @@ def ready_container(
         api = DockerApi(socket_of(environ))
         with explained(api, plan, prepared):
             archive = keep_image(prepared.image, images, api, told)
-            shape = accounts(shape, api, images / "accounts")
+            shape = accounts(shape, api, images.parent / "accounts")
     return container_of(
         plan,
         prepared,

@@ -57,6 +57,10 @@ class Images:
             name = hashlib.sha256(self.spec["reference"].encode()).hexdigest()[:32]
             directory = os.path.join(directory, "named-" + name)
             os.makedirs(directory, exist_ok=True)
+        try:
+            os.utime(directory)  # by which `tfjob env prune` knows that it is used
+        except OSError:
+            pass
         path = os.path.join(directory, runtimes.FILES[self.runtime])
         if not os.path.exists(path):
             with Lock(path + ".lock"):
