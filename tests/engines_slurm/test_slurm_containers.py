@@ -290,7 +290,7 @@ def users_run(slurm: Slurm, base: str) -> Iterator[RunDirectory]:
     target = SlurmDefinition(
         "lab", partition="gpu", runtime="podman", setup=(f"export CONTAINERS_STORAGE_CONF={storage} HOME={directory}",)
     )
-    command = f"id -u; touch {run.outputs}/file; grep -c TFJOB_ATTEMPT /proc/self/environ"
+    command = f"id -u; touch {run.outputs}/file; umask"
     made_plan = replace(slurm_plan(task(command), target=target), runtime="docker")
     environ = {"DOCKER_HOST": slurm.nodes[0].docker_host}
     prepared = Prepared(
@@ -307,7 +307,15 @@ def users_run(slurm: Slurm, base: str) -> Iterator[RunDirectory]:
 
 def test_rootless_podman_writes_files_of_the_user(slurm: Slurm, users_run: RunDirectory) -> None:
     as_user = ["setpriv", f"--reuid={USER_ID}", f"--regid={USER_ID}", "--init-groups"]
-    variables = ["env", "PATH=/usr/local/bin:/usr/bin:/bin", f"HOME={users_run.path}"]
+    variables = [
+        "sh",
+        "-c",
+        'umask 027; exec "$@"',
+        "-",
+        "env",
+        "PATH=/usr/local/bin:/usr/bin:/bin",
+        f"HOME={users_run.path}",
+    ]
     script = str(users_run.path / "slurm" / "job.sh")
     slurm.nodes[0].exec(["/run/lab/bin/with-machine", *variables, *as_user, "sbatch", script])
     eventually(lambda: (report := read_report(users_run)) and report.is_over, "the end of the job")
@@ -315,5 +323,5 @@ def test_rootless_podman_writes_files_of_the_user(slurm: Slurm, users_run: RunDi
     assert report is not None
     assert report.end is not None
     assert report.end.outcome == "completed", report.end
-    assert users_run.log("main").read_text() == "0\n1\n"
+    assert users_run.log("main").read_text() == "0\n0027\n"
     assert (users_run.outputs / "file").stat().st_uid == USER_ID

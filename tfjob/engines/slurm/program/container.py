@@ -38,7 +38,7 @@ LAST_WORDS = 3
 SAY_S = 10.0
 WORD_BYTES = 600
 TICK_S = 0.05
-NAME = re.compile(r"tfjob-.+-(\d+)\.\d+-\d+")  # of a container: run, job, attempt and node
+NAME = re.compile(r"tfjob-.+-(\d+)\.(\d+)-\d+")  # of a container: run, job, attempt and node
 ENDS = (signal.SIGTERM, signal.SIGINT, signal.SIGHUP)
 
 
@@ -136,7 +136,7 @@ class Container:
             image=what,
             name=self.name,
             run=self.run,
-            inner=[*inner, self.run, self.attempt, self.word],
+            inner=[*inner, self.run, self.attempt, self.word, own_umask()],
             environ=self.environ,
             gpus=gpus,
             devices=runtimes.devices(gpus) if runtime == "podman" else [],
@@ -159,13 +159,14 @@ class Container:
             self.remove(runtime, program, name)
 
     def left(self, names: list[str]) -> list[str]:
-        """Those of this user's containers that are of an earlier attempt at this run, or of a job that is over."""
-        of_run = [name for name in names if name.startswith(self.name.partition(self.word)[0])]
-        jobs = {name: found.group(1) for name in names for found in [NAME.fullmatch(name)] if found}
-        others = [name for name in jobs if name not in of_run]
+        """Those of this user's containers that are of an earlier attempt of this job, or of a job that is over."""
+        own_job, own_attempt = self.word.split(".")
+        found = {name: match.groups() for name in names for match in [NAME.fullmatch(name)] if match}
+        earlier = [name for name, (job, attempt) in found.items() if job == own_job and int(attempt) < int(own_attempt)]
+        others = [name for name, (job, _) in found.items() if job != own_job]
         queue = image.ask(["squeue", "--noheader", "--me", "--format=%A"], self.environ) if others else None
         running = (queue or "").split()
-        return of_run + [name for name in others if queue is not None and jobs[name] not in running]
+        return earlier + [name for name in others if queue is not None and found[name][0] not in running]
 
     def remove(self, runtime: str, program: str, name: str) -> None:
         """Remove a container; one that has gone by itself is no error.
@@ -213,6 +214,13 @@ class Container:
             os.write(1, json.dumps(dict(shown, node=self.index)).encode() + b"\n")
         except OSError:
             pass
+
+
+def own_umask() -> str:
+    """This process's umask, which is what the job was submitted with, in octal."""
+    umask = os.umask(0o077)
+    os.umask(umask)
+    return f"{umask:o}"
 
 
 def environment(environ: Any) -> dict[str, str]:

@@ -1,6 +1,7 @@
 """The program on each node of a Slurm job. Standard library only; any Python from 3.8; imports nothing of tfjob.
 
     python -E -s -S node.py RUN_DIRECTORY ATTEMPT_DIRECTORY WORD      started by batch.py, one per node, as one step of srun
+    ... WORD UMASK                                                    started by container.py in a container: the job's umask, octal
 
 It talks with batch.py in lines of JSON over srun's own pipes: no port is opened, and Slurm says who is who. It says what
 this node has (name, GPUs, free ports), waits for `go`, starts the entrypoints of the node's tasks, tells how they are, and
@@ -355,4 +356,6 @@ def read(path: str) -> Any:
 
 
 if __name__ == "__main__":
+    if len(sys.argv) > 4:
+        os.umask(int(sys.argv[4], 8))
     sys.exit(Node(*sys.argv[1:4]).go())
