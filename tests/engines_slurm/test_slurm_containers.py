@@ -255,6 +255,17 @@ def test_what_a_node_ran_that_was_cut_off_is_ended_and_removed(site_of: Callable
     site.nothing_is_left(run)
 
 
+def test_nodes_fetch_an_image_themselves_where_the_login_node_has_no_engine(site_of: Callable[[str], Site]) -> None:
+    site = site_of("docker")
+    site.tfjob.environ["DOCKER_HOST"] = "unix:///nowhere.sock"
+    run = site.submit("test ! -e /run/lab; echo $PATH")
+    ended(site.tfjob, run)
+    assert log(site.tfjob, run) == "/usr/local/sbin:/usr/local/bin:/usr/sbin:/usr/bin:/sbin:/bin\n"
+    refused = site.submit("true", environment={"image": "nowhere.invalid/x:1"})
+    message = ended(site.tfjob, refused, exit_code=4)["failure"]["message"]
+    assert "Docker could not fetch the image nowhere.invalid/x:1" in message
+
+
 def test_an_image_that_can_not_be_loaded_is_told_with_the_runtimes_words(site_of: Callable[[str], Site]) -> None:
     site = site_of("podman")
     images = Path(site.tfjob.environ["TFJOB_STORE"]) / "images"
