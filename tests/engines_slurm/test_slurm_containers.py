@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import os
 import shutil
+import tarfile
 from collections.abc import Callable, Iterator
 from dataclasses import dataclass, replace
 from pathlib import Path
@@ -19,7 +20,9 @@ from engines_slurm.slurm_plans import slurm_plan
 from engines_slurm.test_slurm_runs import ended, job_of, log, runs
 from support import Tfjob, eventually
 
-from tfjob.engines.base import Prepared
+from tfjob.dockerapi.api import DockerApi
+from tfjob.engines.base import Prepared, tell_nobody
+from tfjob.engines.slurm.archive import keep_image
 from tfjob.engines.slurm.engine import SlurmEngine
 from tfjob.engines.slurm.report import read_report
 from tfjob.rundir import RunDirectory
@@ -253,6 +256,27 @@ def test_what_a_node_ran_that_was_cut_off_is_ended_and_removed(site_of: Callable
         written = (directory / f"written.{node}").read_text().split()
         assert written == sorted(written)  # nothing of the first attempt after the second had begun
     site.nothing_is_left(run)
+
+
+def test_an_image_is_written_once_and_whole_or_not_at_all(
+    slurm: Slurm, base: str, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    node = slurm.nodes[0]
+    image = node.image_id(base)
+
+    def give_up(_message: str) -> None:
+        raise KeyboardInterrupt
+
+    with DockerApi(node.docker_host) as api:
+        monkeypatch.setattr("tfjob.engines.slurm.archive._SAY_S", 0)
+        with pytest.raises(KeyboardInterrupt):
+            keep_image(image, tmp_path, api, give_up)
+        assert list(tmp_path.rglob("*.tar*")) == []
+        archive = keep_image(image, tmp_path, api, tell_nobody)
+        written = archive.stat()
+        assert keep_image(image, tmp_path, api, give_up).stat() == written
+    with tarfile.open(archive) as tar:
+        assert "manifest.json" in tar.getnames()
 
 
 def test_nodes_fetch_an_image_themselves_where_the_login_node_has_no_engine(site_of: Callable[[str], Site]) -> None:

@@ -201,7 +201,7 @@ def test_what_was_left_is_of_an_earlier_attempt_or_of_a_job_that_is_over(
     run = tmp_path / "run"
     (run / "slurm").mkdir(parents=True)
     (run / "slurm" / "gang.json").write_text(json.dumps({"run": "r-1", "container": spec()}))
-    handlers = [(number, signal.getsignal(number)) for number in module("container").ENDS]
+    handlers = [(number, signal.getsignal(number)) for number in (signal.SIGTERM, signal.SIGINT, signal.SIGHUP)]
     made = module("container").Container(str(run), str(run), "7.1")
     for number, handler in handlers:
         signal.signal(number, handler)

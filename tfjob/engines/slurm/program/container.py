@@ -39,7 +39,6 @@ SAY_S = 10.0
 WORD_BYTES = 600
 TICK_S = 0.05
 NAME = re.compile(r"tfjob-.+-(\d+)\.(\d+)-\d+")  # of a container: run, job, attempt and node
-ENDS = (signal.SIGTERM, signal.SIGINT, signal.SIGHUP)
 
 
 class Container:
@@ -55,8 +54,10 @@ class Container:
         self.environ = environment(os.environ)
         self.errors = os.path.join(attempt, f"container-{self.index}.log")
         self.doing = ""
-        for number in ENDS:
-            signal.signal(number, lambda *_: None)  # the container's programs get them too, and end in their order
+        for number in (signal.SIGTERM, signal.SIGINT, signal.SIGHUP):
+            # By its settings Slurm signals every process of a step or the first alone (cgroup.conf(5),
+            # SignalChildrenProcesses): this one says it too. The container ends in batch.py's order.
+            signal.signal(number, lambda number, _: self.write(signal=int(number)))
 
     def go(self) -> int:
         """Run node.py in the container and clear up after it."""
@@ -73,10 +74,6 @@ class Container:
             self.say(broken=f"{os.uname().nodename}: {error}")
             return 0  # batch.py ends the step, in its order
         self.doing = ""
-        for number in ENDS if runtime == "apptainer" else ():
-            # Slurm signals every process of the step. What holds the root file system up must stay: libfuse leaves
-            # signals alone that are ignored. node.py and the tasks have their own ways with them.
-            signal.signal(number, signal.SIG_IGN)
         with open(self.errors, "wb") as errors:
             code = subprocess.Popen(argv, env=environ, stderr=errors).wait()
         self.remove(runtime, program, self.name)
@@ -208,10 +205,13 @@ class Container:
                 self.say(preparing=f"{os.uname().nodename}: {self.doing}")
 
     def say(self, **word: str) -> None:
+        """One line of text to batch.py."""
+        self.write(**{name: text.encode("ascii", "replace").decode()[:WORD_BYTES] for name, text in word.items()})
+
+    def write(self, **word: Any) -> None:
         """One line to batch.py."""
-        shown = {name: text.encode("ascii", "replace").decode()[:WORD_BYTES] for name, text in word.items()}
         try:
-            os.write(1, json.dumps(dict(shown, node=self.index)).encode() + b"\n")
+            os.write(1, json.dumps(dict(word, node=self.index)).encode() + b"\n")
         except OSError:
             pass
 
