@@ -2,19 +2,31 @@
 
 from __future__ import annotations
 
+import os
 import shutil
+import tarfile
 from collections.abc import Callable, Iterator
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 import pytest
 import yaml
-from cluster.layout import LAYOUT
+from cluster.layout import LAYOUT, USER, USER_ID
 from cluster_parts import described
 from docker_parts import CannotRunError, docker_daemon, docker_engine, program, test_base  # noqa: F401  # fixtures
+from engines.engine_bench import task
+from engines_slurm.slurm_plans import slurm_plan
 from engines_slurm.test_slurm_runs import ended, job_of, log, runs
 from support import Tfjob, eventually
+
+from tfjob.dockerapi.api import DockerApi
+from tfjob.engines.base import Prepared, tell_nobody
+from tfjob.engines.slurm.archive import keep_image
+from tfjob.engines.slurm.engine import SlurmEngine
+from tfjob.engines.slurm.report import read_report
+from tfjob.rundir import RunDirectory
+from tfjob.targets.definition import SlurmDefinition
 
 if TYPE_CHECKING:
     from cluster.node import Node
@@ -246,6 +258,38 @@ def test_what_a_node_ran_that_was_cut_off_is_ended_and_removed(site_of: Callable
     site.nothing_is_left(run)
 
 
+def test_an_image_is_written_once_and_whole_or_not_at_all(
+    slurm: Slurm, base: str, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    node = slurm.nodes[0]
+    image = node.image_id(base)
+
+    def give_up(_message: str) -> None:
+        raise KeyboardInterrupt
+
+    with DockerApi(node.docker_host) as api:
+        monkeypatch.setattr("tfjob.engines.slurm.archive._SAY_S", 0)
+        with pytest.raises(KeyboardInterrupt):
+            keep_image(image, tmp_path, api, give_up)
+        assert list(tmp_path.rglob("*.tar*")) == []
+        archive = keep_image(image, tmp_path, api, tell_nobody)
+        written = archive.stat()
+        assert keep_image(image, tmp_path, api, give_up).stat() == written
+    with tarfile.open(archive) as tar:
+        assert "manifest.json" in tar.getnames()
+
+
+def test_nodes_fetch_an_image_themselves_where_the_login_node_has_no_engine(site_of: Callable[[str], Site]) -> None:
+    site = site_of("docker")
+    site.tfjob.environ["DOCKER_HOST"] = "unix:///nowhere.sock"
+    run = site.submit("test ! -e /run/lab; echo $PATH")
+    ended(site.tfjob, run)
+    assert log(site.tfjob, run) == "/usr/local/sbin:/usr/local/bin:/usr/sbin:/usr/bin:/sbin:/bin\n"
+    refused = site.submit("true", environment={"image": "nowhere.invalid/x:1"})
+    message = ended(site.tfjob, refused, exit_code=4)["failure"]["message"]
+    assert "Docker could not fetch the image nowhere.invalid/x:1" in message
+
+
 def test_an_image_that_can_not_be_loaded_is_told_with_the_runtimes_words(site_of: Callable[[str], Site]) -> None:
     site = site_of("podman")
     images = Path(site.tfjob.environ["TFJOB_STORE"]) / "images"
@@ -262,3 +306,57 @@ def test_an_image_that_can_not_be_loaded_is_told_with_the_runtimes_words(site_of
     finally:
         shutil.rmtree(broken.parent)
     assert failure["message"].startswith("the container could not be started: node1: Podman could not load the image:")
+
+
+@pytest.fixture
+def users_run(slurm: Slurm, base: str) -> Iterator[RunDirectory]:
+    """The run directory of a user without privileges, who has Podman's storage on each node."""
+    program("podman", "podman")
+    program("newuidmap", "uidmap")
+    shared = LAYOUT.shared / "containers-on-slurm"
+    directory = shared / "rootless"
+    run = RunDirectory(directory / "runs" / "r1")
+    storage = directory / "storage.conf"
+    for made in (run.logs, run.outputs, run.work("main")):
+        made.mkdir(parents=True)
+    storage.write_text(
+        STORAGE.replace("node/podman", "node/podman-user").replace("/run/podman", "/run/lab/node/podman-user/run")
+    )
+    target = SlurmDefinition(
+        "lab", partition="gpu", runtime="podman", setup=(f"export CONTAINERS_STORAGE_CONF={storage} HOME={directory}",)
+    )
+    command = f"id -u; touch {run.outputs}/file; umask"
+    made_plan = replace(slurm_plan(task(command), target=target), runtime="docker")
+    environ = {"DOCKER_HOST": slurm.nodes[0].docker_host}
+    prepared = Prepared(
+        None, {"environment.path": os.defpath}, image=slurm.nodes[0].image_id(base), python="/usr/bin/python3"
+    )
+    SlurmEngine(environ=environ, cache=directory, images=directory / "images").keep(made_plan, run, prepared)
+    for path in (directory, *directory.rglob("*")):
+        os.chown(path, USER_ID, USER_ID)
+    for node in slurm.nodes:
+        node.exec(["install", "-d", "-o", USER, "-g", USER, "/run/lab/node/podman-user"])
+    yield run
+    shutil.rmtree(directory)
+
+
+def test_rootless_podman_writes_files_of_the_user(slurm: Slurm, users_run: RunDirectory) -> None:
+    as_user = ["setpriv", f"--reuid={USER_ID}", f"--regid={USER_ID}", "--init-groups"]
+    variables = [
+        "sh",
+        "-c",
+        'umask 027; exec "$@"',
+        "-",
+        "env",
+        "PATH=/usr/local/bin:/usr/bin:/bin",
+        f"HOME={users_run.path}",
+    ]
+    script = str(users_run.path / "slurm" / "job.sh")
+    slurm.nodes[0].exec(["/run/lab/bin/with-machine", *variables, *as_user, "sbatch", script])
+    eventually(lambda: (report := read_report(users_run)) and report.is_over, "the end of the job")
+    report = read_report(users_run)
+    assert report is not None
+    assert report.end is not None
+    assert report.end.outcome == "completed", report.end
+    assert users_run.log("main").read_text() == "0\n0027\n"
+    assert (users_run.outputs / "file").stat().st_uid == USER_ID

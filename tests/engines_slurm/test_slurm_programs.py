@@ -190,6 +190,13 @@ def test_a_gang_of_one_node_under_old_and_new_pythons(
     assert (run.tasks / "main" / "exit.json").exists()
 
 
+@pytest.mark.parametrize("python", pythons())
+def test_the_programs_around_containers_load_under_old_and_new_pythons(python: str) -> None:
+    program = "import container, launching; container.runtimes.devices(['0']); container.environment({})"
+    done = subprocess.run([python, "-B", "-c", program], cwd=PROGRAM, capture_output=True, text=True, check=False)
+    assert (done.returncode, done.stderr) == (0, "")
+
+
 class TestState:
     def test_what_is_written_is_read(self, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
         monkeypatch.setenv("SLURM_JOB_ID", "77")

@@ -5,6 +5,8 @@ from __future__ import annotations
 import importlib
 import io
 import json
+import os
+import signal
 import sys
 import tarfile
 from collections.abc import Iterator
@@ -14,6 +16,7 @@ from types import ModuleType
 from typing import Any
 
 import pytest
+from engines_slurm.slurm_commands import commands
 from engines_slurm.slurm_plans import slurm_plan, workers
 
 import tfjob.engines.slurm.program
@@ -189,6 +192,26 @@ class TestWhatIsGiven:
         assert gpus_of({"CUDA_VISIBLE_DEVICES": "NoDevFiles"}) == gpus_of({}) == []
 
 
+def test_what_was_left_is_of_an_earlier_attempt_or_of_a_job_that_is_over(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    commands(tmp_path, squeue="printf '7\\n9\\n'")
+    monkeypatch.setenv("SLURM_NODEID", "0")
+    monkeypatch.setenv("PATH", f"{tmp_path}:{os.environ['PATH']}")
+    run = tmp_path / "run"
+    (run / "slurm").mkdir(parents=True)
+    (run / "slurm" / "gang.json").write_text(json.dumps({"run": "r-1", "container": spec()}))
+    handlers = [(number, signal.getsignal(number)) for number in (signal.SIGTERM, signal.SIGINT, signal.SIGHUP)]
+    made = module("container").Container(str(run), str(run), "7.1")
+    for number, handler in handlers:
+        signal.signal(number, handler)
+    ours = ["tfjob-r-1-7.0-3"]
+    others = ["tfjob-r-1-7.1-1", "tfjob-r-2-9.0-0", "tfjob-r-12-8.0-1", "tfjob-r-1-main", "something"]
+    assert made.left(ours + others) == [*ours, "tfjob-r-12-8.0-1"]
+    commands(tmp_path, squeue="exit 1")  # who can't be asked says nothing
+    assert made.left(ours + others) == ours
+
+
 def archive(path: Path, *layers: dict[str, bytes | None]) -> Path:
     """An image as `docker save` writes it. A file without content is a directory."""
     with tarfile.open(path, "w") as outer:
@@ -217,7 +240,7 @@ class TestUnpacking:
     def test_a_layer_hides_what_it_says_of_those_below(self, tmp_path: Path) -> None:
         image = archive(
             tmp_path / "image.tar",
-            {"etc": None, "etc/a": b"1", "etc/b": b"1", "var": None, "var/old": b"1"},
+            {"./": None, "etc": None, "etc/a": b"1", "etc/b": b"1", "var": None, "var/old": b"1"},
             {"etc/a": b"2", "etc/.wh.b": b"", "var/.wh..wh..opq": b"", "var/new": b"2"},
         )
         root = tmp_path / "root"

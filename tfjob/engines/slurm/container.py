@@ -6,7 +6,7 @@ from collections.abc import Iterable, Mapping
 from pathlib import Path
 from typing import Any, Final
 
-from tfjob.dockerapi.api import DockerApi, socket_of
+from tfjob.dockerapi.reach import engine_of_tools
 from tfjob.engines.base import Mount, Prepared, Waiting
 from tfjob.engines.container import Shape
 from tfjob.engines.dataset_mounts import dataset_mounts
@@ -35,10 +35,9 @@ def ready_container(
     shape = Shape(plan, run, prepared, submitter(), environ)
     archive = None
     if prepared.image is not None:
-        api = DockerApi(socket_of(environ))
-        with explained(api, plan, prepared):
+        with engine_of_tools(environ) as api, explained(api, plan, prepared):
             archive = keep_image(prepared.image, images, api, told)
-            shape = accounts(shape, api, images / "accounts")
+            shape = accounts(shape, api, images.parent / "accounts")
     return container_of(
         plan,
         prepared,

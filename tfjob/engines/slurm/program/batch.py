@@ -25,12 +25,12 @@ if TYPE_CHECKING:
     from typing import Any
 
     from tfjob.engines.slurm.program import slurm
-    from tfjob.engines.slurm.program.binding import fill, host, search_path, shares
+    from tfjob.engines.slurm.program.binding import adapt, bind, host, search_path, shares
     from tfjob.engines.slurm.program.state import State, write_json
     from tfjob.engines.slurm.program.verdict import absent, judge
 else:  # they lie beside this file
     import slurm
-    from binding import fill, host, search_path, shares
+    from binding import adapt, bind, host, search_path, shares
     from state import State, write_json
     from verdict import absent, judge
 
@@ -256,13 +256,9 @@ class Attempt:
         for task in self.gang["tasks"]:
             directory = os.path.join(self.directory, "tasks", task["name"])
             os.makedirs(directory, exist_ok=True)
-            bound = dict(task["file"], port=self.ports.get(task["port"]))
-            bound["argv"] = [fill(argument, values) for argument in bound["argv"]]
-            bound["env"] = {name: fill(value, values) for name, value in bound["env"].items()}
-            if task["launcher"] and self.gang["container"]:
-                bound["env"]["PATH"] += ":" + os.path.join(self.directory, "launch")  # see launching.py
-            if task["launched"] and self.gang["container"]:
-                bound["env"].setdefault("SLURM_JOB_ID", os.environ.get("SLURM_JOB_ID", ""))  # mpirun knows none there
+            bound = dict(bind(task, values), port=self.ports.get(task["port"]))
+            if self.gang["container"]:
+                adapt(task, bound, self.directory)
             write_json(os.path.join(directory, "task.json"), bound)
         self.tell("go")
         self.has_begun = True

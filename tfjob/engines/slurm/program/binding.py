@@ -26,6 +26,21 @@ def shares(gang: dict[str, Any], hellos: dict[int, dict[str, str]]) -> dict[str,
     return found
 
 
+def bind(task: dict[str, Any], values: dict[str, str]) -> dict[str, Any]:
+    """A task's file for its entrypoint, with all that was late."""
+    argv = [fill(argument, values) for argument in task["file"]["argv"]]
+    env = {name: fill(value, values) for name, value in task["file"]["env"].items()}
+    return dict(task["file"], argv=argv, env=env)
+
+
+def adapt(task: dict[str, Any], bound: dict[str, Any], attempt: str) -> None:
+    """What is different for mpirun and its ranks in containers: see launching.py. mpirun gets no variables of Slurm's there."""
+    if task["launcher"]:
+        bound["env"]["PATH"] += ":" + os.path.join(attempt, "launch")
+    if task["launched"]:
+        bound["env"].setdefault("SLURM_JOB_ID", os.environ.get("SLURM_JOB_ID", ""))
+
+
 def fill(text: str, values: dict[str, str]) -> str:
     """A text of gang.json with what is known now in the place of its names."""
     return NAME.sub(lambda match: values[match.group(1)], text)

@@ -14,6 +14,7 @@ from __future__ import annotations
 
 import json
 import os
+import re
 import shutil
 import signal
 import subprocess
@@ -37,7 +38,7 @@ LAST_WORDS = 3
 SAY_S = 10.0
 WORD_BYTES = 600
 TICK_S = 0.05
-BROKEN = (125, 126, 127, 255)  # of the runtimes' own, not of node.py
+NAME = re.compile(r"tfjob-.+-(\d+)\.(\d+)-\d+")  # of a container: run, job, attempt and node
 
 
 class Container:
@@ -54,7 +55,9 @@ class Container:
         self.errors = os.path.join(attempt, f"container-{self.index}.log")
         self.doing = ""
         for number in (signal.SIGTERM, signal.SIGINT, signal.SIGHUP):
-            signal.signal(number, lambda *_: None)  # the container's programs get them too, and end in their order
+            # By its settings Slurm signals every process of a step or the first alone (cgroup.conf(5),
+            # SignalChildrenProcesses): this one says it too. The container ends in batch.py's order.
+            signal.signal(number, lambda number, _: self.write(signal=int(number)))
 
     def go(self) -> int:
         """Run node.py in the container and clear up after it."""
@@ -62,9 +65,10 @@ class Container:
             threading.Thread(target=self.keep_saying, daemon=True).start()
             runtime, program = self.choose()
             self.refuse_what_it_lacks(runtime)
-            if runtime in ("podman", "docker"):
-                self.remove_earlier(program)
+            self.remove_earlier(runtime, program)
             what = self.images(runtime, program).make_ready()
+            if runtime == "pyxis":
+                what = self.images(runtime, program).unpack(what, self.name)
             argv, environ = runtimes.command(runtime, self.start_of(runtime, program, what))
         except (Trouble, ValueError, OSError) as error:
             self.say(broken=f"{os.uname().nodename}: {error}")
@@ -72,9 +76,8 @@ class Container:
         self.doing = ""
         with open(self.errors, "wb") as errors:
             code = subprocess.Popen(argv, env=environ, stderr=errors).wait()
-        if runtime in ("podman", "docker"):
-            self.remove(program)
-        if code in BROKEN:
+        self.remove(runtime, program, self.name)
+        if code != 0 and not os.path.exists(os.path.join(self.attempt, f"container-{self.index}.started")):
             self.say(broken="{}: {} could not run the container: {}".format(*self.node_and(runtime), self.last_words()))
             return 0
         return 0 if code == 0 else 1
@@ -130,7 +133,7 @@ class Container:
             image=what,
             name=self.name,
             run=self.run,
-            inner=[*inner, self.run, self.attempt, self.word],
+            inner=[*inner, self.run, self.attempt, self.word, own_umask()],
             environ=self.environ,
             gpus=gpus,
             devices=runtimes.devices(gpus) if runtime == "podman" else [],
@@ -138,18 +141,39 @@ class Container:
             is_user=is_user,
         )
 
-    def remove_earlier(self, program: str) -> None:
-        """Remove what an attempt before left on this node: its node was lost, or Slurm killed all at once."""
-        label = f"--filter=label={runtimes.LABEL}={self.run}"
-        for name in (image.ask([program, "ps", "--all", "--quiet", label], self.environ) or "").split():
-            self.remove(program, name)
+    def remove_earlier(self, runtime: str, program: str) -> None:
+        """Remove what was left on this node: its node was lost, or Slurm killed all at once."""
+        if runtime == "pyxis":
+            listed = image.ask([program, "list"], self.environ)
+        elif runtime == "podman":
+            listed = image.ask([program, "ps", "--all", "--format={{.Names}}"], self.environ)
+        elif runtime == "docker":  # an engine has containers of several users: only this run's are known to be over
+            label = f"--filter=label={runtimes.LABEL}={self.run}"
+            listed = image.ask([program, "ps", "--all", "--format={{.Names}}", label], self.environ)
+        else:
+            return  # Apptainer keeps nothing
+        for name in self.left((listed or "").split()):
+            self.remove(runtime, program, name)
 
-    def remove(self, program: str, name: str = "") -> None:
-        """Remove a container, this node's own unless it is another's; one that has gone by itself is no error.
+    def left(self, names: list[str]) -> list[str]:
+        """Those of this user's containers that are of an earlier attempt of this job, or of a job that is over."""
+        own_job, own_attempt = self.word.split(".")
+        found = {name: match.groups() for name in names for match in [NAME.fullmatch(name)] if match}
+        earlier = [name for name, (job, attempt) in found.items() if job == own_job and int(attempt) < int(own_attempt)]
+        others = [name for name, (job, _) in found.items() if job != own_job]
+        queue = image.ask(["squeue", "--noheader", "--me", "--format=%A"], self.environ) if others else None
+        running = (queue or "").split()
+        return earlier + [name for name in others if queue is not None and found[name][0] not in running]
+
+    def remove(self, runtime: str, program: str, name: str) -> None:
+        """Remove a container; one that has gone by itself is no error.
 
         `--rm` has removed it already, or is about to: Podman's clearing up goes on after its command has ended.
         """
-        name = name or self.name
+        if runtime == "pyxis":
+            image.ask([program, "remove", "--force", name], self.environ)
+        if runtime not in ("podman", "docker"):
+            return
         until = time.monotonic() + PATIENCE_S
         while (
             image.ask([program, "container", "inspect", "--format={{.State.Status}}", name], self.environ) is not None
@@ -181,12 +205,22 @@ class Container:
                 self.say(preparing=f"{os.uname().nodename}: {self.doing}")
 
     def say(self, **word: str) -> None:
+        """One line of text to batch.py."""
+        self.write(**{name: text.encode("ascii", "replace").decode()[:WORD_BYTES] for name, text in word.items()})
+
+    def write(self, **word: Any) -> None:
         """One line to batch.py."""
-        shown = {name: text.encode("ascii", "replace").decode()[:WORD_BYTES] for name, text in word.items()}
         try:
-            os.write(1, json.dumps(dict(shown, node=self.index)).encode() + b"\n")
+            os.write(1, json.dumps(dict(word, node=self.index)).encode() + b"\n")
         except OSError:
             pass
+
+
+def own_umask() -> str:
+    """This process's umask, which is what the job was submitted with, in octal."""
+    umask = os.umask(0o077)
+    os.umask(umask)
+    return f"{umask:o}"
 
 
 def environment(environ: Any) -> dict[str, str]:

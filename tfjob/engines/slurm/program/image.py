@@ -57,6 +57,10 @@ class Images:
             name = hashlib.sha256(self.spec["reference"].encode()).hexdigest()[:32]
             directory = os.path.join(directory, "named-" + name)
             os.makedirs(directory, exist_ok=True)
+        try:
+            os.utime(directory)  # by which `tfjob env prune` knows that it is used
+        except OSError:
+            pass
         path = os.path.join(directory, runtimes.FILES[self.runtime])
         if not os.path.exists(path):
             with Lock(path + ".lock"):
@@ -109,6 +113,16 @@ class Images:
             if os.path.exists(part):
                 os.unlink(part)
 
+    def unpack(self, path: str, name: str) -> str:
+        """A root file system of enroot's, as Pyxis makes them for a job; returns its name.
+
+        Enroot can start an image file itself. What it mounts that with ends when Slurm signals a job (SIGCONT), before the
+        tasks have had their grace.
+        """
+        self.tell(f"{self.called} unpacks the image")
+        self.run([self.program, "create", "--name", name, path], f"{self.called} could not unpack the image")
+        return name
+
     def run(self, argv: list[str], failed: str) -> str:
         """What a command says that takes its time. Raises Trouble, with what it said last, when it fails."""
         try:
@@ -153,6 +167,8 @@ def unpack(archive: str, directory: str) -> None:
 def lay(tar: tarfile.TarFile, member: tarfile.TarInfo, directory: str) -> None:
     """One entry of a layer over what is there."""
     path = os.path.normpath(os.path.join(directory, member.name.lstrip("/")))
+    if path == os.path.normpath(directory):
+        return
     parent, name = os.path.split(path)
     if not inside(parent, directory) or (
         member.islnk() and not inside(os.path.join(directory, member.linkname), directory)
@@ -163,7 +179,7 @@ def lay(tar: tarfile.TarFile, member: tarfile.TarInfo, directory: str) -> None:
             clear(os.path.join(parent, entry))
     elif name.startswith(WHITEOUT):
         clear(os.path.join(parent, name[len(WHITEOUT) :]))
-    elif not (member.ischr() or member.isblk() or member.isfifo()) and path != directory:
+    elif not (member.ischr() or member.isblk() or member.isfifo()):
         if not (member.isdir() and os.path.isdir(path) and not os.path.islink(path)):
             clear(path)
         member.mode = (member.mode or 0) | (0o700 if member.isdir() else 0o400)  # who packs it must be able to read

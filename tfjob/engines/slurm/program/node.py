@@ -1,6 +1,7 @@
 """The program on each node of a Slurm job. Standard library only; any Python from 3.8; imports nothing of tfjob.
 
     python -E -s -S node.py RUN_DIRECTORY ATTEMPT_DIRECTORY WORD      started by batch.py, one per node, as one step of srun
+    ... WORD UMASK                                                    started by container.py in a container: the job's umask, octal
 
 It talks with batch.py in lines of JSON over srun's own pipes: no port is opened, and Slurm says who is who. It says what
 this node has (name, GPUs, free ports), waits for `go`, starts the entrypoints of the node's tasks, tells how they are, and
@@ -142,6 +143,7 @@ class Node:
         found = {"name": os.environ.get("SLURMD_NODENAME", ""), "gpus": os.environ.get("CUDA_VISIBLE_DEVICES", "")}
         if self.gang["container"]:
             found.update(host=os.uname().nodename, path=os.environ.get("PATH", "")[: LINE_BYTES // 2])
+            open(os.path.join(self.attempt, f"container-{self.index}.started"), "w").close()  # see container.py
         return found
 
     def look(self) -> None:
@@ -354,4 +356,6 @@ def read(path: str) -> Any:
 
 
 if __name__ == "__main__":
+    if len(sys.argv) > 4:
+        os.umask(int(sys.argv[4], 8))
     sys.exit(Node(*sys.argv[1:4]).go())

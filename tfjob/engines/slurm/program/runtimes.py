@@ -35,8 +35,8 @@ NVIDIA_FILES = ("/dev/nvidiactl", "/dev/nvidia-uvm", "/dev/nvidia-uvm-tools", "/
 class Start:
     """What a node's container is made of: `spec` is the run's, the rest this node's.
 
-    `image` is an id or a name for Podman and Docker, a file for the others. `gpus` are the numbers of the machine's GPUs,
-    `devices` the files and names by which Podman is given them.
+    `image` is an id or a name for Podman and Docker, the name of an unpacked one for enroot, a file for Apptainer. `gpus`
+    are the numbers of the machine's GPUs, `devices` the files and names by which Podman is given them.
     """
 
     def __init__(self, spec: dict[str, Any], **facts: Any) -> None:
@@ -104,7 +104,7 @@ def apptainer(start: Start) -> tuple[list[str], dict[str, str]]:
 
 
 def enroot(start: Start) -> tuple[list[str], dict[str, str]]:
-    """`enroot start` of a squashfs image, which has no command script: the program is run as it stands.
+    """`enroot start` of an image that was unpacked. It has no command script: the program is run as it stands.
 
     Its mounts are lines of fstab(5) with colons in the place of spaces: a path with either can't be given, ValueError.
     """

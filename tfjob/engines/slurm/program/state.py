@@ -60,7 +60,7 @@ class State:
             kept = ("attempt", "job", "nodes", "tasks", "started", "end")
             self.value["attempts"].append({key: self.value[key] for key in kept if key in self.value})
         number: int = self.value["attempt"] + 1
-        self.value.update(attempt=number, tasks={}, end=None, nodes=[], started=None)
+        self.value.update(attempt=number, tasks={}, end=None, nodes=[], started=None, message="")
         job = os.environ.get("SLURM_JOB_ID", "")
         self.say(phase="starting", job=job, host=os.uname().nodename, begun=time.time())
         return number
