@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import hashlib
 import os
+from dataclasses import replace
 from typing import TYPE_CHECKING
 
 import pytest
@@ -118,4 +119,41 @@ def test_runs_that_want_the_same_at_once_fetch_it_once_a_node(lab: Tfjob, nodes:
             assert hashlib.sha256(content).hexdigest() in log.read_text()
     fetched = [client for client, span in web.asked_by("slow.bin") if not span]
     assert sorted(fetched) == [node.address for node in nodes]
+    assert left(nodes) == []
+
+
+def test_objects_are_fetched_by_signed_addresses(lab: Tfjob, nodes: Nodes, docker_cluster: Cluster) -> None:
+    pytest.importorskip("moto.server", reason="moto is missing: pip install 'moto[server]'")
+    import boto3  # noqa: PLC0415  # it comes with moto
+    from moto.server import ThreadedMotoServer  # noqa: PLC0415  # 2 s, and it may be missing
+
+    secret = "not-to-be-seen"  # noqa: S105  # of nobody
+    content = os.urandom(2000)
+    server = ThreadedMotoServer(docker_cluster.address, port=0, verbose=False)
+    server.start()
+    try:
+        environ = {
+            "AWS_ENDPOINT_URL": "http://{}:{}".format(*server.get_host_and_port()),
+            "AWS_ACCESS_KEY_ID": "key",
+            "AWS_SECRET_ACCESS_KEY": secret,
+            "AWS_DEFAULT_REGION": "us-east-1",
+        }
+        client = boto3.client(
+            "s3",
+            endpoint_url=environ["AWS_ENDPOINT_URL"],
+            aws_access_key_id="key",
+            aws_secret_access_key=secret,
+            region_name="us-east-1",
+        )
+        client.create_bucket(Bucket="data")
+        client.put_object(Bucket="data", Key="a b/c.bin", Body=content)
+        cloud = replace(lab, environ={**lab.environ, **environ})
+        done = cloud("submit", job(cloud, "s3://data/a b", nodes=2))
+    finally:
+        server.stop()
+    assert done.stdout.count(f"{hashlib.sha256(content).hexdigest()}  ./c.bin") == 2
+    assert "sending dataset" not in events(lab)
+    kept = [path for path in lab.run_directory(lab.show()["id"]).rglob("*") if path.is_file()]
+    for word in (secret.encode(), b"Signature="):
+        assert [path.name for path in kept if word in path.read_bytes()] == []
     assert left(nodes) == []
