@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import hashlib
 import os
 import subprocess
 from dataclasses import dataclass
@@ -10,6 +11,7 @@ from typing import TYPE_CHECKING
 import pytest
 import yaml
 from docker_parts import CannotRunError, Daemon, base_image, own_engine
+from web_server import web_server
 
 from tfjob.dockerapi.api import DockerApi
 
@@ -120,6 +122,21 @@ def test_no_room_for_the_code(lab: Tfjob, small: Small, nodes: tuple[Node, ...])
     done = lab("submit", job(lab, "true", extra="code: code\n", more=", gpus_per_node: 1"), exit_code=4)
     assert "small could not take the code" in done.stderr
     assert "no space left on device" in done.stderr
+    assert left(nodes[1]) == []
+
+
+def test_no_room_for_what_a_node_fetches(
+    lab: Tfjob, small: Small, nodes: tuple[Node, ...], docker_cluster: Cluster
+) -> None:
+    content = os.urandom(10 * MB)
+    small.leave(5 * MB)
+    with web_server(host=docker_cluster.address) as web:
+        url = web.put("large.bin", content)
+        data = f"dataset: {{d: {{paths: [{{path: {url}, sha256: {hashlib.sha256(content).hexdigest()}}}]}}}}\n"
+        done = lab("submit", job(lab, "true", extra=data, more=", gpus_per_node: 1"), exit_code=4)
+    assert f"the disk of small is full: {url} could not be fetched there" in done.stderr
+    assert "tfjob compute clean" in done.stderr
+    assert [name for name in small.left() if "tree" in name] == []
     assert left(nodes[1]) == []
 
 

@@ -3,23 +3,27 @@
 from __future__ import annotations
 
 import threading
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
+from contextlib import nullcontext
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Final
 
 from tfjob.datasets.cache import Cache
+from tfjob.datasets.files import SHA256
+from tfjob.datasets.wanted import Settings, Wanted
 from tfjob.dockerapi.api import DockerApi
 from tfjob.durable import digest_of
 from tfjob.engines.base import Prepared, Waiting
 from tfjob.engines.cluster.at_once import at_once, try_at_once
+from tfjob.engines.cluster.fetching import Fetching, Unreached, fetch_on_nodes
 from tfjob.engines.cluster.kept import use
 from tfjob.engines.cluster.leases import Claims, RunKey
 from tfjob.engines.cluster.refusals import taking
 from tfjob.engines.cluster.room import Found
 from tfjob.engines.cluster.shipping import send_image
-from tfjob.engines.cluster.trees import Tree, send_trees, tree_of_directory
-from tfjob.engines.dataset_contents import contents
+from tfjob.engines.cluster.trees import Remote, Tree, send_trees, tree_of_directory
+from tfjob.engines.dataset_contents import contents, is_remote
 from tfjob.errors import NodeLost
 from tfjob.planning.plan import DatasetPlan, Plan
 from tfjob.targets.definition import ClusterDefinition
@@ -39,6 +43,8 @@ class Site:
     snapshots: Path
     cache: Cache
     images: DockerApi
+    settings: Settings
+    """How data is fetched: here, and by the nodes."""
 
     def shares(self, path: str) -> bool:
         """Whether the nodes have a path of this machine, on a file system that is declared to be shared."""
@@ -83,7 +89,37 @@ class Bringing:
         at_once(say, nodes)  # before they are looked at: from now on nobody removes them
         send_image(image, nodes, self._site.images, self._told, prepared.bake)
         limit_bytes = self._site.target.kept_limit_gib * _GIB
-        return send_trees(nodes, list(trees.values()), image, self._key, self._told, limit_bytes=limit_bytes)
+
+        def fetch(tree: Tree, lacking: Sequence[tuple[str, DockerApi]]) -> list[str | None]:
+            return self._fetch(tree, lacking, prepared)
+
+        with self._site.cache.filling() if any(tree.remote for tree in trees.values()) else nullcontext():
+            return send_trees(
+                nodes, list(trees.values()), image, self._key, self._told, limit_bytes=limit_bytes, fetch=fetch
+            )
+
+    def _fetch(self, tree: Tree, lacking: Sequence[tuple[str, DockerApi]], prepared: Prepared) -> list[str | None]:
+        """Have nodes fetch a tree; what is to be sent to those that can't (None) is then fetched here."""
+        fetching = Fetching(
+            tree, prepared.image or "", prepared.python or "python3", self._key, self._site.settings, self._told
+        )
+        results = fetch_on_nodes(fetching, lacking)
+        failed = [
+            (name, result) for (name, _), result in zip(lacking, results, strict=True) if isinstance(result, Unreached)
+        ]
+        if failed:
+            names = ", ".join(name for name, _ in failed)
+            self._told(f"{names} can't fetch {tree.what} ({failed[0][1]}): it is fetched here and sent")
+            self._fetch_here(tree)
+        return [None if isinstance(result, Unreached) else result for result in results]
+
+    def _fetch_here(self, tree: Tree) -> None:
+        missing = [one for one in tree.remote if not self._site.cache.has(one.sha256, one.size)]
+        if missing:
+            from tfjob.datasets.fetch import fetch  # noqa: PLC0415  # only where it is needed
+
+            wanted = [Wanted(one.address, one.size, f"{SHA256}{one.sha256}", tree.what) for one in missing]
+            fetch(wanted, self._site.cache, self._site.settings, self._told)
 
     def keep_claims(self, done: threading.Event) -> None:
         """Say on every node that the run lives, for as long as nothing of it runs there."""
@@ -108,4 +144,10 @@ def _tree_of_dataset(dataset: DatasetPlan, cache: Cache) -> Tree:
     found = list(contents(dataset, cache))
     digest = digest_of([[one.name, one.sha256] for one in found])
     files = tuple((one.source, one.name) for one in found)
-    return Tree(digest, f"dataset {dataset.name}", files, sum(one.size for one in found))
+    remote: tuple[Remote, ...] = ()
+    if found and is_remote(dataset):
+        sources = [source for source, _, _ in dataset.files]
+        remote = tuple(
+            Remote(source, one.name, one.size, one.sha256) for source, one in zip(sources, found, strict=True)
+        )
+    return Tree(digest, f"dataset {dataset.name}", files, sum(one.size for one in found), remote)

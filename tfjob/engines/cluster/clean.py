@@ -95,11 +95,14 @@ def is_left(labels: Mapping[str, str]) -> bool:
 def remove_left(key: RunKey, seen: Iterable[tuple[DockerApi, Sight]]) -> None:
     """Remove, in the background, what was seen of runs that are over."""
     for api, sight in seen:
-        left = [
-            one["Id"] for one in sight.containers if one["Labels"].get("tfjob.run") != key.id and is_left(one["Labels"])
-        ]
-        if left:
-            threading.Thread(target=_remove, args=(api, left), daemon=True).start()
+        containers = [one["Id"] for one in sight.containers if _is_left_of_another(one, key)]
+        volumes = [one["Name"] for one in sight.volumes if _is_left_of_another(one, key)]
+        if containers or volumes:
+            threading.Thread(target=_remove, args=(api, containers, volumes), daemon=True).start()
+
+
+def _is_left_of_another(found: Mapping[str, Any], key: RunKey) -> bool:
+    return found["Labels"]["tfjob.run"] != key.id and is_left(found["Labels"])
 
 
 @dataclass(frozen=True)
@@ -180,7 +183,10 @@ def _record(run: RunDirectory) -> dict[str, Any]:
     return found
 
 
-def _remove(api: DockerApi, containers: list[str]) -> None:
+def _remove(api: DockerApi, containers: list[str], volumes: list[str]) -> None:
     for container in containers:
         with suppress(TargetError, RefusalError):
             api.remove(container, _TIMEOUT_S)
+    for volume in volumes:
+        with suppress(TargetError, RefusalError):
+            api.remove_volume(volume, _TIMEOUT_S)

@@ -16,6 +16,7 @@ from pathlib import Path
 from typing import Final
 
 from tfjob.datasets.cache import Cache
+from tfjob.datasets.wanted import Settings
 from tfjob.dockerapi.api import DockerApi, RefusalError
 from tfjob.dockerapi.reach import engine_at, engine_of_tools
 from tfjob.engines.base import Allocation, Prepared, TaskStatus, Waiting, tell_nobody
@@ -51,8 +52,8 @@ _UNUSED_S: Final = 60.0
 class ClusterEngine:
     """The engine of targets of the kind `docker`.
 
-    `environ` is what the submitting shell had; `snapshots` where code lies by content, `cache` data,
-    `runs` the workspace's runs. `reaching` may have been begun before, to save the time it takes to log in.
+    `environ` is what the submitting shell had; `snapshots` where code lies by content, `cache` data, which is fetched
+    by `settings`, `runs` the workspace's runs. `reaching` may have been begun before, to save the time it takes to log in.
     """
 
     def __init__(
@@ -63,6 +64,7 @@ class ClusterEngine:
         snapshots: Path,
         runs: Path,
         cache: Cache,
+        settings: Settings | None = None,
         with_gpus: bool = False,
         reaching: Reaching | None = None,
     ) -> None:
@@ -70,6 +72,7 @@ class ClusterEngine:
         self._environ = environ
         self._snapshots = snapshots
         self._cache = cache
+        self._settings = settings or Settings()
         self._workspace = know_runs(runs)
         self._reaching = reaching
         self._with_gpus = with_gpus
@@ -132,7 +135,7 @@ class ClusterEngine:
         assert self._found is not None  # noqa: S101  # `acquire` comes before
         handle = ClusterHandle(plan, run, key=self._key(run))
         images = self._images or engine_of_tools(self._environ)
-        site = Site(self._target, self._environ, self._snapshots, self._cache, images)
+        site = Site(self._target, self._environ, self._snapshots, self._cache, images, self._settings)
         try:
             Starting(handle, found=self._found, allocation=allocation, prepared=prepared, site=site, told=told).go()
         except BaseException:
@@ -172,8 +175,7 @@ class ClusterEngine:
         handle.stopping = True
         self._end_tasks(handle, grace_s)
         self._bring_home(handle)
-        for link in handle.links.values():
-            link.close()
+        at_once(NodeLink.close, list(handle.links.values()))
         homes = {id(link.home): link.home for link in handle.links.values()}
         for home in homes.values():
             home.close()  # what a lost node says when it is back is not the next attempt's

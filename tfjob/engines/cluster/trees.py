@@ -12,7 +12,7 @@ import tarfile
 from collections.abc import Callable, Iterable, Iterator, Sequence
 from contextlib import suppress
 from dataclasses import dataclass
-from typing import Final
+from typing import Final, NamedTuple
 
 from tfjob.dockerapi.api import DockerApi, RefusalError
 from tfjob.engines.cluster.at_once import at_once
@@ -22,23 +22,49 @@ from tfjob.engines.cluster.leases import RunKey
 from tfjob.engines.cluster.refusals import taking
 from tfjob.errors import PreparationError, TargetError
 
-__all__ = ["Tree", "archive", "forget_unfinished", "on_node", "send_trees", "tree_of_directory", "tree_of_outputs"]
+__all__ = [
+    "PLACE",
+    "Remote",
+    "Tree",
+    "archive",
+    "forget_unfinished",
+    "on_node",
+    "send_trees",
+    "settle",
+    "tree_of_directory",
+    "tree_of_outputs",
+]
 
-_PLACE: Final = "/tree"
+PLACE: Final = "/tree"
+"""Where the containers that fill a tree have it."""
+
 _CHUNK_BYTES: Final = 1 << 20
 _BLOCK_BYTES: Final = 512
 _PATIENT_S: Final = 24 * 3600.0
 _TIMEOUT_S: Final = 60.0
 
 
+class Remote(NamedTuple):
+    """Where a file of a tree comes from: its address, its name in the tree, its bytes (-1: not known) and its SHA-256."""
+
+    address: str
+    name: str
+    size: int
+    sha256: str
+
+
 @dataclass(frozen=True)
 class Tree:
-    """Files by name: (absolute path here, name in the tree). `digest` says what they are, `what` it in words."""
+    """Files by name: (absolute path here, name in the tree). `digest` says what they are, `what` it in words.
+
+    `remote` has all files of a tree that nodes may fetch by themselves; then the paths here may lead nowhere yet.
+    """
 
     digest: str
     what: str
     files: tuple[tuple[str, str], ...]
     size_bytes: int = 0
+    remote: tuple[Remote, ...] = ()
 
     @property
     def name(self) -> str:
@@ -102,8 +128,11 @@ def send_trees(
     told: Callable[[str], None],
     *,
     limit_bytes: float = float("inf"),
+    fetch: Callable[[Tree, Sequence[tuple[str, DockerApi]]], Sequence[str | None]] | None = None,
 ) -> list[dict[str, str]]:
     """Bring every tree to every node that lacks it, to all at once; the volume of each tree, by digest, for each node.
+
+    `fetch` has nodes fetch a tree with `remote` files by themselves: the volume for each, None for one that is to be sent it.
 
     `image` is one that every node has. A node that would have more than `limit_bytes` of trees then removes those that no run
     has used for longest; the run must have said what it uses before. Raises PreparationError when a node can't take it,
@@ -116,6 +145,14 @@ def send_trees(
             continue
         names = ", ".join(nodes[index][0] for index in lacking)
         _make_room([nodes[index] for index in lacking], tree, limit_bytes, told)
+        if tree.remote and fetch is not None:
+            for index, volume in zip(lacking, fetch(tree, [nodes[index] for index in lacking]), strict=True):
+                if volume is not None:
+                    found[index][tree.digest] = volume
+            lacking = [index for index in lacking if tree.digest not in found[index]]
+            if not lacking:
+                continue
+            names = ", ".join(nodes[index][0] for index in lacking)
         told(f"sending {tree.what} to {names}: {len(tree.files)} files, {tree.size_bytes / 1e6:.1f} MB")
         volumes = _send(tree, [nodes[index] for index in lacking], image, key, told)
         for index, volume in zip(lacking, volumes, strict=True):
@@ -142,7 +179,7 @@ def _send(
         "NetworkDisabled": True,
         "HostConfig": {
             "NetworkMode": "none",
-            "Mounts": [{"Type": "volume", "Source": name, "Target": _PLACE, "VolumeOptions": {"NoCopy": True}}],
+            "Mounts": [{"Type": "volume", "Source": name, "Target": PLACE, "VolumeOptions": {"NoCopy": True}}],
         },
     }
 
@@ -154,7 +191,7 @@ def _send(
     def receiver(node: tuple[str, DockerApi], container: str) -> Callable[[Iterator[bytes]], None]:
         def receive(chunks: Iterator[bytes]) -> None:
             with taking(node[0], tree.what):
-                node[1].put(container, _PLACE, chunks, _PATIENT_S)
+                node[1].put(container, PLACE, chunks, _PATIENT_S)
 
         return receive
 
@@ -169,10 +206,10 @@ def _send(
         for node, container in zip(nodes, containers, strict=True):
             with suppress(TargetError, RefusalError):
                 node[1].remove(container, _TIMEOUT_S)
-    return at_once(lambda node: _settle(node, tree, name), nodes)
+    return at_once(lambda node: settle(node, tree, name), nodes)
 
 
-def _settle(node: tuple[str, DockerApi], tree: Tree, name: str) -> str:
+def settle(node: tuple[str, DockerApi], tree: Tree, name: str) -> str:
     """Say that the tree is there; if another run was quicker, use what it sent."""
     with taking(node[0], tree.what):
         first = str(node[1].make_volume(tree.name, {TREE: name}, _TIMEOUT_S)["Labels"][TREE])
