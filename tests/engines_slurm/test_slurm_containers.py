@@ -195,6 +195,7 @@ class TestContainers:
         assert record["state"] == "Canceled"
         assert [log(site.tfjob, asked, f"main-{node}").split()[-1] for node in range(2)] == ["saved", "saved"]
         assert ended(site.tfjob, killed, exit_code=1)["state"] == "Canceled"
+        assert "told" in log(site.tfjob, killed)
         site.nothing_is_left(asked)
         site.no_process_is_left(killed)
 
