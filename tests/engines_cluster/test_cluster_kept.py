@@ -10,7 +10,8 @@ from uuid import uuid4
 import pytest
 
 from tfjob.dockerapi.api import DockerApi
-from tfjob.engines.cluster import kept, leases
+from tfjob.engines import claimed
+from tfjob.engines.cluster import kept
 from tfjob.engines.cluster.clean import clean_kept
 from tfjob.engines.cluster.kept import kept_trees, make_room, note_use, remove_tree, use, used_images
 from tfjob.engines.cluster.leases import Claims, RunKey
@@ -100,7 +101,7 @@ def test_what_a_run_uses_stays(
     make_room(api, 0, 0)
     assert there(api, tree) == [True]
     assert used_images(api) == {"sha256:image"}
-    monkeypatch.setattr(leases, "ALIVE_S", -5.0)  # as if its supervisor had died a minute ago
+    monkeypatch.setattr(claimed, "ALIVE_S", -5.0)  # as if its supervisor had died a minute ago
     make_room(api, 0, 0)
     assert there(api, tree) == [False]
     Claims(api, other).release()
@@ -115,10 +116,10 @@ def test_what_a_container_has_stays(api: DockerApi, send: Callable[..., Tree], k
     try:
         make_room(api, 0, 0)
         assert there(api, tree) == [True]
-        assert clean_kept(api, "") == []
+        assert clean_kept(api, with_images=False) == []
     finally:
         api.remove(container)
-    assert clean_kept(api, "") == ["code or data of 0.0 MB that was kept"]
+    assert clean_kept(api, with_images=False) == ["code or data of 0.0 MB that was kept"]
     assert there(api, tree) == [False]
 
 

@@ -318,6 +318,11 @@ def test_a_packages_environment_is_baked_and_sent(lab: Tfjob, nodes: Nodes) -> N
     plan = json.loads((lab.run_directory(lab.show()["id"]) / "plan.json").read_text())
     assert plan["container"]["packages"] == "baked"
     assert volumes(nodes[0]) == []
+    cleaned = lab("compute", "clean", "docker-lab", "--kept").stdout
+    assert set(re.findall(r"(node\d)  removed the image tfjob/env:", cleaned)) == {node.name for node in nodes}
+    # The same environment, made anew elsewhere, is found as the image that the engine has, and that one is sent.
+    other = replace(lab, environ={**lab.environ, "TFJOB_STORE": str(lab.directory / "store")})
+    assert "1.16.0 /opt/env" in other("submit", "job.yml", "--set", "compute.node_count=1", timeout_s=280).stdout
 
 
 def test_of_an_image_only_what_a_node_lacks_is_sent(lab: Tfjob, node_base: str) -> None:

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import os
 import re
 from dataclasses import replace
 from pathlib import Path
@@ -188,6 +189,23 @@ echo fresh >outputs/state; sleep 6
     assert state.read_text() == "fresh\n"
     assert [task["node"] for task in lab.record(run)["tasks"]] == ["node1", "node3"]
     assert containers(nodes[0]) == containers(nodes[2]) == []
+    lab("compute", "clean", "docker-lab")
+    eventually(lambda: left(nodes) == [], "that nothing is left")
+
+
+def test_a_node_that_is_lost_while_the_run_is_brought_there_is_done_without(lab: Tfjob, nodes: Nodes) -> None:
+    (lab.directory / "code").mkdir()
+    (lab.directory / "code/large").write_bytes(os.urandom(200_000_000))
+    command = "[ $TFJOB_RESTART_COUNT = 1 ] || sleep 600"
+    run = lab.submit(job(lab, command, extra="code: code\nretries: {max: 1, on: [node_lost]}\n"))
+    eventually(lambda: "sending the code to node1, node2" in events(lab, run), "that it is sent")
+    nodes[1].stop_engine()
+    eventually(lambda: lab.record(run)["state"] in {"Completed", "Failed"}, "the end")
+    record = lab.record(run)
+    assert [task["node"] for task in record["tasks"]] == ["node1", "node3"], record["failure"]
+    (attempt,) = record["attempts"]
+    assert attempt["failure"]["kind"] == "node_lost"
+    nodes[1].start_engine()
     lab("compute", "clean", "docker-lab")
     eventually(lambda: left(nodes) == [], "that nothing is left")
 

@@ -15,6 +15,7 @@ from engines_slurm.slurm_plans import slurm_plan
 
 from tfjob.engines.base import Prepared
 from tfjob.engines.slurm.engine import JobView, SlurmEngine
+from tfjob.engines.slurm.gang import PROGRAMS
 from tfjob.rundir import RunDirectory
 
 NO_ACCOUNTING = "echo 'Slurm accounting storage is disabled' >&2; exit 1"
@@ -164,5 +165,4 @@ def test_what_the_job_needs_lies_in_the_run_directory(site: Site) -> None:
     found = sorted(
         path.relative_to(site.run.path / "slurm").as_posix() for path in site.run.path.rglob("*") if path.is_file()
     )
-    programs = [f"program/{name}.py" for name in ("batch", "entrypoint", "node", "slurm", "state", "verdict")]
-    assert found == ["gang.json", "job.sh", *programs]
+    assert found == ["gang.json", "job.sh", *sorted(f"program/{name}" for name in (*PROGRAMS, "entrypoint.py"))]

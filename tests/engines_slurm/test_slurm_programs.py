@@ -60,9 +60,9 @@ def test_they_run_under_old_pythons_and_import_nothing_of_tfjob(name: str) -> No
         "typing",
         "tfjob",
         "entrypoint",
+        "collections.abc",
         "tfjob.engines.slurm.program",
-        "tfjob.engines.slurm.program.state",
-        "tfjob.engines.slurm.program.verdict",
+        *(f"tfjob.engines.slurm.program.{name}" for name in own),
     }
     assert imports - own - typing <= {*sys.stdlib_module_names, "__future__"}
 
@@ -77,10 +77,10 @@ class TestBinding:
         gang = json.loads(json.dumps(gang_of(made, RUN, Prepared(None, {"environment.path": "/bin"}))))
         values = {"node.0.address": "n-0.example", "node.1.address": "10.0.0.2", "environment.path": "/p:/bin"}
         values |= {"port.worker-0": "2222", "port.worker-1": "2223", "gpus.worker-0": "", "gpus.worker-1": ""}
-        batch = module("batch")
+        binding = module("binding")
         file = gang["tasks"][1]["file"]
-        assert [batch.fill(argument, values) for argument in file["argv"]] == ["run", "10.0.0.2", *ODD]
-        env = {name: batch.fill(value, values) for name, value in file["env"].items()}
+        assert [binding.fill(argument, values) for argument in file["argv"]] == ["run", "10.0.0.2", *ODD]
+        env = {name: binding.fill(value, values) for name, value in file["env"].items()}
         assert json.loads(env["TF_CONFIG"]) == {
             "cluster": {"worker": ["n-0.example:2222", "10.0.0.2:2223"]},
             "task": {"type": "worker", "index": 1},
@@ -91,18 +91,18 @@ class TestBinding:
     def test_text_that_looks_like_an_expression_stays(self) -> None:
         made = slurm_plan(task("echo", "$${{ run.id }} ${{ run.id }}"))
         gang = gang_of(made, RUN, Prepared(None, {"environment.path": "/bin"}))
-        assert module("batch").fill(gang["tasks"][0]["file"]["argv"][1], {}) == "${{ run.id }} r1"
+        assert module("binding").fill(gang["tasks"][0]["file"]["argv"][1], {}) == "${{ run.id }} r1"
 
     def test_gpus_of_a_node_are_shared_out(self) -> None:
-        batch = module("batch")
+        binding = module("binding")
         tasks = [
             {"name": n, "node": k, "gpus": g, "launched": False} for n, k, g in (("a", 0, 1), ("b", 0, 2), ("c", 1, 1))
         ]
         hellos = {0: {"gpus": "0,2,3"}, 1: {"gpus": "1"}}
-        assert batch.shares({"tasks": tasks}, hellos) == {"a": "0", "b": "2,3", "c": "1"}
+        assert binding.shares({"tasks": tasks}, hellos) == {"a": "0", "b": "2,3", "c": "1"}
         for one in tasks:
             one["launched"] = True
-        assert batch.shares({"tasks": tasks}, hellos) == {"a": "0,2,3", "b": "0,2,3", "c": "1"}
+        assert binding.shares({"tasks": tasks}, hellos) == {"a": "0,2,3", "b": "0,2,3", "c": "1"}
 
 
 def plans() -> list[Plan]:
@@ -188,6 +188,13 @@ def test_a_gang_of_one_node_under_old_and_new_pythons(
     assert (report.phase, report.end.outcome) == ("over", outcome)
     assert run.log("main").read_text() == ("4\n" if code == 0 else "")
     assert (run.tasks / "main" / "exit.json").exists()
+
+
+@pytest.mark.parametrize("python", pythons())
+def test_the_programs_around_containers_load_under_old_and_new_pythons(python: str) -> None:
+    program = "import container, launching; container.runtimes.devices(['0']); container.environment({})"
+    done = subprocess.run([python, "-B", "-c", program], cwd=PROGRAM, capture_output=True, text=True, check=False)
+    assert (done.returncode, done.stderr) == (0, "")
 
 
 class TestState:

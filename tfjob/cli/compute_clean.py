@@ -23,7 +23,7 @@ def clean(
         bool,
         typer.Option(
             "--kept",
-            help="Remove as well what nodes keep for later runs and no run uses: code, data, images that were made here.",
+            help="Remove as well what nodes keep for later runs and no run uses: code, data, images of environments.",
         ),
     ] = False,
     output: TableOutput = TableFormat.table,
@@ -39,11 +39,8 @@ def clean(
     if definition is None or definition.kind != "docker":
         raise UsageError(f"{target} has no nodes with Docker Engines to clean", "Name a target of the kind docker.")
     from tfjob.engines.cluster.clean import clean_target  # noqa: PLC0415
-    from tfjob.images.bake import store_name  # noqa: PLC0415
 
-    cleaned = clean_target(
-        definition, workspace.runs, os.environ, kept_of=store_name(workspace.config.store) if kept else None
-    )
+    cleaned = clean_target(definition, workspace.runs, os.environ, kept=kept)
     if output is not TableFormat.table:
         nodes = [{"name": one.node, "removed": list(one.removed), "problem": one.problem or None} for one in cleaned]
         print_document({"name": target, "nodes": nodes}, output)

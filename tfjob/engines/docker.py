@@ -71,7 +71,7 @@ class DockerEngine:
         cache: Path | None = None,
     ) -> None:
         self._node = node
-        self._room = Room(node, lease_directory)
+        self._room = Room(node, environ, lease_directory)
         self._environ = environ
         self._cache = cache
         self._api: tuple[DockerApi, frozenset[str]] | None = None

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Mapping
+from pathlib import Path
 
 from tfjob.engines.base import Engine
 from tfjob.planning.plan import Plan
@@ -40,7 +41,8 @@ def engine_of(plan: Plan, workspace: Workspace, environ: Mapping[str, str], *, s
     if plan.slurm is not None:
         from tfjob.engines.slurm.engine import SlurmEngine  # noqa: PLC0415  # only for its targets
 
-        return SlurmEngine(environ=environ, cache=workspace.root / "cache")
+        store = Path(plan.slurm.directory) / "store" if plan.slurm.directory else workspace.config.store
+        return SlurmEngine(environ=environ, cache=workspace.root / "cache", images=store / "images")
     target = local_target(
         declared_gpus=workspace.config.local_gpus if plan.gpus_per_node else 0,
         cuda_visible_devices=environ.get("CUDA_VISIBLE_DEVICES"),

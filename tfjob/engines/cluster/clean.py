@@ -1,6 +1,6 @@
 """What runs that are over left on nodes that could not be reached at their end: found by its labels, and removed.
 
-If that is wished, what nodes keep for later runs, too: code, data, and images that this machine has made and sent there.
+If that is wished, what nodes keep for later runs, too: code, data, and images of environments.
 """
 
 from __future__ import annotations
@@ -95,11 +95,14 @@ def is_left(labels: Mapping[str, str]) -> bool:
 def remove_left(key: RunKey, seen: Iterable[tuple[DockerApi, Sight]]) -> None:
     """Remove, in the background, what was seen of runs that are over."""
     for api, sight in seen:
-        left = [
-            one["Id"] for one in sight.containers if one["Labels"].get("tfjob.run") != key.id and is_left(one["Labels"])
-        ]
-        if left:
-            threading.Thread(target=_remove, args=(api, left), daemon=True).start()
+        containers = [one["Id"] for one in sight.containers if _is_left_of_another(one, key)]
+        volumes = [one["Name"] for one in sight.volumes if _is_left_of_another(one, key)]
+        if containers or volumes:
+            threading.Thread(target=_remove, args=(api, containers, volumes), daemon=True).start()
+
+
+def _is_left_of_another(found: Mapping[str, Any], key: RunKey) -> bool:
+    return found["Labels"]["tfjob.run"] != key.id and is_left(found["Labels"])
 
 
 @dataclass(frozen=True)
@@ -112,21 +115,21 @@ class Cleaned:
 
 
 def clean_target(
-    target: ClusterDefinition, runs: Path, environ: Mapping[str, str], *, kept_of: str | None = None
+    target: ClusterDefinition, runs: Path, environ: Mapping[str, str], *, kept: bool = False
 ) -> list[Cleaned]:
     """Remove what runs of a workspace that are over left on the nodes of a target; those that do not answer are told of.
 
-    With `kept_of`, what tells the images of this machine's store from others', what nodes keep for later runs goes as well.
+    With `kept`, what nodes keep for later runs goes as well; but no image of this machine's own engine, which are its store's.
     """
     know_runs(runs)
-    own = _engine_id(environ) if kept_of is not None else ""
+    own = _own_engine(environ) if kept else ()
 
     def clean(node: NodeDefinition) -> Cleaned:
         try:
             with engine_at(node.engine, tls=node.tls, environ=environ) as api:
                 removed = clean_engine(api)
-                if kept_of is not None:
-                    removed += clean_kept(api, "" if api.info(_TIMEOUT_S).get("ID") == own else kept_of)
+                if kept:
+                    removed += clean_kept(api, with_images=_identity(api) != own)
                 return Cleaned(node.name, tuple(removed))
         except (TargetError, RefusalError) as error:
             return Cleaned(node.name, problem=error.message)
@@ -149,28 +152,31 @@ def clean_engine(api: DockerApi) -> list[str]:
     return removed
 
 
-def clean_kept(api: DockerApi, store: str) -> list[str]:
-    """Remove from an engine the trees that no run uses, and the images of a store (none: its own engine is another's); say what it was."""
-    removed = [
-        f"code or data of {tree.size_bytes / 1e6:.1f} MB that was kept"
-        for tree in kept_trees(api)
-        if remove_tree(api, tree)
-    ]
-    images = [one for one in api.images(_TIMEOUT_S) if store and (one.get("Labels") or {}).get("tfjob.store") == store]
+def clean_kept(api: DockerApi, *, with_images: bool = True) -> list[str]:
+    """Remove from an engine the trees and, if wished, the images of environments that no run uses; say what it was."""
+    trees = [tree for tree in kept_trees(api) if remove_tree(api, tree)]
+    removed = [f"code or data of {tree.size_bytes / 1e6:.1f} MB that was kept" for tree in trees]
+    images = [one for one in api.images(_TIMEOUT_S) if "tfjob.key" in (one.get("Labels") or {})] if with_images else []
     used = used_images(api) if images else set()
     for image in images:
         if image["Id"] not in used:
-            with suppress(RefusalError):  # a container has it
+            with suppress(RefusalError):  # a container has it, or a user has given it another name
                 api.remove_image(image["Id"], _TIMEOUT_S)
                 removed.append(f"image {', '.join(image.get('RepoTags') or [image['Id']])}")
     return removed
 
 
-def _engine_id(environ: Mapping[str, str]) -> str:
-    """This machine's own engine, whose images are kept by its store; empty where there is none."""
+def _own_engine(environ: Mapping[str, str]) -> tuple[str, ...]:
+    """This machine's own engine, whose images are kept by its store; nothing where there is none."""
     with suppress(TargetError, RefusalError), engine_of_tools(environ) as api:
-        return str(api.info(_TIMEOUT_S).get("ID", ""))
-    return ""
+        return _identity(api)
+    return ()
+
+
+def _identity(api: DockerApi) -> tuple[str, ...]:
+    """What tells an engine from others: not its ID alone, which copies of a machine have in common."""
+    info = api.info(_TIMEOUT_S)
+    return tuple(str(info.get(name)) for name in ("ID", "Name", "DockerRootDir"))
 
 
 def _record(run: RunDirectory) -> dict[str, Any]:
@@ -180,7 +186,10 @@ def _record(run: RunDirectory) -> dict[str, Any]:
     return found
 
 
-def _remove(api: DockerApi, containers: list[str]) -> None:
+def _remove(api: DockerApi, containers: list[str], volumes: list[str]) -> None:
     for container in containers:
         with suppress(TargetError, RefusalError):
             api.remove(container, _TIMEOUT_S)
+    for volume in volumes:
+        with suppress(TargetError, RefusalError):
+            api.remove_volume(volume, _TIMEOUT_S)

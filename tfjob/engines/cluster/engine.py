@@ -175,8 +175,7 @@ class ClusterEngine:
         handle.stopping = True
         self._end_tasks(handle, grace_s)
         self._bring_home(handle)
-        for link in handle.links.values():
-            link.close()
+        at_once(NodeLink.close, list(handle.links.values()))
         homes = {id(link.home): link.home for link in handle.links.values()}
         for home in homes.values():
             home.close()  # what a lost node says when it is back is not the next attempt's

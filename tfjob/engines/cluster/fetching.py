@@ -21,10 +21,11 @@ from urllib.parse import quote, urlsplit
 from tfjob.datasets.wanted import Settings
 from tfjob.dockerapi.api import DockerApi, RefusalError
 from tfjob.dockerapi.stream import STDOUT, Hijacked
+from tfjob.engines.claimed import living_runs, name_of_run
 from tfjob.engines.cluster import node_fetch
 from tfjob.engines.cluster.at_once import at_once
 from tfjob.engines.cluster.kept import short, tree_labels
-from tfjob.engines.cluster.leases import RunKey, living_runs, name_of_run
+from tfjob.engines.cluster.leases import RunKey
 from tfjob.engines.cluster.refusals import MAKE_ROOM, taking
 from tfjob.engines.cluster.trees import PLACE, Tree, on_node, settle
 from tfjob.errors import PreparationError, TargetError

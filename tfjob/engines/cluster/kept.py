@@ -17,7 +17,8 @@ from dataclasses import dataclass
 from typing import Any, Final
 
 from tfjob.dockerapi.api import DockerApi, RefusalError
-from tfjob.engines.cluster.leases import RunKey, created, living_runs, name_of_run
+from tfjob.engines.claimed import created, living_runs, name_of_run
+from tfjob.engines.cluster.leases import RunKey
 
 __all__ = [
     "TREE",

@@ -241,7 +241,7 @@ class NodeLink:
     def _take_file(self, header: Mapping[str, Any], data: bytes) -> None:
         kind, index, path = header["kind"], self.node.index, header["path"]
         if kind == "file":
-            self._sent_last = time.monotonic()
+            self._note_coming()
             if self.home.part(index, dict(header), data):
                 self._files[path] = [header["size"], header["mtime_ns"]]
         elif kind == "link":
@@ -252,6 +252,10 @@ class NodeLink:
         else:
             self.home.gone(index, path)
             self._files.pop(path, None)
+
+    def _note_coming(self) -> None:
+        """Something of what the node has comes: whoever waits for the last of it waits on."""
+        self._sent_last = time.monotonic()
 
     # Trouble.
 
@@ -275,7 +279,8 @@ class NodeLink:
             time.sleep(_RETRY_S)
 
     def _stopped(self, state: Mapping[str, Any]) -> None:
-        told_to_end = salvage(self.api, self.node.container, self.node.index, self.home) or self._leaving
+        was_told = salvage(self.api, self.node.container, self.node.index, self.home, self._note_coming)
+        told_to_end = was_told or self._leaving
         code = int(state["ExitCode"])
         if told_to_end:
             why = f"its container was stopped from outside: {self.node.name}, or its Docker Engine, was shut down"

@@ -73,6 +73,7 @@ class Reaching:
                 return
             del self._reached[name]
         self._note(name, error)
+        threading.Thread(target=node.api.close, daemon=True).start()  # it is reached anew
         self._begin(node.order, node.definition)
 
     def refuse(self, node: Reached, error: RefusalError) -> None:
@@ -85,6 +86,14 @@ class Reaching:
             self._given_up.add(name)
             self._refused.add(name)
         self._note(name, TargetError(error.message))
+
+    def try_again(self) -> None:
+        """Reach for the nodes that were given up or done without: they may be well by now."""
+        with self._changed:
+            again, self._given_up, self._refused = self._given_up, set(), set()
+        for order, node in enumerate(self.target.nodes):
+            if node.name in again:
+                self._begin(order, node)
 
     def _begin(self, order: int, definition: NodeDefinition) -> None:
         deadline = time.monotonic() + self.target.wait_s

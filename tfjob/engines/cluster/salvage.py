@@ -8,6 +8,7 @@ from __future__ import annotations
 import io
 import json
 import tarfile
+from collections.abc import Callable
 from contextlib import suppress
 from pathlib import Path
 from typing import IO, Any, Final, cast
@@ -26,10 +27,11 @@ _CHUNK_BYTES: Final = 1 << 20
 _TIMEOUT_S: Final = 60.0
 
 
-def salvage(api: DockerApi, container: str, node: int, home: Home) -> bool:
+def salvage(api: DockerApi, container: str, node: int, home: Home, coming: Callable[[], None] = lambda: None) -> bool:
     """Bring home what can still be read. An engine that does not answer, or a broken archive, ends it early.
 
-    Returns whether the container had been told to end from outside. What its tasks reported then is not their own end.
+    `coming` is called for each piece that has come. Returns whether the container had been told to end from outside: what its
+    tasks reported then is not their own end.
     """
     run = inside(home.run).path
     home.begin(node)
@@ -42,8 +44,9 @@ def salvage(api: DockerApi, container: str, node: int, home: Home) -> bool:
             tarfile.open(fileobj=cast("IO[bytes]", response), mode="r|") as archive,
         ):
             for member in archive:
+                coming()
                 if left.get(member.name) != _stamp(member):
-                    _take(archive, member, node, home)
+                    _take(archive, member, node, home, coming)
     return told_to_end
 
 
@@ -69,7 +72,7 @@ def _has(api: DockerApi, container: str, path: str) -> bool:
     return True
 
 
-def _take(archive: tarfile.TarFile, member: tarfile.TarInfo, node: int, home: Home) -> None:
+def _take(archive: tarfile.TarFile, member: tarfile.TarInfo, node: int, home: Home, coming: Callable[[], None]) -> None:
     path = member.name
     if member.issym() and path.startswith("outputs/"):
         home.link(node, path, member.linkname)
@@ -88,10 +91,10 @@ def _take(archive: tarfile.TarFile, member: tarfile.TarInfo, node: int, home: Ho
                 home.log(node, path, offset, data)
                 offset += len(data)
         else:
-            _take_file(member, file, node, home)
+            _take_file(member, file, node, home, coming)
 
 
-def _take_file(member: tarfile.TarInfo, file: IO[bytes], node: int, home: Home) -> None:
+def _take_file(member: tarfile.TarInfo, file: IO[bytes], node: int, home: Home, coming: Callable[[], None]) -> None:
     left = member.size
     header: dict[str, Any] = {
         "path": member.name,
@@ -101,6 +104,7 @@ def _take_file(member: tarfile.TarInfo, file: IO[bytes], node: int, home: Home) 
     }
     while True:
         data = file.read(_CHUNK_BYTES)
+        coming()
         left -= len(data)
         last = left <= 0 or not data
         home.part(node, {**header, "last": last, "whole": left == 0}, data)

@@ -37,9 +37,10 @@ def send_image(image: str, nodes: Nodes, here: DockerApi, told: Told, bake: Call
     lacking = _lacking(image, nodes)
     if not lacking:
         return
-    if bake is not None:
-        _send_baked(bake(), lacking, here, told)
-    else:
+    made_of = bake() if bake is not None else None
+    if made_of is not None and made_of.image == image:
+        _send_baked(made_of, lacking, here, told)
+    else:  # or it was baked of an environment that was made anew meanwhile: alike, and another image
         _send_whole(image, lacking, here, told)
     for name, _ in _lacking(image, lacking):
         raise PreparationError(

@@ -38,7 +38,7 @@ from tfjob.engines.cluster.trees import Tree, archive, tree_of_outputs
 from tfjob.engines.docker_errors import explained
 from tfjob.engines.reports import task_files
 from tfjob.engines.submitter import Submitter, submitter
-from tfjob.errors import NodeLost, PreparationError, TargetError
+from tfjob.errors import NodeLost, PreparationError, TargetError, TargetRefused
 from tfjob.planning.plan import Plan
 from tfjob.targets.target import Gpu
 
@@ -80,18 +80,32 @@ class Starting:
         """Bring, start, and tell the agents what their tasks are. Everything is undone by the engine's `stop`."""
         done = threading.Event()
         bringing = Bringing(self._plan, self._handle.key, self._found, self._site, self._told)
-        threading.Thread(target=bringing.keep_claims, args=(done,), daemon=True).start()
+        beating = threading.Thread(target=bringing.keep_claims, args=(done,), daemon=True)
+        beating.start()
         try:
             trees = bringing.trees()
-            volumes = bringing.bring(trees, self._prepared)
-            bringing.require_claims()
-            homes = self._home()
-            layout = node_tasks(self._plan, self._site.snapshots, shared=self._site.shares)
-            at_once(lambda index: self._open(index, layout[index], volumes[index], homes), self._indices)
+            self._bring_and_open(bringing, trees)
             self._await("hello", 1, _HELLO_S, "did not start the run's agent")
         finally:
             done.set()
+            beating.join(_QUIET_S)  # a sign of life after the end would be left
         self._begin(trees)
+
+    def _bring_and_open(self, bringing: Bringing, trees: Mapping[str, Tree]) -> None:
+        """Have everything there, and a container on each node. A node that stops answering meanwhile is lost."""
+        try:
+            volumes = bringing.bring(trees, self._prepared)
+            bringing.require_claims()
+            home = self._home()
+            layout = node_tasks(self._plan, self._site.snapshots, shared=self._site.shares)
+            at_once(lambda index: self._open(index, layout[index], volumes[index], home), self._indices)
+        except (NodeLost, TargetRefused):
+            raise
+        except TargetError as error:
+            is_refusal = isinstance(error.__cause__, RefusalError)
+            if is_refusal or self._site.images.address in error.message:  # which is this machine's own engine
+                raise
+            raise NodeLost(f"a node was lost while the run was brought there: {error.message}", error.hint) from error
 
     @property
     def _indices(self) -> list[int]:

@@ -32,6 +32,7 @@ def render_script(plan: Plan, run: RunDirectory, python: str) -> str:
     lines = (
         "#!/bin/bash -l" if setup else "#!/bin/bash",
         f"# Run {run.id} of tfjob. Its tasks are in slurm/gang.json; slurm/state.json tells how they are.",
+        *_of_container(plan),
         *(f"#SBATCH {_quoted(option)}" for option in script_options(plan, run)),
         *([""] if setup else []),
         *setup,
@@ -41,9 +42,16 @@ def render_script(plan: Plan, run: RunDirectory, python: str) -> str:
     return "".join(f"{line}\n" for line in lines)
 
 
+def _of_container(plan: Plan) -> Iterator[str]:
+    if plan.runtime == "docker":
+        runtime = plan.slurm.runtime if plan.slurm else "auto"
+        by = "the first of enroot, Apptainer, Podman and Docker that it has" if runtime == "auto" else runtime
+        yield f"# On each node they are in one container, run by {by}."
+
+
 def preview_script(plan: Plan, runs: Path) -> str:
     """The script as a run of the plan among `runs` will have it; RUN and PREFIX stand for what is not known before."""
-    has_prefix = plan.environment is not None and plan.environment.definition is not None
+    has_prefix = plan.environment is not None and plan.environment.definition is not None and plan.runtime != "docker"
     return render_script(plan, RunDirectory(runs / "RUN"), "PREFIX/bin/python3" if has_prefix else "python3")
 
 
