@@ -42,6 +42,7 @@ __all__ = ["Ready", "begin", "plan", "prepare", "prepare_rerun", "submit"]
 
 _ALPHABET = "0123456789abcdefghjkmnpqrstvwxyz"  # Crockford's base 32: nothing that looks like something else
 _RESERVE_BYTES = 256 * 1024
+_MANY_FILES = 1000
 
 
 def plan(job: JobSpec | Path | str, *, overrides: Sequence[str] = ()) -> Plan:
@@ -236,7 +237,7 @@ def _begin(ready: Ready, workspace: Workspace, supervisor: StartingSupervisor) -
         assert lock is not None  # noqa: S101  # nobody else knows of this directory
         fresh.reserve.write_bytes(bytes(_RESERVE_BYTES))
         replace_text(fresh.job_file, ready.source, force=False)
-        replace_json(fresh.plan, encode(ready.plan), force=False)
+        _keep_plan(ready.plan, fresh.plan)
         if ready.lock is not None:
             replace_text(fresh.lock_file, ready.lock, force=False)
         if ready.image is not None:
@@ -248,6 +249,16 @@ def _begin(ready: Ready, workspace: Workspace, supervisor: StartingSupervisor) -
         raise
     supervisor.give(run, lock)
     return Run(run)
+
+
+def _keep_plan(made: Plan, path: Path) -> None:
+    """Write the plan for people to read; with very many files a line for each part of it: indenting those takes long."""
+    encoded = encode(made)
+    if sum(dataset.file_count for dataset in made.datasets) < _MANY_FILES:
+        replace_json(path, encoded, force=False)
+    else:
+        parts = (f"{json.dumps(key)}: {json.dumps(part)}" for key, part in encoded.items())
+        replace_text(path, "{\n" + ",\n".join(parts) + "\n}\n", force=False)
 
 
 def _random_name() -> str:

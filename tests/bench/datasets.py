@@ -162,6 +162,7 @@ def measure(bench: Bench) -> None:
     bench.added(f"a second job with {many} from the web / without data", lambda: bench.job("many"), bench.job, 0.3)
     mount, few = f"{{paths: {tree}}}", f"{{paths: {bench.few}}}"
     bench.job(mount)
+    bench.job(few)
     bench.added(f"a second job with {many} mounted / without data", lambda: bench.job(mount), bench.job, 0.3)
     bench.added(f"{many} mounted / 100 mounted", lambda: bench.job(mount), lambda: bench.job(few), 0.3)
 

@@ -25,10 +25,14 @@ from tfjob.entrypoint import is_listening
 FILE = Path(program.__file__)
 
 
-@pytest.mark.parametrize("file", sorted(FILE.parent.glob("agent*.py")), ids=lambda file: file.name)
+@pytest.mark.parametrize(
+    "file", [*sorted(FILE.parent.glob("agent*.py")), FILE.parent / "node_fetch.py"], ids=lambda file: file.name
+)
 def test_it_runs_on_python_3_8(file: Path) -> None:
     tree = ast.parse(file.read_text(), feature_version=(3, 8))
-    imported = {alias.name for node in ast.walk(tree) if isinstance(node, ast.Import) for alias in node.names}
+    imported = {
+        alias.name.partition(".")[0] for node in ast.walk(tree) if isinstance(node, ast.Import) for alias in node.names
+    }
     names = {node.attr for node in ast.walk(tree) if isinstance(node, ast.Attribute)}
     assert imported <= sys.stdlib_module_names
     newer = {"removeprefix", "removesuffix", "waitstatus_to_exitcode", "pidfd_open", "pairwise", "file_digest"}

@@ -4,12 +4,14 @@ from __future__ import annotations
 
 import hashlib
 import os
+import signal
 from dataclasses import replace
 from typing import TYPE_CHECKING
 
 import pytest
-from engines_cluster.conftest import left
-from web_server import Cut, Slow, WebServer, web_server
+from engines_cluster.conftest import containers, left
+from support import eventually
+from web_server import Cut, Hang, Slow, WebServer, web_server
 
 from tfjob.dockerapi.api import DockerApi
 
@@ -156,4 +158,16 @@ def test_objects_are_fetched_by_signed_addresses(lab: Tfjob, nodes: Nodes, docke
     kept = [path for path in lab.run_directory(lab.show()["id"]).rglob("*") if path.is_file()]
     for word in (secret.encode(), b"Signature="):
         assert [path.name for path in kept if word in path.read_bytes()] == []
+    assert left(nodes) == []
+
+
+def test_the_container_that_fetches_ends_with_the_supervisor(lab: Tfjob, nodes: Nodes, web: WebServer) -> None:
+    content = os.urandom(2000)
+    paths = summed(web.put("a.bin", content, None, Hang(10), None), content)
+    run = lab("submit", "--detach", job(lab, paths, nodes=1)).stdout.strip()
+    eventually(lambda: len(web.asked("a.bin")) == 2, "the node fetches", 60)
+    os.kill(lab.record(run)["supervisor"]["pid"], signal.SIGKILL)
+    eventually(lambda: not any(map(containers, nodes)), "the container is gone", 60)
+    lab("wait", run)  # whoever looks at the run starts another supervisor
+    assert hashlib.sha256(content).hexdigest() in lab("logs", run).stdout
     assert left(nodes) == []

@@ -86,6 +86,15 @@ class Cache:
             os.unlink(path)
         return False
 
+    def is_harmed(self, sha256: str, size: int) -> bool:
+        """Whether something has written to an object; it is then removed. One that is gone is not harmed."""
+        try:
+            status = os.stat(self.object(sha256))
+        except OSError:
+            return False
+        sound = status.st_mtime_ns == OBJECT_TIME_NS and size in (status.st_size, -1)
+        return not sound and not self.has(sha256, size)
+
     def keep(self, partial: str, descriptor: int, sha256: str) -> None:
         """Make a finished file, open as `descriptor`, the object of its content, atomically."""
         path = self.object(sha256)

@@ -8,7 +8,7 @@ import time
 from collections.abc import Callable, Iterator, Sequence
 from dataclasses import dataclass, replace
 from pathlib import Path
-from typing import TYPE_CHECKING, NamedTuple
+from typing import TYPE_CHECKING, Any, NamedTuple
 
 from tfjob.datasets.cache import Cache
 from tfjob.datasets.files import SHA256, DatasetFiles, change_since, is_address, whole_directory, with_marks
@@ -19,6 +19,7 @@ from tfjob.errors import PreparationError, TfjobError
 from tfjob.planning.plan import DatasetPlan, Plan
 from tfjob.rundir import RunDirectory
 from tfjob.runs.fetched import with_fetched
+from tfjob.runs.record import read_record
 from tfjob.spec import addresses
 from tfjob.spec.addresses import is_web
 from tfjob.values import decode, encode
@@ -28,6 +29,7 @@ __all__ = ["RunData"]
 _MANY = 256
 """Files from which on a mount is one link: to their directory, or to a tree of links in the cache, made once for all runs."""
 _GIB = 1 << 30
+_JUST_S = 5.0
 
 
 if TYPE_CHECKING:
@@ -36,11 +38,12 @@ if TYPE_CHECKING:
 
 
 class _Ready(NamedTuple):
-    """A dataset as it was fetched, and the tree of the cache, or the directory of this machine, that is exactly its files."""
+    """A dataset as it was fetched, the tree of the cache or the directory of this machine that is exactly its files, and its JSON."""
 
     dataset: DatasetPlan
     tree: Path | None = None
     directory: str | None = None
+    encoded: Any = None
 
 
 @dataclass(frozen=True)
@@ -66,8 +69,10 @@ class RunData:
         Can be done again after it was interrupted. Raises PreparationError when something can't be had, or has changed.
         """
         asked = with_fetched(self.plan, self.run).datasets  # another try has the very content of the one before
+        just_seen = self._is_just_planned()
         for dataset in asked:
-            change = change_since(dataset.digest, dataset.files, dataset.marks) if _has_local(dataset) else None
+            is_looked_at = _has_local(dataset) and not (just_seen and dataset.mode == "mount")
+            change = change_since(dataset.digest, dataset.files, dataset.marks) if is_looked_at else None
             if change:
                 raise PreparationError(
                     f"dataset {dataset.name} has changed since the job was planned: {change}", "Submit the job again."
@@ -76,29 +81,43 @@ class RunData:
         if not any(map(_as_tree, asked)):
             self._place(asked)
             return self.plan, ()
-        from tfjob.datasets.eviction import evict  # noqa: PLC0415  # 40 ms with all it stands on
-        from tfjob.datasets.fetch import fetch  # noqa: PLC0415
-
         with self.cache.filling():  # what is known is not evicted before it is used
             known = {one.name: found for one in asked if (found := self._kept(one)) is not None}
         missing = [one for one in asked if one.marks and one.name not in known and not self._is_left_to_nodes(one)]
         self._make_room(missing)
         with self.cache.filling():
-            fetched = fetch(
-                [one for dataset in missing for one in _wanted(dataset)], self.cache, self.settings, progress
-            )
+            fetched = self._fetch(missing, progress) if missing else None
             ready = [self._ready(dataset, known.get(dataset.name), fetched) for dataset in asked]
             datasets = tuple(one.dataset for one in ready)
             if any(dataset.marks for dataset in asked):
-                lines = ",\n".join(json.dumps(encode(dataset)) for dataset in datasets)
+                lines = ",\n".join(json.dumps(one.encoded or encode(one.dataset)) for one in ready)
                 replace_text(self.run.fetched, f"[{lines}]\n", force=False)
             for one in ready:
                 self._use(one)
             self._place(datasets)
         self._note_contents(datasets)
-        if fetched.received_bytes:
+        if fetched is not None and fetched.received_bytes:
+            from tfjob.datasets.eviction import evict  # noqa: PLC0415  # where something came
+
             evict(self.cache, limit_bytes=int(self.limit_gib * _GIB))
-        return replace(self.plan, datasets=datasets), fetched.notes
+        return replace(self.plan, datasets=datasets), fetched.notes if fetched is not None else ()
+
+    def _fetch(self, missing: Sequence[DatasetPlan], progress: Callable[[str], None]) -> Fetched:
+        from tfjob.datasets.fetch import fetch  # noqa: PLC0415  # 40 ms with all it stands on
+
+        wanted = [one for dataset in missing for one in _wanted(dataset)]
+        return fetch(wanted, self.cache, self.settings, progress)
+
+    def _is_just_planned(self) -> bool:
+        """Whether the command that submits has looked at the files just now: ten thousand are not looked at again at once.
+
+        What was changed in between is noticed when the run ends. A plan that is run again has been made long before.
+        """
+        try:
+            age_s = time.time() - os.stat(self.run.plan).st_mtime
+            return 0 <= age_s < _JUST_S and read_record(self.run).rerun_of is None
+        except (OSError, TfjobError):
+            return False
 
     def changes(self, plan: Plan) -> tuple[str, ...]:
         """What has changed in mounted datasets, a sentence each: nothing but good manners keeps a process from writing there."""
@@ -115,11 +134,7 @@ class RunData:
         link = self.run.datasets / dataset.name
         if _leads_to_directory(link, self.cache) and whole_directory(dataset.files) is None:
             return f"files were added to {os.readlink(link)}"
-        harmed = [
-            name
-            for name, _, size, sha256 in _rows(dataset)
-            if sha256 and os.path.exists(self.cache.object(sha256)) and not self.cache.has(sha256, size)
-        ]
+        harmed = [name for name, _, size, sha256 in _rows(dataset) if sha256 and self.cache.is_harmed(sha256, size)]
         if not harmed:
             return None
         self.cache.distrust()
@@ -165,13 +180,14 @@ class RunData:
             if not 0 <= time.time() - kept["checked"] < HOUR_S:
                 return None
             tree = self.cache.known_tree(kept["tree"])
-            found = decode(DatasetPlan, kept["dataset"])
+            own = {key: getattr(dataset, key) for key in ("name", "type", "mode", "registered")}
+            encoded = {**kept["dataset"], **own}
+            found = decode(DatasetPlan, encoded)
         except (OSError, ValueError, KeyError, TypeError):
             return None
-        same = replace(found, name=dataset.name, type=dataset.type, mode=dataset.mode, registered=dataset.registered)
-        return _Ready(same, tree) if tree is not None else None
+        return _Ready(found, tree, encoded=encoded) if tree is not None else None
 
-    def _ready(self, dataset: DatasetPlan, kept: _Ready | None, fetched: Fetched) -> _Ready:
+    def _ready(self, dataset: DatasetPlan, kept: _Ready | None, fetched: Fetched | None) -> _Ready:
         """The dataset as it was fetched, and what one link can lead to, if it is mounted by one."""
         if kept is not None:
             return kept
@@ -179,11 +195,12 @@ class RunData:
             return _Ready(dataset)
         if not dataset.marks and (whole := whole_directory(dataset.files)) is not None:
             return _Ready(dataset, directory=whole)
-        held = {source: (one.size, one.sha256) for source, one in fetched.known.items()}
+        come = fetched.known if fetched is not None else {}
+        held = {source: (one.size, one.sha256) for source, one in come.items()}
         now = _fetched(dataset, held) if dataset.marks else dataset
         tree = self.cache.tree(list(_rows(now)))
         if _is_large(dataset):
-            checked = min(fetched.known[source].checked or time.time() for source, _, _ in dataset.files)
+            checked = min(come[source].checked or time.time() for source, _, _ in dataset.files)
             path = self.cache.resolved(_asked(dataset))
             path.parent.mkdir(exist_ok=True)
             facts = {"checked": checked, "tree": tree.name, "dataset": encode(now)}
@@ -203,6 +220,8 @@ class RunData:
 
     def _place(self, datasets: Sequence[DatasetPlan]) -> None:
         for dataset in datasets if self.here else ():
+            if dataset.mode == "mount" and _as_tree(dataset):
+                continue  # one link, see `_use`
             sources = [
                 (self.cache.object(sha256) if sha256 else source, name, size)
                 for name, source, size, sha256 in _rows(dataset)
@@ -210,7 +229,7 @@ class RunData:
             if dataset.mode == "download":
                 for task in self.plan.tasks:
                     place(sources, self.run.datasets / task.name / dataset.name, copy=True)
-            elif not _as_tree(dataset):
+            else:
                 place(sources, self.run.datasets / dataset.name, copy=False)
 
     def _note_contents(self, datasets: Sequence[DatasetPlan]) -> None:

@@ -33,7 +33,7 @@ from tfjob.spec.addresses import is_web, scheme_of, shown_address
 
 __all__ = ["Fetching", "Unreached", "fetch_on_nodes"]
 
-_KEEP: Final = "import time; time.sleep(7 * 24 * 3600)"
+_KEEP: Final = "import time; time.sleep(24 * 3600)"
 _FETCHES: Final = "tfjob.fetches"
 _SIGNED_S: Final = 6 * 3600
 """How long the address lives that a node gets of an object."""
@@ -229,6 +229,7 @@ def _container(fetching: Fetching, api: DockerApi, volume: str) -> Iterator[str]
         "Healthcheck": {"Test": ["NONE"]},
         "Labels": {**fetching.key.labels, _FETCHES: fetching.tree.digest},
         "HostConfig": {
+            "AutoRemove": True,
             "Init": True,
             "NetworkMode": "host",
             "Mounts": [{"Type": "volume", "Source": volume, "Target": PLACE, "VolumeOptions": {"NoCopy": True}}],

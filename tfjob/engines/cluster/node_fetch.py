@@ -20,6 +20,7 @@ import json
 import os
 import queue
 import shutil
+import signal
 import socket
 import ssl
 import sys
@@ -271,9 +272,11 @@ def say(**facts: Any) -> None:
 
 
 def end_with_stdin() -> None:
-    """End when nobody listens any more."""
+    """End when nobody listens any more, and the container with it: as long as it runs, the run is taken to live."""
     while os.read(0, PIECE):
         pass
+    if os.getppid() == 0:  # started by an engine, beside the container's first process
+        os.kill(1, signal.SIGTERM)
     os._exit(1)
 
 
