@@ -105,7 +105,7 @@ class TestCommands:
         assert environ == {**ENVIRON, "CUDA_VISIBLE_DEVICES": "0,1"}
 
     def test_podman_as_its_root_which_is_the_user(self) -> None:
-        made = start(spec(), devices=["nvidia.com/gpu=2", "nvidia.com/gpu=3"], options=["--cgroups=disabled"])
+        made = start(spec(), devices=["nvidia.com/gpu=2", "nvidia.com/gpu=3"])
         argv, environ = module("runtimes").command("podman", made)
         assert argv == [
             *("/usr/bin/x", "run", "--rm", "--interactive", "--name=tfjob-r1-7.0-0"),
@@ -114,7 +114,7 @@ class TestCommands:
             "--mount=type=bind,source=/shared/runs/r1,target=/shared/runs/r1",
             "--mount=type=bind,source=/shared/store/prefixes/k,target=/opt/env,readonly",
             *("--env=CUDA_VISIBLE_DEVICES", "--env=SLURM_JOB_ID", "--env=SLURM_STEP_GPUS", "--env=TOKEN"),
-            *("--user=0:0", "--uts=host", "--security-opt=label=disable", "--cgroups=disabled"),
+            *("--user=0:0", "--uts=host", "--security-opt=label=disable"),
             *("--device=nvidia.com/gpu=2", "--device=nvidia.com/gpu=3", "sha256:abc", *INNER),
         ]
         assert environ["TOKEN"] == "hunter2"  # noqa: S105  # no secret

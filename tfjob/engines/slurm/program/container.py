@@ -116,14 +116,9 @@ class Container:
 
     def start_of(self, runtime: str, program: str, what: str) -> runtimes.Start:
         """All that the runtime is told."""
-        options: list[str] = []
         is_user = False
         gpus = runtimes.gpus_of(self.environ)
-        if runtime == "podman":
-            engine = image.ask([program, "info", "--format={{.Host.OCIRuntime.Name}}"], self.environ) or ""
-            if engine.strip() == "crun":  # only that can leave the container where Slurm's limits hold
-                options.append("--cgroups=disabled")
-        elif runtime == "docker" and self.spec["user"]["uid"]:
+        if runtime == "docker" and self.spec["user"]["uid"]:
             said = image.ask([program, "info", "--format={{.SecurityOptions}}"], self.environ) or ""
             is_user = "rootless" not in said
         inner = [*self.spec["python"], os.path.join(self.run, "slurm", "program", "node.py")]
@@ -137,7 +132,6 @@ class Container:
             environ=self.environ,
             gpus=gpus,
             devices=runtimes.devices(gpus) if runtime == "podman" else [],
-            options=options,
             is_user=is_user,
         )
 
