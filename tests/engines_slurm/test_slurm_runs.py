@@ -162,8 +162,15 @@ class TestHowRunsFail:
         assert all("saved" in log(lab, run, f"main-{node}") for node in (0, 2))
 
     def test_and_are_tried_again_in_the_same_allocation(self, lab: Tfjob, submit: Submit) -> None:
+        lab.write("code/sub/text", "as it was\n")
         run = submit(
-            "echo $TFJOB_RESTART_COUNT; [ $TFJOB_RESTART_COUNT = 1 ]", nodes=2, retries={"max": 2, "on": ["failure"]}
+            """
+            cat sub/text; echo changed >sub/text; ls; echo $TFJOB_RESTART_COUNT >>outputs/$TFJOB_TASK_NAME; touch scratch
+            echo $TFJOB_RESTART_COUNT; [ $TFJOB_RESTART_COUNT = 1 ]
+            """,
+            nodes=2,
+            code="code",
+            retries={"max": 2, "on": ["failure"]},
         )
         record = ended(lab, run)
         assert record["state"] == "Completed"
@@ -171,6 +178,11 @@ class TestHowRunsFail:
         assert (attempt["number"], attempt["failure"]["exit_code"], attempt["failure"]["kind"]) == (1, 1, "failure")
         failed = attempt["failure"]["task"]
         assert [log(lab, run, name).split()[-1] for name in (f"attempt-1/{failed}", failed)] == ["0", "1"]
+        # Each attempt has the code as it was submitted; what is kept stays, what is not is put away.
+        assert log(lab, run, failed).splitlines()[1:] == ["as it was", "logs", "outputs", "sub", "1"]
+        assert (lab.run_directory(run) / "outputs" / failed).read_text().split() == ["0", "1"]
+        left = [f"attempts/1/work/{failed}/{name}" for name in ("scratch", "sub/text")]
+        assert [path for path in record["left_in_work"] if path in left] == left
 
     def test_by_the_jobs_own_time_limit(self, lab: Tfjob, submit: Submit) -> None:
         record = ended(lab, submit(SAVES, limits={"timeout_s": 1}), exit_code=1)

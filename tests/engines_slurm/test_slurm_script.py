@@ -40,8 +40,8 @@ GOLDEN = """\
 module load cuda/12.4
 export NCCL_DEBUG=WARN
 
-exec /shared/store/prefix/bin/python3 -E -s -S -X utf8 /shared/ws/.tfjob/runs/digits-7k2m9x/slurm/program/batch.py \
-/shared/ws/.tfjob/runs/digits-7k2m9x
+exec /shared/store/prefix/bin/python3 -E -s -S -X utf8 /shared/ws/.tfjob/runs/digits-7k2m9x/slurm/program/start.py \
+batch /shared/ws/.tfjob/runs/digits-7k2m9x
 """
 
 
@@ -113,10 +113,10 @@ def test_no_path_breaks_the_script(name: str, tmp_path: Path) -> None:
     run = RunDirectory(tmp_path / name / "run")
     program = run.path / "slurm" / "program"
     program.mkdir(parents=True)
-    (program / "batch.py").write_text("import sys; print(sys.argv[1:], end='')")
+    (program / "start.py").write_text("import sys; print(sys.argv[1:], end='')")
     text = render_script(slurm_plan(), run, "python3")
     done = subprocess.run(["bash"], input=text, capture_output=True, text=True, check=True)
-    assert done.stdout == repr([str(run.path)])
+    assert done.stdout == repr(["batch", str(run.path)])
     line = re.search(r'^#SBATCH "?(--chdir=.*?)"?$', text, re.MULTILINE)
     assert line is not None
     assert re.sub(r'\\(["\\])', r"\1", line[1]) == f"--chdir={run.path}"

@@ -14,13 +14,13 @@ from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any, Final, Literal
 
-from tfjob import entrypoint
 from tfjob.durable import replace_json, replace_text
 from tfjob.engines.base import Allocation, Prepared, TaskStatus, Waiting, tell_nobody
-from tfjob.engines.inherited import inherited_environment
+from tfjob.engines.inherited import base_path, inherited_environment
 from tfjob.engines.slurm.client import SlurmClient
-from tfjob.engines.slurm.gang import PROGRAMS, gang_of, program_directory, python_of
+from tfjob.engines.slurm.gang import gang_of, program_directory, python_of
 from tfjob.engines.slurm.pending import waiting_for
+from tfjob.engines.slurm.programs import place_programs
 from tfjob.engines.slurm.queue import Job, Queue
 from tfjob.engines.slurm.report import End, Report, read_report, statuses_of
 from tfjob.engines.slurm.script import render_script
@@ -76,18 +76,17 @@ class SlurmEngine:
     def __init__(self, *, environ: Mapping[str, str], cache: Path, client: SlurmClient | None = None) -> None:
         self._environ = environ
         self._client = client or SlurmClient(environ)
+        self._cache = cache
         self._queue = Queue(self._client, cache)
 
     def keep(self, plan: Plan, run: RunDirectory, prepared: Prepared) -> None:
         """Write what the job needs into the run directory: its script, its programs, and its tasks."""
         directory = run.path / "slurm"
-        programs = Path(program_directory(run))
-        programs.mkdir(parents=True, exist_ok=True)
-        for name in PROGRAMS:
-            shutil.copyfile(Path(__file__).parent / "program" / name, programs / name)
-        shutil.copyfile(entrypoint.__file__, programs / "entrypoint.py")
+        directory.mkdir(exist_ok=True)
+        python = python_of(prepared.values)
+        place_programs(Path(program_directory(run)), shutil.which(python, path=base_path(self._environ)), self._cache)
         replace_json(directory / "gang.json", gang_of(plan, run, prepared), force=False)
-        replace_text(directory / "job.sh", render_script(plan, run, python_of(prepared.values)), force=False)
+        replace_text(directory / "job.sh", render_script(plan, run, python), force=False)
 
     def is_submitted(self, run: RunDirectory) -> bool:
         """Whether the run's job was submitted, or may have been."""

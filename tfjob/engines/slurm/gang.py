@@ -3,20 +3,14 @@
 from __future__ import annotations
 
 from collections.abc import Mapping
-from typing import Any, Final
+from typing import Any
 
 from tfjob.engines.base import Prepared
 from tfjob.engines.reports import dataset_places
 from tfjob.planning.plan import Plan, TaskPlan, bind
 from tfjob.rundir import RunDirectory
 
-__all__ = ["PROGRAMS", "gang_of", "program_directory", "python_of"]
-
-PROGRAMS: Final = ("batch.py", "node.py", "slurm.py", "state.py", "verdict.py")
-"""The files of `program/` that go into the run directory, with the entrypoint beside them."""
-
-_FLAGS: Final = ("-E", "-s", "-S", "-X", "utf8")
-"""Nothing of the user's or the site's Python is loaded; the directory of the program itself is."""
+__all__ = ["gang_of", "program_directory", "python_of"]
 
 
 def program_directory(run: RunDirectory) -> str:
@@ -43,7 +37,6 @@ def gang_of(plan: Plan, run: RunDirectory, prepared: Prepared) -> dict[str, Any]
         "node_count": plan.node_count,
         "launcher": plan.launcher.name if plan.launcher else None,
         "needs_addresses": plan.launcher is None and any(task.port for task in plan.tasks),
-        "python": [python, *_FLAGS],
         "path": [f"{prepared.values['environment.prefix']}/bin"] if "environment.prefix" in prepared.values else [],
         "limits": {
             "timeout_s": plan.limits.timeout_s,
@@ -52,6 +45,7 @@ def gang_of(plan: Plan, run: RunDirectory, prepared: Prepared) -> dict[str, Any]
         },
         "retries": {"most": plan.retries.most, "on": list(plan.retries.on)} if plan.retries else None,
         "requeues": plan.retries is not None and "node_lost" in plan.retries.on,
+        "work": {"code": str(run.code) if plan.code else None, "links": _links(plan, run)},
         "tasks": [_task(task, plan, run, places) for task in plan.all_tasks],
     }
 
@@ -75,6 +69,12 @@ def _task(task: TaskPlan, plan: Plan, run: RunDirectory, places: Mapping[str, st
             "launched": task.launched,
         },
     }
+
+
+def _links(plan: Plan, run: RunDirectory) -> list[tuple[str, str]]:
+    """What of a working copy is a link, and where it leads."""
+    kept = [(name, run.outputs if name == "outputs" else run.outputs / name) for name in plan.kept]
+    return [(name, str(place)) for name, place in (("logs", run.user_logs), *kept)]
 
 
 class _Late(dict[str, str]):

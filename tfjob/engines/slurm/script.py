@@ -1,7 +1,7 @@
 """The job script of a run: one sbatch script that a person can read, and submit by hand. Pure; `tfjob plan` prints it.
 
-What each option means is in sbatch(1). The script asks for room and starts `program/batch.py`; which tasks run where stands
-in `slurm/gang.json` beside it.
+What each option means is in sbatch(1). The script asks for room and starts `program/batch.py`, by way of `start.py`;
+which tasks run where stands in `slurm/gang.json` beside it.
 """
 
 from __future__ import annotations
@@ -16,7 +16,10 @@ from typing import Final
 from tfjob.planning.plan import Plan
 from tfjob.rundir import RunDirectory
 
-__all__ = ["preview_script", "render_script", "script_options"]
+__all__ = ["PYTHON_FLAGS", "preview_script", "render_script", "script_options"]
+
+PYTHON_FLAGS: Final = ("-E", "-s", "-S", "-X", "utf8")
+"""Nothing of the user's or the site's Python is loaded; the directory of the program itself is."""
 
 _WARNING_S: Final = 60
 """How long before a time limit Slurm warns, beside the grace period: it may do so up to a minute earlier."""
@@ -27,8 +30,8 @@ _CPU_OPTIONS: Final = ("--cpus-per-task", "-c", "--cpus-per-gpu", "--exclusive")
 def render_script(plan: Plan, run: RunDirectory, python: str) -> str:
     """The script of a run in the directory `run`, whose programs are run by `python` on the nodes."""
     setup = plan.slurm.setup if plan.slurm else ()
-    program = run.path / "slurm" / "program" / "batch.py"
-    command = shlex.join((python, "-E", "-s", "-S", "-X", "utf8", str(program), str(run.path)))
+    program = run.path / "slurm" / "program" / "start.py"
+    command = shlex.join((python, *PYTHON_FLAGS, str(program), "batch", str(run.path)))
     lines = (
         "#!/bin/bash -l" if setup else "#!/bin/bash",
         f"# Run {run.id} of tfjob. Its tasks are in slurm/gang.json; slurm/state.json tells how they are.",

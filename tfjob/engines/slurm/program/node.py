@@ -1,6 +1,6 @@
 """The program on each node of a Slurm job. Standard library only; any Python from 3.8; imports nothing of tfjob.
 
-    python -E -s -S node.py RUN_DIRECTORY ATTEMPT_DIRECTORY WORD      started by batch.py, one per node, as one step of srun
+    python -E -s -S start.py node RUN_DIRECTORY ATTEMPT_DIRECTORY WORD      started by step.py, one per node, as one step of srun
 
 It talks with batch.py in lines of JSON over srun's own pipes: no port is opened, and Slurm says who is who. It says what
 this node has (name, GPUs, free ports), waits for `go`, starts the entrypoints of the node's tasks, tells how they are, and
@@ -15,17 +15,12 @@ import os
 import select
 import signal
 import sys
-import threading
 import time
 
 TYPE_CHECKING = False
 if TYPE_CHECKING:
     import socket
     from typing import Any
-
-    from tfjob import entrypoint
-else:  # it lies beside this file
-    import entrypoint
 
 PORTS = range(20000, 32000)  # unprivileged, and below the range the kernel takes for outgoing connections (ip(7))
 TICK_S = 0.1
@@ -66,7 +61,8 @@ class Node:
 
     def go(self) -> int:
         """Take this node's tasks to their end."""
-        self.end_earlier_attempts()
+        if not self.word.endswith(".0"):
+            self.end_earlier_attempts()
         self.say(
             hello={"name": os.environ.get("SLURMD_NODENAME", ""), "gpus": os.environ.get("CUDA_VISIBLE_DEVICES", "")}
         )
@@ -74,6 +70,7 @@ class Node:
         for name, port in ports.items():
             self.say(port=name, number=port)
         self.say(ready=True)
+        load_entrypoint()  # while the word goes to batch.py and back
         beaten = time.monotonic()
         while True:
             ready = select.select([0, self.wakeup], [], [], TICK_S)[0]
@@ -112,6 +109,9 @@ class Node:
 
     def start(self) -> None:
         """Start the entrypoints of the tasks that are started here; a launcher starts the others."""
+        import threading
+
+        entrypoint = load_entrypoint()
         for one in self.held:
             one.close()
         environ = {name: value for name, value in os.environ.items() if not name.startswith(STEP_VARIABLES)}
@@ -271,6 +271,19 @@ class Child:
         return os.WTERMSIG(self.status) if self.status is not None and os.WIFSIGNALED(self.status) else None
 
 
+def load_entrypoint() -> Any:
+    """The module that runs a task, with what it loads itself: every task of this node is a fork of this process."""
+    try:
+        import ctypes  # noqa: F401
+    except ImportError:
+        pass  # it does without
+    if TYPE_CHECKING:
+        from tfjob import entrypoint
+    else:  # it lies beside this file
+        import entrypoint
+    return entrypoint
+
+
 def is_attempt(variable: bytes) -> bool:
     """Whether an entry of /proc/pid/environ says which attempt a process belongs to."""
     return variable.startswith(b"TFJOB_ATTEMPT=")
@@ -327,7 +340,3 @@ def read(path: str) -> Any:
             return json.load(file)
     except (OSError, ValueError):
         return None
-
-
-if __name__ == "__main__":
-    sys.exit(Node(*sys.argv[1:4]).go())

@@ -1,0 +1,27 @@
+"""What Python is started with on a Slurm job's nodes; the rest is loaded from here, compiled. Standard library only; any Python from 3.8.
+
+    python -E -s -S start.py batch RUN_DIRECTORY                           on the first node; see batch.py
+    python -E -s -S start.py node RUN_DIRECTORY ATTEMPT_DIRECTORY WORD     on every node; see node.py
+
+Python compiles its first file at every start, so this one is short.
+"""
+
+from __future__ import annotations
+
+import sys
+
+TYPE_CHECKING = False
+if TYPE_CHECKING:
+    from tfjob.engines.slurm.program import batch, node, step
+
+    first: step.Step | None
+elif sys.argv[1] == "batch":
+    import step  # the order is the point: the nodes are called before the rest is loaded
+
+    first = step.first_step(sys.argv[2])
+    import batch
+else:
+    import node
+
+if __name__ == "__main__":
+    sys.exit(batch.main(sys.argv[2], first) if sys.argv[1] == "batch" else node.Node(*sys.argv[2:5]).go())
