@@ -13,14 +13,7 @@ from web_server import web_server
 
 pytestmark = [pytest.mark.real, pytest.mark.root, pytest.mark.xdist_group("cluster"), pytest.mark.timeout(900)]
 
-JOBS = {
-    "digits": 1,
-    "digits-web": 1,
-    "digits-multiworker": 2,
-    "digits-ps": 2,
-    "digits-mpi": 2,
-    "digits-horovod": 2,
-}
+JOBS = {"digits": 1, "digits-web": 1, "digits-multiworker": 2, "digits-ps": 2, "digits-horovod": 2}  # and their nodes
 RANKS = ("--set", "distribution.process_count_per_node=1")
 
 
@@ -31,7 +24,7 @@ def test_a_spec_trains_on_slurm(lab: Tfjob, spec: str) -> None:
     specs = replace(lab, directory=lab.directory / "specs")
     nodes = JOBS[spec]
     asked = ("--set", "compute.target=lab", "--set", f"compute.node_count={nodes}")
-    ranks = RANKS if spec in ("digits-mpi", "digits-horovod") else ()
+    ranks = RANKS if spec == "digits-horovod" else ()
     with web_server() as web:
         done = specs("submit", f"{spec}.yml", *asked, *ranks, *served(web, spec), timeout_s=800)
     accuracies = re.findall(r"test accuracy (0\.\d+)", done.stdout)

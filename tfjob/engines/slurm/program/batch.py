@@ -192,6 +192,8 @@ class Attempt:
         elif "ready" in word:
             self.ready.add(node)
         elif "task" in word:
+            if self.is_ending and word.get("lost"):
+                word["stopped"] = True  # it was told to end before it could say anything
             self.statuses[word.pop("task")] = word
         elif word.get("signal") in (signal.SIGTERM, signal.SIGINT):
             self.signaled = True
@@ -265,7 +267,8 @@ class Attempt:
             self.tell(word)
             while self.has_begun and time.monotonic() < deadline and self.step.poll() is None:
                 names = [task["name"] for task in self.gang["tasks"] if task["launched"] == launched]
-                if all(self.statuses[name]["state"] != "running" for name in names):
+                # What is launched may never have been; what a node starts itself is about to be.
+                if all(self.statuses[name]["state"] in ("ended", "pending" if launched else "") for name in names):
                     break
                 self.take(0.05)
         self.tell("end")
