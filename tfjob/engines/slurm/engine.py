@@ -64,6 +64,8 @@ class Handle:
     begun: tuple[int, float] = (-1, 0.0)
     """The attempt last heard of, and when that was: what the queue said before is out of date."""
     over_since: float | None = None
+    told: End | None = None
+    """What accounting says of a job that the queue no longer knows: it is asked once."""
     stopping: bool = False
     view: JobView = field(default_factory=lambda: JobView("waiting", None))
 
@@ -192,7 +194,8 @@ class SlurmEngine:
 
     def _view(self, handle: Handle, report: Report | None, job: Job | None) -> JobView:
         if job is None:
-            return self._over(handle, report, _unknown(self._client, handle.job))
+            handle.told = handle.told or _unknown(self._client, handle.job)
+            return self._over(handle, report, handle.told)
         if job.state in _WAITS:
             handle.over_since = None
             return JobView("waiting", report, self._reason(handle.plan, job))
@@ -262,5 +265,6 @@ def _unknown(client: SlurmClient, job: str) -> End:
     said = client.accounting("--jobs", job, "--allocations", "--format=State,NodeList")
     if said and (line := said.strip().splitlines()):
         state, _, nodes = line[-1].partition("|")
-        return _end(state.split()[0], nodes)
+        if (word := state.split()[0]) not in _WAITS | _COMES_UP | _GOES_ON:  # it went on when the controller last told of it
+            return _end(word, nodes)
     return End("failed", f"Slurm no longer knows its job {job}, and the job left no word of how it ended", None, None)
