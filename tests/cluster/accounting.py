@@ -23,7 +23,9 @@ DATABASE = "/run/lab/slurm/db"
 WITH_MACHINE = "/run/lab/bin/with-machine"
 # Nobody but this node's own processes reaches it: it listens on the loopback of the node's network.
 MARIADB = f"mariadbd --no-defaults --user=root --datadir={DATABASE} --socket={DATABASE}/socket --skip-grant-tables"
-MARIADB += f" --bind-address=127.0.0.1 --pid-file={DATABASE}/pid --innodb-buffer-pool-size=16M --innodb-log-file-size=8M"
+MARIADB += (
+    f" --bind-address=127.0.0.1 --pid-file={DATABASE}/pid --innodb-buffer-pool-size=16M --innodb-log-file-size=8M"
+)
 # What mariadb-install-db does, without the packages that it needs: slurmdbd keeps procedures, which are in a table.
 TABLES = "echo 'CREATE DATABASE mysql;'; echo 'USE mysql;'; cat /usr/share/mysql/mysql_system_tables.sql"
 SLURMDBD = """\

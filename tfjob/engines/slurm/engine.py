@@ -265,6 +265,8 @@ def _unknown(client: SlurmClient, job: str) -> End:
     said = client.accounting("--jobs", job, "--allocations", "--format=State,NodeList")
     if said and (line := said.strip().splitlines()):
         state, _, nodes = line[-1].partition("|")
-        if (word := state.split()[0]) not in _WAITS | _COMES_UP | _GOES_ON:  # it went on when the controller last told of it
+        if (
+            word := state.split()[0]
+        ) not in _WAITS | _COMES_UP | _GOES_ON:  # it went on when the controller last told of it
             return _end(word, nodes)
     return End("failed", f"Slurm no longer knows its job {job}, and the job left no word of how it ended", None, None)
