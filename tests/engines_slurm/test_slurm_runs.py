@@ -152,6 +152,18 @@ class TestHowJobsRun:
         )
 
 
+class TestNodesThatAreStarted:
+    def test_they_are_told_of_while_they_come(self, lab: Tfjob, submit: Submit, slurm: Slurm) -> None:
+        slurm.reset()  # another test may have had the node started
+        lab.write("cloud.yml", "kind: slurm\nname: cloud\npartition: cloud\n")
+        lab("compute", "create", "cloud", "-f", "cloud.yml")
+        run = submit("echo here", target="cloud")
+        eventually(lambda: "nodes are being started: cloud1" in messages(lab, run), "the node is being started")
+        assert lab.record(run)["state"] == "Scaling"
+        record = ended(lab, run)
+        assert (record["tasks"][0]["node"], log(lab, run)) == ("cloud1", "here\n")
+
+
 class TestHowRunsFail:
     def test_one_failure_ends_the_gang(self, lab: Tfjob, submit: Submit) -> None:
         run = submit(f"if [ $TFJOB_NODE_INDEX = 1 ]; then sleep 1; echo boo; exit 3; fi; {SAVES}", nodes=3)
