@@ -27,6 +27,7 @@ from cluster.credentials import make_credentials
 from cluster.layout import GPUS, HEAD, LAYOUT, USER, Layout
 from cluster.node import Node, remove_cgroups
 from docker_parts import BASE, CannotRunError, find_dockerd, install, is_free, load_image, locked
+from set_up import NotRunningError, set_up_program
 from support import REPOSITORY
 
 if TYPE_CHECKING:
@@ -247,32 +248,26 @@ def forget(name: str) -> None:
     subprocess.run([tfjob, "compute", "delete", name], cwd=REPOSITORY, check=False, capture_output=True)
 
 
-def main() -> int:
-    """Do what the command line says: ``up``, ``env`` or ``down``."""
-    verb = sys.argv[1] if len(sys.argv) == 2 else ""
+def _up() -> None:
+    need_root()
+    cluster = up(stays=TARGET)
+    cluster.load_base_image()
+    register(TARGET, cluster.target(), cluster.ssh_environ)
+
+
+def _env() -> dict[str, str]:
+    need_root()
     cluster = described()
-    try:
-        need_root()
-        if verb == "down":
-            forget(TARGET)
-            down()
-        elif verb in {"up", "env"}:
-            if verb == "up":
-                up(stays=TARGET).load_base_image()
-                register(TARGET, cluster.target(), cluster.ssh_environ)
-            elif not all(node.runs for node in cluster.nodes):
-                sys.stderr.write("the cluster is not running: python tests/cluster_parts.py up\n")
-                return 1
-            for name, value in cluster.ssh_environ.items():
-                sys.stdout.write(f"export {name}={value}\n")
-        else:
-            sys.stderr.write("usage: python tests/cluster_parts.py up|env|down\n")
-            return 2
-    except CannotRunError as reason:
-        sys.stderr.write(f"{reason}\n")
-        return 1
-    return 0
+    if not all(node.runs for node in cluster.nodes):
+        raise NotRunningError("the cluster")
+    return cluster.ssh_environ
+
+
+def _down() -> None:
+    need_root()
+    forget(TARGET)
+    down()
 
 
 if __name__ == "__main__":
-    sys.exit(main())
+    sys.exit(set_up_program(_up, _env, _down))

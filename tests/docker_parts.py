@@ -30,6 +30,7 @@ from pathlib import Path
 from typing import TYPE_CHECKING
 
 import pytest
+import set_up
 from support import REPOSITORY
 
 from tfjob.errors import PreparationError
@@ -38,6 +39,7 @@ from tfjob.images import debian
 if TYPE_CHECKING:
     from collections.abc import Callable, Iterator, Sequence
 
+CannotRunError = set_up.CannotRunError
 CACHE = REPOSITORY / ".cache" / "docker"
 BASE = "tfjob-test/base:bookworm"
 BARE = "tfjob-test/bare:bookworm"
@@ -47,10 +49,6 @@ HOOK = "nvidia-container-runtime-hook"
 START_S = 60
 STOP_S = 40
 IMAGES = {BASE: debian.BASE_PACKAGES, BARE: ("ca-certificates",)}
-
-
-class CannotRunError(Exception):
-    """There can be no Docker Engine here; the reason in words."""
 
 
 @dataclass
@@ -433,28 +431,18 @@ def needed(make: Callable[[], str]) -> str:
         pytest.skip(str(reason))
 
 
-def main() -> int:
-    """Do what the command line says: ``up``, ``env`` or ``down``."""
-    verb = sys.argv[1] if len(sys.argv) == 2 else ""
-    try:
-        if verb == "down":
-            down()
-        elif verb in {"up", "env"}:
-            daemon = up(stays=True) if verb == "up" else running()
-            if daemon is None:
-                sys.stderr.write("the engine is not running: python tests/docker_parts.py up\n")
-                return 1
-            for image in IMAGES if verb == "up" else ():
-                base_image(daemon, image)
-            sys.stdout.write(f"export DOCKER_HOST={daemon.host}\n")
-        else:
-            sys.stderr.write("usage: python tests/docker_parts.py up|env|down\n")
-            return 2
-    except CannotRunError as reason:
-        sys.stderr.write(f"{reason}\n")
-        return 1
-    return 0
+def _up() -> None:
+    daemon = up(stays=True)
+    for image in IMAGES:
+        base_image(daemon, image)
+
+
+def _env() -> dict[str, str]:
+    daemon = running()
+    if daemon is None:
+        raise set_up.NotRunningError("the engine")
+    return {"DOCKER_HOST": daemon.host}
 
 
 if __name__ == "__main__":
-    sys.exit(main())
+    sys.exit(set_up.set_up_program(_up, _env, down))

@@ -16,6 +16,7 @@ from cluster.layout import LAYOUT
 from cluster.slurm import Slurm, find_slurm
 from cluster_parts import Cluster, cluster_in_use, described, down, forget, mended, need_root, register, up
 from docker_parts import CannotRunError
+from set_up import NotRunningError, set_up_program
 
 if TYPE_CHECKING:
     from collections.abc import Iterator
@@ -63,36 +64,31 @@ def slurm(slurm_cluster: Slurm, monkeypatch: pytest.MonkeyPatch) -> Slurm:
     return slurm_cluster
 
 
-def main() -> int:
-    """Do what the command line says: ``up``, ``env`` or ``down``."""
-    verb = sys.argv[1] if len(sys.argv) == 2 else ""
+def _up() -> None:
+    need_root()
+    find_slurm()
+    slurm = slurm_of(up(stays=TARGET))
+    slurm.start()
+    register(
+        TARGET, yaml.safe_dump({"name": TARGET, "kind": "slurm", "partition": "gpu"}, sort_keys=False), slurm.environ
+    )
+
+
+def _env() -> dict[str, str]:
+    need_root()
     slurm = slurm_of(described())
-    try:
-        need_root()
-        if verb == "down":
-            forget(TARGET)
-            slurm.stop()
-            (LAYOUT.directory / f"stays.{TARGET}").unlink(missing_ok=True)
-            down(if_unused=True)
-        elif verb in {"up", "env"}:
-            if verb == "up":
-                find_slurm()
-                up(stays=TARGET)
-                slurm.start()
-                target = {"name": TARGET, "kind": "slurm", "partition": "gpu"}
-                register(TARGET, yaml.safe_dump(target, sort_keys=False), slurm.environ)
-            elif not slurm.head.runs:
-                sys.stderr.write("Slurm is not running: python tests/slurm_parts.py up\n")
-                return 1
-            sys.stdout.write(f"export PATH={slurm.programs}:$PATH\n")
-        else:
-            sys.stderr.write("usage: python tests/slurm_parts.py up|env|down\n")
-            return 2
-    except CannotRunError as reason:
-        sys.stderr.write(f"{reason}\n")
-        return 1
-    return 0
+    if not slurm.head.runs:
+        raise NotRunningError("Slurm")
+    return {"PATH": f"{slurm.programs}:$PATH"}
+
+
+def _down() -> None:
+    need_root()
+    forget(TARGET)
+    slurm_of(described()).stop()
+    (LAYOUT.directory / f"stays.{TARGET}").unlink(missing_ok=True)
+    down(if_unused=True)
 
 
 if __name__ == "__main__":
-    sys.exit(main())
+    sys.exit(set_up_program(_up, _env, _down))

@@ -145,9 +145,13 @@ def test_slurm_runs_what_the_job_asks_for_and_is_asked_about_room_later() -> Non
 
 
 def test_what_slurm_lacks_is_refused() -> None:
-    site = defined_target(SlurmDefinition("site"))
+    site = defined_target(SlurmDefinition("site", runtime="none"))
     for environment in (IMAGE, DOCKERFILE):
-        with pytest.raises(UsageError, match="runs processes on Slurm; target site is of kind slurm"):
+        assert (
+            resolved(ComputeSpec(), defined_target(SlurmDefinition("site")), environment=environment).runtime
+            == "docker"
+        )
+        with pytest.raises(UsageError, match=r"target site says that its nodes run none \(runtime: none\)"):
             resolved(ComputeSpec(), site, environment=environment)
     with pytest.raises(UsageError, match="this version of tfjob can't"):
         resolved(ComputeSpec(), defined_target(SlurmDefinition("site", login="ssh://me@login")))

@@ -68,6 +68,7 @@ class WebServer:
     has_tags: bool = True
     tells_size: bool = True
     requests: list[tuple[str, str, dict[str, str]]] = field(default_factory=list)
+    clients: list[str] = field(default_factory=list)
     lock: threading.Lock = field(default_factory=threading.Lock)
     closing: threading.Event = field(default_factory=threading.Event)
 
@@ -84,6 +85,12 @@ class WebServer:
         with self.lock:
             return [headers for _, asked, headers in self.requests if asked == f"/{path}"]
 
+    def asked_by(self, path: str) -> list[tuple[str, str]]:
+        """Who asked for a path so far, and for which range (empty: all of it)."""
+        with self.lock:
+            asked = zip(self.requests, self.clients, strict=True)
+            return [(client, headers.get("Range", "")) for (_, one, headers), client in asked if one == f"/{path}"]
+
     def next_fault(self, path: str) -> Fault:
         with self.lock:
             faults = self.faults.get(path, [])
@@ -98,6 +105,7 @@ class _Handler(BaseHTTPRequestHandler):
         web, path = self.web, self.path
         with web.lock:
             web.requests.append((self.command, path, dict(self.headers)))
+            web.clients.append(str(self.client_address[0]))
         fault = web.next_fault(path)
         if isinstance(fault, Status | Redirect):
             more = (("Location", fault.to),) if isinstance(fault, Redirect) else fault.headers
@@ -153,8 +161,8 @@ class _Handler(BaseHTTPRequestHandler):
 
 
 @contextmanager
-def web_server(tls: ssl.SSLContext | None = None) -> Iterator[WebServer]:
-    """A server on a free port of loopback, with TLS or without, until the end of the block."""
+def web_server(tls: ssl.SSLContext | None = None, host: str = "127.0.0.1") -> Iterator[WebServer]:
+    """A server on a free port of loopback (or of another address of this machine), with TLS or without, until the end of the block."""
     web = WebServer()
     handler: Callable[..., Any] = type("Handler", (_Handler,), {"web": web})
 
@@ -164,10 +172,10 @@ def web_server(tls: ssl.SSLContext | None = None) -> Iterator[WebServer]:
         def handle_error(self, *_arguments: Any) -> None:
             """Nothing: clients that leave are what the tests are about."""
 
-    server = Server(("127.0.0.1", 0), handler)
+    server = Server((host, 0), handler)
     if tls is not None:
         server.socket = tls.wrap_socket(server.socket, server_side=True, do_handshake_on_connect=False)
-    web.address = f"{'https' if tls else 'http'}://127.0.0.1:{server.server_port}"
+    web.address = f"{'https' if tls else 'http'}://{host}:{server.server_port}"
     thread = threading.Thread(target=server.serve_forever, kwargs={"poll_interval": 0.05}, daemon=True)
     thread.start()
     try:

@@ -167,7 +167,8 @@ def watch(child: int, task: dict[str, Any], directory: str) -> tuple[int, bool]:
         if deadline is not None:
             wait_s = max(deadline - time.monotonic(), 0.01)
         else:
-            wait_s = min(0.25 + (time.monotonic() - begun) / 50, 5.0) if port else 3600.0
+            # The kernel's table of sockets takes long to read: a script that never listens shall not pay for it.
+            wait_s = min(0.25 + (time.monotonic() - begun) / 20, 10.0) if port else 3600.0
         received = signal.sigtimedwait(SIGNALS, wait_s)
         number = received.si_signo if received else 0
         if number in (signal.SIGTERM, signal.SIGINT, signal.SIGHUP):

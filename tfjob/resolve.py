@@ -94,15 +94,15 @@ def _runtime(spec: JobSpec, environment: ResolvedEnvironment | None, target: Tar
 
 
 def _refuse_what_slurm_lacks(target: SlurmDefinition, runtime: str) -> None:
-    """Raise UsageError for what this version does not do with Slurm."""
+    """Raise UsageError for what this version does not do with Slurm, and for containers where the site has none."""
     if target.login is not None:
         raise UsageError(
             f"target {target.name} is used from elsewhere (login: {target.login}), which this version of tfjob can't",
             "Run tfjob on a login node of the cluster, and remove `login` from the target.",
         )
-    if runtime == "docker":
+    if runtime == "docker" and target.runtime == "none":
         raise UsageError(
-            f"the job needs containers, and this version of tfjob runs processes on Slurm; target {target.name} is of kind slurm",
+            f"the job needs containers, and target {target.name} says that its nodes run none (runtime: none)",
             "Use an environment of packages, without `compute.runtime: docker`; the nodes use it where it lies.",
         )
 

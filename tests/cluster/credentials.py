@@ -34,7 +34,7 @@ SetEnv PATH=/run/lab/bin:/usr/local/sbin:/usr/local/bin:/usr/sbin:/usr/bin:/sbin
 def make_credentials(layout: Layout, addresses: Mapping[str, str], *, tls: str) -> None:
     """Make what is not there yet, for nodes by name and address; the node `tls` gets a server's certificate."""
     etc = layout.etc
-    said = f"{layout.repository}\n{sorted(addresses.items())}\n{tls}\n"
+    said = f"{layout.repository}\n{sorted(addresses.items())}\n{tls}\nsubuid\n"  # the last: what is made, when that changes
     stamp = etc / "made-for"
     if stamp.exists() and stamp.read_text(encoding="utf-8") == said:
         return
@@ -123,6 +123,8 @@ def _system(etc: Path, addresses: Mapping[str, str]) -> None:
                 there.append(f"docker:x:{USER_ID + 1}:{USER}")
         (etc / name).write_text("\n".join([*there, line]) + "\n", encoding="utf-8")
         (etc / name).chmod(0o600 if name == "shadow" else 0o644)
+    for name in ("subuid", "subgid"):  # for containers of the user's own (subuid(5))
+        (etc / name).write_text(f"{USER}:200000:65536\n", encoding="utf-8")
 
 
 def _with_member(group: str) -> str:

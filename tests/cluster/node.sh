@@ -37,6 +37,9 @@ mount -t tmpfs -o mode=1777 tmpfs /dev/shm
 for file in hosts passwd shadow group; do
   mount --bind /run/lab/etc/$file /etc/$file
 done
+for file in subuid subgid; do
+  [ ! -e /etc/$file ] || mount --bind /run/lab/etc/$file /etc/$file
+done
 [ ! -d /etc/slurm ] || mount --bind /run/lab/slurm/etc /etc/slurm
 install -d -o tfjob-user -g tfjob-user -m 700 /home/tfjob-user
 cd /

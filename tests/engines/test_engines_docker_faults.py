@@ -17,7 +17,7 @@ from engines.engine_bench import ENGINES, IMAGE, PREPARED, Bench, plan, task
 from support import eventually, processes_of
 
 from tfjob.dockerapi.api import DockerApi
-from tfjob.engines import docker
+from tfjob.engines import docker_handle
 from tfjob.engines.base import Prepared
 from tfjob.errors import PreparationError, TargetError
 from tfjob.rundir import RunDirectory
@@ -102,7 +102,7 @@ class TestWithoutWhoStartedIt:
     def test_a_container_that_is_gone_when_it_is_adopted(
         self, bench: MakeBench, monkeypatch: pytest.MonkeyPatch
     ) -> None:
-        monkeypatch.setattr(docker, "_START_S", 0.2)
+        monkeypatch.setattr(docker_handle, "_START_S", 0.2)
         run = bench(task(FOREVER), task("true", name="never"))
         (run.run.task("main")).mkdir(parents=True)
         (run.run.task("main") / "started.json").write_text('{"pid": 7, "start_ticks": 1, "time": 1.0}')

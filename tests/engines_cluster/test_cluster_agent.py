@@ -18,13 +18,14 @@ from support import eventually
 
 from tfjob.engines.cluster import agent as program
 from tfjob.engines.cluster import agent_system
-from tfjob.engines.cluster.agent_system import copy_tree, free_ports, interface_of, is_listening, link
+from tfjob.engines.cluster.agent_system import copy_tree, free_ports, interface_of, link
 from tfjob.engines.cluster.container import KEEP
+from tfjob.entrypoint import is_listening
 
 FILE = Path(program.__file__)
 
 
-@pytest.mark.parametrize("file", [FILE, Path(agent_system.__file__)])
+@pytest.mark.parametrize("file", sorted(FILE.parent.glob("agent*.py")), ids=lambda file: file.name)
 def test_it_runs_on_python_3_8(file: Path) -> None:
     tree = ast.parse(file.read_text(), feature_version=(3, 8))
     imported = {alias.name for node in ast.walk(tree) if isinstance(node, ast.Import) for alias in node.names}

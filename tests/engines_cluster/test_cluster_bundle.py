@@ -9,6 +9,7 @@ import sys
 import tarfile
 from pathlib import Path
 
+from tfjob.engines.cluster import agent
 from tfjob.engines.cluster.container import AGENT, ENTRYPOINT, UNPACK, archive_of, bundle_of
 from tfjob.engines.submitter import Submitter
 from tfjob.rundir import RunDirectory
@@ -47,7 +48,8 @@ def test_archive_and_bundle_have_the_same_in_them() -> None:
         members = {f"/{one.name}": one for one in tar}
     bundle = json.loads(bundle_of(run))
     programs = {path for path, _ in bundle["programs"]}
-    assert programs == {AGENT, AGENT.replace("agent.py", "agent_system.py"), ENTRYPOINT}
+    modules = Path(agent.__file__).parent.glob("agent*.py")
+    assert programs == {*(AGENT.replace("agent.py", file.name) for file in modules), ENTRYPOINT}
     assert {*(path for path, _ in bundle["directories"]), *programs} <= {*members}
     assert {*members} - {path for path, _ in bundle["directories"]} == {"/tfjob", *programs, "/etc/passwd"}
     assert (members[f"/tfjob/{run.id}/outputs"].uid, members[AGENT].uid, members["/etc/passwd"].uid) == (1234, 0, 0)

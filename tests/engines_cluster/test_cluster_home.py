@@ -82,6 +82,43 @@ def test_another_supervisor_knows_whose_is_whose(home: Home, run: RunDirectory) 
     assert not (run.path / ".home-1-99").exists()
 
 
+class TestAnotherAttempt:
+    @pytest.fixture
+    def again(self, home: Home, run: RunDirectory) -> Home:
+        """The second attempt's, after a first in which the chief and worker-0 wrote."""
+        send(home, 0, "outputs/x", "1st of 0")
+        send(home, 1, "outputs/y", "1st of 1")
+        home.close()
+        (run.attempts / "1").mkdir(parents=True)
+        return Home.of(run, NAMES)
+
+    def test_who_writes_what_the_first_left_has_it(self, again: Home, run: RunDirectory) -> None:
+        send(again, 2, "outputs/x", "2nd of 2")
+        send(again, 0, "outputs/y", "2nd of 0")
+        assert outputs(again) == {"x": "2nd of 2", "y": "2nd of 0"}
+        assert again.notes() == ()
+        again.save()
+        after = Home.of(run, NAMES)  # another supervisor's
+        send(after, 1, "outputs/y", "2nd of 1")
+        assert outputs(after) == {"x": "2nd of 2", "y": "2nd of 0", "y.worker-0": "2nd of 1"}
+
+    def test_who_wrote_it_may_remove_it(self, again: Home) -> None:
+        again.gone(1, "outputs/x")
+        assert outputs(again) == {"x": "1st of 0", "y": "1st of 1"}
+        again.gone(0, "outputs/x")
+        assert outputs(again) == {"y": "1st of 1"}
+
+    def test_a_log_begins_anew(self, home: Home, run: RunDirectory) -> None:
+        home.log(1, "logs/user/events", 0, b"of the first attempt")
+        home.close()
+        (run.attempts / "1").mkdir(parents=True)
+        again = Home.of(run, NAMES)
+        assert again.sizes(1, ["worker-0"]) == {}
+        for offset, data in ((0, b"one "), (4, b"two")):
+            again.log(1, "logs/user/events", offset, data)
+        assert (run.user_logs / "events").read_bytes() == b"one two"
+
+
 class TestParts:
     def test_a_file_gets_its_name_when_it_is_whole(self, home: Home) -> None:
         assert not send(home, 0, "outputs/x", "ab", last=False, size=4)

@@ -15,7 +15,7 @@ from uuid import uuid4
 import pytest
 
 from tfjob.dockerapi.api import DockerApi, RefusalError
-from tfjob.engines.cluster import leases
+from tfjob.engines import claimed
 from tfjob.engines.cluster.leases import Claims, RunKey
 from tfjob.engines.cluster.trees import (
     Tree,
@@ -31,7 +31,7 @@ from tfjob.errors import PreparationError
 if TYPE_CHECKING:
     from docker_parts import Daemon
 
-pytestmark = pytest.mark.root
+pytestmark = [pytest.mark.root, pytest.mark.xdist_group("cluster")]  # what one removes another would miss
 
 
 @pytest.fixture
@@ -100,7 +100,7 @@ def test_who_gives_no_sign_of_life_is_forgotten(
     fox, owl = Claims(api, keys[0]), Claims(api, keys[1])
     fox.draw(1.0)
     assert fox.claim([0])
-    monkeypatch.setattr(leases, "ALIVE_S", -5.0)  # as if a minute had gone by, by the engine's clock
+    monkeypatch.setattr(claimed, "ALIVE_S", -5.0)  # as if a minute had gone by, by the engine's clock
     assert owl.look().held == {}
     assert api.volumes({"tfjob.run": "fox", "tfjob.workspace": keys[0].workspace}) == []
 

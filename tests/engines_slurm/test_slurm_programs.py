@@ -23,10 +23,9 @@ from hypothesis import strategies as st
 import tfjob.engines.slurm.program
 from tfjob.engines.base import Prepared
 from tfjob.engines.slurm.engine import SlurmEngine
-from tfjob.engines.slurm.gang import gang_of
+from tfjob.engines.slurm.gang import FLAGS, gang_of
 from tfjob.engines.slurm.programs import PROGRAMS, place_programs
 from tfjob.engines.slurm.report import read_report, statuses_of
-from tfjob.engines.slurm.script import PYTHON_FLAGS
 from tfjob.planning.plan import Plan
 from tfjob.rundir import RunDirectory
 from tfjob.runs.verdict import judge
@@ -62,11 +61,9 @@ def test_they_run_under_old_pythons_and_import_nothing_of_tfjob(name: str) -> No
         "typing",
         "tfjob",
         "entrypoint",
+        "collections.abc",
         "tfjob.engines.slurm.program",
-        "tfjob.engines.slurm.program.state",
-        "tfjob.engines.slurm.program.step",
-        "tfjob.engines.slurm.program.verdict",
-        "tfjob.engines.slurm.program.work",
+        *(f"tfjob.engines.slurm.program.{name}" for name in own),
     }
     assert imports - own - typing <= {*sys.stdlib_module_names, "__future__"}
 
@@ -81,10 +78,10 @@ class TestBinding:
         gang = json.loads(json.dumps(gang_of(made, RUN, Prepared(None, {"environment.path": "/bin"}))))
         values = {"node.0.address": "n-0.example", "node.1.address": "10.0.0.2", "environment.path": "/p:/bin"}
         values |= {"port.worker-0": "2222", "port.worker-1": "2223", "gpus.worker-0": "", "gpus.worker-1": ""}
-        batch = module("batch")
+        binding = module("binding")
         file = gang["tasks"][1]["file"]
-        assert [batch.fill(argument, values) for argument in file["argv"]] == ["run", "10.0.0.2", *ODD]
-        env = {name: batch.fill(value, values) for name, value in file["env"].items()}
+        assert [binding.fill(argument, values) for argument in file["argv"]] == ["run", "10.0.0.2", *ODD]
+        env = {name: binding.fill(value, values) for name, value in file["env"].items()}
         assert json.loads(env["TF_CONFIG"]) == {
             "cluster": {"worker": ["n-0.example:2222", "10.0.0.2:2223"]},
             "task": {"type": "worker", "index": 1},
@@ -95,18 +92,18 @@ class TestBinding:
     def test_text_that_looks_like_an_expression_stays(self) -> None:
         made = slurm_plan(task("echo", "$${{ run.id }} ${{ run.id }}"))
         gang = gang_of(made, RUN, Prepared(None, {"environment.path": "/bin"}))
-        assert module("batch").fill(gang["tasks"][0]["file"]["argv"][1], {}) == "${{ run.id }} r1"
+        assert module("binding").fill(gang["tasks"][0]["file"]["argv"][1], {}) == "${{ run.id }} r1"
 
     def test_gpus_of_a_node_are_shared_out(self) -> None:
-        batch = module("batch")
+        binding = module("binding")
         tasks = [
             {"name": n, "node": k, "gpus": g, "launched": False} for n, k, g in (("a", 0, 1), ("b", 0, 2), ("c", 1, 1))
         ]
         hellos = {0: {"gpus": "0,2,3"}, 1: {"gpus": "1"}}
-        assert batch.shares({"tasks": tasks}, hellos) == {"a": "0", "b": "2,3", "c": "1"}
+        assert binding.shares({"tasks": tasks}, hellos) == {"a": "0", "b": "2,3", "c": "1"}
         for one in tasks:
             one["launched"] = True
-        assert batch.shares({"tasks": tasks}, hellos) == {"a": "0,2,3", "b": "0,2,3", "c": "1"}
+        assert binding.shares({"tasks": tasks}, hellos) == {"a": "0,2,3", "b": "0,2,3", "c": "1"}
 
 
 def plans() -> list[Plan]:
@@ -179,7 +176,7 @@ def test_a_gang_of_one_node_under_old_and_new_pythons(
     (tmp_path / "srun").write_text(SRUN)
     (tmp_path / "srun").chmod(0o755)
     SlurmEngine(environ={}, cache=tmp_path).keep(made, run, Prepared(None, {"environment.path": "/bin"}))
-    argv = [python, *PYTHON_FLAGS, str(run.path / "slurm" / "program" / "start.py"), "batch", str(run.path)]
+    argv = [python, *FLAGS, str(run.path / "slurm" / "program" / "start.py"), "batch", str(run.path)]
     environ = {"PATH": f"{tmp_path}:{os.environ['PATH']}", "SLURM_JOB_ID": "5"}
     if code == 0:  # as under Slurm, where the step begins before anything else
         environ["SLURM_JOB_NUM_NODES"] = "1"
@@ -207,6 +204,13 @@ class TestPlacing:
         place_programs(tmp_path / "one", "/bin/false", tmp_path / "cache")
         place_programs(tmp_path / "two", None, tmp_path / "cache")
         assert sorted(path.name for path in (tmp_path / "two").iterdir()) == sorted((*PROGRAMS, "entrypoint.py"))
+
+
+@pytest.mark.parametrize("python", pythons())
+def test_the_programs_around_containers_load_under_old_and_new_pythons(python: str) -> None:
+    program = "import container, launching; container.runtimes.devices(['0']); container.environment({})"
+    done = subprocess.run([python, "-B", "-c", program], cwd=PROGRAM, capture_output=True, text=True, check=False)
+    assert (done.returncode, done.stderr) == (0, "")
 
 
 class TestState:

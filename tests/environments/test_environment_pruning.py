@@ -169,6 +169,16 @@ def test_what_others_are_writing_stays(made: Made, two: tuple[Prefix, Prefix]) -
     assert {name for name in made.names("known") if not name.endswith(".json")} == set(names) - {".old.lock.tmp"}
 
 
+def test_images_for_slurms_nodes_go_when_nobody_used_them(made: Made) -> None:
+    old, new = (made.store.root / "images" / name for name in ("old", "new"))
+    for image in (old, new):
+        image.mkdir(parents=True)
+        (image / "image.tar").write_bytes(b"x" * 10_000)
+    os.utime(old, (0, 0))
+    assert prune(made.store, unused_days=5).freed_bytes > 10_000
+    assert (old.exists(), new.exists()) == (False, True)
+
+
 def test_half_a_conda_package_goes_at_any_age(made: Made) -> None:
     cache = made.store.root / "conda"
     left, lock = cache / "packages" / ".greet-1.0-0aBc", cache / "packages" / "gone-1.0-0.lock"

@@ -21,8 +21,8 @@ from tfjob.durable import replace_json
 from tfjob.engines.base import Allocation
 from tfjob.planning.plan import Plan, RetriesPlan
 from tfjob.rundir import RunDirectory
+from tfjob.runs.allocated import described
 from tfjob.runs.record import Record, iso, read_record, write_record
-from tfjob.runs.supervision import _describe
 from tfjob.targets.target import Node
 from tfjob.values import encode
 
@@ -168,4 +168,4 @@ def test_what_a_run_has_got_is_said_in_a_line(gpus: list[tuple[int, ...]], said:
     nodes = tuple(Node(f"n{number}", "") for number in range(len(gpus)))
     tasks = [replace(task("true", name=f"rank-{n}"), node=n // 2) for n in range(2 * len(nodes))]
     held = {one.name: gpus[one.node] for one in tasks}
-    assert _describe(plan(*tasks), Allocation(nodes, held)) == said
+    assert described(plan(*tasks), Allocation(nodes, held)) == said

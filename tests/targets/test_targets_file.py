@@ -62,6 +62,7 @@ def test_everything_that_can_be_said_of_a_cluster(tmp_path: Path) -> None:
     wait_s: 5
     node_lost_s: 6.5
     merge_interval_s: 7
+    kept_limit_gib: 0.5
     shared: [/data, /data/, /scratch]
     """
     labels = (("type", "a100"), ("rack", "7"))
@@ -76,6 +77,7 @@ def test_everything_that_can_be_said_of_a_cluster(tmp_path: Path) -> None:
         wait_s=5.0,
         node_lost_s=6.5,
         merge_interval_s=7.0,
+        kept_limit_gib=0.5,
         shared=("/data", "/scratch"),
         description="Three machines",
     )
@@ -142,7 +144,7 @@ partition: a
 wait_s: 10m
 shared: data
 """
-    keys = "name, kind, description, nodes, least_nodes, most_nodes, wait_s, node_lost_s, merge_interval_s or shared"
+    keys = "name, kind, description, nodes, least_nodes, most_nodes, wait_s, node_lost_s, merge_interval_s, kept_limit_gib or shared"
     ways = "ssh://USER@HOST, tcp://HOST:PORT, unix:///PATH, context:NAME or local or a mapping (keys with values) is allowed"
     certificates = "a directory with ca.pem, cert.pem, key.pem is allowed"
     assert problems(tmp_path, text) == [

@@ -170,6 +170,7 @@ def _facts(found: Registered) -> list[tuple[str, str]]:
             ("wait", f"{definition.wait_s:g} s for a node that does not answer at once"),
             ("node lost", f"after {definition.node_lost_s:g} s of silence"),
             ("outputs", f"brought home every {definition.merge_interval_s:g} s"),
+            ("kept", f"at most {definition.kept_limit_gib:g} GiB of code and data on each node"),
             ("shared", ", ".join(definition.shared)),
         ]
     else:

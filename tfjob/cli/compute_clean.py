@@ -1,9 +1,12 @@
-"""`tfjob compute clean`: what runs that are over left on nodes that could not be reached at their end."""
+"""`tfjob compute clean`: what runs that are over left on nodes, and, if that is wished, what nodes keep for later runs."""
 
 from __future__ import annotations
 
 import os
 import sys
+from typing import Annotated
+
+import typer
 
 from tfjob.cli.options import TableFormat, TableOutput, TargetName
 from tfjob.cli.output import colored, print_document
@@ -13,7 +16,18 @@ from tfjob.workspace import open_workspace
 __all__ = ["clean"]
 
 
-def clean(target: TargetName, output: TableOutput = TableFormat.table) -> None:
+def clean(
+    target: TargetName,
+    *,
+    kept: Annotated[
+        bool,
+        typer.Option(
+            "--kept",
+            help="Remove as well what nodes keep for later runs and no run uses: code, data, images of environments.",
+        ),
+    ] = False,
+    output: TableOutput = TableFormat.table,
+) -> None:
     """Remove containers and leases of this workspace's runs that are over. Ends with 5 if a node does not answer.
 
     A run does this itself at its end, and the next one for what it finds; this is for a node that was away meanwhile.
@@ -26,7 +40,7 @@ def clean(target: TargetName, output: TableOutput = TableFormat.table) -> None:
         raise UsageError(f"{target} has no nodes with Docker Engines to clean", "Name a target of the kind docker.")
     from tfjob.engines.cluster.clean import clean_target  # noqa: PLC0415
 
-    cleaned = clean_target(definition, workspace.runs, os.environ)
+    cleaned = clean_target(definition, workspace.runs, os.environ, kept=kept)
     if output is not TableFormat.table:
         nodes = [{"name": one.node, "removed": list(one.removed), "problem": one.problem or None} for one in cleaned]
         print_document({"name": target, "nodes": nodes}, output)

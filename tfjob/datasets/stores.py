@@ -21,7 +21,7 @@ if TYPE_CHECKING:
     from tfjob.datasets.cache import Known
     from tfjob.datasets.wanted import Partial, Transfer, Wanted
 
-__all__ = ["PACKAGES", "StoreFetcher", "list_store"]
+__all__ = ["PACKAGES", "StoreFetcher", "list_store", "signed_address"]
 
 PACKAGES: Final = {
     "s3": ("s3", "s3fs"),
@@ -65,6 +65,16 @@ def list_store(address: str) -> list[Remote]:
         full = f"{start}{host}{facts['name']}" if host else f"{start}{facts['name']}"
         rows.append(Remote(full, name, int(facts.get("size") or 0), f"tag:{_tag(facts)}"))
     return rows
+
+
+def signed_address(address: str, life_s: int) -> str | None:
+    """An address of the web by which anybody can read a file of a store for a while; None where the store signs none for us."""
+    files, path = _file_system(address)
+    try:
+        signed = str(files.sign(path, expiration=life_s))
+    except Exception:  # noqa: BLE001  # no credentials, or none that can sign: each library has its own errors
+        return None
+    return signed if signed.startswith(("https://", "http://")) else None
 
 
 class StoreFetcher:

@@ -200,6 +200,10 @@ class DockerApi:
         with self._exchange("POST", path, None, timeout_s, headers) as response:
             _messages(response, said)
 
+    def remove_image(self, image: str, timeout_s: float = _TIMEOUT_S) -> None:
+        """Remove an image that no container has and that has one name at most."""
+        self._send("DELETE", f"/images/{quote(image, safe='/:@')}?force=0", timeout_s=timeout_s)
+
     def tag(self, image: str, repository: str, tag: str, timeout_s: float = _TIMEOUT_S) -> None:
         """Give an image a further name."""
         query = urlencode({"repo": repository, "tag": tag})

@@ -8,12 +8,12 @@ from pathlib import Path
 from typing import NamedTuple
 
 from tfjob.datasets.cache import Cache
-from tfjob.datasets.files import SHA256
+from tfjob.datasets.files import SHA256, is_address
 from tfjob.durable import file_digest
 from tfjob.errors import PreparationError
 from tfjob.planning.plan import DatasetPlan
 
-__all__ = ["Content", "contents"]
+__all__ = ["Content", "contents", "is_remote"]
 
 
 class Content(NamedTuple):
@@ -52,6 +52,14 @@ def contents(dataset: DatasetPlan, cache: Cache) -> Iterator[Content]:
     finally:
         if fresh:
             cache.remember_digests(fresh)
+
+
+def is_remote(dataset: DatasetPlan) -> bool:
+    """Whether all of a dataset's files are behind addresses, and what they hold is known: whoever fetches them can tell."""
+    return bool(dataset.files) and all(
+        is_address(source) and mark.startswith(SHA256)
+        for (source, _, _), mark in zip(dataset.files, dataset.marks or ("",) * len(dataset.files), strict=True)
+    )
 
 
 def _sign(source: str, size: int) -> str:

@@ -43,7 +43,7 @@ class ProcessEngine:
     shares_run_directory: Final = True
 
     def __init__(self, node: Node, *, environ: Mapping[str, str], lease_directory: Path | None = None) -> None:
-        self._room = Room(node, lease_directory)
+        self._room = Room(node, environ, lease_directory)
         self._environ = environ
 
     def acquire(self, plan: Plan, run: RunDirectory, deadline_s: float, waiting: Waiting) -> Allocation:

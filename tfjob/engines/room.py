@@ -1,12 +1,16 @@
-"""Room on one machine: the GPUs and ports a run has for itself. Engines of the same machine share them by the same leases."""
+"""Room on one machine: the GPUs and ports a run has for itself. Engines of the same machine share them by the same leases.
+
+GPUs that runs of several machines have claimed in this machine's Docker Engine are left to them, as far as it says so.
+"""
 
 from __future__ import annotations
 
 import random
 import socket
 import time
+from collections.abc import Mapping
 from pathlib import Path
-from typing import Final
+from typing import TYPE_CHECKING, Final
 
 from tfjob.engines.base import Allocation, Waiting
 from tfjob.errors import TargetError
@@ -14,6 +18,9 @@ from tfjob.planning.plan import Plan
 from tfjob.rundir import RunDirectory
 from tfjob.targets.leases import Lease, holder_of, try_lease
 from tfjob.targets.target import Gpu, Node
+
+if TYPE_CHECKING:
+    from tfjob.engines.claimed import Holder
 
 __all__ = ["Room"]
 
@@ -23,12 +30,19 @@ PORTS: Final = range(20000, 32000)
 QUEUE: Final = "gpu-queue"
 
 
-class Room:
-    """What runs lease on `node`. `lease_directory` is the machine's own unless given."""
+_ASK_AGAIN_S: Final = 10.0
+"""So long an engine that does not answer is not asked again."""
 
-    def __init__(self, node: Node, lease_directory: Path | None = None) -> None:
+
+class Room:
+    """What runs lease on `node`. `environ` says where its Docker Engine is; `lease_directory` is the machine's own unless given."""
+
+    def __init__(self, node: Node, environ: Mapping[str, str], lease_directory: Path | None = None) -> None:
         self._node = node
+        self._environ = environ
         self._lease_directory = lease_directory
+        self._claimed: Mapping[int, Holder] = {}
+        self._ask_from = 0.0
 
     def acquire(self, plan: Plan, run: RunDirectory, deadline_s: float, waiting: Waiting) -> Allocation:
         """Lease the plan's GPUs and ports. Raises TargetError when the GPUs were not free within `deadline_s`."""
@@ -76,13 +90,35 @@ class Room:
         return sorted(taken, key=self._node.gpus.index)
 
     def _gather(self, count: int, holder: dict[str, str], taken: list[Gpu], leases: list[Lease]) -> None:
+        self._look()
+        new: list[tuple[Gpu, Lease]] = []
         for gpu in self._node.gpus:
-            if len(taken) == count:
-                return
-            lease = try_lease(f"gpu-{gpu.uuid}", holder, self._lease_directory) if gpu not in taken else None
+            if len(taken) + len(new) == count:
+                break
+            is_free = gpu not in taken and gpu.index not in self._claimed
+            lease = try_lease(f"gpu-{gpu.uuid}", holder, self._lease_directory) if is_free else None
             if lease:
+                new.append((gpu, lease))
+        if new:
+            self._look()  # again: of a lease and a claim that are taken at the same moment, one sees the other
+        for gpu, lease in new:
+            if gpu.index in self._claimed:
+                lease.release()
+            else:
                 taken.append(gpu)
                 leases.append(lease)
+
+    def _look(self) -> None:
+        """See which GPUs runs of several machines have. An engine that does not answer has said it before, or never."""
+        from tfjob.engines.claimed import claimed_here  # noqa: PLC0415  # 20 ms that only who wants GPUs should pay
+
+        if time.monotonic() < self._ask_from:
+            return
+        claimed = claimed_here(self._environ)
+        if claimed is None:
+            self._ask_from = time.monotonic() + _ASK_AGAIN_S
+        else:
+            self._claimed = claimed
 
     def _held_by(self, taken: list[Gpu]) -> str:
         holders: dict[str, int] = {}
@@ -90,8 +126,11 @@ class Room:
             holder = holder_of(f"gpu-{gpu.uuid}", self._lease_directory) if gpu not in taken else None
             if holder:
                 run = holder.get("run", "another run")
-                holders[run] = holders.get(run, 0) + 1
-        return ", ".join(f"run {run} holds {number}" for run, number in holders.items()) or "others are before this run"
+                holders[f"run {run}"] = holders.get(f"run {run}", 0) + 1
+            elif gpu.index in self._claimed:
+                of_several = str(self._claimed[gpu.index])
+                holders[of_several] = holders.get(of_several, 0) + 1
+        return ", ".join(f"{who} holds {number}" for who, number in holders.items()) or "others are before this run"
 
     def _lease_port(self, holder: dict[str, str], leases: list[Lease]) -> int:
         for _ in range(1000):

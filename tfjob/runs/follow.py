@@ -24,7 +24,7 @@ BUILD = "environment"
 """Stands for a task where the output is that of the environment's build."""
 
 _CHUNK_BYTES = 1 << 20
-_QUICK_S, _LATER_S, _SLOW_S, _QUIET_S = 0.01, 0.05, 0.1, 1.0
+_QUICK_S, _LATER_S, _SLOW_S, _QUIET_S = 0.01, 0.1, 0.2, 1.0
 _CHECK_S = 1.0
 _FIRST_S = 10.0
 """So long one looks most often: short runs are over then, and in long ones to look costs what training could have."""
@@ -85,8 +85,8 @@ def follow(
         if deadline is not None and now >= deadline:
             raise TimeoutError
         yield None
-        often_s = _QUICK_S if now - begun < _FIRST_S else _LATER_S
-        time.sleep(often_s if now - last_news < quiet_s else _SLOW_S)
+        often_s, seldom_s = (_QUICK_S, _LATER_S) if now - begun < _FIRST_S else (_LATER_S, _SLOW_S)
+        time.sleep(often_s if now - last_news < quiet_s else seldom_s)
 
 
 def wait_for_end(run: RunDirectory, timeout_s: float | None = None) -> Record:

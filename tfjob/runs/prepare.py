@@ -11,6 +11,7 @@ from typing import TYPE_CHECKING, NamedTuple, TextIO
 from tfjob.durable import replace_text
 from tfjob.engines.base import Mount, Prepared
 from tfjob.engines.inherited import base_path
+from tfjob.errors import TargetError
 from tfjob.planning.plan import EnvironmentPlan, Plan
 from tfjob.rundir import RunDirectory
 
@@ -43,6 +44,9 @@ def prepare_environment(
     Raises PreparationError when it can't be made, TargetError when a Docker Engine is needed and none answers.
     """
     asked = plan.environment
+    if asked is not None and plan.slurm is not None and _is_left_to_nodes(plan, asked, run):
+        progress(f"no Docker Engine answers here: the nodes fetch the image {asked.image}")
+        return Prepared(None, {})
     if plan.runtime == "docker" and asked is not None:
         with _build_log(run) as log:
             found = _container(plan, asked, store, _Told(_lock(run), _image(run), log, progress))
@@ -56,6 +60,19 @@ def prepare_environment(
     _tell(prefix, run, progress)
     values = {"environment.path": f"{prefix.final}/bin:{path}", "environment.prefix": str(prefix.final)}
     return Prepared(prefix.key, values)
+
+
+def _is_left_to_nodes(plan: Plan, asked: EnvironmentPlan, run: RunDirectory) -> bool:
+    """Whether a job of Slurm's names an image, and this machine has no Docker Engine to fetch it by: login nodes seldom have."""
+    if plan.runtime != "docker" or asked.image is None or _image(run) is not None:
+        return False
+    from tfjob.images.engine import find_image  # noqa: PLC0415  # only jobs in containers pay for it
+
+    try:
+        find_image(asked.image)
+    except TargetError:
+        return True
+    return False
 
 
 def _on_machine(definition: Definition, run: RunDirectory, store: Path, progress: Say) -> Prefix:

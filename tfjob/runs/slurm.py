@@ -17,7 +17,7 @@ from typing import Final, Literal
 from tfjob.engines.base import Prepared, TaskStatus
 from tfjob.engines.slurm.engine import Handle, JobView, SlurmEngine
 from tfjob.engines.slurm.report import End, Report, statuses_of
-from tfjob.errors import TargetError
+from tfjob.errors import PreparationError, TargetError
 from tfjob.planning.plan import Plan
 from tfjob.rundir import RunDirectory
 from tfjob.runs.advice import advice
@@ -36,6 +36,7 @@ _SLOW_S: Final = 0.5
 _QUICK_FOR_S: Final = 30.0
 _BEAT_S: Final = 30.0
 _HINTS: Final = {
+    "preparation": "`runtime` of the target says what runs containers; slurm/attempts in the run directory has its own words.",
     "time_limit": "Ask for more with `limits.timeout_s`, as far as the partition allows it; a script with checkpoints can be rerun.",
     "preempted": "With `retries: {max: N, on: [node_lost]}` it goes back to the queue.",
     "node_lost": "With `retries: {max: N, on: [node_lost]}` it starts again by itself.",
@@ -67,7 +68,7 @@ class SlurmSupervision(Supervision):
             with interruptible(run):
                 plan = self._prepare_data()
                 make_work(plan, run, self._snapshots)
-                self._slurm.keep(plan, run, prepared)
+                self._slurm.keep(plan, run, prepared, self._waiting)
             raise_if_canceled(run)
         elif before is not None:
             self._chronicle.note("its job was found in Slurm, and is followed from here")
@@ -157,6 +158,8 @@ class SlurmSupervision(Supervision):
             raise CancelRequested(end.message)
         if end.outcome == "completed":
             return Verdict("completed")
+        if end.kind == "preparation":
+            raise PreparationError(f"the container could not be started: {end.message}", _HINTS["preparation"])
         if not self._record.tasks and end.kind in ("node_lost", "time_limit", None):
             raise TargetError(
                 f"the job did not run: {end.message}", f"Slurm's and the job's own words: {self._slurm_log()}"

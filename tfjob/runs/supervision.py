@@ -19,6 +19,7 @@ from tfjob.errors import ExitCode, NodeLost, PreparationError, TargetError, Tfjo
 from tfjob.planning.plan import ALLOCATION_TIMEOUT_S, Plan
 from tfjob.rundir import RunDirectory
 from tfjob.runs.advice import advice
+from tfjob.runs.allocated import described
 from tfjob.runs.attempts import attempt_of, is_tried_again, left_by_attempts, put_away
 from tfjob.runs.canceling import CancelRequested, interruptible, raise_if_canceled
 from tfjob.runs.chronicle import Chronicle
@@ -176,7 +177,7 @@ class Supervision:
         self._allocation = engine.acquire(
             plan, run, plan.limits.allocation_timeout_s or ALLOCATION_TIMEOUT_S, self._waiting
         )
-        self._chronicle.progress(_describe(plan, self._allocation))
+        self._chronicle.progress(described(plan, self._allocation))
         tasks = tuple(TaskRecord(t.name, t.type, self._allocation.nodes[t.node].name) for t in plan.all_tasks)
         self._chronicle.change(tasks=tasks)
         if engine.shares_run_directory:
@@ -185,7 +186,7 @@ class Supervision:
         else:  # it may take long: tasks run when all is where they are
             self._chronicle.save()
             self._handle = engine.start(plan, run, self._allocation, prepared, self._waiting)
-            self._chronicle.progress(_describe(plan, self._allocation))
+            self._chronicle.progress(described(plan, self._allocation))
             self._chronicle.enter("Running")
 
     def _prepare_data(self) -> Plan:
@@ -368,29 +369,6 @@ class Supervision:
 
 def _blameless(message: str) -> Failure:
     return Failure(task=None, node=None, exit_code=None, signal=None, message=message)
-
-
-def _describe(plan: Plan, allocation: Allocation) -> str:
-    """What the run has got: ``6 tasks on node1, node2 and node3, GPUs 0-3 each``."""
-    gpus: list[set[int]] = [set() for _ in allocation.nodes]
-    for task in plan.tasks:
-        gpus[task.node].update(allocation.gpus.get(task.name, ()))
-    names, held = [node.name for node in allocation.nodes], [_gpus(indices) for indices in gpus]
-    same, each = len(set(held)) == 1, " each" if len(held) > 1 else ""
-    if not same:
-        names = [f"{name} ({some or 'no GPU'})" for name, some in zip(names, held, strict=True)]
-    *most, last = names
-    where = f"{', '.join(most)} and {last}" if most else last
-    tasks = f"{len(plan.tasks)} task" + ("s" if len(plan.tasks) > 1 else "")
-    return f"{tasks} on {where}" + (f", {held[0]}{each}" if same and held[0] else "")
-
-
-def _gpus(indices: set[int]) -> str:
-    """GPUs by number: ``GPU 3``, ``GPUs 0-3``, ``GPUs 0, 1, 3``."""
-    numbers = sorted(indices)
-    if len(numbers) > 2 and numbers[-1] - numbers[0] == len(numbers) - 1:
-        return f"GPUs {numbers[0]}-{numbers[-1]}"
-    return ("GPUs " if len(numbers) > 1 else "GPU ") + ", ".join(map(str, numbers)) if numbers else ""
 
 
 def _wait_for_child(timeout_s: float) -> None:

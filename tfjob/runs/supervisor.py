@@ -141,6 +141,7 @@ def _data(plan: Plan, run: RunDirectory, workspace: Workspace, *, here: bool) ->
         workspace.datasets,
         Settings(connections=config.connections, timeout_s=config.timeout_s),
         here=here,
+        nodes_fetch=plan.cluster is not None,
     )
 
 

@@ -36,8 +36,8 @@ class ClusterDefinition:
 
     `least_nodes` must answer for the target to be used at all; no job gets more than `most_nodes`. `wait_s` is how long a node
     is waited for that does not answer at once, `node_lost_s` how long a node of a running job may be silent before it counts
-    as lost, `merge_interval_s` how often outputs are brought home while a job runs. `shared` are directories that all nodes
-    and this machine have at the same path.
+    as lost, `merge_interval_s` how often outputs are brought home while a job runs. `kept_limit_gib` is how much code and data a node
+    keeps for later runs. `shared` are directories that all nodes and this machine have at the same path.
     """
 
     name: str
@@ -47,6 +47,7 @@ class ClusterDefinition:
     wait_s: float = 60.0
     node_lost_s: float = 30.0
     merge_interval_s: float = 30.0
+    kept_limit_gib: float = 100.0
     shared: tuple[str, ...] = ()
     description: str = ""
     kind: Literal["docker"] = "docker"

@@ -287,7 +287,7 @@ def _given(root: Node, keys: Mapping[str, type]) -> dict[str, Any]:
 def _cluster(root: Node, name: str, base_dir: Path) -> ClusterDefinition:
     nodes = find(root, ("nodes",))
     keys = {"description": str, "least_nodes": int, "most_nodes": int, "shared": tuple}
-    keys |= dict.fromkeys(("wait_s", "node_lost_s", "merge_interval_s"), float)
+    keys |= dict.fromkeys(("wait_s", "node_lost_s", "merge_interval_s", "kept_limit_gib"), float)
     given = _given(root, keys)
     given["shared"] = tuple(dict.fromkeys(os.path.normpath(path) for path in given.get("shared", ())))
     items = nodes.items if isinstance(nodes, ListNode) else ()

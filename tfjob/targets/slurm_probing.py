@@ -125,7 +125,8 @@ def _partition(line: str) -> Partition | None:
 
 def _runtimes(shell: NodeShell) -> Iterator[str]:
     """What runs containers, in the order in which tfjob takes it."""
-    if shell.run("srun --help | grep -q -e --container-image", _TIMEOUT_S).exit_code == 0:
+    pyxis = "command -v enroot || srun --help | grep -q -e --container-image"
+    if shell.run(pyxis, _TIMEOUT_S).exit_code == 0:
         yield "pyxis"
     for name, programs in _PROGRAMS.items():
         if shell.run(" || ".join(f"command -v {program}" for program in programs), _TIMEOUT_S).exit_code == 0:

@@ -148,6 +148,15 @@ def link(at: str, to: str) -> None:
     os.symlink(to, at)
 
 
+def free_bytes(directory: str) -> int:
+    """How much can still be written to the disk that a directory is on (statvfs(3)); nothing where no file can be made."""
+    try:
+        found = os.statvfs(directory)
+    except OSError:
+        return 0
+    return 0 if found.f_files and not found.f_favail else found.f_bavail * found.f_frsize
+
+
 def free_ports(count: int) -> list[int]:
     """Ports that nobody listens on here, all different; below the range the kernel takes for outgoing connections (ip(7))."""
     found: dict[int, socket.socket] = {}
@@ -187,21 +196,6 @@ def interface_of(address: str) -> tuple[str, str]:
                 length = bin(int.from_bytes(mask, "big")).count("1")
                 return name, f"{socket.inet_ntoa(network)}/{length}"
     return "", ""
-
-
-def is_listening(port: int) -> bool:
-    """Whether this machine listens on a TCP port (proc(5), /proc/net/tcp: state 0A is LISTEN)."""
-    wanted = f"{port:04X}"
-    for table in ("/proc/net/tcp", "/proc/net/tcp6"):
-        try:
-            with open(table) as file:
-                for line in file:
-                    fields = line.split()
-                    if fields[3] == "0A" and fields[1].rpartition(":")[2] == wanted:
-                        return True
-        except OSError:
-            continue
-    return False
 
 
 def start_ticks(pid: int) -> int:

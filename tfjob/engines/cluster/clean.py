@@ -1,4 +1,7 @@
-"""What runs that are over left on nodes that could not be reached at their end: found by its labels, and removed."""
+"""What runs that are over left on nodes that could not be reached at their end: found by its labels, and removed.
+
+If that is wished, what nodes keep for later runs, too: code, data, and images of environments.
+"""
 
 from __future__ import annotations
 
@@ -13,14 +16,24 @@ from pathlib import Path
 from typing import Any, Final
 
 from tfjob.dockerapi.api import DockerApi, RefusalError
-from tfjob.dockerapi.reach import engine_at
+from tfjob.dockerapi.reach import engine_at, engine_of_tools
 from tfjob.engines.cluster.at_once import at_once
+from tfjob.engines.cluster.kept import kept_trees, remove_tree, used_images
 from tfjob.engines.cluster.leases import RunKey, Sight
 from tfjob.errors import TargetError
 from tfjob.rundir import RunDirectory
 from tfjob.targets.definition import ClusterDefinition, NodeDefinition
 
-__all__ = ["Cleaned", "clean_engine", "clean_target", "is_left", "know_runs", "remove_left", "workspace_key"]
+__all__ = [
+    "Cleaned",
+    "clean_engine",
+    "clean_kept",
+    "clean_target",
+    "is_left",
+    "know_runs",
+    "remove_left",
+    "workspace_key",
+]
 
 _TIMEOUT_S: Final = 30.0
 _NUMBER: Final = "workspace-id"
@@ -82,11 +95,14 @@ def is_left(labels: Mapping[str, str]) -> bool:
 def remove_left(key: RunKey, seen: Iterable[tuple[DockerApi, Sight]]) -> None:
     """Remove, in the background, what was seen of runs that are over."""
     for api, sight in seen:
-        left = [
-            one["Id"] for one in sight.containers if one["Labels"].get("tfjob.run") != key.id and is_left(one["Labels"])
-        ]
-        if left:
-            threading.Thread(target=_remove, args=(api, left), daemon=True).start()
+        containers = [one["Id"] for one in sight.containers if _is_left_of_another(one, key)]
+        volumes = [one["Name"] for one in sight.volumes if _is_left_of_another(one, key)]
+        if containers or volumes:
+            threading.Thread(target=_remove, args=(api, containers, volumes), daemon=True).start()
+
+
+def _is_left_of_another(found: Mapping[str, Any], key: RunKey) -> bool:
+    return found["Labels"]["tfjob.run"] != key.id and is_left(found["Labels"])
 
 
 @dataclass(frozen=True)
@@ -98,14 +114,23 @@ class Cleaned:
     problem: str = ""
 
 
-def clean_target(target: ClusterDefinition, runs: Path, environ: Mapping[str, str]) -> list[Cleaned]:
-    """Remove what runs of a workspace that are over left on the nodes of a target; those that do not answer are told of."""
+def clean_target(
+    target: ClusterDefinition, runs: Path, environ: Mapping[str, str], *, kept: bool = False
+) -> list[Cleaned]:
+    """Remove what runs of a workspace that are over left on the nodes of a target; those that do not answer are told of.
+
+    With `kept`, what nodes keep for later runs goes as well; but no image of this machine's own engine, which are its store's.
+    """
     know_runs(runs)
+    own = _own_engine(environ) if kept else ()
 
     def clean(node: NodeDefinition) -> Cleaned:
         try:
             with engine_at(node.engine, tls=node.tls, environ=environ) as api:
-                return Cleaned(node.name, tuple(clean_engine(api)))
+                removed = clean_engine(api)
+                if kept:
+                    removed += clean_kept(api, with_images=_identity(api) != own)
+                return Cleaned(node.name, tuple(removed))
         except (TargetError, RefusalError) as error:
             return Cleaned(node.name, problem=error.message)
 
@@ -127,6 +152,33 @@ def clean_engine(api: DockerApi) -> list[str]:
     return removed
 
 
+def clean_kept(api: DockerApi, *, with_images: bool = True) -> list[str]:
+    """Remove from an engine the trees and, if wished, the images of environments that no run uses; say what it was."""
+    trees = [tree for tree in kept_trees(api) if remove_tree(api, tree)]
+    removed = [f"code or data of {tree.size_bytes / 1e6:.1f} MB that was kept" for tree in trees]
+    images = [one for one in api.images(_TIMEOUT_S) if "tfjob.key" in (one.get("Labels") or {})] if with_images else []
+    used = used_images(api) if images else set()
+    for image in images:
+        if image["Id"] not in used:
+            with suppress(RefusalError):  # a container has it, or a user has given it another name
+                api.remove_image(image["Id"], _TIMEOUT_S)
+                removed.append(f"image {', '.join(image.get('RepoTags') or [image['Id']])}")
+    return removed
+
+
+def _own_engine(environ: Mapping[str, str]) -> tuple[str, ...]:
+    """This machine's own engine, whose images are kept by its store; nothing where there is none."""
+    with suppress(TargetError, RefusalError), engine_of_tools(environ) as api:
+        return _identity(api)
+    return ()
+
+
+def _identity(api: DockerApi) -> tuple[str, ...]:
+    """What tells an engine from others: not its ID alone, which copies of a machine have in common."""
+    info = api.info(_TIMEOUT_S)
+    return tuple(str(info.get(name)) for name in ("ID", "Name", "DockerRootDir"))
+
+
 def _record(run: RunDirectory) -> dict[str, Any]:
     import json  # noqa: PLC0415  # only where something is left
 
@@ -134,7 +186,10 @@ def _record(run: RunDirectory) -> dict[str, Any]:
     return found
 
 
-def _remove(api: DockerApi, containers: list[str]) -> None:
+def _remove(api: DockerApi, containers: list[str], volumes: list[str]) -> None:
     for container in containers:
         with suppress(TargetError, RefusalError):
             api.remove(container, _TIMEOUT_S)
+    for volume in volumes:
+        with suppress(TargetError, RefusalError):
+            api.remove_volume(volume, _TIMEOUT_S)

@@ -14,7 +14,7 @@ from typing import Any, Final
 
 from tfjob import entrypoint
 from tfjob.engines.base import Prepared
-from tfjob.engines.cluster import agent, agent_system
+from tfjob.engines.cluster import agent, agent_files, agent_prepare, agent_system, agent_tasks
 from tfjob.engines.cluster.leases import RunKey
 from tfjob.engines.container import LOG_DRIVER, bind_mount, device_request
 from tfjob.engines.inherited import travelling_environment
@@ -65,12 +65,16 @@ while left > len(bundle):
         sys.exit("the connection ended too early")
     bundle += more
 bundle = json.loads(bundle.decode())
-for path, mode in bundle["directories"]:
-    os.makedirs(path, mode, exist_ok=True)
-for path, text in bundle["programs"]:
-    with open(path + ".new", "w", encoding="utf-8") as file:
-        file.write(text)
-    os.rename(path + ".new", path)
+try:
+    for path, mode in bundle["directories"]:
+        os.makedirs(path, mode, exist_ok=True)
+    for path, text in bundle["programs"]:
+        with open(path + ".new", "w", encoding="utf-8") as file:
+            file.write(text)
+        os.rename(path + ".new", path)
+except OSError as error:
+    print(json.dumps({"kind": "problem", "message": str(error)}))
+    sys.exit(1)
 sys.argv = sys.argv[2:]
 with open(sys.argv[0], encoding="utf-8") as file:
     program = compile(file.read(), sys.argv[0], "exec", 0, True)
@@ -95,7 +99,14 @@ class Place:
     binds: tuple[tuple[str, bool], ...] = ()
 
 
-_MODULES: Final = ((agent, AGENT), (agent_system, f"{PROGRAMS}/agent_system.py"), (entrypoint, ENTRYPOINT))
+_MODULES: Final = (
+    (agent, AGENT),
+    (agent_files, f"{PROGRAMS}/agent_files.py"),
+    (agent_prepare, f"{PROGRAMS}/agent_prepare.py"),
+    (agent_system, f"{PROGRAMS}/agent_system.py"),
+    (agent_tasks, f"{PROGRAMS}/agent_tasks.py"),
+    (entrypoint, ENTRYPOINT),
+)
 
 
 def inside(run: RunDirectory) -> RunDirectory:

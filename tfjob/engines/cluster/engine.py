@@ -16,18 +16,21 @@ from pathlib import Path
 from typing import Final
 
 from tfjob.datasets.cache import Cache
+from tfjob.datasets.wanted import Settings
 from tfjob.dockerapi.api import DockerApi, RefusalError
 from tfjob.dockerapi.reach import engine_at, engine_of_tools
 from tfjob.engines.base import Allocation, Prepared, TaskStatus, Waiting, tell_nobody
 from tfjob.engines.cluster.at_once import at_once
+from tfjob.engines.cluster.bringing import Site
 from tfjob.engines.cluster.clean import know_runs
 from tfjob.engines.cluster.handle import ClusterHandle, read_notes, statuses_of
 from tfjob.engines.cluster.home import Home
+from tfjob.engines.cluster.kept import note_use
 from tfjob.engines.cluster.leases import Claims, RunKey
 from tfjob.engines.cluster.link import NodeLink
 from tfjob.engines.cluster.nodes import Reaching
 from tfjob.engines.cluster.room import Found, find_room, submitted_by
-from tfjob.engines.cluster.starting import Site, Starting, node_tasks
+from tfjob.engines.cluster.starting import Starting, node_tasks
 from tfjob.engines.cluster.trees import forget_unfinished
 from tfjob.errors import TargetError
 from tfjob.planning.plan import Plan
@@ -49,8 +52,8 @@ _UNUSED_S: Final = 60.0
 class ClusterEngine:
     """The engine of targets of the kind `docker`.
 
-    `environ` is what the submitting shell had; `snapshots` where code lies by content, `cache` data,
-    `runs` the workspace's runs. `reaching` may have been begun before, to save the time it takes to log in.
+    `environ` is what the submitting shell had; `snapshots` where code lies by content, `cache` data, which is fetched
+    by `settings`, `runs` the workspace's runs. `reaching` may have been begun before, to save the time it takes to log in.
     """
 
     def __init__(
@@ -61,6 +64,7 @@ class ClusterEngine:
         snapshots: Path,
         runs: Path,
         cache: Cache,
+        settings: Settings | None = None,
         with_gpus: bool = False,
         reaching: Reaching | None = None,
     ) -> None:
@@ -68,6 +72,7 @@ class ClusterEngine:
         self._environ = environ
         self._snapshots = snapshots
         self._cache = cache
+        self._settings = settings or Settings()
         self._workspace = know_runs(runs)
         self._reaching = reaching
         self._with_gpus = with_gpus
@@ -130,7 +135,7 @@ class ClusterEngine:
         assert self._found is not None  # noqa: S101  # `acquire` comes before
         handle = ClusterHandle(plan, run, key=self._key(run))
         images = self._images or engine_of_tools(self._environ)
-        site = Site(self._target, self._environ, self._snapshots, self._cache, images)
+        site = Site(self._target, self._environ, self._snapshots, self._cache, images, self._settings)
         try:
             Starting(handle, found=self._found, allocation=allocation, prepared=prepared, site=site, told=told).go()
         except BaseException:
@@ -170,8 +175,7 @@ class ClusterEngine:
         handle.stopping = True
         self._end_tasks(handle, grace_s)
         self._bring_home(handle)
-        for link in handle.links.values():
-            link.close()
+        at_once(NodeLink.close, list(handle.links.values()))
         homes = {id(link.home): link.home for link in handle.links.values()}
         for home in homes.values():
             home.close()  # what a lost node says when it is back is not the next attempt's
@@ -181,7 +185,11 @@ class ClusterEngine:
     def notes(self, handle: ClusterHandle) -> tuple[str, ...]:
         """What the record of the run should say of how it was brought to its end."""
         homes = {id(link.home): link.home for link in handle.links.values()}
-        return (*(note for home in homes.values() for note in home.notes()), *handle.left)
+        full = [link.node.name for link in handle.links.values() if link.is_full]
+        of_disks = (
+            [f"the disk of {', '.join(full)} is full: what was written there last may be missing"] if full else []
+        )
+        return (*of_disks, *(note for home in homes.values() for note in home.notes()), *handle.left)
 
     def _key(self, run: RunDirectory) -> RunKey:
         return RunKey(run.id, self._workspace, submitted_by())
@@ -268,5 +276,7 @@ def _remove_run(api: DockerApi, key: RunKey, timeout_s: float) -> None:
         if time.monotonic() > deadline:
             raise TargetError(f"containers of run {key.id} can't be removed")
         time.sleep(_AGAIN_S)
+    with suppress(RefusalError):  # on a full disk it is not noted
+        note_use(api, key)
     Claims(api, key).release()
     forget_unfinished(api, key)

@@ -4,6 +4,9 @@ Two nodes may write the same path. The node whose task comes first in the plan (
 wrote differently stands beside it, with the name of that node's first task at the end: `model.h5.worker-1`. Where one
 has a file and another a directory, who came first has the name.
 
+An attempt begins with the outputs of the one before on every node. What none of its nodes has written is nobody's: the first to
+change it has it, and it is removed when the node that wrote it before removes it.
+
 What a node says is not trusted with more than its own files: paths stay in `logs/`, `outputs/` and `work/`, no link is
 followed, and after `close` nothing is taken any more, whoever comes back late.
 """
@@ -38,6 +41,9 @@ class Home:
     run: RunDirectory
     names: Sequence[str]
     owners: dict[str, int] = field(default_factory=dict)
+    earlier: dict[str, int] = field(default_factory=dict)
+    """Paths that an earlier attempt left, and nobody has written since: whose they were."""
+
     beside: dict[str, list[str]] = field(default_factory=dict)
     """Paths that several nodes wrote differently, with the names of those that stand beside."""
 
@@ -46,6 +52,7 @@ class Home:
 
     _lock: threading.RLock = field(default_factory=threading.RLock)
     _parts: dict[tuple[int, str], Path] = field(default_factory=dict)
+    _attempt: int = 1
     _closed: bool = False
     _changed: bool = False
     _saved: float = 0.0
@@ -53,18 +60,23 @@ class Home:
     @classmethod
     def of(cls, run: RunDirectory, names: Sequence[str]) -> Home:
         """The run's home, as an earlier supervisor left it."""
-        home = cls(run, names)
+        home = cls(run, names, _attempt=run.restart_count + 1)
         for left in run.path.glob(".home-*"):  # of a supervisor that was killed
             left.unlink(missing_ok=True)
         with suppress(OSError, ValueError, KeyError):
             state = json.loads((run.path / _STATE).read_bytes())
-            home.owners, home.beside = dict(state["owners"]), dict(state["beside"])
+            home.earlier, home.beside = dict(state.get("earlier", {})), dict(state["beside"])
+            if state.get("attempt") == home._attempt:
+                home.owners = dict(state["owners"])
+            else:
+                home.earlier |= state["owners"]
         return home
 
     def save(self) -> None:
         """Keep whose file is whose, for another supervisor."""
         with self._lock, suppress(OSError):  # on a full disk it must do without
-            replace_json(self.run.path / _STATE, {"owners": self.owners, "beside": self.beside}, force=False)
+            state = {"attempt": self._attempt, "owners": self.owners, "earlier": self.earlier, "beside": self.beside}
+            replace_json(self.run.path / _STATE, state, force=False)
             self._changed, self._saved = False, time.monotonic()
 
     def close(self) -> None:
@@ -90,8 +102,9 @@ class Home:
         with self._lock:
             if self._closed:
                 return
+            is_left = path in self.earlier
             place = self._place(node, path, None)
-            if place.is_symlink():
+            if place.is_symlink() or (is_left and place.exists()):  # this attempt began without it
                 place.unlink()
             descriptor = os.open(place, os.O_WRONLY | os.O_CREAT | os.O_NOFOLLOW, 0o644)
             try:
@@ -183,8 +196,9 @@ class Home:
                 return
             path = self._around_files(node, _checked(path))
             self.failed.pop((node, path), None)
-            if self.owners.get(path) == node:
-                del self.owners[path]
+            if self._owner(path) == node:
+                self.owners.pop(path, None)
+                self.earlier.pop(path, None)
                 self._changed = True
                 with suppress(OSError):
                     (self.run.path / path).unlink(missing_ok=True)
@@ -255,7 +269,7 @@ class Home:
             place = self.run.path / parent
             if place.is_symlink() or not place.is_file():
                 continue
-            if self.owners.get(parent) != node:
+            if self._owner(parent) != node:
                 beside = self._aside(parent, node).relative_to(self.run.path).as_posix()
                 return self._around_files(node, "/".join([beside, *parts[count:]]))
         return path
@@ -268,9 +282,13 @@ class Home:
                 self.owners.pop(parent.relative_to(self.run.path).as_posix(), None)
         directory.mkdir(parents=True, exist_ok=True)
 
+    def _owner(self, path: str) -> int | None:
+        return self.owners.get(path, self.earlier.get(path))
+
     def _take(self, path: str, node: int) -> Path:
         self._changed = self._changed or self.owners.get(path) != node
         self.owners[path] = node
+        self.earlier.pop(path, None)
         return self.run.path / path
 
     def _aside(self, path: str, node: int) -> Path:

@@ -13,14 +13,13 @@ from __future__ import annotations
 import time
 from collections.abc import Iterable
 from dataclasses import dataclass
-from datetime import datetime
 from typing import Any, Final
 
 from tfjob.dockerapi.api import DockerApi, RefusalError
+from tfjob.engines.claimed import Holder, claims, holder_of_claim, is_running, living_runs, name_of_run
 
-__all__ = ["ALIVE_S", "Claims", "Holder", "RunKey", "Sight"]
+__all__ = ["Claims", "RunKey", "Sight"]
 
-ALIVE_S: Final = 60.0
 _TIMEOUT_S: Final = 15.0
 
 
@@ -44,17 +43,6 @@ class RunKey:
 
 
 @dataclass(frozen=True)
-class Holder:
-    """Who has a GPU: a run's id, and who submitted it."""
-
-    run: str
-    submitter: str
-
-    def __str__(self) -> str:
-        return f"run {self.run}" + (f" of {self.submitter}" if self.submitter else "")
-
-
-@dataclass(frozen=True)
 class Sight:
     """What was seen on one engine: who has which GPU, whose turn comes before ours, how many containers run."""
 
@@ -64,6 +52,7 @@ class Sight:
     before: tuple[Holder, ...]
     load: int
     containers: tuple[dict[str, Any], ...] = ()
+    volumes: tuple[dict[str, Any], ...] = ()
 
 
 class Claims:
@@ -78,29 +67,29 @@ class Claims:
         """See who has what. `ticket` is our own turn, as a time of drawing. Claims of runs that are dead are removed."""
         containers = self._api.with_labels({"tfjob.run": ""}, _TIMEOUT_S)
         volumes = self._api.volumes({"tfjob.run": ""}, _TIMEOUT_S)
-        running = [one for one in containers if one["State"] in {"running", "paused", "restarting"}]
-        living = {_name(one["Labels"]) for one in running}
-        now = self._api.clock(_TIMEOUT_S) if volumes else 0.0
-        living |= {_name(one["Labels"]) for one in volumes if now - _created(one) < ALIVE_S}
-        self._forget([one for one in volumes if _name(one["Labels"]) not in living])
+        running = [one for one in containers if is_running(one)]
+        living = living_runs(containers, volumes, self._api.clock(_TIMEOUT_S) if volumes else 0.0)
+        self._forget([one for one in volumes if name_of_run(one["Labels"]) not in living])
         held: dict[int, Holder] = {}
         own: set[int] = set()
         contested: set[int] = set()
-        for labels, index in _claims(running, [one for one in volumes if _name(one["Labels"]) in living]):
-            if _name(labels) == self._key.name:
+        for labels, index in claims(running, [one for one in volumes if name_of_run(one["Labels"]) in living]):
+            if name_of_run(labels) == self._key.name:
                 own.add(index)
             else:
-                held[index] = Holder(labels["tfjob.run"], labels.get("tfjob.by", ""))
+                held[index] = holder_of_claim(labels)
         contested = own & set(held)
         turns = [(one, float(one["Labels"]["tfjob.ticket"])) for one in volumes if "tfjob.ticket" in one["Labels"]]
         before = tuple(
-            Holder(one["Labels"]["tfjob.run"], one["Labels"].get("tfjob.by", ""))
+            holder_of_claim(one["Labels"])
             for one, turn in turns
-            if _name(one["Labels"]) in living
-            and _name(one["Labels"]) != self._key.name
-            and (turn, _name(one["Labels"])) < (ticket, self._key.name)
+            if name_of_run(one["Labels"]) in living
+            and name_of_run(one["Labels"]) != self._key.name
+            and (turn, name_of_run(one["Labels"])) < (ticket, self._key.name)
         )
-        return Sight(held, frozenset(own), frozenset(contested), before, len(running), tuple(containers))
+        return Sight(
+            held, frozenset(own), frozenset(contested), before, len(running), tuple(containers), tuple(volumes)
+        )
 
     def claim(self, indices: Iterable[int]) -> bool:
         """Claim GPUs; returns whether all of them are ours alone now. If not, none is claimed any more."""
@@ -149,23 +138,3 @@ class Claims:
             self._api.remove_volume(name, _TIMEOUT_S)
         except RefusalError:  # it is gone already
             return
-
-
-def _claims(
-    running: Iterable[dict[str, Any]], volumes: Iterable[dict[str, Any]]
-) -> Iterable[tuple[dict[str, str], int]]:
-    for container in running:
-        for index in filter(None, container["Labels"].get("tfjob.gpus", "").split(",")):
-            yield container["Labels"], int(index)
-    for volume in volumes:
-        if "tfjob.gpu" in volume["Labels"]:
-            yield volume["Labels"], int(volume["Labels"]["tfjob.gpu"])
-
-
-def _name(labels: dict[str, str]) -> str:
-    return f"{labels['tfjob.run']}.{labels.get('tfjob.workspace', '')}"
-
-
-def _created(volume: dict[str, Any]) -> float:
-    """When a volume was made, in seconds since the epoch (RFC 3339, whole seconds)."""
-    return datetime.fromisoformat(volume["CreatedAt"]).timestamp()

@@ -17,7 +17,7 @@ from typing import Any, Final
 
 from tfjob.dockerapi.api import DockerApi, RefusalError
 from tfjob.dockerapi.stream import STDOUT, Hijacked
-from tfjob.engines.cluster.agent import REPORTS
+from tfjob.engines.cluster.agent_tasks import REPORTS
 from tfjob.engines.cluster.container import AGENT, UNPACK, inside
 from tfjob.engines.cluster.home import Home
 from tfjob.engines.cluster.salvage import salvage
@@ -75,6 +75,9 @@ class NodeLink:
     """Tasks that ended without a word, with what is known of them."""
 
     problems: list[str] = field(default_factory=list)
+    is_full: bool = False
+    """Whether its disk had no room left when its last files were sent."""
+
     bundle: bytes = b""
     """What the agent makes in its container before it speaks for the first time; see `tfjob.engines.cluster.container`."""
 
@@ -213,6 +216,8 @@ class NodeLink:
         elif kind == "hello":
             self.interface, self.subnet = header["interface"], header["subnet"]
             self.ports = self.ports or header["ports"]
+        elif kind == "full":
+            self.is_full = True
         elif kind == "leaving":
             self._leaving = True
         elif kind == "problem":
@@ -236,7 +241,7 @@ class NodeLink:
     def _take_file(self, header: Mapping[str, Any], data: bytes) -> None:
         kind, index, path = header["kind"], self.node.index, header["path"]
         if kind == "file":
-            self._sent_last = time.monotonic()
+            self._note_coming()
             if self.home.part(index, dict(header), data):
                 self._files[path] = [header["size"], header["mtime_ns"]]
         elif kind == "link":
@@ -247,6 +252,10 @@ class NodeLink:
         else:
             self.home.gone(index, path)
             self._files.pop(path, None)
+
+    def _note_coming(self) -> None:
+        """Something of what the node has comes: whoever waits for the last of it waits on."""
+        self._sent_last = time.monotonic()
 
     # Trouble.
 
@@ -270,7 +279,8 @@ class NodeLink:
             time.sleep(_RETRY_S)
 
     def _stopped(self, state: Mapping[str, Any]) -> None:
-        told_to_end = salvage(self.api, self.node.container, self.node.index, self.home) or self._leaving
+        was_told = salvage(self.api, self.node.container, self.node.index, self.home, self._note_coming)
+        told_to_end = was_told or self._leaving
         code = int(state["ExitCode"])
         if told_to_end:
             why = f"its container was stopped from outside: {self.node.name}, or its Docker Engine, was shut down"

@@ -55,6 +55,7 @@ class Reaching:
         self._reached: dict[str, Reached] = {}
         self._problems: dict[str, TargetError] = {}
         self._given_up: set[str] = set()
+        self._refused: set[str] = set()
         self._stopped = False
         for order, node in enumerate(target.nodes):
             self._begin(order, node)
@@ -72,7 +73,27 @@ class Reaching:
                 return
             del self._reached[name]
         self._note(name, error)
+        threading.Thread(target=node.api.close, daemon=True).start()  # it is reached anew
         self._begin(node.order, node.definition)
+
+    def refuse(self, node: Reached, error: RefusalError) -> None:
+        """Do without a node that answers and can't be used: asking it again would change nothing."""
+        name = node.definition.name
+        with self._changed:
+            if self._reached.get(name) is not node:
+                return
+            del self._reached[name]
+            self._given_up.add(name)
+            self._refused.add(name)
+        self._note(name, TargetError(error.message))
+
+    def try_again(self) -> None:
+        """Reach for the nodes that were given up or done without: they may be well by now."""
+        with self._changed:
+            again, self._given_up, self._refused = self._given_up, set(), set()
+        for order, node in enumerate(self.target.nodes):
+            if node.name in again:
+                self._begin(order, node)
 
     def _begin(self, order: int, definition: NodeDefinition) -> None:
         deadline = time.monotonic() + self.target.wait_s
@@ -103,6 +124,16 @@ class Reaching:
         """What is wrong with the nodes that do not answer, by their names."""
         with self._changed:
             return {name: error for name, error in self._problems.items() if name not in self._reached}
+
+    @property
+    def silent(self) -> str:
+        """The nodes that can't be counted on, each with the reason; empty where all answer."""
+        with self._changed:
+            refused = set(self._refused)
+        return "; ".join(
+            f"{name} {'can not be used' if name in refused else 'does not answer'}: {error.message}"
+            for name, error in self.problems.items()
+        )
 
     def wait(self, timeout_s: float) -> None:
         """Wait until something has changed, but not longer."""

@@ -5,20 +5,23 @@ from __future__ import annotations
 import os
 import random
 import time
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 from contextlib import suppress
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from typing import Final
 
 from tfjob.dockerapi.api import RefusalError
 from tfjob.engines.base import Allocation, Waiting
+from tfjob.engines.claimed import Holder
 from tfjob.engines.cluster.at_once import at_once, try_at_once
 from tfjob.engines.cluster.choice import Candidate, can_ever_fit, choose, shares
 from tfjob.engines.cluster.clean import remove_left
-from tfjob.engines.cluster.leases import Claims, Holder, RunKey, Sight
+from tfjob.engines.cluster.leases import Claims, RunKey, Sight
 from tfjob.engines.cluster.nodes import Reached, Reaching
 from tfjob.errors import TargetError
 from tfjob.planning.plan import Plan
+from tfjob.targets.leases import Lease, holder_of, try_lease
+from tfjob.targets.local import LOCAL
 from tfjob.targets.target import Node
 
 __all__ = ["Found", "find_room"]
@@ -26,6 +29,9 @@ __all__ = ["Found", "find_room"]
 
 _LOOK_S: Final = 0.5
 _BEAT_S: Final = 15.0
+_TRY_AGAIN_S: Final = 60.0
+"""So often who waits looks whether nodes that did not answer are back."""
+
 _QUIET_S: Final = 0.5
 """So long nobody wants to be told that nodes are being asked."""
 
@@ -38,14 +44,18 @@ _STRAGGLERS_S: Final = 0.5
 
 @dataclass(frozen=True)
 class Found:
-    """The room that was found: the nodes, in the order of the plan's, and which GPUs and tasks are whose."""
+    """The room that was found: the nodes, in the order of the plan's, and which GPUs and tasks are whose.
+
+    `leases` are those on GPUs of this machine, if it is one of the nodes: runs of the target `local` heed them.
+    """
 
     nodes: tuple[Reached, ...]
     gpus: tuple[tuple[int, ...], ...]
+    leases: tuple[Lease, ...] = ()
 
     def allocation(self, plan: Plan) -> Allocation:
         """The room as an engine's callers know it. Ports are found later, on the nodes themselves."""
-        return Allocation(tuple(node.node for node in self.nodes), gpus_of_tasks(plan, self.gpus))
+        return Allocation(tuple(node.node for node in self.nodes), gpus_of_tasks(plan, self.gpus), leases=self.leases)
 
 
 def gpus_of_tasks(plan: Plan, gpus: tuple[tuple[int, ...], ...]) -> Mapping[str, tuple[int, ...]]:
@@ -91,6 +101,7 @@ class _Search:
         self._ticket: float | None = None
         self._in_line: set[str] = set()
         self._last_beat = time.monotonic()
+        self._last_try = time.monotonic()
         self._enough_since: float | None = None
         self.why = "no node has answered yet"
 
@@ -113,12 +124,12 @@ class _Search:
         reached = self._reaching.reached
         self._refuse_the_impossible(reached)
         if len(reached) < self._plan.node_count or self._waits_for_others(len(reached)):
-            self.why = self._who_is_silent() or f"{len(reached)} of {len(self._reaching.target.nodes)} nodes answer"
+            self.why = self._reaching.silent or f"{len(reached)} of {len(self._reaching.target.nodes)} nodes answer"
             return None
         sights = self._see(reached)
         reached = tuple(node for node in reached if node.definition.name in sights)
         if len(reached) < self._plan.node_count:
-            self.why = self._who_is_silent()
+            self.why = self._reaching.silent
             return None
         remove_left(self._key, [(node.api, sights[node.definition.name]) for node in reached])
         if not self._plan.gpus_per_node:
@@ -157,6 +168,9 @@ class _Search:
             ticket = self._ticket
             # Drawn again, it is the same: somebody may have taken it for a dead one's while this machine slept.
             try_at_once(lambda claims: claims.draw(ticket), [self._claims[name] for name in self._in_line])
+        if time.monotonic() - self._last_try > _TRY_AGAIN_S:
+            self._last_try = time.monotonic()
+            self._reaching.try_again()
 
     def leave_line(self, found: Found) -> None:
         """Have room: let go of what is not needed any more."""
@@ -175,7 +189,8 @@ class _Search:
 
         def look(node: Reached) -> Sight | None:
             try:
-                return self._claims[node.definition.name].look(ticket)
+                sight = self._claims[node.definition.name].look(ticket)
+                return replace(sight, held={**_leased_here(node), **sight.held})
             except (TargetError, RefusalError) as error:
                 self._lose(node, error)
                 return None
@@ -205,14 +220,19 @@ class _Search:
         def claim(index: int) -> bool:
             try:
                 return claims[index].claim(gpus[index])
-            except (TargetError, RefusalError):
+            except TargetError:
                 return False  # the next look finds out what is the matter with it
+            except RefusalError as error:  # a full disk, mostly
+                self._reaching.refuse(nodes[index], error)
+                return False
 
         if all(at_once(claim, range(len(nodes)))):
-            return Found(tuple(nodes), gpus)
+            leases = _lease_here(self._key, nodes, gpus)
+            if leases is not None:
+                return Found(tuple(nodes), gpus, leases)
         try_at_once(Claims.release, claims)  # all or none
         self._in_line.clear()
-        self.why = "another run wants the same GPUs"
+        self.why = self._reaching.silent or "another run wants the same GPUs"
         self._get_in_line(self._reaching.reached)
         time.sleep(random.uniform(0.0, 0.2))  # noqa: S311  # no secret: two who want the same shall not meet again
         return None
@@ -237,7 +257,7 @@ class _Search:
 
     def _refuse_the_impossible(self, reached: tuple[Reached, ...]) -> None:
         plan, target = self._plan, self._reaching.target
-        silent = self._who_is_silent()
+        silent = self._reaching.silent
         if target.least_nodes and len(reached) + self._reaching.open < target.least_nodes:
             raise TargetError(
                 f"{target.name} needs {target.least_nodes} nodes that answer, and {len(reached)} do; {silent}",
@@ -256,8 +276,36 @@ class _Search:
             f"Look at the nodes: tfjob compute test {target.name}.",
         )
 
-    def _who_is_silent(self) -> str:
-        return "; ".join(f"{name} does not answer: {error.message}" for name, error in self._reaching.problems.items())
+
+def _leased_here(node: Reached) -> dict[int, Holder]:
+    """The GPUs that runs of the target `local` have, where the node is this machine."""
+    found: dict[int, Holder] = {}
+    if node.definition.engine != LOCAL:
+        return found
+    with suppress(OSError):  # leases can't be taken here, so nobody has any
+        for gpu in node.node.gpus:
+            holder = holder_of(f"gpu-{gpu.uuid}")
+            if holder is not None:
+                found[gpu.index] = Holder(holder.get("run", "another run"), "")
+    return found
+
+
+def _lease_here(key: RunKey, nodes: Sequence[Reached], gpus: Sequence[Sequence[int]]) -> tuple[Lease, ...] | None:
+    """Lease the GPUs of this machine, if it is among the nodes. None if a run of the target `local` has one of them."""
+    leases: list[Lease] = []
+    for node, indices in zip(nodes, gpus, strict=True):
+        if node.definition.engine != LOCAL:
+            continue
+        with suppress(OSError):
+            for gpu in node.node.gpus:
+                lease = try_lease(f"gpu-{gpu.uuid}", {"run": key.id}) if gpu.index in indices else None
+                if lease is not None:
+                    leases.append(lease)
+                elif gpu.index in indices:
+                    for one in leases:
+                        one.release()
+                    return None
+    return tuple(leases)
 
 
 def _free(node: Node, sight: Sight) -> tuple[int, ...]:

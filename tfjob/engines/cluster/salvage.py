@@ -1,13 +1,22 @@
-"""What is left in a container that has ended: logs, reports and outputs are brought home from it, once."""
+"""What is left in a container that has ended: logs, reports and outputs are brought home from it, once.
+
+Outputs that are as an earlier attempt left them are not: another node may have changed them since.
+"""
 
 from __future__ import annotations
 
+import io
+import json
 import tarfile
+from collections.abc import Callable
 from contextlib import suppress
+from pathlib import Path
 from typing import IO, Any, Final, cast
 
 from tfjob.dockerapi.api import DockerApi, RefusalError
-from tfjob.engines.cluster.agent import REPORTS, TOLD_TO_END
+from tfjob.engines.cluster.agent import TOLD_TO_END
+from tfjob.engines.cluster.agent_files import LEFT
+from tfjob.engines.cluster.agent_tasks import REPORTS
 from tfjob.engines.cluster.container import inside
 from tfjob.engines.cluster.home import Home
 from tfjob.errors import TargetError
@@ -18,14 +27,16 @@ _CHUNK_BYTES: Final = 1 << 20
 _TIMEOUT_S: Final = 60.0
 
 
-def salvage(api: DockerApi, container: str, node: int, home: Home) -> bool:
+def salvage(api: DockerApi, container: str, node: int, home: Home, coming: Callable[[], None] = lambda: None) -> bool:
     """Bring home what can still be read. An engine that does not answer, or a broken archive, ends it early.
 
-    Returns whether the container had been told to end from outside. What its tasks reported then is not their own end.
+    `coming` is called for each piece that has come. Returns whether the container had been told to end from outside: what its
+    tasks reported then is not their own end.
     """
     run = inside(home.run).path
     home.begin(node)
     told_to_end = _has(api, container, f"{run}/{TOLD_TO_END}")
+    left = _left(api, container, run)
     for part in ("logs", "outputs") if told_to_end else ("logs", "outputs", "tasks"):
         with (
             suppress(TargetError, RefusalError, tarfile.TarError, OSError, ValueError),
@@ -33,8 +44,24 @@ def salvage(api: DockerApi, container: str, node: int, home: Home) -> bool:
             tarfile.open(fileobj=cast("IO[bytes]", response), mode="r|") as archive,
         ):
             for member in archive:
-                _take(archive, member, node, home)
+                coming()
+                if left.get(member.name) != _stamp(member):
+                    _take(archive, member, node, home, coming)
     return told_to_end
+
+
+def _left(api: DockerApi, container: str, run: Path) -> dict[str, tuple[int, int]]:
+    """What the agent found in outputs before any task began: sizes in bytes, and times in seconds, as the archive has them."""
+    with suppress(TargetError, RefusalError, tarfile.TarError, OSError, ValueError, TypeError, KeyError):
+        with tarfile.open(fileobj=io.BytesIO(api.file(container, f"{run}/{LEFT}", _TIMEOUT_S))) as archive:
+            file = archive.extractfile(LEFT)
+            found = json.load(file) if file is not None else {}
+        return {path: (size, mtime_ns // 10**9) for path, (size, mtime_ns) in found.items()}
+    return {}
+
+
+def _stamp(member: tarfile.TarInfo) -> tuple[int, int]:
+    return len(member.linkname) if member.issym() else member.size, int(member.mtime)
 
 
 def _has(api: DockerApi, container: str, path: str) -> bool:
@@ -45,7 +72,7 @@ def _has(api: DockerApi, container: str, path: str) -> bool:
     return True
 
 
-def _take(archive: tarfile.TarFile, member: tarfile.TarInfo, node: int, home: Home) -> None:
+def _take(archive: tarfile.TarFile, member: tarfile.TarInfo, node: int, home: Home, coming: Callable[[], None]) -> None:
     path = member.name
     if member.issym() and path.startswith("outputs/"):
         home.link(node, path, member.linkname)
@@ -64,10 +91,10 @@ def _take(archive: tarfile.TarFile, member: tarfile.TarInfo, node: int, home: Ho
                 home.log(node, path, offset, data)
                 offset += len(data)
         else:
-            _take_file(member, file, node, home)
+            _take_file(member, file, node, home, coming)
 
 
-def _take_file(member: tarfile.TarInfo, file: IO[bytes], node: int, home: Home) -> None:
+def _take_file(member: tarfile.TarInfo, file: IO[bytes], node: int, home: Home, coming: Callable[[], None]) -> None:
     left = member.size
     header: dict[str, Any] = {
         "path": member.name,
@@ -77,6 +104,7 @@ def _take_file(member: tarfile.TarInfo, file: IO[bytes], node: int, home: Home) 
     }
     while True:
         data = file.read(_CHUNK_BYTES)
+        coming()
         left -= len(data)
         last = left <= 0 or not data
         home.part(node, {**header, "last": last, "whole": left == 0}, data)

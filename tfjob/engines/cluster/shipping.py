@@ -10,6 +10,7 @@ from typing import TYPE_CHECKING, Final
 from tfjob.dockerapi.api import DockerApi, RefusalError
 from tfjob.engines.cluster.at_once import at_once
 from tfjob.engines.cluster.broadcast import broadcast
+from tfjob.engines.cluster.refusals import taking
 from tfjob.errors import PreparationError, TargetError
 
 if TYPE_CHECKING:
@@ -36,9 +37,10 @@ def send_image(image: str, nodes: Nodes, here: DockerApi, told: Told, bake: Call
     lacking = _lacking(image, nodes)
     if not lacking:
         return
-    if bake is not None:
-        _send_baked(bake(), lacking, here, told)
-    else:
+    made_of = bake() if bake is not None else None
+    if made_of is not None and made_of.image == image:
+        _send_baked(made_of, lacking, here, told)
+    else:  # or it was baked of an environment that was made anew meanwhile: alike, and another image
         _send_whole(image, lacking, here, told)
     for name, _ in _lacking(image, lacking):
         raise PreparationError(
@@ -135,14 +137,8 @@ def _pull(reference: str, image: str, nodes: Nodes, told: Told) -> Nodes:
 def _send(chunks: Iterator[bytes], nodes: Nodes, what: str, told: Told) -> None:
     def receiver(node: tuple[str, DockerApi]) -> Callable[[Iterator[bytes]], None]:
         def receive(stream: Iterator[bytes]) -> None:
-            try:
+            with taking(node[0], f"the image {what}"):
                 node[1].load(stream, lambda _message: None, _PATIENT_S)
-            except RefusalError as error:
-                full = "no space left" in error.message
-                raise PreparationError(
-                    f"{node[0]} could not take the image {what}: {error.message}",
-                    "Make room there: docker system df." if full else "",
-                ) from error
 
         return receive
 

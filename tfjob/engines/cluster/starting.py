@@ -8,15 +8,14 @@ import tarfile
 import threading
 import time
 from collections.abc import Callable, Mapping, Sequence
-from dataclasses import dataclass, replace
+from dataclasses import replace
 from pathlib import Path
 from typing import Any, Final
 
-from tfjob.datasets.cache import Cache
 from tfjob.dockerapi.api import DockerApi, RefusalError
-from tfjob.durable import digest_of
 from tfjob.engines.base import Allocation, Prepared, Waiting
-from tfjob.engines.cluster.at_once import at_once, try_at_once
+from tfjob.engines.cluster.at_once import at_once
+from tfjob.engines.cluster.bringing import Bringing, Site
 from tfjob.engines.cluster.container import (
     TREES,
     Place,
@@ -31,43 +30,25 @@ from tfjob.engines.cluster.container import (
 from tfjob.engines.cluster.handle import ClusterHandle, NodeNote, write_notes
 from tfjob.engines.cluster.home import Home
 from tfjob.engines.cluster.keys import Door, ssh_files
-from tfjob.engines.cluster.leases import Claims
 from tfjob.engines.cluster.link import NodeLink, NodeTasks
 from tfjob.engines.cluster.nodes import Reached
+from tfjob.engines.cluster.refusals import MAKE_ROOM, is_full
 from tfjob.engines.cluster.room import Found
-from tfjob.engines.cluster.shipping import send_image
-from tfjob.engines.cluster.trees import Tree, archive, send_trees, tree_of_directory, tree_of_outputs
-from tfjob.engines.dataset_contents import contents
+from tfjob.engines.cluster.trees import Tree, archive, tree_of_outputs
 from tfjob.engines.docker_errors import explained
 from tfjob.engines.reports import task_files
 from tfjob.engines.submitter import Submitter, submitter
-from tfjob.errors import NodeLost, PreparationError, TargetError
-from tfjob.planning.plan import DatasetPlan, Plan
-from tfjob.targets.definition import ClusterDefinition
+from tfjob.errors import NodeLost, PreparationError, TargetError, TargetRefused
+from tfjob.planning.plan import Plan
 from tfjob.targets.target import Gpu
 
-__all__ = ["Site", "Starting", "node_tasks"]
+__all__ = ["Starting", "node_tasks"]
 
 _BEAT_S: Final = 15.0
 _PATIENT_S: Final = 24 * 3600.0
 _HELLO_S: Final = 60.0
 _LOOK_S: Final = 0.05
 _QUIET_S: Final = 1.0
-
-
-@dataclass(frozen=True)
-class Site:
-    """Where a run comes from and goes to: the target, the submitting shell's variables, code and data here, who has the images."""
-
-    target: ClusterDefinition
-    environ: Mapping[str, str]
-    snapshots: Path
-    cache: Cache
-    images: DockerApi
-
-    def shares(self, path: str) -> bool:
-        """Whether the nodes have a path of this machine, on a file system that is declared to be shared."""
-        return any(path == one or path.startswith(f"{one.rstrip('/')}/") for one in self.target.shared)
 
 
 class Starting:
@@ -98,19 +79,33 @@ class Starting:
     def go(self) -> None:
         """Bring, start, and tell the agents what their tasks are. Everything is undone by the engine's `stop`."""
         done = threading.Event()
-        if self._plan.gpus_per_node:
-            threading.Thread(target=self._keep_claims, args=(done,), daemon=True).start()
+        bringing = Bringing(self._plan, self._handle.key, self._found, self._site, self._told)
+        beating = threading.Thread(target=bringing.keep_claims, args=(done,), daemon=True)
+        beating.start()
         try:
-            trees = self._trees()
-            volumes = self._bring(trees)
-            self._require_claims()
-            homes = self._home()
-            layout = node_tasks(self._plan, self._site.snapshots, shared=self._site.shares)
-            at_once(lambda index: self._open(index, layout[index], volumes[index], homes), self._indices)
+            trees = bringing.trees()
+            self._bring_and_open(bringing, trees)
             self._await("hello", 1, _HELLO_S, "did not start the run's agent")
         finally:
             done.set()
+            beating.join(_QUIET_S)  # a sign of life after the end would be left
         self._begin(trees)
+
+    def _bring_and_open(self, bringing: Bringing, trees: Mapping[str, Tree]) -> None:
+        """Have everything there, and a container on each node. A node that stops answering meanwhile is lost."""
+        try:
+            volumes = bringing.bring(trees, self._prepared)
+            bringing.require_claims()
+            home = self._home()
+            layout = node_tasks(self._plan, self._site.snapshots, shared=self._site.shares)
+            at_once(lambda index: self._open(index, layout[index], volumes[index], home), self._indices)
+        except (NodeLost, TargetRefused):
+            raise
+        except TargetError as error:
+            is_refusal = isinstance(error.__cause__, RefusalError)
+            if is_refusal or self._site.images.address in error.message:  # which is this machine's own engine
+                raise
+            raise NodeLost(f"a node was lost while the run was brought there: {error.message}", error.hint) from error
 
     @property
     def _indices(self) -> list[int]:
@@ -119,48 +114,6 @@ class Starting:
     @property
     def _links(self) -> list[NodeLink]:
         return [self._handle.links[index] for index in sorted(self._handle.links)]
-
-    # Bringing.
-
-    def _trees(self) -> dict[str, Tree]:
-        """What has to be on every node as files, by what it is for: ``code``, ``dataset NAME``."""
-        trees = {}
-        code = self._plan.code
-        if code is not None and code.file_count and not self._site.shares(str(self._site.snapshots)):
-            directory = str(self._site.snapshots / code.digest)
-            trees["code"] = tree_of_directory(code.digest, "the code", directory)
-        for dataset in self._plan.datasets:
-            if not self._is_shared(dataset):
-                trees[f"dataset {dataset.name}"] = _tree_of_dataset(dataset, self._site.cache)
-        return trees
-
-    def _is_shared(self, dataset: DatasetPlan) -> bool:
-        return bool(dataset.files) and all(self._site.shares(source) for source, _, _ in dataset.files)
-
-    def _bring(self, trees: Mapping[str, Tree]) -> list[dict[str, str]]:
-        nodes = [(node.definition.name, node.api) for node in self._found.nodes]
-        image = self._prepared.image or ""
-        send_image(image, nodes, self._site.images, self._told, self._prepared.bake)
-        with explained(nodes[0][1], self._plan, self._prepared):
-            return send_trees(nodes, list(trees.values()), image, self._handle.key, self._told)
-
-    def _keep_claims(self, done: threading.Event) -> None:
-        """Say on every node that the run lives, for as long as nothing of it runs there."""
-        claims = [Claims(node.api, self._handle.key) for node in self._found.nodes]
-
-        while not done.wait(_BEAT_S):
-            try_at_once(Claims.beat, claims)  # one that does not answer keeps no other waiting
-
-    def _require_claims(self) -> None:
-        """See that the GPUs are still ours: this process may have slept while others took it for dead."""
-        held = [(node, gpus) for node, gpus in zip(self._found.nodes, self._found.gpus, strict=True) if gpus]
-        sights = at_once(lambda one: Claims(one[0].api, self._handle.key).look(), held)
-        for (node, gpus), sight in zip(held, sights, strict=True):
-            if not set(gpus) <= sight.own or sight.contested:
-                raise NodeLost(
-                    f"the GPUs claimed on {node.definition.name} were taken by another run meanwhile",
-                    "This machine slept, or could not reach the node for a minute. Submit again.",
-                )
 
     # Containers.
 
@@ -351,13 +304,6 @@ def node_tasks(plan: Plan, snapshots: Path, *, shared: Callable[[str], bool] = l
     return [NodeTasks(index, "", "", "", tuple(tasks), keep, code, "") for index, tasks in enumerate(names)]
 
 
-def _tree_of_dataset(dataset: DatasetPlan, cache: Cache) -> Tree:
-    found = list(contents(dataset, cache))
-    digest = digest_of([[one.name, one.sha256] for one in found])
-    files = tuple((one.source, one.name) for one in found)
-    return Tree(digest, f"dataset {dataset.name}", files, sum(one.size for one in found))
-
-
 def _to_keep(plan: Plan) -> tuple[str, ...]:
     """The directories of a working copy that are links into outputs: `outputs`, and those to keep that lie in no other."""
     named = dict.fromkeys(map(Path, ("outputs", *plan.keep)))
@@ -376,7 +322,7 @@ def _require_well(link: NodeLink) -> None:
                 "Install one in the image (Debian and Ubuntu: `apt-get install openssh-server`), or give the packages by "
                 "`conda_file` and the image as `base`: then it is added.",
             )
-        raise PreparationError(f"{link.node.name}: {problem}")
+        raise PreparationError(f"{link.node.name}: {problem}", MAKE_ROOM if is_full(problem) else "")
 
 
 def _numbered_from_zero(allocation: Allocation, plan: Plan) -> dict[str, tuple[int, ...]]:

@@ -12,37 +12,64 @@ import tarfile
 from collections.abc import Callable, Iterable, Iterator, Sequence
 from contextlib import suppress
 from dataclasses import dataclass
-from typing import Final
+from typing import Final, NamedTuple
 
 from tfjob.dockerapi.api import DockerApi, RefusalError
 from tfjob.engines.cluster.at_once import at_once
 from tfjob.engines.cluster.broadcast import broadcast
+from tfjob.engines.cluster.kept import TREE, make_room, short, tree_labels
 from tfjob.engines.cluster.leases import RunKey
+from tfjob.engines.cluster.refusals import taking
 from tfjob.errors import PreparationError, TargetError
 
-__all__ = ["Tree", "archive", "forget_unfinished", "on_node", "send_trees", "tree_of_directory", "tree_of_outputs"]
+__all__ = [
+    "PLACE",
+    "Remote",
+    "Tree",
+    "archive",
+    "forget_unfinished",
+    "on_node",
+    "send_trees",
+    "settle",
+    "tree_of_directory",
+    "tree_of_outputs",
+]
 
-_LABEL: Final = "tfjob.tree"
-_PLACE: Final = "/tree"
+PLACE: Final = "/tree"
+"""Where the containers that fill a tree have it."""
+
 _CHUNK_BYTES: Final = 1 << 20
 _BLOCK_BYTES: Final = 512
 _PATIENT_S: Final = 24 * 3600.0
 _TIMEOUT_S: Final = 60.0
 
 
+class Remote(NamedTuple):
+    """Where a file of a tree comes from: its address, its name in the tree, its bytes (-1: not known) and its SHA-256."""
+
+    address: str
+    name: str
+    size: int
+    sha256: str
+
+
 @dataclass(frozen=True)
 class Tree:
-    """Files by name: (absolute path here, name in the tree). `digest` says what they are, `what` it in words."""
+    """Files by name: (absolute path here, name in the tree). `digest` says what they are, `what` it in words.
+
+    `remote` has all files of a tree that nodes may fetch by themselves; then the paths here may lead nowhere yet.
+    """
 
     digest: str
     what: str
     files: tuple[tuple[str, str], ...]
     size_bytes: int = 0
+    remote: tuple[Remote, ...] = ()
 
     @property
     def name(self) -> str:
         """Its name in the nodes' engines."""
-        return f"tfjob-tree-{self.digest[:40]}"
+        return f"tfjob-tree-{short(self.digest)}"
 
 
 def tree_of_directory(digest: str, what: str, directory: str) -> Tree:
@@ -71,7 +98,7 @@ def on_node(api: DockerApi, trees: Sequence[Tree]) -> dict[str, str]:
     """Which of the trees a node has: the volume of each, by digest."""
     if not trees:
         return {}
-    there = {one["Name"]: one["Labels"][_LABEL] for one in api.volumes({_LABEL: ""}, _TIMEOUT_S)}
+    there = {one["Name"]: one["Labels"][TREE] for one in api.volumes({TREE: ""}, _TIMEOUT_S)}
     found = {}
     for tree in trees:
         volume = there.get(tree.name)
@@ -85,7 +112,7 @@ def on_node(api: DockerApi, trees: Sequence[Tree]) -> dict[str, str]:
 
 def forget_unfinished(api: DockerApi, key: RunKey) -> None:
     """Remove what a run has begun to send to a node and has not finished."""
-    there = {one["Name"]: one["Labels"][_LABEL] for one in api.volumes({_LABEL: ""}, _TIMEOUT_S)}
+    there = {one["Name"]: one["Labels"][TREE] for one in api.volumes({TREE: ""}, _TIMEOUT_S)}
     finished = {there[name] for name in there if there[name] != name}
     for name in there:
         if name.endswith(f"-{key.name}") and name not in finished:
@@ -94,11 +121,22 @@ def forget_unfinished(api: DockerApi, key: RunKey) -> None:
 
 
 def send_trees(
-    nodes: Sequence[tuple[str, DockerApi]], trees: Sequence[Tree], image: str, key: RunKey, told: Callable[[str], None]
+    nodes: Sequence[tuple[str, DockerApi]],
+    trees: Sequence[Tree],
+    image: str,
+    key: RunKey,
+    told: Callable[[str], None],
+    *,
+    limit_bytes: float = float("inf"),
+    fetch: Callable[[Tree, Sequence[tuple[str, DockerApi]]], Sequence[str | None]] | None = None,
 ) -> list[dict[str, str]]:
     """Bring every tree to every node that lacks it, to all at once; the volume of each tree, by digest, for each node.
 
-    `image` is one that every node has. Raises PreparationError when a node can't take it, TargetError when it does not answer.
+    `fetch` has nodes fetch a tree with `remote` files by themselves: the volume for each, None for one that is to be sent it.
+
+    `image` is one that every node has. A node that would have more than `limit_bytes` of trees then removes those that no run
+    has used for longest; the run must have said what it uses before. Raises PreparationError when a node can't take it,
+    TargetError when it does not answer.
     """
     found = at_once(lambda node: on_node(node[1], trees), list(nodes))
     for tree in trees:
@@ -106,11 +144,27 @@ def send_trees(
         if not lacking:
             continue
         names = ", ".join(nodes[index][0] for index in lacking)
+        _make_room([nodes[index] for index in lacking], tree, limit_bytes, told)
+        if tree.remote and fetch is not None:
+            for index, volume in zip(lacking, fetch(tree, [nodes[index] for index in lacking]), strict=True):
+                if volume is not None:
+                    found[index][tree.digest] = volume
+            lacking = [index for index in lacking if tree.digest not in found[index]]
+            if not lacking:
+                continue
+            names = ", ".join(nodes[index][0] for index in lacking)
         told(f"sending {tree.what} to {names}: {len(tree.files)} files, {tree.size_bytes / 1e6:.1f} MB")
         volumes = _send(tree, [nodes[index] for index in lacking], image, key, told)
         for index, volume in zip(lacking, volumes, strict=True):
             found[index][tree.digest] = volume
     return found
+
+
+def _make_room(nodes: list[tuple[str, DockerApi]], tree: Tree, limit_bytes: float, told: Callable[[str], None]) -> None:
+    gone = at_once(lambda node: make_room(node[1], tree.size_bytes, limit_bytes), nodes)
+    for (name, _), trees in zip(nodes, gone, strict=True):
+        if freed_bytes := sum(one.size_bytes for one in trees):
+            told(f"{name} has removed code and data that no run has used for longest: {freed_bytes / 1e6:.1f} MB")
 
 
 def _send(
@@ -125,23 +179,19 @@ def _send(
         "NetworkDisabled": True,
         "HostConfig": {
             "NetworkMode": "none",
-            "Mounts": [{"Type": "volume", "Source": name, "Target": _PLACE, "VolumeOptions": {"NoCopy": True}}],
+            "Mounts": [{"Type": "volume", "Source": name, "Target": PLACE, "VolumeOptions": {"NoCopy": True}}],
         },
     }
 
     def prepare(node: tuple[str, DockerApi]) -> str:
-        node[1].make_volume(name, {_LABEL: name}, _TIMEOUT_S)
-        return node[1].create("", body, _TIMEOUT_S)
+        with taking(node[0], tree.what):
+            node[1].make_volume(name, tree_labels(name, tree.size_bytes), _TIMEOUT_S)
+            return node[1].create("", body, _TIMEOUT_S)
 
     def receiver(node: tuple[str, DockerApi], container: str) -> Callable[[Iterator[bytes]], None]:
         def receive(chunks: Iterator[bytes]) -> None:
-            try:
-                node[1].put(container, _PLACE, chunks, _PATIENT_S)
-            except RefusalError as error:
-                raise PreparationError(
-                    f"{node[0]} could not take {tree.what}: {error.message}",
-                    "Make room there: docker system df." if "no space" in error.message else "",
-                ) from error
+            with taking(node[0], tree.what):
+                node[1].put(container, PLACE, chunks, _PATIENT_S)
 
         return receive
 
@@ -156,15 +206,16 @@ def _send(
         for node, container in zip(nodes, containers, strict=True):
             with suppress(TargetError, RefusalError):
                 node[1].remove(container, _TIMEOUT_S)
-    return at_once(lambda node: _settle(node[1], tree, name), nodes)
+    return at_once(lambda node: settle(node, tree, name), nodes)
 
 
-def _settle(api: DockerApi, tree: Tree, name: str) -> str:
+def settle(node: tuple[str, DockerApi], tree: Tree, name: str) -> str:
     """Say that the tree is there; if another run was quicker, use what it sent."""
-    first = str(api.make_volume(tree.name, {_LABEL: name}, _TIMEOUT_S)["Labels"][_LABEL])
+    with taking(node[0], tree.what):
+        first = str(node[1].make_volume(tree.name, {TREE: name}, _TIMEOUT_S)["Labels"][TREE])
     if first != name:
         with suppress(RefusalError):
-            api.remove_volume(name, _TIMEOUT_S)
+            node[1].remove_volume(name, _TIMEOUT_S)
     return first
 
 

@@ -71,23 +71,37 @@ class Handle:
 
 
 class SlurmEngine:
-    """The engine of targets of kind slurm. `cache` is a directory of the workspace where runs share what the queue said."""
+    """The engine of targets of kind slurm. `cache` is a directory of the workspace where runs share what the queue said.
+
+    `images` is one that the nodes have too, where images are put for them.
+    """
 
     shares_run_directory: Final = True
 
-    def __init__(self, *, environ: Mapping[str, str], cache: Path, client: SlurmClient | None = None) -> None:
+    def __init__(
+        self, *, environ: Mapping[str, str], cache: Path, client: SlurmClient | None = None, images: Path | None = None
+    ) -> None:
         self._environ = environ
+        self._images = images or cache / "images"
         self._client = client or SlurmClient(environ)
         self._cache = cache
         self._queue = Queue(self._client, cache)
 
-    def keep(self, plan: Plan, run: RunDirectory, prepared: Prepared) -> None:
-        """Write what the job needs into the run directory: its script, its programs, and its tasks."""
+    def keep(self, plan: Plan, run: RunDirectory, prepared: Prepared, told: Waiting = tell_nobody) -> None:
+        """Write what the job needs into the run directory: its script, its programs, and its tasks; and its image for the nodes.
+
+        Raises PreparationError when that can't be written.
+        """
+        container = None
+        if plan.runtime == "docker":
+            from tfjob.engines.slurm.container import ready_container  # noqa: PLC0415  # only for jobs in containers
+
+            container = ready_container(plan, run, prepared, images=self._images, environ=self._environ, told=told)
         directory = run.path / "slurm"
         directory.mkdir(exist_ok=True)
-        python = python_of(prepared.values)
+        python = python_of(plan, prepared.values)
         place_programs(Path(program_directory(run)), shutil.which(python, path=base_path(self._environ)), self._cache)
-        replace_json(directory / "gang.json", gang_of(plan, run, prepared), force=False)
+        replace_json(directory / "gang.json", gang_of(plan, run, prepared, container), force=False)
         replace_text(directory / "job.sh", render_script(plan, run, python), force=False)
 
     def is_submitted(self, run: RunDirectory) -> bool:
@@ -202,7 +216,7 @@ class SlurmEngine:
         if job.state in _COMES_UP:
             return JobView("coming", report, f"nodes are being started: {job.node_list}")
         if job.state in _GOES_ON:
-            return JobView("running", report, f"on {job.node_list}")
+            return JobView("running", report, (report.message if report else "") or f"on {job.node_list}")
         return self._over(handle, report, _end(job.state, job.node_list))
 
     def _over(self, handle: Handle, report: Report | None, end: End) -> JobView:

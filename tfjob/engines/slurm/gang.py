@@ -3,14 +3,19 @@
 from __future__ import annotations
 
 from collections.abc import Mapping
-from typing import Any
+from typing import Any, Final
 
 from tfjob.engines.base import Prepared
 from tfjob.engines.reports import dataset_places
 from tfjob.planning.plan import Plan, TaskPlan, bind
 from tfjob.rundir import RunDirectory
 
-__all__ = ["gang_of", "program_directory", "python_of"]
+__all__ = ["FLAGS", "gang_of", "program_directory", "python_of"]
+
+_PYTHON: Final = "python3"
+
+FLAGS: Final = ("-E", "-s", "-S", "-X", "utf8")
+"""Nothing of the user's or the site's Python is loaded; the directory of the program itself is."""
 
 
 def program_directory(run: RunDirectory) -> str:
@@ -18,26 +23,34 @@ def program_directory(run: RunDirectory) -> str:
     return str(run.path / "slurm" / "program")
 
 
-def python_of(values: Mapping[str, str]) -> str:
-    """The Python of the nodes that runs the programs: the environment's, which they all see, or the first on their PATH."""
-    prefix = values.get("environment.prefix")
-    return f"{prefix}/bin/python3" if prefix else "python3"
+def python_of(plan: Plan, values: Mapping[str, str]) -> str:
+    """The Python of the nodes that runs the programs: the environment's, which they all see, or the first on their PATH.
+
+    An environment that is made for containers may not run outside of them.
+    """
+    prefix = values.get("environment.prefix") if plan.runtime != "docker" else None
+    return f"{prefix}/bin/python3" if prefix else _PYTHON
 
 
-def gang_of(plan: Plan, run: RunDirectory, prepared: Prepared) -> dict[str, Any]:
-    """The gang as the programs read it: a value for gang.json.
+def gang_of(
+    plan: Plan, run: RunDirectory, prepared: Prepared, container: dict[str, Any] | None = None
+) -> dict[str, Any]:
+    """The gang as the programs read it: a value for gang.json. `container` is what nodes must know of it, where tasks are in one.
 
     What only the started job knows (nodes, ports, GPUs, the nodes' PATH, which attempt it is) stands in the texts as its
     name between two NUL characters, which no argument and no variable of a process can hold.
     """
-    python = python_of(prepared.values)
-    places = _places(plan, run, prepared, python)
+    python = python_of(plan, prepared.values)
+    inside = str(container["python"][0]) if container else python
+    places = _places(plan, run, prepared, inside)
+    path = [f"{prepared.values['environment.prefix']}/bin"] if "environment.prefix" in prepared.values else []
     return {
         "run": run.id,
         "node_count": plan.node_count,
         "launcher": plan.launcher.name if plan.launcher else None,
         "needs_addresses": plan.launcher is None and any(task.port for task in plan.tasks),
-        "path": [f"{prepared.values['environment.prefix']}/bin"] if "environment.prefix" in prepared.values else [],
+        "path": [] if container else path,
+        "container": container,
         "limits": {
             "timeout_s": plan.limits.timeout_s,
             "rendezvous_timeout_s": plan.limits.rendezvous_timeout_s,

@@ -32,7 +32,10 @@ class End:
 
 @dataclass(frozen=True)
 class Report:
-    """How a run is. `phase` is starting, running, ending, over, lost or failed; `attempt` counts from 0."""
+    """How a run is. `phase` is starting, running, ending, over, lost or failed; `attempt` counts from 0.
+
+    `message` says what takes long while nodes are made ready.
+    """
 
     phase: str
     job: str = ""
@@ -41,6 +44,7 @@ class Report:
     tasks: dict[str, dict[str, Any]] | None = None
     started: float | None = None
     end: End | None = None
+    message: str = ""
     attempts: tuple[Report, ...] = ()
 
     @property
@@ -94,5 +98,6 @@ def _report(value: dict[str, Any]) -> Report:
         tasks=value.get("tasks"),
         started=value.get("started"),
         end=End(end["outcome"], end["message"], end["task"], end["kind"], end.get("time", 0.0)) if end else None,
+        message=value.get("message", ""),
         attempts=tuple(map(_report, value.get("attempts", ()))),
     )

@@ -13,13 +13,11 @@ from collections.abc import Iterable, Iterator
 from pathlib import Path
 from typing import Final
 
+from tfjob.engines.slurm.gang import FLAGS
 from tfjob.planning.plan import Plan
 from tfjob.rundir import RunDirectory
 
-__all__ = ["PYTHON_FLAGS", "preview_script", "render_script", "script_options"]
-
-PYTHON_FLAGS: Final = ("-E", "-s", "-S", "-X", "utf8")
-"""Nothing of the user's or the site's Python is loaded; the directory of the program itself is."""
+__all__ = ["preview_script", "render_script", "script_options"]
 
 _WARNING_S: Final = 60
 """How long before a time limit Slurm warns, beside the grace period: it may do so up to a minute earlier."""
@@ -31,10 +29,12 @@ def render_script(plan: Plan, run: RunDirectory, python: str) -> str:
     """The script of a run in the directory `run`, whose programs are run by `python` on the nodes."""
     setup = plan.slurm.setup if plan.slurm else ()
     program = run.path / "slurm" / "program" / "start.py"
-    command = shlex.join((python, *PYTHON_FLAGS, str(program), "batch", str(run.path)))
+    what = ("container",) if plan.runtime == "docker" else ()
+    command = shlex.join((python, *FLAGS, str(program), "batch", str(run.path), *what))
     lines = (
         "#!/bin/bash -l" if setup else "#!/bin/bash",
         f"# Run {run.id} of tfjob. Its tasks are in slurm/gang.json; slurm/state.json tells how they are.",
+        *_of_container(plan),
         *(f"#SBATCH {_quoted(option)}" for option in script_options(plan, run)),
         *([""] if setup else []),
         *setup,
@@ -44,9 +44,16 @@ def render_script(plan: Plan, run: RunDirectory, python: str) -> str:
     return "".join(f"{line}\n" for line in lines)
 
 
+def _of_container(plan: Plan) -> Iterator[str]:
+    if plan.runtime == "docker":
+        runtime = plan.slurm.runtime if plan.slurm else "auto"
+        by = "the first of enroot, Apptainer, Podman and Docker that it has" if runtime == "auto" else runtime
+        yield f"# On each node they are in one container, run by {by}."
+
+
 def preview_script(plan: Plan, runs: Path) -> str:
     """The script as a run of the plan among `runs` will have it; RUN and PREFIX stand for what is not known before."""
-    has_prefix = plan.environment is not None and plan.environment.definition is not None
+    has_prefix = plan.environment is not None and plan.environment.definition is not None and plan.runtime != "docker"
     return render_script(plan, RunDirectory(runs / "RUN"), "PREFIX/bin/python3" if has_prefix else "python3")
 
 

@@ -13,7 +13,6 @@ from __future__ import annotations
 
 import json
 import os
-import re
 import select
 import signal
 import threading
@@ -24,11 +23,13 @@ if TYPE_CHECKING:
     from typing import Any
 
     from tfjob.engines.slurm.program import slurm
+    from tfjob.engines.slurm.program.binding import adapt, bind, host, search_path, shares
     from tfjob.engines.slurm.program.state import State, write_json
     from tfjob.engines.slurm.program.step import Step, attempt_directory, word_of
     from tfjob.engines.slurm.program.verdict import absent, judge
 else:  # they lie beside this file
     import slurm
+    from binding import adapt, bind, host, search_path, shares
     from state import State, write_json
     from step import Step, attempt_directory, word_of
     from verdict import absent, judge
@@ -42,7 +43,6 @@ DUE_LOOK_S = 3.0  # after the start, whose time is the tasks', for a warning tha
 END_MARGIN_S = 10.0  # before a time limit: to end in order, and to say so
 STAY_S = 900.0
 SIGNALS = (signal.SIGUSR1, signal.SIGUSR2, signal.SIGTERM, signal.SIGINT, signal.SIGHUP)
-NAME = re.compile("\0([^\0]*)\0")  # how the plan's late expressions stand in gang.json
 
 
 class Ended(Exception):
@@ -62,7 +62,8 @@ class Attempt:
         self.directory = attempt_directory(run, self.number)
         self.word = word_of(self.number)
         # It takes its time; its programs wait for `go`.
-        self.step = step or Step(run, self.number, str(gang["node_count"]))
+        program = "container" if gang["container"] else "node"
+        self.step = step or Step(run, self.number, str(gang["node_count"]), program)
         self.asked = slurm.Asked("show", "node", "-o", slurm.node_list()) if gang["needs_addresses"] else None
         self.hellos: dict[int, dict[str, str]] = {}
         self.ports: dict[str, int] = {}
@@ -77,6 +78,8 @@ class Attempt:
         self.unread = b""
         self.is_ending = False
         self.signaled = False  # a node's program was told by Slurm to end
+        self.broken = ""  # why a node's container could not be started
+        self.prepared = 0.0  # when a node last said that it prepares its container, monotonic
         self.lock = threading.Lock()
         self.wakeup, self.wake = os.pipe()
         os.set_blocking(self.wake, False)
@@ -123,7 +126,7 @@ class Attempt:
             now = time.monotonic()
             if not self.has_begun and len(self.ready) == self.gang["node_count"]:
                 self.begin()
-            if not self.has_begun and now - began > START_S:
+            if not self.has_begun and now - max(began, self.prepared) > START_S:
                 raise Ended("failed", f"not every node's program started within {START_S:g} s: {self.step_log()}")
             self.state.put(self.statuses)
             if self.has_begun:
@@ -162,6 +165,8 @@ class Attempt:
             *lines, self.unread = (self.unread + data).split(b"\n")
             for line in lines:
                 self.hear(line)
+        if self.broken and not self.is_ending:
+            raise Ended("failed", self.broken, kind="preparation")
         if self.signaled and not self.is_ending:  # all that was said with it has been heard
             self.signaled = False
             raise slurm.why_ending(Ended)
@@ -197,6 +202,20 @@ class Attempt:
             self.statuses[word.pop("task")] = word
         elif word.get("signal") in (signal.SIGTERM, signal.SIGINT):
             self.signaled = True
+        else:
+            self.hear_of_container(word, node)
+
+    def hear_of_container(self, word: dict[str, Any], node: int) -> None:
+        """A word of container.py, or one about what mpirun in a container wants on another node."""
+        if "launch" in word:
+            self.launch(word, node)
+        elif "launched" in word:
+            self.tell(word)
+        elif "preparing" in word:
+            self.prepared = time.monotonic()
+            self.state.say(message=word["preparing"])
+        elif "broken" in word:
+            self.broken = word["broken"]
 
     def on_signal(self, number: int) -> None:
         """Slurm's warning, tfjob's request, or an end that comes from outside."""
@@ -231,25 +250,32 @@ class Attempt:
         for index, node in enumerate(nodes):
             # mpirun knows the nodes of an allocation by their names.
             values[f"node.{index}.name"] = node["name"]
-            values[f"node.{index}.address"] = node["name"] if self.gang["launcher"] else node["address"]
+            values[f"node.{index}.address"] = host(self.hellos[index]) if self.gang["launcher"] else node["address"]
         values.update(("port." + name, str(port)) for name, port in self.ports.items())
         values.update(("gpus." + name, gpus) for name, gpus in shares(self.gang, self.hellos).items())
-        path = os.environ.get("PATH", os.defpath)
-        values["environment.path"] = ":".join([*self.gang["path"], path])
+        values["environment.path"] = search_path(self.gang, self.hellos)
         for task in self.gang["tasks"]:
             directory = os.path.join(self.directory, "tasks", task["name"])
             os.makedirs(directory, exist_ok=True)
-            bound = dict(task["file"], port=self.ports.get(task["port"]))
-            bound["argv"] = [fill(argument, values) for argument in bound["argv"]]
-            bound["env"] = {name: fill(value, values) for name, value in bound["env"].items()}
+            bound = dict(bind(task, values), port=self.ports.get(task["port"]))
+            if self.gang["container"]:
+                adapt(task, bound, self.directory)
             write_json(os.path.join(directory, "task.json"), bound)
         self.tell("go")
         self.has_begun = True
         now = time.monotonic()
         if self.gang["limits"]["timeout_s"] is not None:
             self.deadline = now + self.gang["limits"]["timeout_s"]
-        self.state.say(phase="running", nodes=nodes, started=time.time())
+        self.state.say(phase="running", nodes=nodes, started=time.time(), message="")
         self.due_look = now + DUE_LOOK_S
+
+    def launch(self, word: dict[str, Any], node: int) -> None:
+        """Mpirun wants a program on another node: its container's node.py starts it, and `node` hears how it ended."""
+        hosts = [host(self.hellos[index]) for index in range(self.gang["node_count"])]
+        if word["on"] in hosts:
+            self.tell({"launch": word["launch"], "at": hosts.index(word["on"]), "for": node})
+        else:
+            self.tell({"launched": word["launch"], "code": 255, "for": node})
 
     def judge(self, now: float) -> None:
         """Raise Ended if the gang is over."""
@@ -310,7 +336,7 @@ class Attempt:
             return ""
         return "; ".join(lines[-3:])
 
-    def tell(self, word: str) -> None:
+    def tell(self, word: Any) -> None:
         """One line to every node's program."""
         with self.lock:
             try:
@@ -324,25 +350,6 @@ class Attempt:
         while self.step.poll() is None and self.step.input is not None:
             self.tell("beat")
             time.sleep(BEAT_S)
-
-
-def shares(gang: dict[str, Any], hellos: dict[int, dict[str, str]]) -> dict[str, str]:
-    """Which of its node's GPUs each task sees: ranks all of them, the others each its own part."""
-    found = {}
-    given: dict[int, int] = {}
-    for task in gang["tasks"]:
-        gpus = [gpu for gpu in hellos[task["node"]]["gpus"].split(",") if gpu]
-        if not task["launched"]:
-            first = given.get(task["node"], 0)
-            given[task["node"]] = first + task["gpus"]
-            gpus = gpus[first : first + task["gpus"]]
-        found[task["name"]] = ",".join(gpus)
-    return found
-
-
-def fill(text: str, values: dict[str, str]) -> str:
-    """A text of gang.json with what is known now in the place of its names."""
-    return NAME.sub(lambda match: values[match.group(1)], text)
 
 
 def read_reason(run: str) -> str:

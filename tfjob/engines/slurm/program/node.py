@@ -1,6 +1,7 @@
 """The program on each node of a Slurm job. Standard library only; any Python from 3.8; imports nothing of tfjob.
 
     python -E -s -S start.py node RUN_DIRECTORY ATTEMPT_DIRECTORY WORD      started by step.py, one per node, as one step of srun
+    ... WORD UMASK                                                          by container.py in a container: the job's umask, octal
 
 It talks with batch.py in lines of JSON over srun's own pipes: no port is opened, and Slurm says who is who. It says what
 this node has (name, GPUs, free ports), waits for `go`, starts the entrypoints of the node's tasks, tells how they are, and
@@ -21,6 +22,10 @@ TYPE_CHECKING = False
 if TYPE_CHECKING:
     import socket
     from typing import Any
+
+    from tfjob.engines.slurm.program.launching import Launching
+else:  # it lies beside this file
+    from launching import Launching
 
 PORTS = range(20000, 32000)  # unprivileged, and below the range the kernel takes for outgoing connections (ip(7))
 TICK_S = 0.1
@@ -50,6 +55,7 @@ class Node:
         self.held: list[socket.socket] = []
         self.heard = time.monotonic()
         self.has_begun = False
+        self.launching: Launching | None = None
         self.unread = b""
         self.wakeup, wake = os.pipe()
         for end in (self.wakeup, wake):
@@ -63,9 +69,7 @@ class Node:
         """Take this node's tasks to their end."""
         if not self.word.endswith(".0"):
             self.end_earlier_attempts()
-        self.say(
-            hello={"name": os.environ.get("SLURMD_NODENAME", ""), "gpus": os.environ.get("CUDA_VISIBLE_DEVICES", "")}
-        )
+        self.say(hello=self.hello())
         ports = {task["port"]: self.hold_port() for task in self.tasks if task["port"]}
         for name, port in ports.items():
             self.say(port=name, number=port)
@@ -97,7 +101,10 @@ class Node:
         *lines, self.unread = (self.unread + data).split(b"\n")
         for line in filter(None, lines):
             word = json.loads(line)
-            if word == "go":
+            if isinstance(word, dict):
+                if self.launching is not None:
+                    self.launching.hear(word)
+            elif word == "go":
                 self.start()
             elif word == "stop launched":
                 self.stop(launched=True)
@@ -123,14 +130,30 @@ class Node:
                 continue
             if task["launcher"]:
                 environ["SLURM_OVERLAP"] = "1"  # mpirun's own step shares what this one holds
+            if task["launcher"] and self.gang["container"]:
+                environ = without_slurm(environ)
             self.children[task["name"]] = Child(lambda name=task["name"]: entrypoint.main(tasks, name), environ)
+        if self.gang["container"] and self.gang["launcher"] and self.gang["node_count"] > 1:
+            self.launching = Launching(
+                self.index, self.attempt, without_slurm(environ), self.gang["launcher"], self.say
+            )
         self.has_begun = True
         threading.Thread(target=self.watch_fence, daemon=True).start()  # after the forks: they take no thread along
+
+    def hello(self) -> dict[str, str]:
+        """What this node has. In a container, also what mpirun calls it, and the programs of the image."""
+        found = {"name": os.environ.get("SLURMD_NODENAME", ""), "gpus": os.environ.get("CUDA_VISIBLE_DEVICES", "")}
+        if self.gang["container"]:
+            found.update(host=os.uname().nodename, path=os.environ.get("PATH", "")[: LINE_BYTES // 2])
+            open(os.path.join(self.attempt, f"container-{self.index}.started"), "w").close()  # see container.py
+        return found
 
     def look(self) -> None:
         """Tell what is new of this node's tasks."""
         if not self.has_begun:
             return
+        if self.launching is not None:
+            self.launching.look()
         for task in self.tasks:
             name = task["name"]
             told = self.told.setdefault(name, {"state": "pending"})
@@ -284,6 +307,11 @@ def load_entrypoint() -> Any:
     return entrypoint
 
 
+def without_slurm(environ: dict[str, str]) -> dict[str, str]:
+    """The variables for mpirun and its daemons in containers: by those of Slurm's it would look for srun, which is not there."""
+    return {name: value for name, value in environ.items() if not name.startswith("SLURM")}
+
+
 def is_attempt(variable: bytes) -> bool:
     """Whether an entry of /proc/pid/environ says which attempt a process belongs to."""
     return variable.startswith(b"TFJOB_ATTEMPT=")
@@ -340,3 +368,10 @@ def read(path: str) -> Any:
             return json.load(file)
     except (OSError, ValueError):
         return None
+
+
+def main(run: str, attempt: str, word: str, umask: str | None = None) -> int:
+    """Take this node's tasks to their end; `umask`, in octal, where what is inherited is not the job's."""
+    if umask is not None:
+        os.umask(int(umask, 8))
+    return Node(run, attempt, word).go()

@@ -7,6 +7,7 @@
     attempt          which start of the gang this is, from 0
     nodes            name and address of each
     tasks            by name: state, started, listening, exit_code, signal, time, stopped, lost, out_of_memory
+    message          what takes long while the nodes are made ready, or nothing
     end              outcome (completed, failed, canceled, slurm), message, task, kind, time; null while it goes on
     attempts         those that failed and were followed by another: the same keys as they stood then
 """
@@ -59,7 +60,7 @@ class State:
             kept = ("attempt", "job", "nodes", "tasks", "started", "end")
             self.value["attempts"].append({key: self.value[key] for key in kept if key in self.value})
         number: int = self.value["attempt"] + 1
-        self.value.update(attempt=number, tasks={}, end=None, nodes=[], started=None)
+        self.value.update(attempt=number, tasks={}, end=None, nodes=[], started=None, message="")
         job = os.environ.get("SLURM_JOB_ID", "")
         self.say(phase="starting", job=job, host=os.uname().nodename, begun=time.time())
         return number

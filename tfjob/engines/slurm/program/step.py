@@ -17,12 +17,12 @@ OPTIONS = ["--ntasks-per-node=1", "--cpu-bind=none", "--mpi=none", "--kill-on-ba
 OPTIONS += ["--job-name=tfjob", "--overlap"]
 
 
-def first_step(run: str) -> Step | None:
+def first_step(run: str, program: str) -> Step | None:
     """The step of a run's first attempt; None where there was one before, which has to be looked at first."""
     count = os.environ.get("SLURM_JOB_NUM_NODES")
     if count is None or os.path.exists(os.path.join(run, "slurm", "state.json")):
         return None
-    return Step(run, 0, count)
+    return Step(run, 0, count, program)
 
 
 def word_of(number: int) -> str:
@@ -36,15 +36,15 @@ def attempt_directory(run: str, number: int) -> str:
 
 
 class Step:
-    """One program on each node. `input` goes to all of them, `output` comes from all."""
+    """One program, node or container, on each node. `input` goes to all of them, `output` comes from all."""
 
-    def __init__(self, run: str, number: int, node_count: str) -> None:
+    def __init__(self, run: str, number: int, node_count: str, program: str) -> None:
         directory = attempt_directory(run, number)
         os.makedirs(directory, exist_ok=True)
         self.log = os.path.join(directory, "srun.log")
         programs = os.path.dirname(os.path.abspath(__file__))
         argv = ["srun", "--nodes=" + node_count, "--ntasks=" + node_count, *OPTIONS, *this_python()]
-        argv += [os.path.join(programs, "start.py"), "node", run, directory, word_of(number)]
+        argv += [os.path.join(programs, "start.py"), program, run, directory, word_of(number)]
         theirs, ours = os.pipe()
         output, end = os.pipe()
         log = os.open(self.log, os.O_WRONLY | os.O_APPEND | os.O_CREAT, 0o666)

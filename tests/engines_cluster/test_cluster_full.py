@@ -1,0 +1,166 @@
+"""A node whose disk is full: while the image, the code or a claim is to be kept there, and while a task writes."""
+
+from __future__ import annotations
+
+import hashlib
+import os
+import subprocess
+from dataclasses import dataclass
+from typing import TYPE_CHECKING
+
+import pytest
+import yaml
+from docker_parts import CannotRunError, Daemon, base_image, own_engine
+from web_server import web_server
+
+from tfjob.dockerapi.api import DockerApi
+
+if TYPE_CHECKING:
+    from collections.abc import Iterator
+    from pathlib import Path
+
+    from cluster.node import Node
+    from cluster_parts import Cluster
+    from support import Tfjob
+
+pytestmark = [pytest.mark.root, pytest.mark.xdist_group("cluster"), pytest.mark.timeout(300)]
+MB = 1_000_000
+
+
+@dataclass(frozen=True)
+class Small:
+    """A node of its own whose disk is as large as one wants."""
+
+    daemon: Daemon
+    disk: Path
+
+    def leave(self, free_bytes: int) -> None:
+        """Leave so much room on its disk."""
+        found = os.statvfs(self.disk)
+        used = (found.f_blocks - found.f_bfree) * found.f_frsize
+        self._remount(f"size={used + free_bytes}")
+
+    def leave_no_file(self) -> None:
+        """Let no further file be made on its disk."""
+        found = os.statvfs(self.disk)
+        self._remount(f"nr_inodes={found.f_files - found.f_ffree}")
+
+    def empty(self) -> None:
+        """Make its disk large again."""
+        self._remount("size=2g,nr_inodes=1m")
+
+    def left(self) -> list[str]:
+        """What runs have left there."""
+        api = DockerApi(self.daemon.host)
+        named = {"tfjob.run": ""}
+        return [one["Id"] for one in api.with_labels(named)] + [one["Name"] for one in api.volumes({})]
+
+    def _remount(self, options: str) -> None:
+        subprocess.run(["mount", "-o", f"remount,{options}", self.disk], check=True)
+
+
+@pytest.fixture(scope="module")
+def small_engine(tmp_path_factory: pytest.TempPathFactory, docker_cluster: Cluster) -> Iterator[Small]:
+    assert docker_cluster
+    disk = tmp_path_factory.mktemp("small")
+    subprocess.run(["mount", "-t", "tmpfs", "-o", "size=2g,nr_inodes=1m", "tmpfs", disk], check=True)
+    try:
+        with own_engine(disk / "data") as daemon:
+            base_image(daemon)
+            yield Small(daemon, disk)
+    except CannotRunError as reason:
+        pytest.skip(str(reason))
+    finally:
+        subprocess.run(["umount", "--lazy", disk], check=False)
+
+
+@pytest.fixture
+def small(lab: Tfjob, nodes: tuple[Node, ...], docker_cluster: Cluster, small_engine: Small) -> Iterator[Small]:
+    """A small node as the first one of `docker-lab`, before two others."""
+    here = {
+        "name": "small",
+        "engine": small_engine.daemon.host,
+        "address": docker_cluster.layout.machine_address,
+        "gpus": 2,
+    }
+    others = [{"name": one.name, "engine": one.docker_host, "address": one.address, "gpus": 2} for one in nodes[1:]]
+    lab.write("small.yml", yaml.safe_dump({"name": "docker-lab", "kind": "docker", "nodes": [here, *others]}))
+    lab("compute", "update", "docker-lab", "-f", "small.yml")
+    yield small_engine
+    small_engine.empty()
+    assert small_engine.left() == []
+
+
+def job(lab: Tfjob, command: str, *, more: str = "", extra: str = "", nodes: int = 2) -> str:
+    lines = "\n".join(f"  {line}" for line in command.strip().splitlines())
+    text = f"name: job\ncompute: {{target: docker-lab, node_count: {nodes}{more}}}\ncommand: |\n{lines}\n{extra}"
+    (lab.directory / "job.yml").write_text(text)
+    return "job.yml"
+
+
+def left(node: Node) -> list[str]:
+    api = DockerApi(node.docker_host)
+    return [one["Id"] for one in api.with_labels({"tfjob.run": ""})] + [
+        one["Name"] for one in api.volumes({"tfjob.run": ""})
+    ]
+
+
+def test_no_room_for_the_image(lab: Tfjob, small: Small, nodes: tuple[Node, ...], node_base: str) -> None:
+    lab.write("Dockerfile", f"FROM {node_base}\nRUN head -c 30000000 /dev/urandom >/large\n")
+    small.leave(5 * MB)
+    name = job(lab, "true", extra="environment: {dockerfile: Dockerfile}\n", more=", gpus_per_node: 1")
+    done = lab("submit", name, exit_code=4)
+    assert "small could not take the image" in done.stderr
+    assert "tfjob compute clean" in done.stderr
+    assert left(nodes[1]) == []
+
+
+def test_no_room_for_the_code(lab: Tfjob, small: Small, nodes: tuple[Node, ...]) -> None:
+    (lab.directory / "code").mkdir()
+    (lab.directory / "code/large").write_bytes(os.urandom(10 * MB))
+    small.leave(5 * MB)
+    done = lab("submit", job(lab, "true", extra="code: code\n", more=", gpus_per_node: 1"), exit_code=4)
+    assert "small could not take the code" in done.stderr
+    assert "no space left on device" in done.stderr
+    assert left(nodes[1]) == []
+
+
+def test_no_room_for_what_a_node_fetches(
+    lab: Tfjob, small: Small, nodes: tuple[Node, ...], docker_cluster: Cluster
+) -> None:
+    content = os.urandom(10 * MB)
+    small.leave(5 * MB)
+    with web_server(host=docker_cluster.address) as web:
+        url = web.put("large.bin", content)
+        data = f"dataset: {{d: {{paths: [{{path: {url}, sha256: {hashlib.sha256(content).hexdigest()}}}]}}}}\n"
+        done = lab("submit", job(lab, "true", extra=data, more=", gpus_per_node: 1"), exit_code=4)
+    assert f"the disk of small is full: {url} could not be fetched there" in done.stderr
+    assert "tfjob compute clean" in done.stderr
+    assert [name for name in small.left() if "tree" in name] == []
+    assert left(nodes[1]) == []
+
+
+def test_a_task_that_fills_the_disk(lab: Tfjob, small: Small, nodes: tuple[Node, ...]) -> None:
+    small.leave(20 * MB)
+    command = """
+echo early >outputs/early-$TFJOB_TASK_NAME
+[ $TFJOB_TASK_NAME = main-1 ] && sleep 600
+head -c 100000000 /dev/zero >outputs/large
+"""
+    done = lab("submit", job(lab, command), exit_code=1)
+    assert "main-0 on small exited with code 1" in done.stderr  # why it did found no room in its log
+    record = lab.show()
+    assert "the disk of small is full" in " ".join(record["notes"])
+    outputs = lab.run_directory(record["id"]) / "outputs"
+    assert {path.name for path in outputs.glob("early-*")} == {"early-main-0", "early-main-1"}
+    assert left(nodes[1]) == []
+
+
+def test_no_room_for_a_claim(lab: Tfjob, small: Small, nodes: tuple[Node, ...]) -> None:
+    small.leave_no_file()
+    lab("submit", job(lab, "true", more=", gpus_per_node: 1"))
+    assert [task["node"] for task in lab.show()["tasks"]] == [node.name for node in nodes[1:]]
+    done = lab("submit", job(lab, "true", more=", gpus_per_node: 1", nodes=3), exit_code=5)
+    assert "small can not be used" in done.stderr
+    assert "no space left on device" in done.stderr
+    assert left(nodes[1]) == left(nodes[2]) == []

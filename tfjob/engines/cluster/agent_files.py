@@ -1,0 +1,165 @@
+"""What goes home from a run's directory in this container: logs, outputs, what scripts left elsewhere. As plain as the agent.
+
+It remembers what has been sent, so that only what is new or has changed is sent.
+"""
+
+from __future__ import annotations
+
+import json
+import os
+import stat
+
+TYPE_CHECKING = False  # typing.TYPE_CHECKING, without importing typing
+if TYPE_CHECKING:
+    from collections.abc import Callable, Iterator
+
+if TYPE_CHECKING or __package__:
+    from tfjob.engines.cluster.agent_system import directories, is_same, walk
+else:  # in a container: it lies beside this file
+    from agent_system import directories, is_same, walk
+
+CHUNK_BYTES = 1 << 18
+LEFT = "left.json"
+
+
+class Files:
+    """The files of one run in this container. `say` tells of one, `attend` does in between what can't wait."""
+
+    def __init__(self, run: str, say: Callable[..., None], attend: Callable[[], None]) -> None:
+        self.run = run
+        self.say = say
+        self.attend = attend
+        self.tasks: list[str] = []
+        self.code = ""
+        self.sent_logs: dict[str, int] = {}
+        self.sent: dict[str, tuple[int, int]] = {}
+
+    def know(self, logs: dict[str, int], files: dict[str, list[int]], tasks: list[str], code: str) -> None:
+        """Learn what tfjob has already, which tasks are here, and where their code is."""
+        self.sent_logs = logs
+        self.sent = {path: (size, mtime) for path, (size, mtime) in {**self.read_left(), **files}.items()}
+        self.tasks, self.code = tasks, code
+
+    def note_left(self) -> None:
+        """Write down what an earlier attempt left in outputs: it is at home already."""
+        file = os.path.join(self.run, LEFT)
+        if not os.path.exists(file):
+            left = {path: [status.st_size, status.st_mtime_ns] for path, status in self.outputs()}
+            with open(file + ".unfinished", "w", encoding="utf-8") as written:
+                json.dump(left, written)
+            os.replace(file + ".unfinished", file)
+        self.sent = {
+            **{path: (size, mtime) for path, (size, mtime) in self.read_left().items()},
+            **self.sent,
+        }
+
+    def read_left(self) -> dict[str, list[int]]:
+        """What an earlier attempt left in outputs."""
+        try:
+            with open(os.path.join(self.run, LEFT), encoding="utf-8") as file:
+                found: dict[str, list[int]] = json.load(file)
+                return found
+        except (OSError, ValueError):
+            return {}
+
+    def send_logs(self) -> None:
+        """Send what was written since the last look."""
+        for path in self.logs():
+            whole = os.path.join(self.run, path)
+            try:
+                size = os.stat(whole).st_size
+            except OSError:
+                continue
+            sent = self.sent_logs.get(path, 0)
+            if size < sent:  # it was begun anew
+                sent = 0
+                self.say("gone", path=path)
+            if size > sent or path not in self.sent_logs:
+                try:
+                    self.send_log(path, whole, sent, size)
+                except OSError:  # it may not be read, or is gone
+                    self.sent_logs[path] = size
+
+    def send_log(self, path: str, whole: str, sent: int, size: int) -> None:
+        """Send a log from `sent` to `size`."""
+        with open(whole, "rb") as file:
+            file.seek(sent)
+            while sent < size:
+                data = file.read(min(CHUNK_BYTES, size - sent))
+                if not data:
+                    break
+                self.say("log", data, path=path, offset=sent)
+                sent += len(data)
+        self.sent_logs[path] = sent
+
+    def logs(self) -> Iterator[str]:
+        """The logs of this node's tasks, and what scripts write to ./logs."""
+        for task in self.tasks:
+            if os.path.exists(os.path.join(self.run, "logs", task + ".log")):
+                yield "logs/" + task + ".log"
+        for path, status in walk(self.run, "logs/user"):
+            if stat.S_ISREG(status.st_mode):
+                yield path
+
+    def outputs(self) -> Iterator[tuple[str, os.stat_result]]:
+        """What scripts wrote to what is kept."""
+        return walk(self.run, "outputs")
+
+    def send_outputs(self) -> None:
+        """Send what is new or has changed since it was sent, and tell what is gone."""
+        files = {path: (status.st_size, status.st_mtime_ns) for path, status in self.outputs()}
+        empty = set(directories(self.run, "outputs"))
+        for path in [one for one in self.sent if one.startswith("outputs/") and one not in files.keys() | empty]:
+            self.say("gone", path=path)  # before what may now stand in its place
+            del self.sent[path]
+        for path, stamp in files.items():
+            if self.sent.get(path) != stamp and self.send_file(path):
+                self.sent[path] = stamp
+        for directory in empty - self.sent.keys():
+            self.say("directory", path=directory)
+            self.sent[directory] = (-1, 0)
+
+    def send_work(self) -> None:
+        """Send what the script made or changed outside of what is kept: hours of training must not be lost to a wrong name."""
+        for task in self.tasks:
+            for path, status in walk(self.run, "work/" + task):
+                inside = path.partition("/")[2].partition("/")[2]
+                if path.endswith(".pyc") or os.path.islink(os.path.join(self.run, path)):
+                    continue
+                if self.code and is_same(os.path.join(self.code, inside), status):
+                    continue
+                self.send_file(path)
+
+    def send_file(self, path: str) -> bool:
+        """Send one file in parts. Returns whether it stayed the same meanwhile; otherwise it is sent again later."""
+        whole = os.path.join(self.run, path)
+        try:
+            if os.path.islink(whole):
+                self.say("link", path=path, target=os.readlink(whole))
+                return True
+            with open(
+                os.open(whole, os.O_RDONLY | os.O_NOFOLLOW | os.O_NONBLOCK), "rb"
+            ) as file:  # whatever it is by now
+                before = os.fstat(file.fileno())
+                left = before.st_size
+                while True:
+                    data = file.read(min(CHUNK_BYTES, left)) if left else b""
+                    left -= len(data)
+                    now = os.fstat(file.fileno())
+                    changed = (now.st_size, now.st_mtime_ns) != (before.st_size, before.st_mtime_ns)
+                    last = left == 0 or not data or changed
+                    self.say(
+                        "file",
+                        data,
+                        path=path,
+                        size=before.st_size,
+                        mode=before.st_mode & 0o777,
+                        mtime_ns=before.st_mtime_ns,
+                        last=last,
+                        whole=left == 0 and not changed,
+                    )
+                    if last:
+                        return left == 0 and not changed
+                    self.attend()
+        except OSError:  # it was removed meanwhile, or may not be read
+            return False

@@ -1,0 +1,276 @@
+"""Datasets that nodes fetch by themselves: from web servers and stores, all nodes at once, each content once a node.
+
+A program of tfjob's does it in a container on the node (`node_fetch.py`), into the volume of a tree. What comes has to have
+the SHA-256 that is known here. Credentials stay here: the program hears an address, signed for a while where that takes one,
+by its stdin. A node that can't reach a source is named to the caller, who sends it the files instead.
+
+A volume ``tfjob-fetches-DIGEST`` says which run fetches a tree on a node: of two that want it, one waits for the other.
+"""
+
+from __future__ import annotations
+
+import json
+import threading
+from collections.abc import Callable, Iterator, Mapping, Sequence
+from contextlib import contextmanager, suppress
+from dataclasses import dataclass, field
+from pathlib import Path
+from typing import Any, Final
+from urllib.parse import quote, urlsplit
+
+from tfjob.datasets.wanted import Settings
+from tfjob.dockerapi.api import DockerApi, RefusalError
+from tfjob.dockerapi.stream import STDOUT, Hijacked
+from tfjob.engines.claimed import living_runs, name_of_run
+from tfjob.engines.cluster import node_fetch
+from tfjob.engines.cluster.at_once import at_once
+from tfjob.engines.cluster.kept import short, tree_labels
+from tfjob.engines.cluster.leases import RunKey
+from tfjob.engines.cluster.refusals import MAKE_ROOM, taking
+from tfjob.engines.cluster.trees import PLACE, Tree, on_node, settle
+from tfjob.errors import PreparationError, TargetError
+from tfjob.spec.addresses import is_web, scheme_of, shown_address
+
+__all__ = ["Fetching", "Unreached", "fetch_on_nodes"]
+
+_KEEP: Final = "import time; time.sleep(7 * 24 * 3600)"
+_FETCHES: Final = "tfjob.fetches"
+_SIGNED_S: Final = 6 * 3600
+"""How long the address lives that a node gets of an object."""
+_TIMEOUT_S: Final = 60.0
+_SILENT_S: Final = 30.0
+"""The program says every half second how far it is."""
+_LOOK_S: Final = 0.2
+_MB: Final = 1_000_000
+_SIGNING: Final = ("s3", "gs", "az", "abfs", "abfss")
+
+Node = tuple[str, DockerApi]
+
+
+class Unreached(Exception):  # no error where the files can be sent
+    """Why a node could not fetch a tree, in words."""
+
+
+@dataclass
+class Fetching:
+    """One tree that nodes fetch: the program's Python in the image, and how far each node is, by its name."""
+
+    tree: Tree
+    image: str
+    python: str
+    key: RunKey
+    settings: Settings
+    told: Callable[[str], None]
+    done: dict[str, tuple[int, int]] = field(default_factory=dict)
+    streams: dict[str, Hijacked] = field(default_factory=dict)
+    given_up: threading.Event = field(default_factory=threading.Event)
+
+    @property
+    def progress(self) -> str:
+        """How far the nodes are, in words."""
+        if not self.done:
+            return ""
+        total_mb = -(-self.tree.size_bytes // _MB)
+        each = ", ".join(
+            f"{name} {files} of {len(self.tree.files)} files, {received // _MB} of {total_mb} MB"
+            for name, (files, received) in sorted(self.done.items())
+        )
+        return f"{self.tree.what}, fetched by its nodes: {each}"
+
+
+def fetch_on_nodes(fetching: Fetching, nodes: Sequence[Node]) -> list[str | Unreached]:
+    """Have every node fetch the tree; the volume that has it, or why the node could not, for each.
+
+    Raises PreparationError for a content that is not the one that is asked for, and for a full disk; TargetError for a node
+    that does not answer. What `told` raises ends it.
+    """
+    order = _order(fetching)
+    if isinstance(order, Unreached):
+        return [order for _ in nodes]
+    results: list[list[str | Unreached]] = []
+    errors: list[BaseException] = []
+
+    def work() -> None:
+        try:
+            results.append(at_once(lambda node: _fetch_on(fetching, node, order), nodes))
+        except BaseException as error:  # noqa: BLE001  # raised again below
+            errors.append(error)
+
+    names = ", ".join(name for name, _ in nodes)
+    fetching.told(f"{names} fetch{'es' if len(nodes) == 1 else ''} {fetching.tree.what}")
+    thread = threading.Thread(target=work, daemon=True)
+    thread.start()
+    said = ""
+    try:
+        while thread.is_alive():
+            thread.join(_LOOK_S)
+            now = fetching.progress
+            fetching.told("" if now == said else now)
+            said = now
+    except BaseException:
+        fetching.given_up.set()
+        for stream in list(fetching.streams.values()):
+            stream.close()
+        thread.join(_TIMEOUT_S)
+        raise
+    if errors:
+        raise errors[0]
+    return results[0]
+
+
+def _order(fetching: Fetching) -> bytes | Unreached:
+    """What the program is told."""
+    files = []
+    for address, name, size, sha256 in fetching.tree.remote:
+        opened = _opened(address)
+        if opened is None:
+            return Unreached(f"only this machine can read {scheme_of(address)}:// addresses here")
+        files.append([opened, name, size, sha256])
+    settings = fetching.settings
+    facts = {
+        "files": files,
+        "connections": settings.connections,
+        "timeout_s": settings.timeout_s,
+        "tries": settings.tries,
+        "pause_s": settings.pause_s,
+    }
+    return json.dumps(facts).encode() + b"\n"
+
+
+def _opened(address: str) -> str | None:
+    """An address that anybody can ask for the file: one of the web as it is, one of a store signed; None if there is none."""
+    if is_web(address):
+        parts = urlsplit(address)
+        host = parts.netloc.rpartition("@")[2].encode("idna" if not parts.netloc.isascii() else "ascii").decode()
+        path = quote(parts.path or "/", safe="/%:@!$&'()*+,;=~-._")
+        query = quote(parts.query, safe="/%:@!$&()*+,;=~-._?[]")
+        return parts._replace(netloc=host, path=path, query=query, fragment="").geturl()
+    if scheme_of(address) in _SIGNING:
+        from tfjob.datasets.stores import signed_address  # noqa: PLC0415  # only where it is needed
+
+        return signed_address(address, _SIGNED_S)
+    return None
+
+
+def _fetch_on(fetching: Fetching, node: Node, order: bytes) -> str | Unreached:
+    """Fetch the tree on one node, or wait until another run has."""
+    name, api = node
+    with taking(name, fetching.tree.what):
+        while not _is_ours(fetching, api):
+            if fetching.given_up.wait(_LOOK_S):
+                return Unreached("given up")
+            if there := on_node(api, [fetching.tree]):
+                return there[fetching.tree.digest]
+        try:
+            if there := on_node(api, [fetching.tree]):  # somebody was done just now
+                return there[fetching.tree.digest]
+            return _fill(fetching, node, order)
+        finally:
+            with suppress(RefusalError, TargetError):
+                api.remove_volume(_turn(fetching.tree), _TIMEOUT_S)
+
+
+def _turn(tree: Tree) -> str:
+    return f"tfjob-fetches-{short(tree.digest)}"
+
+
+def _is_ours(fetching: Fetching, api: DockerApi) -> bool:
+    """Whether it is this run's turn to fetch the tree. A turn of a run that is dead is over."""
+    labels = {**fetching.key.labels, _FETCHES: fetching.tree.digest}
+    holder = name_of_run(api.make_volume(_turn(fetching.tree), labels, _TIMEOUT_S)["Labels"])
+    if holder == fetching.key.name:
+        return True
+    volumes = api.volumes({"tfjob.run": ""}, _TIMEOUT_S)
+    living = living_runs(api.with_labels({"tfjob.run": ""}, _TIMEOUT_S), volumes, api.clock(_TIMEOUT_S))
+    if holder not in living:
+        with suppress(RefusalError):
+            api.remove_volume(_turn(fetching.tree), _TIMEOUT_S)
+    return False
+
+
+def _fill(fetching: Fetching, node: Node, order: bytes) -> str | Unreached:
+    tree, (name, api) = fetching.tree, node
+    volume = f"{tree.name}-{fetching.key.name}"
+    api.make_volume(volume, tree_labels(volume, tree.size_bytes), _TIMEOUT_S)
+    is_whole = False
+    try:
+        with _container(fetching, api, volume) as container:
+            source = Path(str(node_fetch.__file__)).read_text(encoding="utf-8")
+            argv = [fetching.python, "-I", "-c", source, PLACE]
+            stream = api.execute(container, argv, timeout_s=_SILENT_S)
+            fetching.streams[name] = stream
+            try:
+                stream.settimeout(_SILENT_S)
+                stream.write(order)
+                end = _heard(fetching, name, stream)
+            except OSError as error:
+                raise TargetError(f"{name} says nothing any more while it fetches {tree.what}: {error}") from error
+            finally:
+                stream.close()
+        is_whole = end["end"] == "done"
+        if is_whole:
+            return settle(node, tree, volume)
+        return _trouble(fetching, name, end)
+    finally:
+        if not is_whole:
+            with suppress(RefusalError, TargetError):
+                api.remove_volume(volume, _TIMEOUT_S)
+
+
+@contextmanager
+def _container(fetching: Fetching, api: DockerApi, volume: str) -> Iterator[str]:
+    """A container that runs, on the node's own network, with the volume that is filled."""
+    body = {
+        "Image": fetching.image,
+        "Entrypoint": [fetching.python, "-I", "-S", "-c", _KEEP],
+        "Cmd": [],
+        "User": "0:0",
+        "WorkingDir": "/",
+        "Healthcheck": {"Test": ["NONE"]},
+        "Labels": {**fetching.key.labels, _FETCHES: fetching.tree.digest},
+        "HostConfig": {
+            "Init": True,
+            "NetworkMode": "host",
+            "Mounts": [{"Type": "volume", "Source": volume, "Target": PLACE, "VolumeOptions": {"NoCopy": True}}],
+        },
+    }
+    container = api.create("", body, _TIMEOUT_S)
+    try:
+        api.start(container, _TIMEOUT_S)
+        yield container
+    finally:
+        with suppress(RefusalError, TargetError):
+            api.remove(container, _TIMEOUT_S)
+
+
+def _heard(fetching: Fetching, name: str, stream: Hijacked) -> Mapping[str, Any]:
+    """Hear the program until it says its last word."""
+    buffer, said = b"", b""
+    while (frame := stream.read_frame()) is not None:
+        kind, data = frame
+        if kind != STDOUT:
+            said = (said + data)[-2000:]
+            continue
+        *lines, buffer = (buffer + data).split(b"\n")
+        for line in lines:
+            facts: dict[str, Any] = json.loads(line)
+            if "end" in facts:
+                return facts
+            fetching.done[name] = (int(facts["done"]), int(facts["bytes"]))
+    why = said.decode(errors="replace").strip().rpartition("\n")[2]
+    return {"end": "failed", "index": -1, "message": f"its program ended early{': ' if why else ''}{why}"}
+
+
+def _trouble(fetching: Fetching, name: str, end: Mapping[str, Any]) -> Unreached:
+    """What to make of a failure: an error, or that the files are to be sent."""
+    index, message = int(end["index"]), str(end["message"])
+    remote = fetching.tree.remote
+    shown = shown_address(remote[index].address) if 0 <= index < len(remote) else fetching.tree.what
+    if end["end"] == "full":
+        raise PreparationError(f"the disk of {name} is full: {shown} could not be fetched there", MAKE_ROOM)
+    if end["end"] == "sum":
+        raise PreparationError(
+            f"{name} fetched {shown}: {message}, and SHA-256 {remote[index].sha256} is asked for",
+            "Either the file was changed, or the sum in the file that names it is wrong. What came was thrown away.",
+        )
+    return Unreached(f"{shown}: {message}")

@@ -1,0 +1,77 @@
+"""An image on the file system that Slurm's nodes share: written once, by its content, as `docker save` does."""
+
+from __future__ import annotations
+
+import os
+import time
+from pathlib import Path
+from typing import Final
+
+from tfjob.dockerapi.api import DockerApi, RefusalError
+from tfjob.durable import try_lock
+from tfjob.engines.base import Waiting
+from tfjob.errors import PreparationError
+
+__all__ = ["keep_image"]
+
+_PATIENT_S: Final = 24 * 3600.0
+_TIMEOUT_S: Final = 60.0
+_CHUNK_BYTES: Final = 1 << 20
+_SAY_S: Final = 1.0
+_LOOK_S: Final = 0.2
+
+
+def keep_image(image: str, images: Path, api: DockerApi, told: Waiting) -> Path:
+    """The archive of an image (an id) of the Docker Engine, in a directory of its own under `images`; written if it is not there.
+
+    What nodes make of it for their runtime is kept beside it. `told` hears how far it is, and raises to give up. Raises
+    PreparationError when it can't be written.
+    """
+    directory = images / image.removeprefix("sha256:")
+    archive = directory / "image.tar"
+    try:
+        directory.mkdir(parents=True, exist_ok=True)
+        while not archive.exists():
+            lock = try_lock(directory / "archive.lock")
+            if lock is None:
+                told(f"image {image.removeprefix('sha256:')[:12]}: another run writes it to {directory}")
+                time.sleep(_LOOK_S)
+                continue
+            try:
+                if not archive.exists():
+                    _write(image, archive, api, told)
+            finally:
+                os.close(lock)
+        os.utime(directory)
+    except OSError as error:
+        raise PreparationError(
+            f"the image can't be written to {directory}, where the nodes shall find it: {error.strerror}",
+            "The target's `directory`, or `store` in the workspace's config.yml, says where it goes.",
+        ) from error
+    return archive
+
+
+def _write(image: str, archive: Path, api: DockerApi, told: Waiting) -> None:
+    about = api.image(image, _TIMEOUT_S)
+    if about is None:
+        raise PreparationError(
+            f"the image {image} is not in the Docker Engine at {api.address} any more", "Submit again."
+        )
+    size_bytes = int(about.get("Size", 0))
+    part = archive.with_name("image.tar.part")
+    written, said = 0, time.monotonic()
+    try:
+        with api.saved([image], _PATIENT_S) as response, part.open("wb") as file:
+            while data := response.read(_CHUNK_BYTES):
+                file.write(data)
+                written += len(data)
+                if time.monotonic() - said > _SAY_S:
+                    said = time.monotonic()
+                    told(f"image for the nodes: {written / 1e6:.0f} MB written; it has {size_bytes / 1e6:.0f} MB")
+            file.flush()
+            os.fsync(file.fileno())
+        part.rename(archive)
+    except RefusalError as error:
+        raise PreparationError(f"the Docker Engine at {api.address} did not give the image: {error.message}") from error
+    finally:
+        part.unlink(missing_ok=True)

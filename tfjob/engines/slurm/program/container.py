@@ -1,0 +1,230 @@
+"""The program on a node of a Slurm job whose tasks run in a container. Standard library only; any Python from 3.8; no tfjob.
+
+    python -E -s -S start.py container RUN_DIRECTORY ATTEMPT_DIRECTORY WORD      started by step.py in the place of node.py
+
+It chooses the site's container runtime as this node has it, sees to it that the image is there, and runs node.py, with all
+the node's tasks, in one container. Its own input and output are the container's: batch.py talks with node.py as ever. When
+node.py has ended, no container of this attempt is left; one of an earlier attempt is removed before.
+
+Runtimes' commands may hang: none is waited for without a limit. Slurm kills whatever it finds, also the command that removes a
+container; what nobody removed ends by itself, because node.py in it hears nothing more, and the next attempt removes its name.
+"""
+
+from __future__ import annotations
+
+import json
+import os
+import re
+import shutil
+import signal
+import subprocess
+import threading
+import time
+
+TYPE_CHECKING = False
+if TYPE_CHECKING:
+    from typing import Any
+
+    from tfjob.engines.slurm.program import image, runtimes
+    from tfjob.engines.slurm.program.image import Trouble
+else:  # they lie beside this file
+    import image
+    import runtimes
+    from image import Trouble
+
+PATIENCE_S = 30.0  # for a runtime's command that only asks or removes
+LAST_WORDS = 3
+SAY_S = 10.0
+WORD_BYTES = 600
+TICK_S = 0.05
+NAME = re.compile(r"tfjob-.+-(\d+)\.(\d+)-\d+")  # of a container: run, job, attempt and node
+
+
+class Container:
+    """The container of one attempt on this node."""
+
+    def __init__(self, run: str, attempt: str, word: str) -> None:
+        self.run, self.attempt, self.word = run, attempt, word
+        with open(os.path.join(run, "slurm", "gang.json"), encoding="utf-8") as file:
+            gang: dict[str, Any] = json.load(file)
+        self.spec: dict[str, Any] = gang["container"]
+        self.index = int(os.environ["SLURM_NODEID"])
+        self.name = "tfjob-{}-{}-{}".format(gang["run"], word, self.index)
+        self.environ = environment(os.environ)
+        self.errors = os.path.join(attempt, f"container-{self.index}.log")
+        self.doing = ""
+        for number in (signal.SIGTERM, signal.SIGINT, signal.SIGHUP):
+            # By its settings Slurm signals every process of a step or the first alone (cgroup.conf(5),
+            # SignalChildrenProcesses): this one says it too. The container ends in batch.py's order.
+            signal.signal(number, lambda number, _: self.write(signal=int(number)))
+
+    def go(self) -> int:
+        """Run node.py in the container and clear up after it."""
+        try:
+            threading.Thread(target=self.keep_saying, daemon=True).start()
+            runtime, program = self.choose()
+            self.refuse_what_it_lacks(runtime)
+            self.remove_earlier(runtime, program)
+            what = self.images(runtime, program).make_ready()
+            if runtime == "pyxis":
+                what = self.images(runtime, program).unpack(what, self.name)
+            argv, environ = runtimes.command(runtime, self.start_of(runtime, program, what))
+        except (Trouble, ValueError, OSError) as error:
+            self.say(broken=f"{os.uname().nodename}: {error}")
+            return 0  # batch.py ends the step, in its order
+        self.doing = ""
+        with open(self.errors, "wb") as errors:
+            code = subprocess.Popen(argv, env=environ, stderr=errors).wait()
+        self.remove(runtime, program, self.name)
+        if code != 0 and not os.path.exists(os.path.join(self.attempt, f"container-{self.index}.started")):
+            self.say(broken="{}: {} could not run the container: {}".format(*self.node_and(runtime), self.last_words()))
+            return 0
+        return 0 if code == 0 else 1
+
+    def node_and(self, runtime: str) -> tuple[str, str]:
+        """The node's name and the runtime's, for messages."""
+        return os.uname().nodename, runtimes.CALLED[runtime]
+
+    def choose(self) -> tuple[str, str]:
+        """The runtime that the target names, or the first that this node has; and its program's path."""
+        asked = self.spec["runtime"]
+        for runtime in runtimes.ORDER if asked == "auto" else (asked,):
+            for name in runtimes.PROGRAMS[runtime]:
+                program = shutil.which(name, path=self.environ.get("PATH"))
+                if program and (asked != "auto" or runtime != "docker" or self.answers(program)):
+                    return runtime, program
+        if asked != "auto":
+            raise Trouble(f"it has no {runtimes.PROGRAMS[asked][0]}, which the target names as its runtime")
+        raise Trouble("it has no container runtime: neither enroot (Pyxis), Apptainer, Podman nor a Docker Engine")
+
+    def images(self, runtime: str, program: str) -> image.Images:
+        """The images of the runtime on this node."""
+        return image.Images(runtime, program, spec=self.spec, environ=self.environ, tell=self.tell)
+
+    def answers(self, program: str) -> bool:
+        """Whether a Docker Engine answers the user of this job."""
+        return image.ask([program, "version", "--format={{.Server.Version}}"], self.environ) is not None
+
+    def refuse_what_it_lacks(self, runtime: str) -> None:
+        """Raise Trouble for arguments of `docker run` that this runtime has nothing for."""
+        others = self.spec["only_docker"]
+        if others and runtime not in ("podman", "docker"):
+            raise Trouble(
+                "{} has nothing for compute.docker_args {}".format(runtimes.CALLED[runtime], " ".join(others))
+            )
+
+    def start_of(self, runtime: str, program: str, what: str) -> runtimes.Start:
+        """All that the runtime is told."""
+        options: list[str] = []
+        is_user = False
+        gpus = runtimes.gpus_of(self.environ)
+        if runtime == "podman":
+            engine = image.ask([program, "info", "--format={{.Host.OCIRuntime.Name}}"], self.environ) or ""
+            if engine.strip() == "crun":  # only that can leave the container where Slurm's limits hold
+                options.append("--cgroups=disabled")
+        elif runtime == "docker" and self.spec["user"]["uid"]:
+            said = image.ask([program, "info", "--format={{.SecurityOptions}}"], self.environ) or ""
+            is_user = "rootless" not in said
+        inner = [*self.spec["python"], os.path.join(self.run, "slurm", "program", "start.py"), "node"]
+        return runtimes.Start(
+            self.spec,
+            program=program,
+            image=what,
+            name=self.name,
+            run=self.run,
+            inner=[*inner, self.run, self.attempt, self.word, own_umask()],
+            environ=self.environ,
+            gpus=gpus,
+            devices=runtimes.devices(gpus) if runtime == "podman" else [],
+            options=options,
+            is_user=is_user,
+        )
+
+    def remove_earlier(self, runtime: str, program: str) -> None:
+        """Remove what was left on this node: its node was lost, or Slurm killed all at once."""
+        if runtime == "pyxis":
+            listed = image.ask([program, "list"], self.environ)
+        elif runtime == "podman":
+            listed = image.ask([program, "ps", "--all", "--format={{.Names}}"], self.environ)
+        elif runtime == "docker":  # an engine has containers of several users: only this run's are known to be over
+            label = f"--filter=label={runtimes.LABEL}={self.run}"
+            listed = image.ask([program, "ps", "--all", "--format={{.Names}}", label], self.environ)
+        else:
+            return  # Apptainer keeps nothing
+        for name in self.left((listed or "").split()):
+            self.remove(runtime, program, name)
+
+    def left(self, names: list[str]) -> list[str]:
+        """Those of this user's containers that are of an earlier attempt of this job, or of a job that is over."""
+        own_job, own_attempt = self.word.split(".")
+        found = {name: match.groups() for name in names for match in [NAME.fullmatch(name)] if match}
+        earlier = [name for name, (job, attempt) in found.items() if job == own_job and int(attempt) < int(own_attempt)]
+        others = [name for name, (job, _) in found.items() if job != own_job]
+        queue = image.ask(["squeue", "--noheader", "--me", "--format=%A"], self.environ) if others else None
+        running = (queue or "").split()
+        return earlier + [name for name in others if queue is not None and found[name][0] not in running]
+
+    def remove(self, runtime: str, program: str, name: str) -> None:
+        """Remove a container; one that has gone by itself is no error.
+
+        `--rm` has removed it already, or is about to: Podman's clearing up goes on after its command has ended.
+        """
+        if runtime == "pyxis":
+            image.ask([program, "remove", "--force", name], self.environ)
+        if runtime not in ("podman", "docker"):
+            return
+        until = time.monotonic() + PATIENCE_S
+        while (
+            image.ask([program, "container", "inspect", "--format={{.State.Status}}", name], self.environ) is not None
+        ):
+            image.ask([program, "rm", "--force", name], self.environ)
+            if time.monotonic() > until:
+                break
+            time.sleep(TICK_S)
+
+    def last_words(self) -> str:
+        """What the runtime said last."""
+        try:
+            with open(self.errors, encoding="utf-8", errors="replace") as file:
+                lines = [line.strip() for line in file if line.strip()]
+        except OSError:
+            lines = []
+        return "; ".join(lines[-LAST_WORDS:]) or "it did not say why"
+
+    def tell(self, doing: str) -> None:
+        """Let people know what takes so long."""
+        self.doing = doing
+        self.say(preparing=f"{os.uname().nodename}: {doing}")
+
+    def keep_saying(self) -> None:
+        """Say it again and again: batch.py waits as long as something happens."""
+        while True:
+            time.sleep(SAY_S)
+            if self.doing:
+                self.say(preparing=f"{os.uname().nodename}: {self.doing}")
+
+    def say(self, **word: str) -> None:
+        """One line of text to batch.py."""
+        self.write(**{name: text.encode("ascii", "replace").decode()[:WORD_BYTES] for name, text in word.items()})
+
+    def write(self, **word: Any) -> None:
+        """One line to batch.py."""
+        try:
+            os.write(1, json.dumps(dict(word, node=self.index)).encode() + b"\n")
+        except OSError:
+            pass
+
+
+def own_umask() -> str:
+    """This process's umask, which is what the job was submitted with, in octal."""
+    umask = os.umask(0o077)
+    os.umask(umask)
+    return f"{umask:o}"
+
+
+def environment(environ: Any) -> dict[str, str]:
+    """The variables for the runtimes' own commands. A session's directory that this node does not have stops Podman."""
+    found = dict(environ)
+    if not os.access(found.get("XDG_RUNTIME_DIR", "/"), os.W_OK):
+        found.pop("XDG_RUNTIME_DIR", None)
+    return found
