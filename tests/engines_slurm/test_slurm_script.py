@@ -2,9 +2,12 @@
 
 from __future__ import annotations
 
+import json
 import re
 import subprocess
+from dataclasses import replace
 from pathlib import Path
+from typing import TYPE_CHECKING
 
 import pytest
 from engines.engine_bench import task
@@ -14,6 +17,9 @@ from tfjob.engines.slurm.script import preview_script, render_script, script_opt
 from tfjob.planning.plan import EnvironmentPlan, LimitsPlan, Plan, RetriesPlan
 from tfjob.rundir import RunDirectory
 from tfjob.targets.definition import SlurmDefinition
+
+if TYPE_CHECKING:
+    from support import Tfjob
 
 RUN = RunDirectory(Path("/shared/ws/.tfjob/runs/digits-7k2m9x"))
 
@@ -127,3 +133,21 @@ def test_what_plan_shows_has_names_for_what_is_not_known(tmp_path: Path) -> None
     text = preview_script(with_packages, tmp_path)
     assert f"#SBATCH --chdir={tmp_path}/RUN\n" in text
     assert text.splitlines()[-1].startswith("exec python3 ")
+
+
+@pytest.mark.parametrize(("target", "said", "limit_s"), [("site", "", None), ("site", "600", 600), ("local", "", 600)])
+def test_only_in_slurms_queue_a_job_that_says_nothing_waits_without_a_limit(
+    tfjob: Tfjob, target: str, said: str, limit_s: float | None
+) -> None:
+    tfjob("init")
+    tfjob.write("site.yml", "name: site\nkind: slurm\n")
+    tfjob("compute", "create", "-f", "site.yml")
+    limits = f"limits: {{allocation_timeout_s: {said}}}\n" if said else ""
+    tfjob.write("job.yml", f"command: 'true'\ncompute: {{target: {target}}}\n{limits}")
+    made = json.loads(tfjob("plan", "job.yml", "-o", "json").stdout)
+    assert made["limits"]["allocation_timeout_s"] == limit_s
+
+
+def test_the_script_of_a_job_in_containers_says_so_to_its_program() -> None:
+    made = replace(slurm_plan(*workers("true")), runtime="docker")
+    assert render_script(made, RUN, "python3").splitlines()[-1].endswith(f"start.py batch {RUN.path} container")
