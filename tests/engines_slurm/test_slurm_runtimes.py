@@ -22,7 +22,7 @@ from engines_slurm.slurm_plans import slurm_plan, workers
 import tfjob.engines.slurm.program
 from tfjob.engines.base import Mount, Prepared
 from tfjob.engines.slurm.container import container_of
-from tfjob.engines.slurm.gang import gang_of
+from tfjob.engines.slurm.gang import gang_of, python_of
 from tfjob.engines.submitter import Submitter
 from tfjob.planning.plan import ContainerPlan, Plan
 from tfjob.rundir import RunDirectory
@@ -180,8 +180,9 @@ class TestWhatIsGiven:
 
     def test_the_programs_outside_run_by_the_nodes_python(self) -> None:
         made = replace(slurm_plan(*workers("true")), runtime="docker", container=ContainerPlan())
-        gang = gang_of(made, RUN, Prepared("k", {"environment.prefix": "/opt/env", "environment.path": "/x"}), spec())
-        assert gang["python"][0] == "python3"
+        values = {"environment.prefix": "/opt/env", "environment.path": "/x"}
+        gang = gang_of(made, RUN, Prepared("k", values), spec())
+        assert python_of(made, values) == "python3"
         assert gang["container"]["python"][0] == "/opt/env/bin/python"
         assert (gang["path"], gang["container"]["path"]) == ([], "/opt/env/bin:/bin")
 
