@@ -354,7 +354,9 @@ class TestAdopting:
         process.kill()
         process.wait()
         run.handle = run.engine.adopt(run.plan, run.run)
-        assert run.poll()["main"].state == "running"
+        eventually(
+            lambda: run.poll()["main"].state == "running", "main is seen to run"
+        )  # some hear of it a moment later
         (run.run.work("main") / "go").touch()
         statuses = ended(run)
         assert [status.exit_code for status in statuses.values()] == [4, 0]
