@@ -31,12 +31,15 @@ def slurm_of(cluster: Cluster) -> Slurm:
 
 @contextlib.contextmanager
 def slurm_in_use() -> Iterator[Slurm]:
-    """Use Slurm; it ends with the cluster. Raises CannotRunError when there can be none."""
+    """Use Slurm; it ends with the cluster. Raises CannotRunError when there can be none, RuntimeError when it does not start."""
     need_root()
     find_slurm()
     with cluster_in_use() as cluster:
         slurm = slurm_of(cluster)
-        slurm.start()
+        try:
+            slurm.start()
+        except CannotRunError as reason:  # all it needs is there: this is a fault, no reason to skip
+            raise RuntimeError(f"Slurm does not start: {reason}") from reason
         yield slurm
 
 

@@ -18,23 +18,28 @@ from tfjob.durable import replace_json
 from tfjob.engines.base import Allocation, Engine, Handle, Prepared, TaskStatus
 from tfjob.engines.docker import DockerEngine
 from tfjob.engines.process import ProcessEngine
+from tfjob.engines.slurm.engine import SlurmEngine
 from tfjob.entrypoint import stat_fields
 from tfjob.planning.plan import ContainerPlan, LimitsPlan, Plan, TaskPlan
 from tfjob.rundir import RunDirectory
+from tfjob.targets.definition import SlurmDefinition
 from tfjob.targets.target import Gpu, Node
 from tfjob.values import decode, encode
 
 GPUS = tuple(Gpu(index, f"GPU-{index}") for index in (3, 5))
 NODE = Node("here", "127.0.0.1", GPUS)
 IMAGE = "tfjob-test/base:bookworm"
+SLURM = SlurmDefinition("lab", partition="gpu", sbatch_options=("--nodelist=node1",))
 IMAGE_PATH = "/usr/local/sbin:/usr/local/bin:/usr/sbin:/usr/bin:/sbin:/bin"
 
 ENGINES: Mapping[str, Callable[[Path, Mapping[str, str]], Engine]] = {
     "process": lambda leases, environ: ProcessEngine(NODE, environ=environ, lease_directory=leases),
     "docker": lambda leases, environ: DockerEngine(NODE, environ=environ, lease_directory=leases),
+    "slurm": lambda leases, environ: SlurmEngine(environ=environ, cache=leases),
 }
 PREPARED: Mapping[str, Prepared] = {
     "process": Prepared(None, {"environment.path": os.environ["PATH"]}),
+    "slurm": Prepared(None, {"environment.path": os.environ["PATH"]}),
     "docker": Prepared(None, {"environment.path": IMAGE_PATH}, image=IMAGE, python="/usr/bin/python3"),
 }
 
@@ -82,6 +87,8 @@ class Bench:
     prepared: Prepared
     allocation: Allocation = field(default_factory=lambda: Allocation(()))
     handle: Handle = None
+    stat_of: Callable[[int], list[bytes]] = stat_fields
+    """What /proc says of a process that a task knows by its pid."""
 
     @classmethod
     def make(cls, engine: Engine, run: RunDirectory, made: Plan, prepared: Prepared) -> Bench:
@@ -91,6 +98,8 @@ class Bench:
         return cls(engine, run, made, prepared)
 
     def acquire(self, deadline_s: float = 60, waiting: Callable[[str], None] = lambda _: None) -> Allocation:
+        if isinstance(self.engine, SlurmEngine):
+            self.engine.keep(self.plan, self.run, self.prepared)  # its room is its job, which starts the tasks itself
         self.allocation = self.engine.acquire(self.plan, self.run, deadline_s, waiting)
         return self.allocation
 
@@ -111,8 +120,8 @@ class Bench:
 
     def lives(self, pid: int) -> bool:
         """Whether a process lives that a task knows by this pid."""
-        if isinstance(self.engine, ProcessEngine):
-            return _lives(stat_fields(pid))
+        if not isinstance(self.engine, DockerEngine):
+            return _lives(self.stat_of(pid))
         return any(
             container.first.lives and _lives(_stat(container.first.pid, pid))
             for container in self.handle.containers.values()

@@ -3,9 +3,10 @@
 from __future__ import annotations
 
 import hashlib
+import json
 import os
 import subprocess
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from typing import TYPE_CHECKING
 
 import pytest
@@ -164,3 +165,21 @@ def test_no_room_for_a_claim(lab: Tfjob, small: Small, nodes: tuple[Node, ...]) 
     assert "small can not be used" in done.stderr
     assert "no space left on device" in done.stderr
     assert left(nodes[1]) == left(nodes[2]) == []
+
+
+def test_no_room_here_for_what_comes_home(lab: Tfjob, nodes: tuple[Node, ...], tmp_path: Path) -> None:
+    disk = tmp_path / "disk"
+    disk.mkdir()
+    subprocess.run(["mount", "-t", "tmpfs", "-o", "size=3m", "tmpfs", disk], check=True)
+    try:
+        full = replace(lab, environ={**lab.environ, "TFJOB_WORKSPACE": str(disk)})
+        full("init", str(disk))
+        (disk / ".tfjob/config.yml").write_text((lab.directory / ".tfjob/config.yml").read_text())
+        full("compute", "create", "docker-lab", "-f", "lab.yml")
+        full("submit", job(full, "yes | head -c 5000000; echo small >outputs/$TFJOB_TASK_NAME"))
+        record = json.loads(next((disk / ".tfjob/runs").glob("job-*/record.json")).read_text())
+        assert record["state"] == "Completed"
+        assert "logs/main-0.log of main-0 (No space left on device)" in " ".join(record["notes"])
+        assert left(nodes[0]) == left(nodes[1]) == []
+    finally:
+        subprocess.run(["umount", "--lazy", disk], check=False)

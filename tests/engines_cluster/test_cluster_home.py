@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import os
+import subprocess
 from pathlib import Path
 from typing import Any
 
@@ -234,6 +235,38 @@ def test_a_log_that_comes_twice_is_there_once(home: Home) -> None:
         home.log(1, "logs/worker-0.log", offset, data)
     assert (home.run.path / "logs/worker-0.log").read_bytes() == b"one\ntwo\nthree\n"
     assert home.sizes(1, ["worker-0"]) == {"logs/worker-0.log": 14}
+
+
+@pytest.mark.root
+def test_a_disk_that_is_full_here_loses_neither_logs_nor_ends(run: RunDirectory) -> None:
+    def mount(*arguments: str) -> None:
+        subprocess.run(["mount", *arguments, str(run.path)], check=True)
+
+    mount("-t", "tmpfs", "-o", "size=64k", "tmpfs")
+    try:
+        home = Home.of(run, NAMES)
+        home.reserve(["chief", "worker-0"])
+        (run.path / "logs").mkdir()
+        home.log(0, "logs/chief.log", 0, b"x" * 100_000)
+        home.log(0, "logs/chief.log", 100_000, b"more")  # which would leave a hole
+        home.report("chief", "started.json", "{}")
+        home.report("chief", "exit.json", '{"exit_code": 0}')
+        assert (run.task("chief") / "exit.json").read_text() == '{"exit_code": 0}'
+        there = home.sizes(0, ["chief"])["logs/chief.log"]
+        assert 0 < there < 100_000
+        assert home.is_blocked(0)
+        assert home.notes() == (
+            "files of nodes could not be kept here: logs/chief.log of chief (No space left on device)",
+        )
+        mount("-o", "remount,size=1m")
+        home.begin(0)
+        home.log(0, "logs/chief.log", there, b"x" * (100_000 - there) + b"more")
+        assert (run.path / "logs/chief.log").read_bytes() == b"x" * 100_000 + b"more"
+        assert home.notes() == ()
+        home.close()
+        assert [path.name for path in run.tasks.glob("*/.*")] == []
+    finally:
+        subprocess.run(["umount", "--lazy", run.path], check=False)
 
 
 def test_logs_of_one_name_stand_beside_each_other(home: Home) -> None:

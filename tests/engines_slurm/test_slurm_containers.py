@@ -41,6 +41,11 @@ driver = "overlay"
 graphroot = "/run/lab/node/podman"
 runroot = "/run/podman-storage"
 """
+# Whatever else Podman finds there: crun does not run where control groups are of both versions.
+SETTINGS = """\
+[engine]
+runtime = "runc"
+"""
 SAVES = "trap 'echo saved; exit 9' TERM; echo up; while :; do sleep 0.05; done"
 STUBBORN = "trap 'echo told' TERM; echo up; while :; do sleep 0.05; done"
 
@@ -102,10 +107,13 @@ def site_of(tfjob: Tfjob, slurm: Slurm, base: str) -> Iterator[Callable[[str], S
     project = shared / tfjob.directory.parent.name
     project.mkdir(parents=True, exist_ok=True)
     storage.write_text(STORAGE)
+    settings = shared / "containers.conf"
+    settings.write_text(SETTINGS)
 
     def site(runtime: str) -> Site:
-        if runtime != "docker":
-            program(runtime, runtime)
+        if runtime == "podman":
+            program("podman", "podman")
+            program("runc", "runc")
         own = {"PATH": slurm.environ["PATH"], "DOCKER_HOST": slurm.nodes[0].docker_host}
         made = Tfjob(project, {**tfjob.environ, **own, "TFJOB_STORE": str(shared / "store")})
         made("init")
@@ -116,7 +124,7 @@ def site_of(tfjob: Tfjob, slurm: Slurm, base: str) -> Iterator[Callable[[str], S
             name: {runtime}
             partition: gpu
             runtime: {runtime}
-            setup: ["export CONTAINERS_STORAGE_CONF={storage}"]
+            setup: ["export CONTAINERS_STORAGE_CONF={storage} CONTAINERS_CONF={settings}"]
             """,
         )
         made("compute", "create", "-f", "target.yml")
@@ -313,6 +321,7 @@ def test_an_image_that_can_not_be_loaded_is_told_with_the_runtimes_words(site_of
 def users_run(slurm: Slurm, base: str) -> Iterator[RunDirectory]:
     """The run directory of a user without privileges, who has Podman's storage on each node."""
     program("podman", "podman")
+    program("runc", "runc")
     program("newuidmap", "uidmap")
     shared = LAYOUT.shared / "containers-on-slurm"
     directory = shared / "rootless"
@@ -323,9 +332,10 @@ def users_run(slurm: Slurm, base: str) -> Iterator[RunDirectory]:
     storage.write_text(
         STORAGE.replace("node/podman", "node/podman-user").replace("/run/podman", "/run/lab/node/podman-user/run")
     )
-    target = SlurmDefinition(
-        "lab", partition="gpu", runtime="podman", setup=(f"export CONTAINERS_STORAGE_CONF={storage} HOME={directory}",)
-    )
+    settings = directory / "containers.conf"
+    settings.write_text(SETTINGS)
+    setup = f"export CONTAINERS_STORAGE_CONF={storage} CONTAINERS_CONF={settings} HOME={directory}"
+    target = SlurmDefinition("lab", partition="gpu", runtime="podman", setup=(setup,))
     command = f"id -u; touch {run.outputs}/file; umask"
     made_plan = replace(slurm_plan(task(command), target=target), runtime="docker")
     environ = {"DOCKER_HOST": slurm.nodes[0].docker_host}

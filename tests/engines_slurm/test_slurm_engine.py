@@ -15,7 +15,7 @@ from engines_slurm.slurm_plans import slurm_plan
 
 from tfjob.engines.base import Prepared
 from tfjob.engines.slurm.engine import JobView, SlurmEngine
-from tfjob.engines.slurm.gang import PROGRAMS
+from tfjob.engines.slurm.programs import PROGRAMS
 from tfjob.rundir import RunDirectory
 
 NO_ACCOUNTING = "echo 'Slurm accounting storage is disabled' >&2; exit 1"
@@ -163,6 +163,9 @@ def test_a_slurm_that_does_not_answer_ends_no_run(site: Site) -> None:
 def test_what_the_job_needs_lies_in_the_run_directory(site: Site) -> None:
     site.engine.keep(site.plan, site.run, Prepared(None, {"environment.path": "/bin"}))
     found = sorted(
-        path.relative_to(site.run.path / "slurm").as_posix() for path in site.run.path.rglob("*") if path.is_file()
+        path.relative_to(site.run.path / "slurm").as_posix()
+        for path in site.run.path.rglob("*")
+        if path.is_file() and path.suffix != ".pyc"
     )
-    assert found == ["gang.json", "job.sh", *sorted(f"program/{name}" for name in (*PROGRAMS, "entrypoint.py"))]
+    programs = sorted(f"program/{name}" for name in (*PROGRAMS, "entrypoint.py"))
+    assert found == ["gang.json", "job.sh", *programs]

@@ -23,7 +23,8 @@ from hypothesis import strategies as st
 import tfjob.engines.slurm.program
 from tfjob.engines.base import Prepared
 from tfjob.engines.slurm.engine import SlurmEngine
-from tfjob.engines.slurm.gang import PROGRAMS, gang_of
+from tfjob.engines.slurm.gang import FLAGS, gang_of
+from tfjob.engines.slurm.programs import PROGRAMS, place_programs
 from tfjob.engines.slurm.report import read_report, statuses_of
 from tfjob.planning.plan import Plan
 from tfjob.rundir import RunDirectory
@@ -175,11 +176,10 @@ def test_a_gang_of_one_node_under_old_and_new_pythons(
     (tmp_path / "srun").write_text(SRUN)
     (tmp_path / "srun").chmod(0o755)
     SlurmEngine(environ={}, cache=tmp_path).keep(made, run, Prepared(None, {"environment.path": "/bin"}))
-    gang = json.loads((run.path / "slurm" / "gang.json").read_text())
-    gang["python"][0] = python
-    (run.path / "slurm" / "gang.json").write_text(json.dumps(gang))
-    argv = [*gang["python"], str(run.path / "slurm" / "program" / "batch.py"), str(run.path)]
+    argv = [python, *FLAGS, str(run.path / "slurm" / "program" / "start.py"), "batch", str(run.path)]
     environ = {"PATH": f"{tmp_path}:{os.environ['PATH']}", "SLURM_JOB_ID": "5"}
+    if code == 0:  # as under Slurm, where the step begins before anything else
+        environ["SLURM_JOB_NUM_NODES"] = "1"
     done = subprocess.run(argv, env=environ, capture_output=True, text=True, timeout=60, check=False)
     assert (done.returncode, done.stderr) == (code, "")
     report = read_report(run)
@@ -188,6 +188,22 @@ def test_a_gang_of_one_node_under_old_and_new_pythons(
     assert (report.phase, report.end.outcome) == ("over", outcome)
     assert run.log("main").read_text() == ("4\n" if code == 0 else "")
     assert (run.tasks / "main" / "exit.json").exists()
+
+
+class TestPlacing:
+    def test_the_programs_are_compiled_once_for_the_python_that_runs_them(self, tmp_path: Path) -> None:
+        for name in ("one", "two"):
+            place_programs(tmp_path / name, sys.executable, tmp_path / "cache")
+        [kept] = (tmp_path / "cache" / "slurm-programs").iterdir()
+        tag = sys.implementation.cache_tag
+        expected = sorted(f"{program.removesuffix('.py')}.{tag}.pyc" for program in (*PROGRAMS, "entrypoint.py"))
+        for directory in (kept, tmp_path / "one" / "__pycache__", tmp_path / "two" / "__pycache__"):
+            assert sorted(path.name for path in directory.iterdir()) == expected
+
+    def test_a_python_that_cannot_compile_is_no_hindrance(self, tmp_path: Path) -> None:
+        place_programs(tmp_path / "one", "/bin/false", tmp_path / "cache")
+        place_programs(tmp_path / "two", None, tmp_path / "cache")
+        assert sorted(path.name for path in (tmp_path / "two").iterdir()) == sorted((*PROGRAMS, "entrypoint.py"))
 
 
 @pytest.mark.parametrize("python", pythons())

@@ -152,6 +152,18 @@ class TestHowJobsRun:
         )
 
 
+class TestNodesThatAreStarted:
+    def test_they_are_told_of_while_they_come(self, lab: Tfjob, submit: Submit, slurm: Slurm) -> None:
+        slurm.reset()  # another test may have had the node started
+        lab.write("cloud.yml", "kind: slurm\nname: cloud\npartition: cloud\n")
+        lab("compute", "create", "cloud", "-f", "cloud.yml")
+        run = submit("echo here", target="cloud")
+        eventually(lambda: "nodes are being started: cloud1" in messages(lab, run), "the node is being started")
+        assert lab.record(run)["state"] == "Scaling"
+        record = ended(lab, run)
+        assert (record["tasks"][0]["node"], log(lab, run)) == ("cloud1", "here\n")
+
+
 class TestHowRunsFail:
     def test_one_failure_ends_the_gang(self, lab: Tfjob, submit: Submit) -> None:
         run = submit(f"if [ $TFJOB_NODE_INDEX = 1 ]; then sleep 1; echo boo; exit 3; fi; {SAVES}", nodes=3)
@@ -162,8 +174,15 @@ class TestHowRunsFail:
         assert all("saved" in log(lab, run, f"main-{node}") for node in (0, 2))
 
     def test_and_are_tried_again_in_the_same_allocation(self, lab: Tfjob, submit: Submit) -> None:
+        lab.write("code/sub/text", "as it was\n")
         run = submit(
-            "echo $TFJOB_RESTART_COUNT; [ $TFJOB_RESTART_COUNT = 1 ]", nodes=2, retries={"max": 2, "on": ["failure"]}
+            """
+            cat sub/text; echo changed >sub/text; ls; echo $TFJOB_RESTART_COUNT >>outputs/$TFJOB_TASK_NAME; touch scratch
+            echo $TFJOB_RESTART_COUNT; [ $TFJOB_RESTART_COUNT = 1 ]
+            """,
+            nodes=2,
+            code="code",
+            retries={"max": 2, "on": ["failure"]},
         )
         record = ended(lab, run)
         assert record["state"] == "Completed"
@@ -171,6 +190,11 @@ class TestHowRunsFail:
         assert (attempt["number"], attempt["failure"]["exit_code"], attempt["failure"]["kind"]) == (1, 1, "failure")
         failed = attempt["failure"]["task"]
         assert [log(lab, run, name).split()[-1] for name in (f"attempt-1/{failed}", failed)] == ["0", "1"]
+        # Each attempt has the code as it was submitted; what is kept stays, what is not is put away.
+        assert log(lab, run, failed).splitlines()[1:] == ["as it was", "logs", "outputs", "sub", "1"]
+        assert (lab.run_directory(run) / "outputs" / failed).read_text().split() == ["0", "1"]
+        left = [f"attempts/1/work/{failed}/{name}" for name in ("scratch", "sub/text")]
+        assert [path for path in record["left_in_work"] if path in left] == left
 
     def test_by_the_jobs_own_time_limit(self, lab: Tfjob, submit: Submit) -> None:
         record = ended(lab, submit(SAVES, limits={"timeout_s": 1}), exit_code=1)

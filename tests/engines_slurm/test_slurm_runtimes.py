@@ -22,7 +22,7 @@ from engines_slurm.slurm_plans import slurm_plan, workers
 import tfjob.engines.slurm.program
 from tfjob.engines.base import Mount, Prepared
 from tfjob.engines.slurm.container import container_of
-from tfjob.engines.slurm.gang import gang_of
+from tfjob.engines.slurm.gang import gang_of, python_of
 from tfjob.engines.submitter import Submitter
 from tfjob.planning.plan import ContainerPlan, Plan
 from tfjob.rundir import RunDirectory
@@ -105,7 +105,7 @@ class TestCommands:
         assert environ == {**ENVIRON, "CUDA_VISIBLE_DEVICES": "0,1"}
 
     def test_podman_as_its_root_which_is_the_user(self) -> None:
-        made = start(spec(), devices=["nvidia.com/gpu=2", "nvidia.com/gpu=3"], options=["--cgroups=disabled"])
+        made = start(spec(), devices=["nvidia.com/gpu=2", "nvidia.com/gpu=3"])
         argv, environ = module("runtimes").command("podman", made)
         assert argv == [
             *("/usr/bin/x", "run", "--rm", "--interactive", "--name=tfjob-r1-7.0-0"),
@@ -114,7 +114,7 @@ class TestCommands:
             "--mount=type=bind,source=/shared/runs/r1,target=/shared/runs/r1",
             "--mount=type=bind,source=/shared/store/prefixes/k,target=/opt/env,readonly",
             *("--env=CUDA_VISIBLE_DEVICES", "--env=SLURM_JOB_ID", "--env=SLURM_STEP_GPUS", "--env=TOKEN"),
-            *("--user=0:0", "--uts=host", "--security-opt=label=disable", "--cgroups=disabled"),
+            *("--user=0:0", "--uts=host", "--security-opt=label=disable"),
             *("--device=nvidia.com/gpu=2", "--device=nvidia.com/gpu=3", "sha256:abc", *INNER),
         ]
         assert environ["TOKEN"] == "hunter2"  # noqa: S105  # no secret
@@ -180,8 +180,9 @@ class TestWhatIsGiven:
 
     def test_the_programs_outside_run_by_the_nodes_python(self) -> None:
         made = replace(slurm_plan(*workers("true")), runtime="docker", container=ContainerPlan())
-        gang = gang_of(made, RUN, Prepared("k", {"environment.prefix": "/opt/env", "environment.path": "/x"}), spec())
-        assert gang["python"][0] == "python3"
+        values = {"environment.prefix": "/opt/env", "environment.path": "/x"}
+        gang = gang_of(made, RUN, Prepared("k", values), spec())
+        assert python_of(made, values) == "python3"
         assert gang["container"]["python"][0] == "/opt/env/bin/python"
         assert (gang["path"], gang["container"]["path"]) == ([], "/opt/env/bin:/bin")
 

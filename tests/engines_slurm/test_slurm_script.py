@@ -2,9 +2,12 @@
 
 from __future__ import annotations
 
+import json
 import re
 import subprocess
+from dataclasses import replace
 from pathlib import Path
+from typing import TYPE_CHECKING
 
 import pytest
 from engines.engine_bench import task
@@ -14,6 +17,9 @@ from tfjob.engines.slurm.script import preview_script, render_script, script_opt
 from tfjob.planning.plan import EnvironmentPlan, LimitsPlan, Plan, RetriesPlan
 from tfjob.rundir import RunDirectory
 from tfjob.targets.definition import SlurmDefinition
+
+if TYPE_CHECKING:
+    from support import Tfjob
 
 RUN = RunDirectory(Path("/shared/ws/.tfjob/runs/digits-7k2m9x"))
 
@@ -40,8 +46,8 @@ GOLDEN = """\
 module load cuda/12.4
 export NCCL_DEBUG=WARN
 
-exec /shared/store/prefix/bin/python3 -E -s -S -X utf8 /shared/ws/.tfjob/runs/digits-7k2m9x/slurm/program/batch.py \
-/shared/ws/.tfjob/runs/digits-7k2m9x
+exec /shared/store/prefix/bin/python3 -E -s -S -X utf8 /shared/ws/.tfjob/runs/digits-7k2m9x/slurm/program/start.py \
+batch /shared/ws/.tfjob/runs/digits-7k2m9x
 """
 
 
@@ -113,10 +119,10 @@ def test_no_path_breaks_the_script(name: str, tmp_path: Path) -> None:
     run = RunDirectory(tmp_path / name / "run")
     program = run.path / "slurm" / "program"
     program.mkdir(parents=True)
-    (program / "batch.py").write_text("import sys; print(sys.argv[1:], end='')")
+    (program / "start.py").write_text("import sys; print(sys.argv[1:], end='')")
     text = render_script(slurm_plan(), run, "python3")
     done = subprocess.run(["bash"], input=text, capture_output=True, text=True, check=True)
-    assert done.stdout == repr([str(run.path)])
+    assert done.stdout == repr(["batch", str(run.path)])
     line = re.search(r'^#SBATCH "?(--chdir=.*?)"?$', text, re.MULTILINE)
     assert line is not None
     assert re.sub(r'\\(["\\])', r"\1", line[1]) == f"--chdir={run.path}"
@@ -127,3 +133,21 @@ def test_what_plan_shows_has_names_for_what_is_not_known(tmp_path: Path) -> None
     text = preview_script(with_packages, tmp_path)
     assert f"#SBATCH --chdir={tmp_path}/RUN\n" in text
     assert text.splitlines()[-1].startswith("exec python3 ")
+
+
+@pytest.mark.parametrize(("target", "said", "limit_s"), [("site", "", None), ("site", "600", 600), ("local", "", 600)])
+def test_only_in_slurms_queue_a_job_that_says_nothing_waits_without_a_limit(
+    tfjob: Tfjob, target: str, said: str, limit_s: float | None
+) -> None:
+    tfjob("init")
+    tfjob.write("site.yml", "name: site\nkind: slurm\n")
+    tfjob("compute", "create", "-f", "site.yml")
+    limits = f"limits: {{allocation_timeout_s: {said}}}\n" if said else ""
+    tfjob.write("job.yml", f"command: 'true'\ncompute: {{target: {target}}}\n{limits}")
+    made = json.loads(tfjob("plan", "job.yml", "-o", "json").stdout)
+    assert made["limits"]["allocation_timeout_s"] == limit_s
+
+
+def test_the_script_of_a_job_in_containers_says_so_to_its_program() -> None:
+    made = replace(slurm_plan(*workers("true")), runtime="docker")
+    assert render_script(made, RUN, "python3").splitlines()[-1].endswith(f"start.py batch {RUN.path} container")

@@ -10,6 +10,7 @@ from typing import TYPE_CHECKING, Any
 from tfjob.environments.prefix import variables
 from tfjob.planning.mpi import MPI_VARIABLES, mpi_tasks
 from tfjob.planning.plan import (
+    ALLOCATION_TIMEOUT_S,
     CodePlan,
     ContainerPlan,
     DatasetPlan,
@@ -77,7 +78,8 @@ def make_plan(job: ResolvedJob) -> Plan:
         limits=LimitsPlan(
             timeout_s=spec.limits.timeout_s,
             rendezvous_timeout_s=spec.limits.rendezvous_timeout_s,
-            allocation_timeout_s=spec.limits.allocation_timeout_s,
+            allocation_timeout_s=spec.limits.allocation_timeout_s
+            or (None if job.target.slurm else ALLOCATION_TIMEOUT_S),
             grace_period_s=spec.limits.grace_period_s,
         ),
         container=ContainerPlan(container.shm_size, container.docker_args, container.packages)

@@ -26,6 +26,7 @@ from __future__ import annotations
 
 from collections.abc import Mapping
 from dataclasses import dataclass, replace
+from pathlib import PurePosixPath
 from typing import Literal
 
 from tfjob.environments.definition import Definition
@@ -34,6 +35,7 @@ from tfjob.targets.definition import ClusterDefinition, SlurmDefinition
 from tfjob.values import Pairs
 
 __all__ = [
+    "ALLOCATION_TIMEOUT_S",
     "CodePlan",
     "ContainerPlan",
     "DatasetPlan",
@@ -47,6 +49,8 @@ __all__ = [
 ]
 
 PLAN_VERSION = 2
+ALLOCATION_TIMEOUT_S = 600.0
+"""How long a job waits for room that does not say, but on Slurm."""
 
 
 @dataclass(frozen=True)
@@ -139,11 +143,11 @@ class ContainerPlan:
 
 @dataclass(frozen=True)
 class LimitsPlan:
-    """Limits in seconds; None is none."""
+    """Limits in seconds; None is none. Only Slurm's queue is waited in without a limit."""
 
     timeout_s: float | None
     rendezvous_timeout_s: float
-    allocation_timeout_s: float
+    allocation_timeout_s: float | None
     grace_period_s: float
 
 
@@ -199,6 +203,12 @@ class Plan:
     def all_tasks(self) -> tuple[TaskPlan, ...]:
         """Every task that has a log and an end of its own, the launcher last."""
         return (*self.tasks, self.launcher) if self.launcher else self.tasks
+
+    @property
+    def kept(self) -> tuple[str, ...]:
+        """The directories of a working copy that are links to places in the run's outputs: `outputs`, those to keep not in another."""
+        named = dict.fromkeys(map(PurePosixPath, ("outputs", *self.keep)))
+        return tuple(str(path) for path in named if not any(parent in named for parent in path.parents))
 
 
 def bind(task: TaskPlan, values: Mapping[str, str]) -> TaskPlan:

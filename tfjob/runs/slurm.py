@@ -27,8 +27,7 @@ from tfjob.runs.record import Attempt, Failure, Supervisor, TaskRecord, iso
 from tfjob.runs.supervision import Supervision
 from tfjob.runs.tail import last_lines
 from tfjob.runs.verdict import Verdict, describe_end
-from tfjob.runs.working import make_work
-from tfjob.spec.job import LimitsSpec
+from tfjob.runs.working import clear_copies, make_work
 
 __all__ = ["SlurmSupervision"]
 
@@ -42,8 +41,6 @@ _HINTS: Final = {
     "preempted": "With `retries: {max: N, on: [node_lost]}` it goes back to the queue.",
     "node_lost": "With `retries: {max: N, on: [node_lost]}` it starts again by itself.",
 }
-_USUAL_WAIT_S: Final = LimitsSpec().allocation_timeout_s
-"""What a job that says nothing waits for nodes elsewhere. Queues of Slurm are longer: there it waits until it is its turn."""
 
 
 class SlurmSupervision(Supervision):
@@ -112,7 +109,7 @@ class SlurmSupervision(Supervision):
 
     def _refuse_long_wait(self, view: JobView, waited_s: float) -> None:
         limit_s = self._plan.limits.allocation_timeout_s
-        if limit_s != _USUAL_WAIT_S and waited_s > limit_s:
+        if limit_s is not None and waited_s > limit_s:
             raise TargetError(
                 f"no room on {self._plan.target} within {limit_s:g} s: {view.message}",
                 "Raise `limits.allocation_timeout_s`, or leave it out: then the job waits until it is its turn.",
@@ -170,6 +167,15 @@ class SlurmSupervision(Supervision):
         status = self._status(view.report, end)
         self._hint = _HINTS.get(end.kind or "", "")
         return Verdict("failed", status, end.message or (describe_end(status) if status else ""), _kind(end))
+
+    def _finish(self) -> None:
+        """Clear the working copies of earlier attempts too: the job puts them away as they are."""
+        for work in self._run.attempts.glob("*/work"):
+            try:
+                clear_copies(self._plan, self._run, self._snapshots, work)
+            except OSError as error:
+                self._chronicle.note(f"{work} could not be cleared: {error}")
+        super()._finish()
 
     def _failure(self, verdict: Verdict) -> Failure:
         failure = super()._failure(verdict)

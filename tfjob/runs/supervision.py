@@ -16,7 +16,7 @@ from typing import TYPE_CHECKING
 
 from tfjob.engines.base import Allocation, Engine, Handle, Prepared, TaskStatus
 from tfjob.errors import ExitCode, NodeLost, PreparationError, TargetError, TfjobError
-from tfjob.planning.plan import Plan
+from tfjob.planning.plan import ALLOCATION_TIMEOUT_S, Plan
 from tfjob.rundir import RunDirectory
 from tfjob.runs.advice import advice
 from tfjob.runs.allocated import described
@@ -174,7 +174,9 @@ class Supervision:
                 make_kept(plan, run, self._snapshots)
         raise_if_canceled(run)
         self._chronicle.enter("Scaling")
-        self._allocation = engine.acquire(plan, run, plan.limits.allocation_timeout_s, self._waiting)
+        self._allocation = engine.acquire(
+            plan, run, plan.limits.allocation_timeout_s or ALLOCATION_TIMEOUT_S, self._waiting
+        )
         self._chronicle.progress(described(plan, self._allocation))
         tasks = tuple(TaskRecord(t.name, t.type, self._allocation.nodes[t.node].name) for t in plan.all_tasks)
         self._chronicle.change(tasks=tasks)

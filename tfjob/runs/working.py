@@ -15,7 +15,7 @@ from tfjob.rundir import RunDirectory
 from tfjob.runs.record import Output
 from tfjob.snapshot import copy_tree
 
-__all__ = ["OUTPUT_LIMIT", "clear_work", "list_outputs", "make_kept", "make_work"]
+__all__ = ["OUTPUT_LIMIT", "clear_copies", "clear_work", "list_outputs", "make_kept", "make_work"]
 
 OUTPUT_LIMIT = 1000
 """Files listed in a record by name; all are counted."""
@@ -59,13 +59,17 @@ def clear_work(plan: Plan, run: RunDirectory, snapshots: Path) -> tuple[str, ...
 
     Returns those files' paths under the run directory: hours of training must not be lost to a wrong directory name.
     """
-    work = run.path / "work"
-    for directory in (run.datasets, work):
-        _open_up(directory)
+    _open_up(run.datasets)
     shutil.rmtree(run.datasets, ignore_errors=True)
+    return clear_copies(plan, run, snapshots, run.path / "work")
+
+
+def clear_copies(plan: Plan, run: RunDirectory, snapshots: Path, work: Path) -> tuple[str, ...]:
+    """Remove the working copies in `work`, and return what is left of them, as `clear_work` does."""
+    _open_up(work)
     snapshot = snapshots / plan.code.digest if plan.code else None
     for task in plan.all_tasks:
-        _clear(run.work(task.name), snapshot)
+        _clear(work / task.name, snapshot)
     left = tuple(sorted(file.relative_to(run.path).as_posix() for file in _files(work)))
     if not left:
         shutil.rmtree(work, ignore_errors=True)
@@ -80,10 +84,7 @@ def list_outputs(run: RunDirectory) -> tuple[tuple[Output, ...], int, int]:
 
 
 def _to_keep(plan: Plan, snapshots: Path) -> tuple[str, ...]:
-    """The directories that are links to places in the run's outputs: `outputs`, and those to keep that are not inside another."""
-    named = dict.fromkeys(map(PurePosixPath, ("outputs", *plan.keep)))
-    keep = [path for path in named if not any(parent in named for parent in path.parents)]
-    for path in keep:
+    for path in map(PurePosixPath, plan.kept):
         if path.parts[0] == "logs":
             raise PreparationError(
                 f"outputs.keep names {path}, and ./logs is kept already, as the run's logs/user",
@@ -96,7 +97,7 @@ def _to_keep(plan: Plan, snapshots: Path) -> tuple[str, ...]:
                     f"outputs.keep names {path}, and the code has {part}, which is no directory",
                     "Name another directory in outputs.keep, and write there.",
                 )
-    return tuple(map(str, keep))
+    return plan.kept
 
 
 def _link(at: Path, to: Path) -> None:

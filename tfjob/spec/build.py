@@ -173,11 +173,11 @@ def _outputs(view: View) -> OutputsSpec:
 
 
 def _limits(view: View) -> LimitsSpec:
-    timeout = view.number("limits", "timeout_s")
+    timeout, allocation = view.number("limits", "timeout_s"), view.number("limits", "allocation_timeout_s")
     return LimitsSpec(
         timeout_s=None if timeout is None else float(timeout),
         rendezvous_timeout_s=float(_given(view.number("limits", "rendezvous_timeout_s"))),
-        allocation_timeout_s=float(_given(view.number("limits", "allocation_timeout_s"))),
+        allocation_timeout_s=None if allocation is None else float(allocation),
         grace_period_s=float(_given(view.number("limits", "grace_period_s"))),
     )
 

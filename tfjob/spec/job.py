@@ -110,11 +110,11 @@ class OutputsSpec:
 
 @dataclass(frozen=True)
 class LimitsSpec:
-    """How long things may take, in seconds. `timeout_s` None means no limit."""
+    """How long things may take, in seconds. `timeout_s` None means no limit; `allocation_timeout_s` None what is usual on the target."""
 
     timeout_s: float | None = None
     rendezvous_timeout_s: float = 120.0
-    allocation_timeout_s: float = 600.0
+    allocation_timeout_s: float | None = None
     grace_period_s: float = 5.0
 
 

@@ -224,6 +224,8 @@ class ClusterEngine:
             if (
                 link.ended is None and not link.closed and _has_begun(handle, link)
             ):  # it can be asked, and has something
+                if link.home.is_blocked(link.node.index):
+                    link.begin_again()
                 asked.append((link, link.said("synced")))
                 link.tell("sync")
         for link, before in asked:

@@ -32,6 +32,8 @@ __all__ = ["Home"]
 _STATE: Final = "merged.json"
 _KEPT: Final = ("outputs/", "logs/", "work/")
 _SAVE_S: Final = 1.0
+_RESERVED: Final = ("started.json", "exit.json")
+_REPORT_BYTES: Final = 512
 
 
 @dataclass
@@ -50,9 +52,13 @@ class Home:
     failed: dict[tuple[int, str], str] = field(default_factory=dict)
     """Files that could not be kept here, and why."""
 
+    blocked: set[tuple[int, str]] = field(default_factory=set)
+    """Logs that found no room here: what comes of them is not taken until their node begins again, from where they end."""
+
     _lock: threading.RLock = field(default_factory=threading.RLock)
     _parts: dict[tuple[int, str], Path] = field(default_factory=dict)
     _attempt: int = 1
+    _reserved: list[str] = field(default_factory=list)
     _closed: bool = False
     _changed: bool = False
     _saved: float = 0.0
@@ -85,6 +91,9 @@ class Home:
             self._closed = True
             for key in list(self._parts):
                 self._forget_part(key)
+            for path in (self._unfinished(task, name) for task in self._reserved for name in _RESERVED):
+                with suppress(OSError):
+                    path.unlink(missing_ok=True)
             self.save()
 
     def begin(self, node: int) -> None:
@@ -92,37 +101,63 @@ class Home:
         with self._lock:
             for key in [one for one in self._parts if one[0] == node]:
                 self._forget_part(key)
+            self.blocked = {one for one in self.blocked if one[0] != node}
+
+    def is_blocked(self, node: int) -> bool:
+        """Whether a log of a node found no room here."""
+        with self._lock:
+            return any(one[0] == node for one in self.blocked)
 
     # What the nodes' agents say.
 
     def log(self, node: int, path: str, offset: int, data: bytes) -> None:
-        """Some bytes of a log at their place: what comes a second time changes nothing. Raises OSError on a full disk."""
+        """Some bytes of a log at their place: what comes a second time changes nothing. On a full disk it is blocked, and noted."""
         if not path.startswith("logs/"):
             raise ValueError(f"a node sent a log named {path!r}")
+        key = (node, _checked(path))
         with self._lock:
-            if self._closed:
+            if self._closed or key in self.blocked:
                 return
-            is_left = path in self.earlier
-            place = self._place(node, path, None)
-            if place.is_symlink() or (is_left and place.exists()):  # this attempt began without it
-                place.unlink()
-            descriptor = os.open(place, os.O_WRONLY | os.O_CREAT | os.O_NOFOLLOW, 0o644)
             try:
-                while data:
-                    written = os.pwrite(descriptor, data, offset)
-                    data, offset = data[written:], offset + written
-            finally:
-                os.close(descriptor)
+                self._log(node, path, offset, data)
+                self.failed.pop(key, None)
+            except OSError as error:
+                self._fail(key, error)
+                self.blocked.add(key)
+
+    def _log(self, node: int, path: str, offset: int, data: bytes) -> None:
+        is_left = path in self.earlier
+        place = self._place(node, path, None)
+        if place.is_symlink() or (is_left and place.exists()):  # this attempt began without it
+            place.unlink()
+        descriptor = os.open(place, os.O_WRONLY | os.O_CREAT | os.O_NOFOLLOW, 0o644)
+        try:
+            while data:
+                written = os.pwrite(descriptor, data, offset)
+                data, offset = data[written:], offset + written
+        finally:
+            os.close(descriptor)
+
+    def reserve(self, tasks: Sequence[str]) -> None:
+        """Take the disk space of tasks' reports now: how they end must be known on a full disk, too."""
+        with suppress(OSError):  # which is full already
+            for task in tasks:
+                self.run.task(task).mkdir(parents=True, exist_ok=True)
+                for name in _RESERVED:
+                    self._unfinished(task, name).write_bytes(b" " * _REPORT_BYTES)
+                self._reserved.append(task)
 
     def report(self, task: str, name: str, content: str) -> None:
         """A task's report of itself, whole or not at all."""
         directory = self.run.task(_plain(task))
-        temporary = directory / f".{_plain(name)}.home"
+        temporary = self._unfinished(task, _plain(name))
         with self._lock:
             if self._closed:
                 return
             directory.mkdir(parents=True, exist_ok=True)
-            temporary.write_text(content, encoding="utf-8")
+            with open(os.open(temporary, os.O_WRONLY | os.O_CREAT | os.O_NOFOLLOW, 0o644), "wb") as file:
+                file.write(content.encode())
+                file.truncate()
             temporary.replace(directory / name)
 
     def part(self, node: int, header: dict[str, Any], data: bytes) -> bool:
@@ -297,6 +332,9 @@ class Home:
             names.append(self.names[node])
             self._changed = True
         return self.run.path / f"{path}.{self.names[node]}"
+
+    def _unfinished(self, task: str, name: str) -> Path:
+        return self.run.task(task) / f".{name}.home"
 
     def _temporary(self, node: int) -> Path:
         return self.run.path / f".home-{node}-{os.getpid()}"  # a node sends one file after the other

@@ -29,6 +29,9 @@ _RETRY_S: Final = 1.0
 _CALL_S: Final = 5.0
 _QUICK_S: Final = 1.0
 _SILENT_S: Final = 10.0
+_BLOCKED_S: Final = 10.0
+"""So long a log that found no room on the disk here waits for it before it is tried again."""
+
 _KILLED: Final = 137
 _REBOOTED: Final = 255
 """What the Docker Engine says of containers that ran when it, or its machine, went down."""
@@ -92,6 +95,7 @@ class NodeLink:
         self._heard = time.monotonic()
         self._writing = threading.Lock()
         self._orders: dict[int, bytes] = {}
+        self._begun = time.monotonic()
         self._number = 0
         self._thread = threading.Thread(target=self._live, name=f"link to {self.node.name}", daemon=True)
 
@@ -107,6 +111,12 @@ class NodeLink:
             stream.close()
         if self._thread.is_alive() and self._thread is not threading.current_thread():
             self._thread.join(_CALL_S)
+
+    def begin_again(self) -> None:
+        """Make the connection anew: what found no room here is sent again from where it ended."""
+        stream = self._stream
+        if stream is not None:
+            stream.close()
 
     @property
     def closed(self) -> bool:
@@ -170,6 +180,7 @@ class NodeLink:
         stream = self.api.execute(self.node.container, argv, timeout_s=min(self.lost_s, _SILENT_S))
         try:
             self.home.begin(self.node.index)
+            self._begun = time.monotonic()
             stream.settimeout(min(max(self.lost_s / 2, 3.0), _SILENT_S))
             stream.write(bundle + json.dumps({"do": "have", **self._have()}).encode() + b"\n")
             self._connected(stream)
@@ -178,6 +189,8 @@ class NodeLink:
                     return
                 self._heard = time.monotonic()
                 self._take(header, data)
+                if self.home.is_blocked(self.node.index) and time.monotonic() - self._begun > _BLOCKED_S:
+                    return  # to begin again: there may be room now
         finally:
             self._disconnected()
             stream.close()

@@ -119,7 +119,9 @@ class Starting:
 
     def _home(self) -> Home:
         tasks = node_tasks(self._plan, self._site.snapshots)
-        return Home.of(self._run, [(*node.tasks, f"node-{node.index}")[0] for node in tasks])
+        home = Home.of(self._run, [(*node.tasks, f"node-{node.index}")[0] for node in tasks])
+        home.reserve([task.name for task in self._plan.all_tasks])
+        return home
 
     def _open(self, index: int, tasks: NodeTasks, volumes: Mapping[str, str], home: Home) -> None:
         """Make and start a node's container, and begin to hear its agent."""

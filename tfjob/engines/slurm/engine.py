@@ -14,13 +14,13 @@ from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any, Final, Literal
 
-from tfjob import entrypoint
 from tfjob.durable import replace_json, replace_text
 from tfjob.engines.base import Allocation, Prepared, TaskStatus, Waiting, tell_nobody
-from tfjob.engines.inherited import inherited_environment
+from tfjob.engines.inherited import base_path, inherited_environment
 from tfjob.engines.slurm.client import SlurmClient
-from tfjob.engines.slurm.gang import PROGRAMS, gang_of, program_directory, python_of
+from tfjob.engines.slurm.gang import gang_of, program_directory, python_of
 from tfjob.engines.slurm.pending import waiting_for
+from tfjob.engines.slurm.programs import place_programs
 from tfjob.engines.slurm.queue import Job, Queue
 from tfjob.engines.slurm.report import End, Report, read_report, statuses_of
 from tfjob.engines.slurm.script import render_script
@@ -64,6 +64,8 @@ class Handle:
     begun: tuple[int, float] = (-1, 0.0)
     """The attempt last heard of, and when that was: what the queue said before is out of date."""
     over_since: float | None = None
+    told: End | None = None
+    """What accounting says of a job that the queue no longer knows: it is asked once."""
     stopping: bool = False
     view: JobView = field(default_factory=lambda: JobView("waiting", None))
 
@@ -82,6 +84,7 @@ class SlurmEngine:
         self._environ = environ
         self._images = images or cache / "images"
         self._client = client or SlurmClient(environ)
+        self._cache = cache
         self._queue = Queue(self._client, cache)
 
     def keep(self, plan: Plan, run: RunDirectory, prepared: Prepared, told: Waiting = tell_nobody) -> None:
@@ -95,13 +98,11 @@ class SlurmEngine:
 
             container = ready_container(plan, run, prepared, images=self._images, environ=self._environ, told=told)
         directory = run.path / "slurm"
-        programs = Path(program_directory(run))
-        programs.mkdir(parents=True, exist_ok=True)
-        for name in PROGRAMS:
-            shutil.copyfile(Path(__file__).parent / "program" / name, programs / name)
-        shutil.copyfile(entrypoint.__file__, programs / "entrypoint.py")
+        directory.mkdir(exist_ok=True)
+        python = python_of(plan, prepared.values)
+        place_programs(Path(program_directory(run)), shutil.which(python, path=base_path(self._environ)), self._cache)
         replace_json(directory / "gang.json", gang_of(plan, run, prepared, container), force=False)
-        replace_text(directory / "job.sh", render_script(plan, run, python_of(plan, prepared.values)), force=False)
+        replace_text(directory / "job.sh", render_script(plan, run, python), force=False)
 
     def is_submitted(self, run: RunDirectory) -> bool:
         """Whether the run's job was submitted, or may have been."""
@@ -207,7 +208,8 @@ class SlurmEngine:
 
     def _view(self, handle: Handle, report: Report | None, job: Job | None) -> JobView:
         if job is None:
-            return self._over(handle, report, _unknown(self._client, handle.job))
+            handle.told = handle.told or _unknown(self._client, handle.job)
+            return self._over(handle, report, handle.told)
         if job.state in _WAITS:
             handle.over_since = None
             return JobView("waiting", report, self._reason(handle.plan, job))
@@ -277,5 +279,8 @@ def _unknown(client: SlurmClient, job: str) -> End:
     said = client.accounting("--jobs", job, "--allocations", "--format=State,NodeList")
     if said and (line := said.strip().splitlines()):
         state, _, nodes = line[-1].partition("|")
-        return _end(state.split()[0], nodes)
+        if (
+            word := state.split()[0]
+        ) not in _WAITS | _COMES_UP | _GOES_ON:  # it went on when the controller last told of it
+            return _end(word, nodes)
     return End("failed", f"Slurm no longer knows its job {job}, and the job left no word of how it ended", None, None)

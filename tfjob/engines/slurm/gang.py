@@ -10,13 +10,7 @@ from tfjob.engines.reports import dataset_places
 from tfjob.planning.plan import Plan, TaskPlan, bind
 from tfjob.rundir import RunDirectory
 
-__all__ = ["FLAGS", "PROGRAMS", "gang_of", "program_directory", "python_of"]
-
-PROGRAMS: Final = (
-    *("batch.py", "node.py", "slurm.py", "state.py", "verdict.py"),
-    *("binding.py", "container.py", "image.py", "launching.py", "runtimes.py"),
-)
-"""The files of `program/` that go into the run directory, with the entrypoint beside them."""
+__all__ = ["FLAGS", "gang_of", "program_directory", "python_of"]
 
 _PYTHON: Final = "python3"
 
@@ -55,7 +49,6 @@ def gang_of(
         "node_count": plan.node_count,
         "launcher": plan.launcher.name if plan.launcher else None,
         "needs_addresses": plan.launcher is None and any(task.port for task in plan.tasks),
-        "python": [python, *FLAGS],
         "path": [] if container else path,
         "container": container,
         "limits": {
@@ -65,6 +58,7 @@ def gang_of(
         },
         "retries": {"most": plan.retries.most, "on": list(plan.retries.on)} if plan.retries else None,
         "requeues": plan.retries is not None and "node_lost" in plan.retries.on,
+        "work": {"code": str(run.code) if plan.code else None, "links": _links(plan, run)},
         "tasks": [_task(task, plan, run, places) for task in plan.all_tasks],
     }
 
@@ -88,6 +82,12 @@ def _task(task: TaskPlan, plan: Plan, run: RunDirectory, places: Mapping[str, st
             "launched": task.launched,
         },
     }
+
+
+def _links(plan: Plan, run: RunDirectory) -> list[tuple[str, str]]:
+    """What of a working copy is a link, and where it leads."""
+    kept = [(name, run.outputs if name == "outputs" else run.outputs / name) for name in plan.kept]
+    return [(name, str(place)) for name, place in (("logs", run.user_logs), *kept)]
 
 
 class _Late(dict[str, str]):

@@ -7,7 +7,7 @@ from dataclasses import dataclass
 from typing import Any, Final, Literal
 
 from tfjob.engines.base import TaskStatus
-from tfjob.planning.plan import Plan
+from tfjob.planning.plan import Plan, TaskPlan
 from tfjob.rundir import RunDirectory
 
 __all__ = ["End", "Report", "read_report", "statuses_of"]
@@ -64,22 +64,19 @@ def read_report(run: RunDirectory) -> Report | None:
 def statuses_of(plan: Plan, report: Report | None, *, is_over: bool = False) -> tuple[TaskStatus, ...]:
     """How every task is, in plan order. With `is_over` nothing runs any more, whatever the last word was."""
     tasks = (report.tasks if report else None) or {}
-    return tuple(
-        _status(task.name, tasks.get(task.name, {"state": "pending"}), is_over=is_over) for task in plan.all_tasks
-    )
+    return tuple(_status(task, tasks.get(task.name, {"state": "pending"}), is_over=is_over) for task in plan.all_tasks)
 
 
-def _status(name: str, said: dict[str, Any], *, is_over: bool) -> TaskStatus:
-    state, note = said["state"], ""
+def _status(task: TaskPlan, said: dict[str, Any], *, is_over: bool) -> TaskStatus:
+    state, note, stopped = said["state"], "", said.get("stopped", False)
     if said.get("lost"):
-        note = _LOST
+        note = "" if stopped else _LOST
     elif said.get("out_of_memory"):
         note = _OUT_OF_MEMORY
-    stopped = said.get("stopped", False)
-    if is_over and state == "running":  # its node's program could not say how it ended
-        state, stopped, note = "ended", True, ""
+    if is_over and (state == "running" or (state == "pending" and not task.launched)):
+        state, stopped, note = "ended", True, ""  # its node's program could not say how it ended
     return TaskStatus(
-        name,
+        task.name,
         state,
         exit_code=said.get("exit_code"),
         signal=said.get("signal"),

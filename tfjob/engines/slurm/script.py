@@ -1,7 +1,7 @@
 """The job script of a run: one sbatch script that a person can read, and submit by hand. Pure; `tfjob plan` prints it.
 
-What each option means is in sbatch(1). The script asks for room and starts `program/batch.py`; which tasks run where stands
-in `slurm/gang.json` beside it.
+What each option means is in sbatch(1). The script asks for room and starts `program/batch.py`, by way of `start.py`;
+which tasks run where stands in `slurm/gang.json` beside it.
 """
 
 from __future__ import annotations
@@ -13,6 +13,7 @@ from collections.abc import Iterable, Iterator
 from pathlib import Path
 from typing import Final
 
+from tfjob.engines.slurm.gang import FLAGS
 from tfjob.planning.plan import Plan
 from tfjob.rundir import RunDirectory
 
@@ -27,8 +28,9 @@ _CPU_OPTIONS: Final = ("--cpus-per-task", "-c", "--cpus-per-gpu", "--exclusive")
 def render_script(plan: Plan, run: RunDirectory, python: str) -> str:
     """The script of a run in the directory `run`, whose programs are run by `python` on the nodes."""
     setup = plan.slurm.setup if plan.slurm else ()
-    program = run.path / "slurm" / "program" / "batch.py"
-    command = shlex.join((python, "-E", "-s", "-S", "-X", "utf8", str(program), str(run.path)))
+    program = run.path / "slurm" / "program" / "start.py"
+    what = ("container",) if plan.runtime == "docker" else ()
+    command = shlex.join((python, *FLAGS, str(program), "batch", str(run.path), *what))
     lines = (
         "#!/bin/bash -l" if setup else "#!/bin/bash",
         f"# Run {run.id} of tfjob. Its tasks are in slurm/gang.json; slurm/state.json tells how they are.",

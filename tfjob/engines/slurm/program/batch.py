@@ -1,8 +1,8 @@
 """The program of a Slurm job's first node. Standard library only; any Python from 3.8; imports nothing of tfjob.
 
-    python -E -s -S batch.py RUN_DIRECTORY      what the job script ends with; see ../script.py
+    python -E -s -S start.py batch RUN_DIRECTORY      what the job script ends with; see ../script.py
 
-It reads `slurm/gang.json`, starts node.py on every node as one step of srun, binds the tasks to the nodes' names, ports and
+It reads `slurm/gang.json`, has node.py on every node by one step of srun (step.py), binds the tasks to the nodes' names, ports and
 GPUs, and takes the gang to its end: one failure ends all, a peer that never comes is a failure, a time limit is one. How
 things are stands in `slurm/state.json`, replaced as a whole; tfjob only reads it. Nothing here needs a tfjob that lives.
 
@@ -15,8 +15,6 @@ import json
 import os
 import select
 import signal
-import subprocess
-import sys
 import threading
 import time
 
@@ -27,11 +25,13 @@ if TYPE_CHECKING:
     from tfjob.engines.slurm.program import slurm
     from tfjob.engines.slurm.program.binding import adapt, bind, host, search_path, shares
     from tfjob.engines.slurm.program.state import State, write_json
+    from tfjob.engines.slurm.program.step import Step, attempt_directory, word_of
     from tfjob.engines.slurm.program.verdict import absent, judge
 else:  # they lie beside this file
     import slurm
     from binding import adapt, bind, host, search_path, shares
     from state import State, write_json
+    from step import Step, attempt_directory, word_of
     from verdict import absent, judge
 
 BEAT_S = 2.0
@@ -39,6 +39,7 @@ START_S = 300.0  # for every node's program to say what it has
 MARGIN_S = 2.0
 FENCE_S = 4.0  # what a lost node's programs take to see that another attempt has begun, and to kill what they run
 CANCEL_LOOK_S = 2.0
+DUE_LOOK_S = 3.0  # after the start, whose time is the tasks', for a warning that came before anybody listened
 END_MARGIN_S = 10.0  # before a time limit: to end in order, and to say so
 STAY_S = 900.0
 SIGNALS = (signal.SIGUSR1, signal.SIGUSR2, signal.SIGTERM, signal.SIGINT, signal.SIGHUP)
@@ -55,11 +56,15 @@ class Ended(Exception):
 class Attempt:
     """One start of the gang, from its step of srun to the end of all its tasks."""
 
-    def __init__(self, run: str, gang: dict[str, Any], state: State) -> None:
+    def __init__(self, run: str, gang: dict[str, Any], state: State, step: Step | None) -> None:
         self.run, self.gang, self.state = run, gang, state
         self.number = state.begin_attempt()
-        self.directory = os.path.join(run, "slurm", "attempts", str(self.number))
-        self.word = "{}.{}".format(os.environ.get("SLURM_JOB_ID", "0"), self.number)
+        self.directory = attempt_directory(run, self.number)
+        self.word = word_of(self.number)
+        # It takes its time; its programs wait for `go`.
+        program = "container" if gang["container"] else "node"
+        self.step = step or Step(run, self.number, str(gang["node_count"]), program)
+        self.asked = slurm.Asked("show", "node", "-o", slurm.node_list()) if gang["needs_addresses"] else None
         self.hellos: dict[int, dict[str, str]] = {}
         self.ports: dict[str, int] = {}
         self.ready: set[int] = set()
@@ -69,6 +74,7 @@ class Attempt:
         self.waiting_since: float | None = None
         self.deadline: float | None = None  # of limits.timeout_s, monotonic
         self.slurm_deadline: float | None = None  # of Slurm's own time limit, monotonic
+        self.due_look: float | None = None  # when to ask for that limit, monotonic
         self.unread = b""
         self.is_ending = False
         self.signaled = False  # a node's program was told by Slurm to end
@@ -84,7 +90,6 @@ class Attempt:
         os.makedirs(os.path.join(self.directory, "tasks"), exist_ok=True)
         replace(os.path.join(self.run, "slurm", "attempt"), self.word + "\n")
         signal.set_wakeup_fd(self.wake, warn_on_full_buffer=False)
-        self.step = self.start_step()  # it takes its time; its programs wait for `go`
         self.take_over()
         threading.Thread(target=self.beat, daemon=True).start()
         try:
@@ -101,28 +106,17 @@ class Attempt:
         if self.state.was_cut_off:
             time.sleep(FENCE_S)
         self.state.put_away(self.number, [task["name"] for task in self.gang["tasks"]])
+        if self.number:
+            if TYPE_CHECKING:
+                from tfjob.engines.slurm.program import work
+            else:
+                import work
+            work.renew_work(self.run, self.gang, self.number)
         link = os.path.join(self.run, "tasks")
         if os.path.isdir(link) and not os.path.islink(link):
             os.rmdir(link)
         os.symlink(os.path.join("slurm", "attempts", str(self.number), "tasks"), link + ".new")
         os.replace(link + ".new", link)
-
-    def start_step(self) -> subprocess.Popen[bytes]:
-        """One program on each node, by one step that holds all the job has."""
-        count = str(self.gang["node_count"])
-        name = "container.py" if self.gang["container"] else "node.py"
-        program = os.path.join(self.run, "slurm", "program", name)
-        # All the job has is for this step, whatever it was asked for per task; a program that dies takes the others along.
-        options = ["--nodes=" + count, "--ntasks=" + count, "--ntasks-per-node=1", "--cpu-bind=none", "--mpi=none"]
-        options += ["--kill-on-bad-exit=1", "--export=ALL", "--job-name=tfjob", "--overlap"]
-        with open(os.path.join(self.directory, "srun.log"), "ab") as log:
-            return subprocess.Popen(
-                ["srun", *options, *self.gang["python"], program, self.run, self.directory, self.word],
-                stdin=subprocess.PIPE,
-                stdout=subprocess.PIPE,
-                stderr=log,
-                start_new_session=True,
-            )
 
     def watch(self) -> None:
         """Listen to the nodes until it is over; raises Ended."""
@@ -144,16 +138,22 @@ class Attempt:
                 looked = now
                 if os.path.exists(os.path.join(self.run, "cancel")):
                     raise Ended("canceled", read_reason(self.run))
-            if self.deadline is not None and now > self.deadline:
-                limit = self.gang["limits"]["timeout_s"]
-                raise Ended("failed", f"the run took longer than limits.timeout_s = {limit:g} s")
-            if self.slurm_deadline is not None and now > self.slurm_deadline and self.is_due():
-                raise Ended("failed", "it reached the time limit that Slurm gave it", kind="time_limit")
+            self.look_at_limits(now)
+
+    def look_at_limits(self, now: float) -> None:
+        """Raise Ended if the run's own time or Slurm's is over."""
+        if self.deadline is not None and now > self.deadline:
+            limit = self.gang["limits"]["timeout_s"]
+            raise Ended("failed", f"the run took longer than limits.timeout_s = {limit:g} s")
+        if self.due_look is not None and now > self.due_look:
+            self.due_look = None
+            self.is_due()
+        if self.slurm_deadline is not None and now > self.slurm_deadline and self.is_due():
+            raise Ended("failed", "it reached the time limit that Slurm gave it", kind="time_limit")
 
     def take(self, wait_s: float) -> None:
         """What the nodes said within `wait_s`, and signals."""
-        output = self.step.stdout
-        assert output is not None  # noqa: S101
+        output = self.step.output
         readable = select.select([output.fileno(), self.wakeup], [], [], wait_s)[0]
         if self.wakeup in readable:
             for number in os.read(self.wakeup, 4096):
@@ -173,8 +173,7 @@ class Attempt:
 
     def drain(self) -> None:
         """Read what was said before the step ended."""
-        output = self.step.stdout
-        assert output is not None  # noqa: S101
+        output = self.step.output
         while select.select([output], [], [], 0)[0]:
             data = os.read(output.fileno(), 1 << 16)
             if not data:
@@ -198,6 +197,8 @@ class Attempt:
         elif "ready" in word:
             self.ready.add(node)
         elif "task" in word:
+            if self.is_ending and word.get("lost"):
+                word["stopped"] = True  # it was told to end before it could say anything
             self.statuses[word.pop("task")] = word
         elif word.get("signal") in (signal.SIGTERM, signal.SIGINT):
             self.signaled = True
@@ -243,7 +244,7 @@ class Attempt:
     def begin(self) -> None:
         """Every node has said what it has: bind the tasks and let them start."""
         names = [self.hellos[node]["name"] for node in range(self.gang["node_count"])]
-        addresses = slurm.addresses(names) if self.gang["needs_addresses"] else dict(zip(names, names))
+        addresses = slurm.addresses(self.asked.answer()) if self.asked else {}
         nodes = [{"name": name, "address": addresses.get(name, name)} for name in names]
         values = {"restart.count": str(self.number)}
         for index, node in enumerate(nodes):
@@ -266,7 +267,7 @@ class Attempt:
         if self.gang["limits"]["timeout_s"] is not None:
             self.deadline = now + self.gang["limits"]["timeout_s"]
         self.state.say(phase="running", nodes=nodes, started=time.time(), message="")
-        self.is_due()
+        self.due_look = now + DUE_LOOK_S
 
     def launch(self, word: dict[str, Any], node: int) -> None:
         """Mpirun wants a program on another node: its container's node.py starts it, and `node` hears how it ended."""
@@ -292,7 +293,8 @@ class Attempt:
             self.tell(word)
             while self.has_begun and time.monotonic() < deadline and self.step.poll() is None:
                 names = [task["name"] for task in self.gang["tasks"] if task["launched"] == launched]
-                if all(self.statuses[name]["state"] != "running" for name in names):
+                # What is launched may never have been; what a node starts itself is about to be.
+                if all(self.statuses[name]["state"] in ("ended", "pending" if launched else "") for name in names):
                     break
                 self.take(0.05)
         self.tell("end")
@@ -302,14 +304,14 @@ class Attempt:
         """Wait for the step to end: its programs kill what they started first."""
         with self.lock:
             try:
-                if self.step.stdin is not None:
-                    self.step.stdin.close()
+                if self.step.input is not None:
+                    self.step.input.close()
             except OSError:
                 pass  # what was not told yet has nobody to hear it
-            self.step.stdin = None
+            self.step.input = None
         for number, wait_s in ((None, 10.0), (signal.SIGTERM, 5.0), (signal.SIGKILL, 5.0)):
             if number is not None:
-                self.step.send_signal(number)
+                self.step.send(number)
             until = time.monotonic() + wait_s
             while self.step.poll() is None and time.monotonic() < until:
                 self.take(0.02)
@@ -328,7 +330,7 @@ class Attempt:
     def step_log(self) -> str:
         """The last thing srun said."""
         try:
-            with open(os.path.join(self.directory, "srun.log"), encoding="utf-8", errors="replace") as file:
+            with open(self.step.log, encoding="utf-8", errors="replace") as file:
                 lines = [line.strip() for line in file if line.strip()]
         except OSError:
             return ""
@@ -338,15 +340,14 @@ class Attempt:
         """One line to every node's program."""
         with self.lock:
             try:
-                if self.step.stdin is not None:
-                    self.step.stdin.write(json.dumps(word).encode() + b"\n")
-                    self.step.stdin.flush()
+                if self.step.input is not None:
+                    self.step.input.write(json.dumps(word).encode() + b"\n")
             except OSError:
                 pass  # the step is over; `watch` sees it
 
     def beat(self) -> None:
         """Let the nodes know that somebody is there, whatever the file system does to the rest of this program."""
-        while self.step.poll() is None and self.step.stdin is not None:
+        while self.step.poll() is None and self.step.input is not None:
             self.tell("beat")
             time.sleep(BEAT_S)
 
@@ -367,8 +368,8 @@ def replace(path: str, text: str) -> None:
     os.replace(path + ".new", path)
 
 
-def main(run: str) -> int:
-    """Take the run to its end, with as many attempts as it has."""
+def main(run: str, first: Step | None) -> int:
+    """Take the run to its end, with as many attempts as it has. `first` is the step of the first, if it was started already."""
     for number in SIGNALS:
         signal.signal(number, lambda *_: None)
     with open(os.path.join(run, "slurm", "gang.json"), encoding="utf-8") as file:
@@ -381,7 +382,8 @@ def main(run: str) -> int:
         state.finish("failed", "a node was lost, and no retry is left", kind="node_lost")
         return 1
     while True:
-        end = Attempt(run, gang, state).go()
+        end = Attempt(run, gang, state, first).go()
+        first = None
         if end.outcome == "slurm":
             state.cut_off(end.message, end.kind)
             replace(os.path.join(run, "slurm", "attempt"), "over\n")  # for nodes that can't be told otherwise
@@ -394,7 +396,3 @@ def main(run: str) -> int:
         state.finish(end.outcome, end.message, task=end.task, kind=end.kind)
         replace(os.path.join(run, "slurm", "attempt"), "over\n")
         return 0 if end.outcome == "completed" else 1
-
-
-if __name__ == "__main__":
-    sys.exit(main(sys.argv[1]))

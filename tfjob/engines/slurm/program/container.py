@@ -1,6 +1,6 @@
 """The program on a node of a Slurm job whose tasks run in a container. Standard library only; any Python from 3.8; no tfjob.
 
-    python -E -s -S container.py RUN_DIRECTORY ATTEMPT_DIRECTORY WORD      started by batch.py in the place of node.py
+    python -E -s -S start.py container RUN_DIRECTORY ATTEMPT_DIRECTORY WORD      started by step.py in the place of node.py
 
 It chooses the site's container runtime as this node has it, sees to it that the image is there, and runs node.py, with all
 the node's tasks, in one container. Its own input and output are the container's: batch.py talks with node.py as ever. When
@@ -18,7 +18,6 @@ import re
 import shutil
 import signal
 import subprocess
-import sys
 import threading
 import time
 
@@ -116,17 +115,12 @@ class Container:
 
     def start_of(self, runtime: str, program: str, what: str) -> runtimes.Start:
         """All that the runtime is told."""
-        options: list[str] = []
         is_user = False
         gpus = runtimes.gpus_of(self.environ)
-        if runtime == "podman":
-            engine = image.ask([program, "info", "--format={{.Host.OCIRuntime.Name}}"], self.environ) or ""
-            if engine.strip() == "crun":  # only that can leave the container where Slurm's limits hold
-                options.append("--cgroups=disabled")
-        elif runtime == "docker" and self.spec["user"]["uid"]:
+        if runtime == "docker" and self.spec["user"]["uid"]:
             said = image.ask([program, "info", "--format={{.SecurityOptions}}"], self.environ) or ""
             is_user = "rootless" not in said
-        inner = [*self.spec["python"], os.path.join(self.run, "slurm", "program", "node.py")]
+        inner = [*self.spec["python"], os.path.join(self.run, "slurm", "program", "start.py"), "node"]
         return runtimes.Start(
             self.spec,
             program=program,
@@ -137,7 +131,6 @@ class Container:
             environ=self.environ,
             gpus=gpus,
             devices=runtimes.devices(gpus) if runtime == "podman" else [],
-            options=options,
             is_user=is_user,
         )
 
@@ -229,7 +222,3 @@ def environment(environ: Any) -> dict[str, str]:
     if not os.access(found.get("XDG_RUNTIME_DIR", "/"), os.W_OK):
         found.pop("XDG_RUNTIME_DIR", None)
     return found
-
-
-if __name__ == "__main__":
-    sys.exit(Container(*sys.argv[1:4]).go())

@@ -1,7 +1,7 @@
 """The program on each node of a Slurm job. Standard library only; any Python from 3.8; imports nothing of tfjob.
 
-    python -E -s -S node.py RUN_DIRECTORY ATTEMPT_DIRECTORY WORD      started by batch.py, one per node, as one step of srun
-    ... WORD UMASK                                                    started by container.py in a container: the job's umask, octal
+    python -E -s -S start.py node RUN_DIRECTORY ATTEMPT_DIRECTORY WORD      started by step.py, one per node, as one step of srun
+    ... WORD UMASK                                                          by container.py in a container: the job's umask, octal
 
 It talks with batch.py in lines of JSON over srun's own pipes: no port is opened, and Slurm says who is who. It says what
 this node has (name, GPUs, free ports), waits for `go`, starts the entrypoints of the node's tasks, tells how they are, and
@@ -16,7 +16,6 @@ import os
 import select
 import signal
 import sys
-import threading
 import time
 
 TYPE_CHECKING = False
@@ -24,10 +23,8 @@ if TYPE_CHECKING:
     import socket
     from typing import Any
 
-    from tfjob import entrypoint
     from tfjob.engines.slurm.program.launching import Launching
-else:  # they lie beside this file
-    import entrypoint
+else:  # it lies beside this file
     from launching import Launching
 
 PORTS = range(20000, 32000)  # unprivileged, and below the range the kernel takes for outgoing connections (ip(7))
@@ -70,12 +67,14 @@ class Node:
 
     def go(self) -> int:
         """Take this node's tasks to their end."""
-        self.end_earlier_attempts()
+        if not self.word.endswith(".0"):
+            self.end_earlier_attempts()
         self.say(hello=self.hello())
         ports = {task["port"]: self.hold_port() for task in self.tasks if task["port"]}
         for name, port in ports.items():
             self.say(port=name, number=port)
         self.say(ready=True)
+        load_entrypoint()  # while the word goes to batch.py and back
         beaten = time.monotonic()
         while True:
             ready = select.select([0, self.wakeup], [], [], TICK_S)[0]
@@ -117,6 +116,9 @@ class Node:
 
     def start(self) -> None:
         """Start the entrypoints of the tasks that are started here; a launcher starts the others."""
+        import threading
+
+        entrypoint = load_entrypoint()
         for one in self.held:
             one.close()
         environ = {name: value for name, value in os.environ.items() if not name.startswith(STEP_VARIABLES)}
@@ -292,6 +294,19 @@ class Child:
         return os.WTERMSIG(self.status) if self.status is not None and os.WIFSIGNALED(self.status) else None
 
 
+def load_entrypoint() -> Any:
+    """The module that runs a task, with what it loads itself: every task of this node is a fork of this process."""
+    try:
+        import ctypes  # noqa: F401
+    except ImportError:
+        pass  # it does without
+    if TYPE_CHECKING:
+        from tfjob import entrypoint
+    else:  # it lies beside this file
+        import entrypoint
+    return entrypoint
+
+
 def without_slurm(environ: dict[str, str]) -> dict[str, str]:
     """The variables for mpirun and its daemons in containers: by those of Slurm's it would look for srun, which is not there."""
     return {name: value for name, value in environ.items() if not name.startswith("SLURM")}
@@ -355,7 +370,8 @@ def read(path: str) -> Any:
         return None
 
 
-if __name__ == "__main__":
-    if len(sys.argv) > 4:
-        os.umask(int(sys.argv[4], 8))
-    sys.exit(Node(*sys.argv[1:4]).go())
+def main(run: str, attempt: str, word: str, umask: str | None = None) -> int:
+    """Take this node's tasks to their end; `umask`, in octal, where what is inherited is not the job's."""
+    if umask is not None:
+        os.umask(int(umask, 8))
+    return Node(run, attempt, word).go()

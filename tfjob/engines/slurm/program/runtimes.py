@@ -49,7 +49,6 @@ class Start:
         self.environ: dict[str, str] = facts["environ"]
         self.gpus: list[str] = facts["gpus"]
         self.devices: list[str] = facts.get("devices", [])
-        self.options: list[str] = facts.get("options", [])
         self.is_user: bool = facts.get("is_user", False)
 
 
@@ -76,7 +75,7 @@ def docker(start: Start) -> tuple[list[str], dict[str, str]]:
 
 def podman(start: Start) -> tuple[list[str], dict[str, str]]:
     """`podman run`. Rootless, its root is the job's user: what it writes is theirs, and no image must be copied for them."""
-    options = [*oci(start, mounts(start)), "--user=0:0", "--uts=host", "--security-opt=label=disable", *start.options]
+    options = [*oci(start, mounts(start)), "--user=0:0", "--uts=host", "--security-opt=label=disable"]
     options += ["--device=" + device for device in start.devices]
     return [start.program, "run", *options, *start.spec["arguments"], start.image, *start.inner[1:]], client(start)
 

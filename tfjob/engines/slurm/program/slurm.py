@@ -24,20 +24,40 @@ DOWN = re.compile(r"DOWN|NOT_RESPONDING|FAIL|\*")
 FIELD = re.compile(r"(?:^|\s)([A-Za-z][A-Za-z:]*)=(\S*)")
 
 
+class Asked:
+    """A question to scontrol, put at once; the answer is waited for when it is needed."""
+
+    def __init__(self, *arguments: str) -> None:
+        try:
+            self.process: subprocess.Popen[bytes] | None = subprocess.Popen(
+                ["scontrol", *arguments],
+                stdin=subprocess.DEVNULL,
+                stdout=subprocess.PIPE,
+                stderr=subprocess.DEVNULL,
+            )
+        except OSError:
+            self.process = None
+
+    def answer(self) -> str:
+        """What scontrol says; nothing when it says nothing in time."""
+        if self.process is None:
+            return ""
+        try:
+            return self.process.communicate(timeout=PATIENCE_S)[0].decode("utf-8", "replace")
+        except subprocess.TimeoutExpired:
+            self.process.kill()
+            self.process.communicate()
+            return ""
+
+
 def ask(*arguments: str) -> str:
     """What scontrol says; nothing when it says nothing in time."""
-    try:
-        done = subprocess.run(
-            ["scontrol", *arguments],
-            stdin=subprocess.DEVNULL,
-            stdout=subprocess.PIPE,
-            stderr=subprocess.DEVNULL,
-            timeout=PATIENCE_S,
-            check=False,
-        )
-    except (OSError, subprocess.TimeoutExpired):
-        return ""
-    return done.stdout.decode("utf-8", "replace")
+    return Asked(*arguments).answer()
+
+
+def node_list() -> str:
+    """This job's nodes, as Slurm writes them."""
+    return os.environ.get("SLURM_JOB_NODELIST", "")
 
 
 def job() -> dict[str, str]:
@@ -54,18 +74,15 @@ def time_left_s() -> float | None:
     return end - time.time()
 
 
-def addresses(names: list[str]) -> dict[str, str]:
-    """Where each node is reached by the others (slurm.conf(5), NodeAddr), which is what Slurm itself uses."""
-    found = {}
-    for line in ask("show", "node", "-o", ",".join(names)).splitlines():
-        fields = dict(FIELD.findall(line))
-        found[fields.get("NodeName", "")] = fields.get("NodeAddr", "")
-    return {name: found.get(name) or name for name in names}
+def addresses(said: str) -> dict[str, str]:
+    """Where each node is reached by the others (slurm.conf(5), NodeAddr), which is what Slurm itself uses; by its name."""
+    nodes = [dict(FIELD.findall(line)) for line in said.splitlines()]
+    return {node["NodeName"]: node["NodeAddr"] for node in nodes if node.get("NodeAddr") and "NodeName" in node}
 
 
 def lost_nodes() -> list[str]:
     """Those of this job's nodes that Slurm does not hear from."""
-    lines = ask("show", "node", "-o", os.environ.get("SLURM_JOB_NODELIST", "")).splitlines()
+    lines = ask("show", "node", "-o", node_list()).splitlines()
     nodes = [dict(FIELD.findall(line)) for line in lines]
     return [node.get("NodeName", "") for node in nodes if DOWN.search(node.get("State", ""))]
 
