@@ -14,6 +14,7 @@ from web_server import Cut, Fault, Hang, Redirect, Slow, Status, WebServer
 
 from tfjob.datasets.cache import Cache, Known
 from tfjob.datasets.fetch import fetch
+from tfjob.datasets.sizes import web_sizes
 from tfjob.datasets.wanted import Settings, Wanted
 from tfjob.errors import ExitCode, PreparationError
 from tfjob.spec import addresses
@@ -278,3 +279,15 @@ def test_a_damaged_index_is_made_anew(web: WebServer, cache: Cache) -> None:
     assert got(cache, url)[url].sha256 == sum_of(b"content")
     got(cache, url)
     assert "If-None-Match" in web.asked("a")[-1]
+
+
+def test_sizes_are_asked_without_fetching(web: WebServer) -> None:
+    urls = [web.put("a", b"12345"), web.put("empty", b""), web.put("b", bytes(100_000))]
+    assert web_sizes(urls, QUICK) == dict(zip(urls, (5, 0, 100_000), strict=True))
+    assert {headers["Range"] for _, _, headers in web.requests} == {"bytes=0-0"}
+    web.has_ranges = False
+    assert web_sizes(urls, QUICK) == dict(zip(urls, (5, 0, 100_000), strict=True))
+    assert web_sizes([*urls, web.url("nothing")], QUICK) is None
+    web.has_ranges, web.tells_size = True, False
+    assert web_sizes([web.url("a")], QUICK) == {web.url("a"): 5}
+    assert web_sizes(["s3://bucket/a"], QUICK) is None

@@ -24,20 +24,26 @@ def web_sizes(addresses: Sequence[str], settings: Settings) -> dict[str, int] | 
     """The bytes of each; None if a server does not say, or can't be asked: whoever fetches them then tells why."""
     if not all(map(is_web, addresses)):
         return None
-    with ThreadPoolExecutor(max(1, min(settings.connections, len(addresses)))) as pool:
-        sizes = dict(zip(addresses, pool.map(lambda one: _size(one, settings), addresses), strict=True))
-    found = {address: size for address, size in sizes.items() if size is not None}
-    return found if len(found) == len(sizes) else None
+    count = max(1, min(settings.connections, len(addresses)))
+    parts = [addresses[start::count] for start in range(count)]
+    with ThreadPoolExecutor(count) as pool:
+        found = list(pool.map(lambda part: _sizes(part, settings), parts))
+    return None if None in found else {address: size for part in found if part for address, size in part.items()}
 
 
-def _size(address: str, settings: Settings) -> int | None:
-    """Ask for the first byte: an address that is signed for GET may refuse HEAD."""
-    try:
-        with closing(Session(settings.timeout_s)) as session:
-            answer = session.request("GET", address, {"Range": "bytes=0-0"})
-            if answer.status == 200:
-                return answer.length
+def _sizes(addresses: Sequence[str], settings: Settings) -> dict[str, int] | None:
+    """Ask for the first byte of each: an address that is signed for GET may refuse HEAD."""
+    sizes: dict[str, int] = {}
+    with closing(Session(settings.timeout_s)) as session:
+        for address in addresses:
+            try:
+                answer = session.request("GET", address, {"Range": "bytes=0-0"})
+            except (PreparationError, Transient):
+                return None
             whole = _WHOLE.fullmatch(answer.header("content-range"))
-            return int(whole[1]) if whole else None
-    except (PreparationError, Transient):
-        return None
+            size = answer.length if answer.status == 200 else int(whole[1]) if whole else None
+            answer.skip()
+            if size is None:
+                return None
+            sizes[address] = size
+    return sizes

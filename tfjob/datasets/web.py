@@ -117,7 +117,8 @@ class Session:
         """
         way = [address]
         while True:
-            answer = self._ask(method, way[-1], headers, own=_host(way[-1]) == _host(address))
+            own = len(way) == 1 or _host(way[-1]) == _host(address)
+            answer = self._ask(method, way[-1], headers, own=own)
             if answer.status in {200, 206, 304, 416}:
                 return answer
             if answer.status in _REDIRECTS and answer.header("location"):
