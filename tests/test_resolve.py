@@ -153,5 +153,9 @@ def test_what_slurm_lacks_is_refused() -> None:
         )
         with pytest.raises(UsageError, match=r"target site says that its nodes run none \(runtime: none\)"):
             resolved(ComputeSpec(), site, environment=environment)
-    with pytest.raises(UsageError, match="this version of tfjob can't"):
+    with pytest.raises(UsageError, match="it has no directory"):
         resolved(ComputeSpec(), defined_target(SlurmDefinition("site", login="ssh://me@login")))
+    elsewhere = defined_target(SlurmDefinition("site", login="ssh://me@login", directory="/shared"))
+    assert resolved(ComputeSpec(), elsewhere, environment=IMAGE).runtime == "docker"
+    with pytest.raises(UsageError, match="the environment is made of a Dockerfile"):
+        resolved(ComputeSpec(), elsewhere, environment=DOCKERFILE)

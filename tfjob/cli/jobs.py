@@ -64,9 +64,9 @@ def plan(file: JobFile, overrides: Set = None, output: DocumentOutput = None) ->
     if ready.plan.slurm is not None:
         from tfjob.engines.slurm.script import preview_script  # noqa: PLC0415  # only for its targets
 
-        document["job_script"] = preview_script(
-            ready.plan, workspace.runs if workspace else Path(".tfjob/runs").absolute()
-        )
+        here = workspace.runs if workspace else Path(".tfjob/runs").absolute()
+        there = Path(ready.plan.slurm.directory or "", "runs", "WORKSPACE") if ready.plan.slurm.login else None
+        document["job_script"] = preview_script(ready.plan, there or here)
     print_document(document, output or Format.yaml)
 
 

@@ -150,16 +150,28 @@ class SshTransport:
 
     def run(self, command: str, timeout_s: float) -> subprocess.CompletedProcess[bytes]:
         """Run a line of the shell there, over the same login. Raises TargetError, and subprocess.TimeoutExpired."""
-        self._ensure(timeout_s)
-        assert self._directory is not None  # noqa: S101  # made by the login
         return subprocess.run(
-            [*self._program(), "-S", str(self._directory / "c"), *self._host.arguments(), command],
+            self.program(command, timeout_s),
             env=self._environ,
             stdin=subprocess.DEVNULL,
             capture_output=True,
             timeout=timeout_s,
             check=False,
         )
+
+    def program(self, command: str, timeout_s: float) -> list[str]:
+        """What runs a line of the shell there, over the same login, for who speaks with it. Exit code 255 is ssh's own word.
+
+        To be run with `environ`. Raises TargetError when the login does not work.
+        """
+        self._ensure(timeout_s)
+        assert self._directory is not None  # noqa: S101  # made by the login
+        return [*self._program(), "-S", str(self._directory / "c"), *self._host.arguments(), command]
+
+    @property
+    def environ(self) -> dict[str, str]:
+        """What ssh is run with."""
+        return dict(self._environ)
 
     def variables(self) -> dict[str, str]:
         """The socket here that leads there. Logs in where that is to be done."""

@@ -38,6 +38,10 @@ def engine_of(plan: Plan, workspace: Workspace, environ: Mapping[str, str], *, s
             with_gpus=with_gpus,
             reaching=reaching,
         )
+    if plan.slurm is not None and plan.slurm.login is not None:
+        from tfjob.engines.slurm.elsewhere import ElsewhereEngine  # noqa: PLC0415  # only for its targets
+
+        return ElsewhereEngine(plan.slurm, environ=environ, cache=workspace.root / "cache")
     if plan.slurm is not None:
         from tfjob.engines.slurm.engine import SlurmEngine  # noqa: PLC0415  # only for its targets
 

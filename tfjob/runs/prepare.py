@@ -45,7 +45,11 @@ def prepare_environment(
     """
     asked = plan.environment
     if asked is not None and plan.slurm is not None and _is_left_to_nodes(plan, asked, run):
-        progress(f"no Docker Engine answers here: the nodes fetch the image {asked.image}")
+        why = "" if plan.slurm.login else "no Docker Engine answers here: "
+        progress(f"{why}the nodes fetch the image {asked.image}")
+        return Prepared(None, {})
+    if plan.slurm is not None and plan.slurm.login is not None:
+        progress("the nodes' own Python")
         return Prepared(None, {})
     if plan.runtime == "docker" and asked is not None:
         with _build_log(run) as log:
@@ -63,9 +67,14 @@ def prepare_environment(
 
 
 def _is_left_to_nodes(plan: Plan, asked: EnvironmentPlan, run: RunDirectory) -> bool:
-    """Whether a job of Slurm's names an image, and this machine has no Docker Engine to fetch it by: login nodes seldom have."""
+    """Whether a job of Slurm's names an image, and this machine has no Docker Engine to fetch it by: login nodes seldom have.
+
+    Nor can an image be put from here where the nodes of a cluster see it that is used by ssh.
+    """
     if plan.runtime != "docker" or asked.image is None or _image(run) is not None:
         return False
+    if plan.slurm is not None and plan.slurm.login is not None:
+        return True
     from tfjob.images.engine import find_image  # noqa: PLC0415  # only jobs in containers pay for it
 
     try:

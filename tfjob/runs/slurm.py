@@ -27,7 +27,7 @@ from tfjob.runs.record import Attempt, Failure, Supervisor, TaskRecord, iso
 from tfjob.runs.supervision import Supervision
 from tfjob.runs.tail import last_lines
 from tfjob.runs.verdict import Verdict, describe_end
-from tfjob.runs.working import clear_copies, make_work
+from tfjob.runs.working import clear_copies, make_kept, make_work
 
 __all__ = ["SlurmSupervision"]
 
@@ -67,7 +67,7 @@ class SlurmSupervision(Supervision):
             prepared = self._make_prepared()
             with interruptible(run):
                 plan = self._prepare_data()
-                make_work(plan, run, self._snapshots)
+                (make_kept if self._slurm.makes_work else make_work)(plan, run, self._snapshots)
                 self._slurm.keep(plan, run, prepared, self._waiting)
             raise_if_canceled(run)
         elif before is not None:

@@ -123,7 +123,8 @@ def _borrow_engine(plan: Plan, engine: Engine) -> None:
 
 def _shared(plan: Plan) -> Path | None:
     """Where environments and datasets are kept for Slurm's nodes, if the target says which file system they share."""
-    directory = plan.slurm.directory if plan.slurm is not None else None
+    here = plan.slurm is not None and plan.slurm.login is None
+    directory = plan.slurm.directory if plan.slurm is not None and here else None
     return Path(directory) if directory is not None else None
 
 

@@ -89,21 +89,8 @@ class SlurmClient:
         hint: str = "`tfjob compute test` shows what is the matter.",
     ) -> str:
         name = command[0]
-        environ = self._environ if environ is None else environ
-        if shutil.which(name, path=environ.get("PATH")) is None:
-            raise TargetError(
-                f"{name} is not on PATH: this machine can't submit to Slurm",
-                "Run tfjob on a login node of the cluster.",
-            )
         try:
-            done = subprocess.run(
-                command,
-                env=dict(environ),
-                stdin=subprocess.DEVNULL,
-                capture_output=True,
-                timeout=patience_s,
-                check=False,
-            )
+            done = self._done(command, self._environ if environ is None else environ, patience_s)
         except subprocess.TimeoutExpired:
             raise TargetError(
                 f"{name} did not answer within {patience_s:g} s", "Is slurmctld well? Try `sinfo`."
@@ -115,3 +102,16 @@ class SlurmClient:
             words = said.splitlines()[-1].removeprefix(f"{name}: ").removeprefix("error: ") if said else ""
             raise CommandError(f"{name} failed: {words or f'exit code {done.returncode}'}", hint, said)
         return done.stdout.decode("utf-8", "replace")
+
+    def _done(
+        self, command: Sequence[str], environ: Mapping[str, str], patience_s: float
+    ) -> subprocess.CompletedProcess[bytes]:
+        """A command with this environment, when it has ended. Raises TargetError where there is none, and as subprocess.run does."""
+        if shutil.which(command[0], path=environ.get("PATH")) is None:
+            raise TargetError(
+                f"{command[0]} is not on PATH: this machine can't submit to Slurm",
+                "Run tfjob on a login node of the cluster, or set the target's `login`.",
+            )
+        return subprocess.run(
+            command, env=dict(environ), stdin=subprocess.DEVNULL, capture_output=True, timeout=patience_s, check=False
+        )

@@ -77,6 +77,8 @@ class SlurmEngine:
     """
 
     shares_run_directory: Final = True
+    makes_work: bool = False
+    """Whether `keep` makes the tasks' working copies, where the nodes see them; else they are made in the run directory."""
 
     def __init__(
         self, *, environ: Mapping[str, str], cache: Path, client: SlurmClient | None = None, images: Path | None = None
@@ -113,10 +115,17 @@ class SlurmEngine:
         job = _kept_job(run) or self._submitted_before(run)
         if job is None:
             (run.path / "slurm" / "submitting").touch()
-            variables = inherited_environment(self._environ, plan.secrets)
-            job = self._client.submit(run.path / "slurm" / "job.sh", variables)
+            job = self._client.submit(self._script(run), self._variables(plan))
         replace_json(run.path / "slurm" / "job.json", {"job": job})
         return Handle(plan, run, job)
+
+    def _script(self, run: RunDirectory) -> Path:
+        """The job's script as Slurm's commands see it."""
+        return run.path / "slurm" / "job.sh"
+
+    def _variables(self, plan: Plan) -> dict[str, str]:
+        """What the job gets of the environment of whoever submits."""
+        return inherited_environment(self._environ, plan.secrets)
 
     def look(self, handle: Handle) -> JobView:
         """How the job is. Raises TargetError when neither its report nor Slurm can say."""

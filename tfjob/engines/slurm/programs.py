@@ -18,7 +18,7 @@ from tfjob import entrypoint
 __all__ = ["PROGRAMS", "place_programs"]
 
 PROGRAMS: Final = (
-    *("batch.py", "node.py", "slurm.py", "start.py", "state.py", "step.py", "verdict.py", "work.py"),
+    *("batch.py", "node.py", "sending.py", "slurm.py", "start.py", "state.py", "step.py", "verdict.py", "work.py"),
     *("binding.py", "container.py", "image.py", "launching.py", "runtimes.py"),
 )
 """The files of `program/` that go into the run directory, with the entrypoint beside them."""

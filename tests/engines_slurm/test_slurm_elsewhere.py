@@ -1,0 +1,176 @@
+"""Runs on a real Slurm from a machine that is none of its login nodes: it has no Slurm, and reaches the head node by ssh."""
+
+from __future__ import annotations
+
+import contextlib
+import json
+import os
+import signal
+import subprocess
+from pathlib import Path
+from typing import TYPE_CHECKING, Any
+
+import pytest
+import yaml
+from support import Tfjob, eventually
+
+if TYPE_CHECKING:
+    from cluster.slurm import Slurm
+
+pytestmark = [pytest.mark.root, pytest.mark.xdist_group("cluster")]
+
+FOREVER = "echo up; trap 'echo saved >outputs/last; exit 9' TERM; while :; do sleep 0.05; done"
+
+
+class Site:
+    """tfjob on a machine elsewhere, and the directory that the cluster's nodes share."""
+
+    def __init__(self, tfjob: Tfjob, directory: Path) -> None:
+        self.tfjob = tfjob
+        self.directory = directory
+
+    def submit(self, command: str, *, nodes: int = 1, **keys: Any) -> str:
+        job = {"name": "job", "command": command, "compute": {"target": "far", "node_count": nodes}, **keys}
+        self.tfjob.write("job.yml", yaml.safe_dump(job))
+        return self.tfjob.submit("job.yml")
+
+    def ended(self, run: str, exit_code: int = 0) -> dict[str, Any]:
+        self.tfjob("wait", run, exit_code=exit_code, timeout_s=120)
+        return self.tfjob.record(run)
+
+    def here(self, run: str, path: str) -> str:
+        file = self.tfjob.run_directory(run) / path
+        return file.read_text() if file.exists() else ""
+
+    def there(self, run: str) -> Path:
+        return Path(self.here(run, "slurm/place"))
+
+    def supervisor(self, run: str) -> int:
+        pid: int = self.tfjob.record(run)["supervisor"]["pid"]
+        return pid
+
+    def left(self) -> list[Path]:
+        return list((self.directory / "runs").glob("*/*"))
+
+
+@pytest.fixture
+def site(tfjob: Tfjob, slurm: Slurm, tmp_path: Path) -> Site:
+    """A cluster that is the target `far`."""
+    tfjob.environ["TFJOB_SSH_CONFIG"] = str(slurm.layout.etc / "ssh_config")
+    shared = slurm.layout.shared / "elsewhere" / tmp_path.name
+    target = {"name": "far", "kind": "slurm", "login": slurm.login_url, "directory": str(shared)}
+    tfjob.write("far.yml", yaml.safe_dump({**target, "partition": "gpu"}))
+    tfjob("compute", "create", "-f", "far.yml")
+    return Site(tfjob, shared)
+
+
+def test_a_run_is_sent_and_all_it_wrote_comes_home(site: Site) -> None:
+    site.tfjob.write("code/train.py", "import sys, os; print('hello', os.getcwd(), open(sys.argv[1]).read())")
+    site.tfjob.write("data/a.txt", "rows")
+    site.tfjob.environ["TOKEN"] = "hunter2 'hunter2"  # noqa: S105  # no secret
+    run = site.submit(
+        "python3 -S train.py ${{ dataset.rows }}/a.txt; echo $TOKEN | wc -c; mkdir -p outputs/deep outputs/empty; "
+        "echo model >outputs/deep/model; ln -s deep outputs/link; echo lost >elsewhere.txt; echo mine >logs/own.log",
+        code="code",
+        dataset={"rows": {"paths": ["data"]}},
+        secrets=["TOKEN"],
+    )
+    record = site.ended(run)
+    assert (record["state"], record["notes"]) == ("Completed", [])
+    there = site.there(run)
+    assert site.here(run, "logs/main.log") == f"hello {there}/work/main rows\n17\n"
+    assert [output["path"] for output in record["outputs"]] == ["deep/model", "link"]
+    outputs = site.tfjob.run_directory(run) / "outputs"
+    assert ((outputs / "link").readlink(), (outputs / "empty").is_dir()) == (Path("deep"), True)
+    assert record["left_in_work"] == ["work/main/elsewhere.txt"]
+    assert site.here(run, "logs/user/own.log") == "mine\n"
+    assert site.left() == []
+    assert "hunter2" not in "".join(
+        path.read_text(errors="replace") for path in site.tfjob.run_directory(run).rglob("*") if path.is_file()
+    )
+
+
+def test_workers_and_a_failure_with_its_last_words(site: Site) -> None:
+    run = site.submit(
+        """python3 -S -c 'import json, os; c = json.loads(os.environ["TF_CONFIG"]); print(len(c["cluster"]["worker"]))'
+        [ "$TFJOB_TASK_INDEX" = 1 ] && { echo no luck >&2; exit 7; }; sleep 60""",
+        nodes=2,
+        distribution={"type": "tensorflow"},
+    )
+    record = site.ended(run, exit_code=1)
+    failure = record["failure"]
+    assert (failure["task"], failure["exit_code"], failure["log_tail"][-1]) == ("worker-1", 7, "no luck")
+    assert [site.here(run, f"logs/worker-{index}.log").split()[0] for index in range(2)] == ["2", "2"]
+    assert site.left() == []
+
+
+def test_attempts_keep_their_logs(site: Site) -> None:
+    run = site.submit(
+        "echo try $TFJOB_RESTART_COUNT; [ $TFJOB_RESTART_COUNT = 1 ]", retries={"max": 1, "on": ["failure"]}
+    )
+    assert site.ended(run)["state"] == "Completed"
+    assert [site.here(run, f"logs/{name}main.log") for name in ("attempt-1/", "")] == [
+        "try 0\n",
+        "tfjob: this is attempt 2\ntry 1\n",
+    ]
+
+
+def test_cancel_a_job_that_runs_and_one_that_waits(site: Site, slurm: Slurm) -> None:
+    run = site.submit(FOREVER)
+    eventually(lambda: site.here(run, "logs/main.log"), "the first word")
+    site.tfjob("cancel", run)
+    assert site.ended(run, exit_code=1)["state"] == "Canceled"
+    assert site.here(run, "outputs/last") == "saved\n"
+    slurm.run("sbatch", "--exclusive", "--nodes=3", "--output=/dev/null", "--wrap=sleep 300")
+    waits = site.submit("true")
+    eventually(lambda: site.tfjob.record(waits)["state"] == "Scaling" and site.here(waits, "slurm/job.json"), "the job")
+    site.tfjob("cancel", waits)
+    assert site.ended(waits, exit_code=1)["state"] == "Canceled"
+    assert site.left() == []
+
+
+def test_a_cut_connection_and_a_killed_supervisor_harm_nothing(site: Site) -> None:
+    run = site.submit("for i in $(seq 300); do [ -e outputs/go ] && exit; echo $i; sleep 0.1; done; exit 3")
+    log = site.tfjob.run_directory(run) / "logs" / "main.log"
+    eventually(lambda: log.exists() and log.stat().st_size > 0, "the first word")
+    eventually(lambda: site.tfjob.record(run)["state"] == "Running", "Running")
+    for pid in logins(site.supervisor(run)):
+        with contextlib.suppress(ProcessLookupError):  # it was there to ask the queue, or ended with the first
+            os.kill(pid, signal.SIGKILL)
+    size = log.stat().st_size
+    eventually(lambda: log.stat().st_size > size + 10, "more after the cut")
+    os.kill(site.supervisor(run), signal.SIGKILL)
+    (site.there(run) / "outputs" / "go").touch()
+    state = site.there(run) / "slurm" / "state.json"
+    eventually(lambda: json.loads(state.read_text())["phase"] == "over", "the end of the job")
+    assert site.tfjob.record(run)["state"] == "Running"  # nobody has looked
+    record = site.ended(run)
+    assert record["state"] == "Completed"
+    lines = log.read_text().split()
+    assert lines == [str(number) for number in range(1, len(lines) + 1)]
+    assert site.left() == []
+
+
+def test_what_cannot_be_done_from_elsewhere_is_refused(site: Site) -> None:
+    packages = {"conda": {"dependencies": ["python=3.11", {"pip": ["six"]}]}}
+    for keys, words in (
+        ({"environment": packages}, "the environment is made of packages"),
+        ({"compute": {"target": "near"}}, "it has no directory"),
+    ):
+        job = {"name": "job", "command": "true", "compute": {"target": "far"}, **keys}
+        site.tfjob.write("near.yml", "name: near\nkind: slurm\nlogin: ssh://root@head\n")
+        site.tfjob("compute", "create", "-f", "near.yml", exit_code=None)
+        site.tfjob.write("job.yml", yaml.safe_dump(job))
+        assert words in site.tfjob("submit", "job.yml", exit_code=2).stderr
+
+
+def test_a_login_that_is_refused_is_told(site: Site) -> None:
+    site.tfjob.environ["TFJOB_SSH_CONFIG"] = "/dev/null"
+    failure = site.ended(site.submit("true"), exit_code=5)["failure"]
+    assert "head" in failure["message"]
+
+
+def logins(supervisor: int) -> list[int]:
+    """The ssh processes of a supervisor."""
+    found = subprocess.run(["ps", "-o", "pid=,comm=", "--ppid", str(supervisor)], capture_output=True, check=True)
+    return [int(line.split()[0]) for line in found.stdout.decode().splitlines() if line.split()[1] == "ssh"]

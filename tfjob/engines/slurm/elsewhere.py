@@ -1,0 +1,230 @@
+"""Runs a Plan as a job of a Slurm cluster that this machine is no part of: all by way of one login node, by ssh.
+
+A run has two directories. What is remembered of it is here. On the file system of the nodes, below the target's `directory`, is
+what its job sees; it is sent once, what the job writes comes home while it runs, and at the end it is removed.
+"""
+
+from __future__ import annotations
+
+import hashlib
+import os
+import shlex
+import tarfile
+import time
+from collections.abc import Callable, Mapping
+from contextlib import suppress
+from dataclasses import replace
+from pathlib import Path
+from typing import Any, Final
+
+from tfjob.durable import replace_json, replace_text
+from tfjob.engines.base import Prepared, Waiting, tell_nobody
+from tfjob.engines.inherited import travelling_environment
+from tfjob.engines.slurm.engine import Handle, JobView, SlurmEngine
+from tfjob.engines.slurm.following import Following
+from tfjob.engines.slurm.gang import FLAGS, gang_of, program_directory, python_of
+from tfjob.engines.slurm.login import Login, LoginClient, LoginLost
+from tfjob.engines.slurm.programs import place_programs
+from tfjob.engines.slurm.script import render_script
+from tfjob.errors import TargetError
+from tfjob.planning.plan import Plan
+from tfjob.rundir import RunDirectory
+from tfjob.targets.definition import SlurmDefinition
+
+__all__ = ["ElsewhereEngine"]
+
+_SUBMIT_AGAIN_S: Final = 60.0
+_AGAIN_S: Final = 1.0
+_CANCELED_S: Final = 60.0
+"""How long a canceled run's last outputs are waited for while the login node can't be reached."""
+_LET_GO_S: Final = 30.0
+_LET_GO_LOOK_S: Final = 0.3
+_GONE: Final = frozenset({"COMPLETING", "RUNNING", "STAGE_OUT", "SIGNALING", "STOPPED"})
+
+
+class ElsewhereEngine(SlurmEngine):
+    """The engine of targets of kind slurm with a login. `cache` is a directory of the workspace where runs share what the queue said."""
+
+    makes_work = True
+
+    def __init__(self, target: SlurmDefinition, *, environ: Mapping[str, str], cache: Path) -> None:
+        login = target.login or ""
+        self._login = Login(login, environ)
+        self._directory = Path(target.directory or "/")
+        apart = cache / f"login-{hashlib.sha256(login.encode()).hexdigest()[:12]}"
+        super().__init__(environ=environ, cache=apart, client=LoginClient(self._login))
+        self._following: Following | None = None
+        self._left = ""
+
+    def keep(self, plan: Plan, run: RunDirectory, prepared: Prepared, told: Waiting = tell_nobody) -> None:
+        """Write what the job needs, and send it with code and data to the login node.
+
+        Raises PreparationError when it can't be put there, TargetError when the login does not work.
+        """
+        directory = run.path / "slurm"
+        directory.mkdir(exist_ok=True)
+        there = RunDirectory(self._directory / "runs" / _apart(run) / run.id)
+        replace_text(directory / "place", str(there.path), force=False)
+        container = self._container(plan, prepared) if plan.runtime == "docker" else None
+        place_programs(Path(program_directory(run)), None, self._cache)
+        replace_json(directory / "gang.json", gang_of(plan, there, prepared, container), force=False)
+        python = python_of(plan, prepared.values)
+        replace_text(directory / "job.sh", render_script(plan, there, python), force=False)
+        told(f"sending the run to {self._login.address}")
+        try:
+            self._login.send(lambda tar: _fill(tar, plan, run), _unpacking(there))
+        except BaseException:
+            self._remove(there)
+            raise
+
+    def submit(self, plan: Plan, run: RunDirectory) -> Handle:
+        """Submit the job once, however often it is called. Raises TargetError when Slurm does not take it."""
+        deadline = time.monotonic() + _SUBMIT_AGAIN_S
+        while True:
+            try:
+                handle = super().submit(plan, run)
+                break
+            except LoginLost:  # it may have been submitted: the queue knows
+                if time.monotonic() > deadline:
+                    raise
+                time.sleep(_AGAIN_S)
+            except TargetError:
+                if not (run.path / "slurm" / "job.json").exists():
+                    self._remove(_place(run))
+                raise
+        self._follow(run)
+        return handle
+
+    def adopt(self, plan: Plan, run: RunDirectory) -> Handle:
+        """Go on with a job that another process submitted. Submits nothing: there may be none."""
+        handle = super().adopt(plan, run)
+        self._follow(run)
+        return handle
+
+    def notes(self, handle: Handle) -> tuple[str, ...]:
+        """Whether Slurm has let the job go, and what could not be brought home or removed."""
+        return (*super().notes(handle), *((self._left,) if self._left else ()))
+
+    def _script(self, run: RunDirectory) -> Path:
+        return _place(run).path / "slurm" / "job.sh"
+
+    def _variables(self, plan: Plan) -> dict[str, str]:
+        return travelling_environment(self._environ, plan.secrets)
+
+    def _look(self, handle: Handle) -> JobView:
+        view = super()._look(handle)
+        if view.stage != "over" or self._left or not self._bring(handle):
+            return view
+        return super()._look(handle)  # its last word has come by now
+
+    def _follow(self, run: RunDirectory) -> None:
+        if self._following is None and not _is_brought(run).exists():
+            self._following = Following(self._login, _place(run), run)
+
+    def _bring(self, handle: Handle) -> bool:
+        """Bring all home, then remove the run's directory there. Returns whether anything has come; `_left` says what did not."""
+        run, following = handle.run, self._following
+        if not _is_brought(run).exists():
+            if following is None:
+                return False
+            if not following.sync(_patience(run)):
+                where = f"{_place(run).path} on {self._login.address}"
+                why = f"there is no {where}" if following.is_missing else f"it is in {where}: {following.trouble}"
+                self._left = f"not all that the run wrote could be brought home; {why}"
+                following.close()
+                return True
+            _is_brought(run).touch()
+        elif following is None and (run.path / "slurm" / "removed").exists():
+            return False
+        if following is not None:
+            following.close()
+            self._following = None
+        self._wait_for_end(handle.job)
+        if self._remove(_place(run)):
+            (run.path / "slurm" / "removed").touch()
+        else:
+            self._left = f"the run's directory could not be removed: {_place(run).path} on {self._login.address}"
+        return True
+
+    def _wait_for_end(self, job: str) -> None:
+        """Wait until nothing of the job writes any more."""
+        deadline = time.monotonic() + _LET_GO_S
+        with suppress(TargetError):
+            while job and time.monotonic() < deadline:
+                found = self._queue.job(job, _LET_GO_LOOK_S)
+                if found is None or found.state not in _GONE:
+                    return
+                time.sleep(_LET_GO_LOOK_S)
+
+    def _remove(self, there: RunDirectory) -> bool:
+        path = shlex.quote(str(there.path))
+        above = shlex.quote(str(there.path.parent))
+        line = f"chmod -R u+rwX {path} {path}.part 2>/dev/null; rm -rf {path} {path}.part && {{ rmdir {above} 2>/dev/null || :; }}"
+        with suppress(TargetError):
+            self._login.ask(line)
+            return True
+        return False
+
+    def _container(self, plan: Plan, prepared: Prepared) -> dict[str, Any]:
+        from tfjob.engines.slurm.container import container_of  # noqa: PLC0415  # only for jobs in containers
+
+        return container_of(
+            plan,
+            replace(prepared, image=None),
+            archive=None,
+            images=self._directory / "store" / "images",
+            who=self._login.user(),
+            accounts=(),
+            mounts=(),
+            environ=self._environ,
+        )
+
+
+def _apart(run: RunDirectory) -> str:
+    """A name for the workspace of a run among all that use a cluster: ids of runs are of their workspace."""
+    return hashlib.sha256(f"{os.uname().nodename}\0{run.path.parent}".encode()).hexdigest()[:12]
+
+
+def _place(run: RunDirectory) -> RunDirectory:
+    """The run's directory there, as it was chosen when it was sent."""
+    return RunDirectory(Path((run.path / "slurm" / "place").read_text(encoding="utf-8")))
+
+
+def _is_brought(run: RunDirectory) -> Path:
+    return run.path / "slurm" / "brought"
+
+
+def _patience(run: RunDirectory) -> Callable[[], bool]:
+    """Whether a run that was canceled has been waited for long enough; any other is waited for as long as it takes."""
+    begun = time.monotonic()
+    return lambda: run.cancel_request.exists() and time.monotonic() - begun > _CANCELED_S
+
+
+def _unpacking(there: RunDirectory) -> str:
+    """Shell that puts what comes as tar in its place, whole or not at all, and makes the working copies."""
+    path, above = shlex.quote(str(there.path)), shlex.quote(str(there.path.parent))
+    made = shlex.join([*FLAGS, f"{program_directory(there)}/sending.py", "make", str(there.path)])
+    return (
+        f"set -e; mkdir -p {above}; chmod -R u+rwX {path} {path}.part 2>/dev/null || :; rm -rf {path} {path}.part; "
+        f"mkdir -m 700 {path}.part; tar -x -o -f - -C {path}.part; mv {path}.part {path}; python3 {made}"
+    )
+
+
+def _fill(tar: tarfile.TarFile, plan: Plan, run: RunDirectory) -> None:
+    """What of a run its job needs, as members of an archive."""
+    slurm = run.path / "slurm"
+    for name in ("program", "gang.json", "job.sh"):
+        tar.add(slurm / name, f"slurm/{name}", filter=_anybodys)
+    tar.add(run.outputs, "outputs", filter=_anybodys)
+    tar.add(run.user_logs, "logs/user", filter=_anybodys)
+    if plan.code:
+        tar.add(run.code.resolve(), "code", filter=_anybodys)
+    if run.datasets.exists():
+        tar.dereference = True  # links here lead to files of this machine
+        tar.add(run.datasets, "datasets", filter=_anybodys)
+
+
+def _anybodys(member: tarfile.TarInfo) -> tarfile.TarInfo:
+    member.uid = member.gid = 0
+    member.uname = member.gname = ""
+    return member

@@ -1,0 +1,155 @@
+"""A login node of a Slurm cluster, used from elsewhere: its commands, and files for it, over one login by ssh."""
+
+from __future__ import annotations
+
+import shlex
+import subprocess
+import tarfile
+from collections.abc import Callable, Mapping, Sequence
+from contextlib import suppress
+from typing import Final
+
+from tfjob.dockerapi.ssh import SshHost, SshTransport
+from tfjob.engines.slurm.client import SlurmClient
+from tfjob.engines.submitter import Submitter
+from tfjob.errors import PreparationError, TargetError
+
+__all__ = ["Login", "LoginClient", "LoginLost"]
+
+_CONNECT_S: Final = 20.0
+_PATIENCE_S: Final = 60.0
+_SSH_FAILED: Final = 255  # ssh(1), EXIT STATUS
+_NOT_FOUND: Final = 127  # of sh, for a program that is not there
+_EXPECTED: Final = 4  # lines of an answer
+# The user's own variables of Slurm's commands (SBATCH_PARTITION, SQUEUE_FORMAT) would change what they do; secrets come by stdin.
+_AS_NEW: Final = (
+    'exec env -i PATH="$PATH" HOME="$HOME" USER="${USER:-$(id -un)}" LOGNAME="${LOGNAME:-$(id -un)}" '
+    'LANG="${LANG:-C.UTF-8}" ${SLURM_CONF:+SLURM_CONF="$SLURM_CONF"} ${SLURM_CLUSTERS:+SLURM_CLUSTERS="$SLURM_CLUSTERS"} '
+)
+
+
+class LoginLost(TargetError):
+    """The connection broke: whether a command was carried out is not known."""
+
+
+class Login:
+    """The user's login on a host. It is made with the first call, and again when it was lost; `environ` is what ssh runs with."""
+
+    def __init__(self, address: str, environ: Mapping[str, str]) -> None:
+        self._ssh = SshTransport(SshHost.of(address), environ)
+        self.address = address
+
+    def run(
+        self, line: str, *, told: bytes = b"", patience_s: float = _PATIENCE_S
+    ) -> subprocess.CompletedProcess[bytes]:
+        """Run a line of sh there, which reads `told`. Raises LoginLost, TargetError, and subprocess.TimeoutExpired."""
+        done = subprocess.run(
+            self._ssh.program(f"sh -c {shlex.quote(line)}", _CONNECT_S),
+            env=self._ssh.environ,
+            input=told,
+            capture_output=True,
+            timeout=patience_s,
+            check=False,
+        )
+        if done.returncode == _SSH_FAILED:
+            raise LoginLost(
+                f"the connection to {self.address} was lost", "`tfjob compute test` shows what is the matter."
+            )
+        return done
+
+    def ask(self, line: str) -> str:
+        """What a line of sh says there. Raises TargetError, with the last line of its complaint, when it fails."""
+        try:
+            done = self.run(line)
+        except subprocess.TimeoutExpired:
+            raise TargetError(
+                f"{self.address} did not answer within {_PATIENCE_S:g} s", "Log in by hand and look."
+            ) from None
+        if done.returncode:
+            raise TargetError(f"{self.address}: {_last_line(done.stderr) or f'exit code {done.returncode}'}")
+        return done.stdout.decode("utf-8", "replace")
+
+    def start(self, line: str) -> subprocess.Popen[bytes]:
+        """Start a line of sh there, to speak with it. Raises TargetError when the login does not work."""
+        return subprocess.Popen(
+            self._ssh.program(f"sh -c {shlex.quote(line)}", _CONNECT_S),
+            env=self._ssh.environ,
+            stdin=subprocess.PIPE,
+            stdout=subprocess.PIPE,
+            stderr=subprocess.DEVNULL,
+            start_new_session=True,
+        )
+
+    def send(self, fill: Callable[[tarfile.TarFile], None], line: str) -> None:
+        """Send files as tar to a line of sh there. Raises LoginLost, and PreparationError with what it says when it fails."""
+        process = subprocess.Popen(
+            self._ssh.program(f"sh -c {shlex.quote(f'exec 2>&1; {line}')}", _CONNECT_S),
+            env=self._ssh.environ,
+            stdin=subprocess.PIPE,
+            stdout=subprocess.PIPE,
+            stderr=subprocess.DEVNULL,
+            start_new_session=True,
+        )
+        assert process.stdin is not None  # noqa: S101  # a pipe
+        assert process.stdout is not None  # noqa: S101  # a pipe
+        try:
+            with suppress(BrokenPipeError):  # it has ended, and says why
+                with tarfile.open(fileobj=process.stdin, mode="w|") as tar:
+                    fill(tar)
+                process.stdin.close()
+            said = process.stdout.read()
+            code = process.wait()
+        finally:
+            if process.poll() is None:
+                process.kill()
+                process.wait()
+            with suppress(OSError):
+                process.stdin.close()
+            process.stdout.close()
+        if code == _SSH_FAILED:
+            raise LoginLost(f"the connection to {self.address} was lost while files were sent", "Submit again.")
+        if code:
+            raise PreparationError(
+                f"the run's files can't be put on {self.address}: {_last_line(said) or f'exit code {code}'}",
+                "The target's `directory` says where they go: it must be yours to write, and have room.",
+            )
+
+    def user(self) -> Submitter:
+        """The user there, as containers know them. Raises TargetError."""
+        lines = self.ask("id -u; id -g; id -G; id -un").splitlines()[-_EXPECTED:]
+        try:
+            uid, gid, groups, name = lines
+            others = tuple((int(one), f"group{one}") for one in groups.split() if one != gid)
+            return Submitter(int(uid), int(gid), name, others)
+        except ValueError:
+            raise TargetError(f"{self.address} does not say who its user is: {lines}") from None
+
+    def close(self) -> None:
+        """Log out."""
+        self._ssh.close()
+
+
+class LoginClient(SlurmClient):
+    """Slurm's commands on a login node. Of this process's environment they get nothing but what `submit` is given."""
+
+    def __init__(self, login: Login) -> None:
+        super().__init__({})
+        self._login = login
+
+    def _done(
+        self, command: Sequence[str], environ: Mapping[str, str], patience_s: float
+    ) -> subprocess.CompletedProcess[bytes]:
+        told = "".join(f"export {name}={shlex.quote(value)}\n" for name, value in environ.items())
+        line = f"""{_AS_NEW} sh -c 'eval "$(cat)"; exec "$@" </dev/null' sh {shlex.join(command)}"""
+        done = self._login.run(line, told=told.encode(), patience_s=patience_s)
+        if done.returncode == _NOT_FOUND:
+            raise TargetError(
+                f"{self._login.address} has no {command[0]} on its PATH: it is no login node",
+                "Set the target's `login` to one, or have Slurm on the PATH there for ssh, too: `ssh HOST sinfo` must work.",
+            )
+        return done
+
+
+def _last_line(said: bytes) -> str:
+    lines = said.decode("utf-8", "replace").strip().splitlines()
+    return lines[-1].strip() if lines else ""
