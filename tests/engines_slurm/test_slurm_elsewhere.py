@@ -12,6 +12,8 @@ from typing import TYPE_CHECKING, Any
 
 import pytest
 import yaml
+from cluster_parts import described
+from docker_parts import CannotRunError
 from support import Tfjob, eventually
 
 if TYPE_CHECKING:
@@ -25,9 +27,17 @@ FOREVER = "echo up; trap 'echo saved >outputs/last; exit 9' TERM; while :; do sl
 class Site:
     """tfjob on a machine elsewhere, and the directory that the cluster's nodes share."""
 
-    def __init__(self, tfjob: Tfjob, directory: Path) -> None:
+    def __init__(self, tfjob: Tfjob, slurm: Slurm, directory: Path) -> None:
         self.tfjob = tfjob
+        self.slurm = slurm
         self.directory = directory
+
+    def target(self, **keys: str) -> None:
+        """Define the target anew."""
+        target = {"kind": "slurm", "login": self.slurm.login_url, "directory": str(self.directory), "partition": "gpu"}
+        self.tfjob.write("far.yml", yaml.safe_dump({"name": "far", **target, **keys}))
+        if self.tfjob("compute", "update", "-f", "far.yml", exit_code=None).returncode:
+            self.tfjob("compute", "create", "-f", "far.yml")
 
     def submit(self, command: str, *, nodes: int = 1, **keys: Any) -> str:
         job = {"name": "job", "command": command, "compute": {"target": "far", "node_count": nodes}, **keys}
@@ -58,10 +68,9 @@ def site(tfjob: Tfjob, slurm: Slurm, tmp_path: Path) -> Site:
     """A cluster that is the target `far`."""
     tfjob.environ["TFJOB_SSH_CONFIG"] = str(slurm.layout.etc / "ssh_config")
     shared = slurm.layout.shared / "elsewhere" / tmp_path.name
-    target = {"name": "far", "kind": "slurm", "login": slurm.login_url, "directory": str(shared)}
-    tfjob.write("far.yml", yaml.safe_dump({**target, "partition": "gpu"}))
-    tfjob("compute", "create", "-f", "far.yml")
-    return Site(tfjob, shared)
+    made = Site(tfjob, slurm, shared)
+    made.target()
+    return made
 
 
 def test_a_run_is_sent_and_all_it_wrote_comes_home(site: Site) -> None:
@@ -148,6 +157,24 @@ def test_a_cut_connection_and_a_killed_supervisor_harm_nothing(site: Site) -> No
     assert record["state"] == "Completed"
     lines = log.read_text().split()
     assert lines == [str(number) for number in range(1, len(lines) + 1)]
+    assert site.left() == []
+
+
+def test_nodes_fetch_an_image_themselves(site: Site) -> None:
+    try:
+        image = described().load_base_image()
+    except CannotRunError as reason:
+        pytest.skip(str(reason))
+    site.target(runtime="docker")
+    command = "test ! -e /run/lab; cat $1 >outputs/copy; echo ${{ run.dir }}"
+    run = site.submit(
+        command.replace("$1", "${{ dataset.rows }}"),
+        environment={"image": image},
+        dataset={"rows": {"paths": ["far.yml"], "type": "file"}},
+    )
+    record = site.ended(run)
+    assert (record["state"], site.here(run, "logs/main.log")) == ("Completed", f"{site.there(run)}\n")
+    assert yaml.safe_load(site.here(run, "outputs/copy"))["runtime"] == "docker"
     assert site.left() == []
 
 

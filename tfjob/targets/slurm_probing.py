@@ -107,7 +107,10 @@ def _asked(report: SlurmReport, shell: NodeShell, definition: SlurmDefinition, w
         runtimes=tuple(_runtimes(shell)),
         directory=directory,
         file_system=kind.text.strip() if kind is not None and kind.exit_code == 0 else "",
-        notes=tuple(_of_directory(shell, directory, report.login)) if directory else (),
+        notes=(
+            *(_of_directory(shell, directory, report.login) if directory else ()),
+            *(_of_programs(shell, report.login) if definition.login else ()),
+        ),
     )
 
 
@@ -136,6 +139,15 @@ def _runtimes(shell: NodeShell) -> Iterator[str]:
 def _of_directory(shell: NodeShell, directory: str, login: str) -> Iterator[Note]:
     if shell.run(f'{_nearest(directory)}; test -d "$place" && test -w "$place"', _TIMEOUT_S).exit_code != 0:
         yield Note("error", f"{directory} can't be written on {login}", "Set `directory` to one that is yours there.")
+
+
+def _of_programs(shell: NodeShell, login: str) -> Iterator[Note]:
+    """What sends a run's files there, and brings them home."""
+    for program in ("python3", "tar"):
+        if shell.run(f"command -v {program}", _TIMEOUT_S).exit_code != 0:
+            yield Note(
+                "error", f"{login} has no {program}, which jobs from here need there", "Ask for it to be installed."
+            )
 
 
 def _nearest(directory: str) -> str:

@@ -33,7 +33,6 @@ from tfjob.targets.definition import SlurmDefinition
 
 __all__ = ["ElsewhereEngine"]
 
-_SUBMIT_AGAIN_S: Final = 60.0
 _AGAIN_S: Final = 1.0
 _CANCELED_S: Final = 60.0
 """How long a canceled run's last outputs are waited for while the login node can't be reached."""
@@ -78,14 +77,13 @@ class ElsewhereEngine(SlurmEngine):
             raise
 
     def submit(self, plan: Plan, run: RunDirectory) -> Handle:
-        """Submit the job once, however often it is called. Raises TargetError when Slurm does not take it."""
-        deadline = time.monotonic() + _SUBMIT_AGAIN_S
+        """Submit the job once, however often it is called and the connection breaks. Raises TargetError when Slurm does not take it."""
         while True:
             try:
                 handle = super().submit(plan, run)
                 break
             except LoginLost:  # it may have been submitted: the queue knows
-                if time.monotonic() > deadline:
+                if run.cancel_request.exists():
                     raise
                 time.sleep(_AGAIN_S)
             except TargetError:
@@ -103,7 +101,10 @@ class ElsewhereEngine(SlurmEngine):
 
     def notes(self, handle: Handle) -> tuple[str, ...]:
         """Whether Slurm has let the job go, and what could not be brought home or removed."""
-        return (*super().notes(handle), *((self._left,) if self._left else ()))
+        left = self._left
+        if not left and not _is_brought(handle.run).exists():
+            left = f"what it wrote is in {_place(handle.run).path} on {self._login.address}"
+        return (*super().notes(handle), *((left,) if left else ()))
 
     def _script(self, run: RunDirectory) -> Path:
         return _place(run).path / "slurm" / "job.sh"

@@ -21,6 +21,7 @@ __all__ = ["Following"]
 _AGAIN_S: Final = 1.0
 _LOOK_S: Final = 0.1
 _MOST_TROUBLES: Final = 5
+_HELLO: Final = b'{"kind": "hello"}\n'
 _MISSING: Final = 44  # an exit code that neither sh nor ssh has
 
 
@@ -48,6 +49,7 @@ class Following:
     def sync(self, is_given_up: Callable[[], bool]) -> bool:
         """Bring all there is, however often the connection breaks. Returns whether that was done before it was given up."""
         self._is_synced.clear()
+        self._troubles = 0
         with self._lock:
             self._is_to_sync = True
             if self._is_speaking:
@@ -109,7 +111,11 @@ class Following:
             if self._is_to_sync:
                 self._tell("sync")
             self._is_speaking = True
+        while process.stdout.readline() not in (_HELLO, b""):
+            pass  # the user's shell there may say other things first
         for line in process.stdout:
+            if not line.endswith(b"\n"):
+                return
             word = json.loads(line)
             data = _exactly(process.stdout, word.get("length", 0))
             if data is None:

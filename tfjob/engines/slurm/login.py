@@ -12,7 +12,7 @@ from typing import Final
 from tfjob.dockerapi.ssh import SshHost, SshTransport
 from tfjob.engines.slurm.client import SlurmClient
 from tfjob.engines.submitter import Submitter
-from tfjob.errors import PreparationError, TargetError
+from tfjob.errors import PreparationError, TargetError, TargetRefused
 
 __all__ = ["Login", "LoginClient", "LoginLost"]
 
@@ -20,7 +20,8 @@ _CONNECT_S: Final = 20.0
 _PATIENCE_S: Final = 60.0
 _SSH_FAILED: Final = 255  # ssh(1), EXIT STATUS
 _NOT_FOUND: Final = 127  # of sh, for a program that is not there
-_EXPECTED: Final = 4  # lines of an answer
+_BEGINS: Final = b"tfjob begins\n"
+"""Said before an answer: the user's shell there may say other things first."""
 # The user's own variables of Slurm's commands (SBATCH_PARTITION, SQUEUE_FORMAT) would change what they do; secrets come by stdin.
 _AS_NEW: Final = (
     'exec env -i PATH="$PATH" HOME="$HOME" USER="${USER:-$(id -un)}" LOGNAME="${LOGNAME:-$(id -un)}" '
@@ -44,7 +45,7 @@ class Login:
     ) -> subprocess.CompletedProcess[bytes]:
         """Run a line of sh there, which reads `told`. Raises LoginLost, TargetError, and subprocess.TimeoutExpired."""
         done = subprocess.run(
-            self._ssh.program(f"sh -c {shlex.quote(line)}", _CONNECT_S),
+            self._program(f"echo {_BEGINS.decode().strip()}; {line}"),
             env=self._ssh.environ,
             input=told,
             capture_output=True,
@@ -55,6 +56,7 @@ class Login:
             raise LoginLost(
                 f"the connection to {self.address} was lost", "`tfjob compute test` shows what is the matter."
             )
+        done.stdout = done.stdout.rpartition(_BEGINS)[2]
         return done
 
     def ask(self, line: str) -> str:
@@ -72,7 +74,7 @@ class Login:
     def start(self, line: str) -> subprocess.Popen[bytes]:
         """Start a line of sh there, to speak with it. Raises TargetError when the login does not work."""
         return subprocess.Popen(
-            self._ssh.program(f"sh -c {shlex.quote(line)}", _CONNECT_S),
+            self._program(line),
             env=self._ssh.environ,
             stdin=subprocess.PIPE,
             stdout=subprocess.PIPE,
@@ -83,7 +85,7 @@ class Login:
     def send(self, fill: Callable[[tarfile.TarFile], None], line: str) -> None:
         """Send files as tar to a line of sh there. Raises LoginLost, and PreparationError with what it says when it fails."""
         process = subprocess.Popen(
-            self._ssh.program(f"sh -c {shlex.quote(f'exec 2>&1; {line}')}", _CONNECT_S),
+            self._program(f"exec 2>&1; {line}"),
             env=self._ssh.environ,
             stdin=subprocess.PIPE,
             stdout=subprocess.PIPE,
@@ -116,7 +118,7 @@ class Login:
 
     def user(self) -> Submitter:
         """The user there, as containers know them. Raises TargetError."""
-        lines = self.ask("id -u; id -g; id -G; id -un").splitlines()[-_EXPECTED:]
+        lines = self.ask("id -u; id -g; id -G; id -un").splitlines()
         try:
             uid, gid, groups, name = lines
             others = tuple((int(one), f"group{one}") for one in groups.split() if one != gid)
@@ -127,6 +129,15 @@ class Login:
     def close(self) -> None:
         """Log out."""
         self._ssh.close()
+
+    def _program(self, line: str) -> list[str]:
+        """What runs a line of sh there. Raises LoginLost where another time it may work, TargetRefused where it will not."""
+        try:
+            return self._ssh.program(f"sh -c {shlex.quote(line)}", _CONNECT_S)
+        except TargetRefused:
+            raise
+        except TargetError as error:
+            raise LoginLost(error.message, error.hint) from error
 
 
 class LoginClient(SlurmClient):

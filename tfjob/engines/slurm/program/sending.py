@@ -6,11 +6,11 @@
 It is told lines of JSON: first what is there already (`logs` by their sizes, `files` by size and time, `attempts`), later
 ``"sync"``: send all there is. What it says is a line of JSON each, some with `length` bytes after it:
 
+    hello     the first of all                          beat      nothing
     log       path, offset, length                      gone      path
     file      path, size, mode, mtime_ns, last, whole   link      path, target
     directory path                                      attempt   number, is_whole: its logs come, or have come
-    state     length: slurm/state.json                  beat      nothing
-    synced    everything was sent
+    state     length: slurm/state.json                  synced    everything was sent
 
 It ends with its stdin, and when the run's directory is gone. Logs and outputs come before the state that tells of an end.
 """
@@ -254,6 +254,7 @@ def serve(run: str) -> None:
             for word in map(json.loads, lines):
                 if sender is None:
                     sender = Sender(run, word)
+                    sender.say("hello")
                     next_outputs = time.monotonic() + OUTPUTS_S
                 elif word == "sync":
                     sender.sync()
