@@ -17,7 +17,8 @@
       tasks/TASK/          task.json, started.json, exit.json (see tfjob/entrypoint.py)
       work/TASK/           the task's working copy of the code; afterwards only what the script left there
       attempts/N/          tasks/ and work/ of an attempt that failed and was tried again
-      slurm/               on Slurm: the job's script, its programs, and state.json, which they write; tasks is a link into it
+      slurm/               on Slurm: the job's script, its programs, and state.json, which they write; tasks is a link into it.
+                           From elsewhere: place, the run's directory there; brought, removed: what was done at the end
       datasets/            links to (or copies of) the datasets, while the run lasts
       datasets.json        what was fetched: every file of the datasets with its SHA-256
       inherited.json       the few variables tasks inherit from the shell that submitted it; no secrets
