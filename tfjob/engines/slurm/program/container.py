@@ -20,6 +20,7 @@ import signal
 import subprocess
 import threading
 import time
+import traceback
 
 TYPE_CHECKING = False
 if TYPE_CHECKING:
@@ -69,12 +70,15 @@ class Container:
             if runtime == "pyxis":
                 what = self.images(runtime, program).unpack(what, self.name)
             argv, environ = runtimes.command(runtime, self.start_of(runtime, program, what))
-        except (Trouble, ValueError, OSError) as error:
-            self.say(broken=f"{os.uname().nodename}: {error}")
+            self.doing = ""
+            with open(self.errors, "wb") as errors:
+                container = subprocess.Popen(argv, env=environ, stderr=errors)
+        except Exception as error:  # whatever it is: a program that dies would look like a lost node
+            if not isinstance(error, (Trouble, ValueError, OSError)):
+                traceback.print_exc()
+            self.say(broken=f"{os.uname().nodename}: {error or type(error).__name__}")
             return 0  # batch.py ends the step, in its order
-        self.doing = ""
-        with open(self.errors, "wb") as errors:
-            code = subprocess.Popen(argv, env=environ, stderr=errors).wait()
+        code = container.wait()
         self.remove(runtime, program, self.name)
         if code != 0 and not os.path.exists(os.path.join(self.attempt, f"container-{self.index}.started")):
             self.say(broken="{}: {} could not run the container: {}".format(*self.node_and(runtime), self.last_words()))

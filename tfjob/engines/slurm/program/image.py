@@ -149,41 +149,70 @@ def registry(reference: str) -> str:
     return f"{host}#{rest}" if slash and (set(host) & set(".:") or host == "localhost") else reference
 
 
-def unpack(archive: str, directory: str) -> None:
-    """The files of an image as `docker save` writes it, its layers one over the other.
+def unpack(archive: str, directory: str, check: Callable[[], None] = lambda: None) -> None:
+    """The files of an image as `docker save` writes it, its layers one over the other. `check` raises to give up.
 
     Owners and devices are left out: who unpacks is no root. Source: the OCI Image Format, "Image Layer Filesystem Changeset".
+    Raises Trouble for what is no such image, OSError where a file can't be written.
     """
-    with tarfile.open(archive) as outer:
-        manifest = json.loads(read(outer, "manifest.json"))
-        for layer in manifest[0]["Layers"]:
-            file = outer.extractfile(layer)
-            with tarfile.open(fileobj=file) as tar:
-                tar.extraction_filter = lambda member, _path: member  # `lay` has its own rules
-                for member in tar:
-                    lay(tar, member, directory)
+    try:
+        with tarfile.open(archive) as outer:
+            manifest = json.loads(read(outer, "manifest.json"))
+            for layer in manifest[0]["Layers"]:
+                file = outer.extractfile(layer)
+                with tarfile.open(fileobj=file) as tar:
+                    tar.extraction_filter = lambda member, _path: member  # `lay` has its own rules
+                    for member in tar:
+                        check()
+                        lay(tar, member, directory)
+    except (Trouble, OSError):
+        raise
+    except Exception as error:  # of tarfile, of what decompresses, of json: each has its own
+        raise Trouble(f"the image in {archive} is damaged: {error or type(error).__name__}") from error
 
 
 def lay(tar: tarfile.TarFile, member: tarfile.TarInfo, directory: str) -> None:
-    """One entry of a layer over what is there."""
-    path = os.path.normpath(os.path.join(directory, member.name.lstrip("/")))
-    if path == os.path.normpath(directory):
+    """One entry of a layer over what is there. No name in it leads out of the directory."""
+    parts = parts_of(member.name)
+    if not parts:
         return
-    parent, name = os.path.split(path)
-    if not inside(parent, directory) or (
-        member.islnk() and not inside(os.path.join(directory, member.linkname), directory)
-    ):
+    parent, name = os.path.join(directory, *parts[:-1]), parts[-1]
+    path = os.path.join(parent, name)
+    hidden = name[len(WHITEOUT) :] if name.startswith(WHITEOUT) else None
+    if not inside(parent, directory) or hidden in ("", ".", ".."):
         raise Trouble(f"the image has an entry outside of itself: {member.name}")
     if name == OPAQUE:
         for entry in os.listdir(parent) if os.path.isdir(parent) else ():
             clear(os.path.join(parent, entry))
-    elif name.startswith(WHITEOUT):
-        clear(os.path.join(parent, name[len(WHITEOUT) :]))
+    elif hidden is not None:
+        clear(os.path.join(parent, hidden))
+    elif member.islnk():
+        link(os.path.join(directory, *parts_of(member.linkname)), path, directory)
     elif not (member.ischr() or member.isblk() or member.isfifo()):
         if not (member.isdir() and os.path.isdir(path) and not os.path.islink(path)):
             clear(path)
+        member.name = "/".join(parts)  # extract() takes an absolute name as one of this machine
         member.mode = (member.mode or 0) | (0o700 if member.isdir() else 0o400)  # who packs it must be able to read
         tar.extract(member, directory, set_attrs=not member.issym())
+
+
+def link(target: str, path: str, directory: str) -> None:
+    """A hard link. The target may be a symbolic link itself: only where its name lies is looked at."""
+    if not inside(os.path.dirname(target), directory):
+        raise Trouble(f"the image has a link to what is outside of itself: {path}")
+    if os.path.normpath(target) == os.path.normpath(path) or not os.path.lexists(target):
+        return  # a device that was left out
+    clear(path)
+    os.makedirs(os.path.dirname(path), exist_ok=True)
+    os.link(target, path, follow_symlinks=False)
+
+
+def parts_of(name: str) -> list[str]:
+    """The names on the way to an entry, from the image's root. Raises Trouble where one leads up again."""
+    parts = [part for part in name.split("/") if part not in ("", ".")]
+    if ".." in parts:
+        raise Trouble(f"the image has an entry outside of itself: {name}")
+    return parts
 
 
 def inside(path: str, directory: str) -> bool:
