@@ -32,7 +32,7 @@ __all__ = ["HOUR_S", "Fetched", "fetch"]
 
 HOUR_S: Final = 3600.0
 """How long many web addresses are not asked again whether they have changed."""
-_BATCH: Final = 100
+_BATCH: Final = 300
 _BATCH_S: Final = 0.3
 _PROGRESS_S: Final = 0.5
 _WAIT_S: Final = 0.1
@@ -111,10 +111,7 @@ class _Crew:
         self._wake = threading.Event()
         self._working = min(transfer.settings.connections, len(missing))
         self._fetchers: list[Fetcher] = []
-        self._threads = [
-            threading.Thread(target=self._work, daemon=True)
-            for _ in range(self._working)
-        ]
+        self._threads = [threading.Thread(target=self._work, daemon=True) for _ in range(self._working)]
         for thread in self._threads:
             thread.start()
 

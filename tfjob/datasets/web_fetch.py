@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import contextlib
-import hashlib
 import json
 import os
 import re
@@ -13,6 +12,7 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Final
 
 from tfjob.datasets.cache import Known
+from tfjob.datasets.digest import Digest
 from tfjob.datasets.wanted import changed, check_content, unwritable
 from tfjob.datasets.web import Answer, Session, Transient, tag_of
 from tfjob.durable import replace_json
@@ -108,7 +108,7 @@ class Sink:
         self._partial = partial
         self._path = partial.path
         self._facts = f"{self._path}.json"
-        self._hash = hashlib.sha256()
+        self._digest = Digest()
         self._file = partial.descriptor
         self.size = partial.size
         self._is_touched = bool(self.size)
@@ -149,13 +149,13 @@ class Sink:
         except OSError as error:
             self.discard()
             raise unwritable(self.transfer.cache, error) from error
-        self._hash.update(data)
+        self._digest.update(data)
         self.size += len(data)
         self.transfer.count(len(data))
 
     def finish(self, tag: str) -> Known:
         """Make an object of what came, if it has the content it must have. Raises PreparationError if it has not."""
-        sha256 = self._hash.hexdigest()
+        sha256 = self._digest.hexdigest()
         try:
             check_content(self._wanted, sha256)
         except PreparationError:
@@ -173,17 +173,20 @@ class Sink:
         """Read all that is there for the digest."""
         with os.fdopen(os.dup(self._file), "rb") as before:
             before.seek(0)
-            self._hash = hashlib.file_digest(before, "sha256")
+            self._digest.close()
+            self._digest = Digest(before)
 
     def discard(self) -> None:
         """Throw away what is there of the file."""
         if self._is_touched:
             self._empty()
-            self.size, self._hash = 0, hashlib.sha256()
+            self._digest.close()
+            self.size, self._digest = 0, Digest()
         self._forget()
 
     def close(self) -> None:
         """Leave the file. What can't be gone on from is thrown away."""
+        self._digest.close()
         if self._is_touched and not self._partial.is_kept and not os.path.exists(self._facts):
             self._empty()
 
