@@ -268,6 +268,11 @@ def test_a_full_disk_does_not_end_a_task_that_comes_to_listen(task: Task, small_
         eventually((small_disk / "main" / "listening").exists, "the marker")
 
 
+def test_it_looks_for_the_port_less_and_less_but_as_often_as_it_is_told() -> None:
+    assert entrypoint.look_s({}, 0) < entrypoint.look_s({}, 60) < entrypoint.look_s({}, 1000) == entrypoint.LISTENING_S
+    assert entrypoint.look_s({"listening_s": 0.5}, 1000) == 0.5
+
+
 def test_it_imports_nothing_but_the_standard_library() -> None:
     show = f"import runpy, sys; runpy.run_path({entrypoint.__file__!r}); print(sorted(sys.modules))"
     done = subprocess.run([sys.executable, "-I", "-S", "-c", show], capture_output=True, text=True, check=True)

@@ -3,9 +3,9 @@
     python -I -S entrypoint.py TASKS_DIRECTORY TASK      run that task
     python -I -S entrypoint.py TASKS_DIRECTORY rank      under mpirun: run task rank-N, N as the MPI library says
 
-It reads TASKS_DIRECTORY/TASK/task.json (argv, env, cwd, log, port, grace_period_s, and umask where the one it inherits
-is not the submitter's), runs the command in a session of its own with both outputs in the log, and leaves beside
-task.json:
+It reads TASKS_DIRECTORY/TASK/task.json (argv, env, cwd, log, port, grace_period_s, listening_s: so late it may be noted
+that the port is listened on, and umask where the one it inherits is not the submitter's), runs the command in a session
+of its own with both outputs in the log, and leaves beside task.json:
 
     started.json     pid, the process's start time (clock ticks since boot), time
     listening        made when the task's own port is being listened on: it has come to the rendezvous
@@ -36,6 +36,7 @@ SIGNALS = {signal.SIGCHLD, signal.SIGTERM, signal.SIGINT, signal.SIGHUP}
 RANK_VARIABLES = ("OMPI_COMM_WORLD_RANK", "PMIX_RANK", "PMI_RANK", "SLURM_PROCID")
 RESULT_BYTES = 512
 LINGER_S = 5.0
+LISTENING_S = 10.0
 PR_SET_PDEATHSIG, PR_SET_CHILD_SUBREAPER = 1, 36  # prctl(2)
 
 
@@ -167,8 +168,7 @@ def watch(child: int, task: dict[str, Any], directory: str) -> tuple[int, bool]:
         if deadline is not None:
             wait_s = max(deadline - time.monotonic(), 0.01)
         else:
-            # The kernel's table of sockets takes long to read: a script that never listens shall not pay for it.
-            wait_s = min(0.25 + (time.monotonic() - begun) / 20, 10.0) if port else 3600.0
+            wait_s = look_s(task, time.monotonic() - begun) if port else 3600.0
         received = signal.sigtimedwait(SIGNALS, wait_s)
         number = received.si_signo if received else 0
         if number in (signal.SIGTERM, signal.SIGINT, signal.SIGHUP):
@@ -190,6 +190,11 @@ def watch(child: int, task: dict[str, Any], directory: str) -> tuple[int, bool]:
                 return status, stopped
             if pid == 0:
                 break
+
+
+def look_s(task: dict[str, Any], waited_s: float) -> float:
+    """When the port is looked at next. The kernel's table of sockets takes long to read: who never listens shall not pay for it."""
+    return min(0.25 + waited_s / 20, float(task.get("listening_s", LISTENING_S)))
 
 
 def wait_for_group(child: int, deadline: float | None) -> None:

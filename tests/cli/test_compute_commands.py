@@ -133,7 +133,7 @@ REFUSED = (
     ("{target: lab, runtime: process}", 2, "the nodes of target lab run containers"),
     ("{target: lab, properties: {partition: x}}", 2, "compute.properties has partition"),
     ("{target: site, properties: {queue: x}}", 2, "compute.properties has queue"),
-    ("{target: site, runtime: docker}", 2, "runs processes on Slurm; target site is of kind slurm"),
+    ("{target: site, runtime: docker}", 2, "target site says that its nodes run none"),
 )
 
 

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import hashlib
 import json
 import os
 from typing import TYPE_CHECKING
@@ -139,3 +140,30 @@ def test_what_a_run_uses_is_not_pruned(env: Tfjob) -> None:
     assert [(one["key"], one["freed"]) for one in gone["prefixes"]] == [(key, True)]
     assert gone["freed_bytes"] > 0
     assert "0 environments" in elsewhere("env", "prune", "--unused-days", "0").stdout
+
+
+def test_stores_of_slurm_targets_are_pruned_but_for_what_runs_wait_for(env: Tfjob, tmp_path: Path) -> None:
+    shared = tmp_path / "shared"
+    env.write("lab.yml", f"kind: slurm\nname: lab\ndirectory: {shared}\n")
+    env("compute", "create", "-f", "lab.yml")
+    images = shared / "store" / "images"
+    named = "named-" + hashlib.sha256(b"some/image:1").hexdigest()[:32]
+    for name in ("waits", "over", named):
+        (images / name).mkdir(parents=True)
+        (images / name / "image.tar").write_bytes(b"x" * 10_000)
+        os.utime(images / name, (0, 0))
+    fetched = {"archive": None, "reference": "some/image:1", "directory": str(images)}
+    written = [
+        {"archive": str(images / name / "image.tar"), "directory": str(images / name)} for name in ("waits", "over")
+    ]
+    for container, ended in zip((fetched, *written), (None, None, "2026-01-01T00:00:00Z"), strict=True):
+        env.write("job.yml", "name: job\ncommand: 'true'\n")
+        env("submit", "job.yml")
+        run = env.run_directory(str(json.loads(env("list", "-o", "json").stdout)[0]["id"]))
+        (run / "slurm").mkdir()
+        (run / "slurm" / "gang.json").write_text(json.dumps({"container": container}))
+        record = json.loads((run / "record.json").read_text())
+        (run / "record.json").write_text(json.dumps({**record, "ended": ended}))
+    said = env("env", "prune").stdout
+    assert sorted(path.name for path in images.iterdir()) == sorted(["waits", named])
+    assert f"in {shared}/store: 0 environments" in said

@@ -36,7 +36,10 @@ def lab(tfjob: Tfjob, docker_cluster: Cluster, docker_daemon: Daemon, node_base:
 def containers(node: Node) -> list[str]:
     """The names of the containers of tfjob's that a node has, ended ones too."""
     with node.client() as client:
-        return [str(one.name) for one in client.containers.list(all=True, filters={"label": "tfjob.run"})]
+        return [
+            str(one.name)
+            for one in client.containers.list(all=True, filters={"label": "tfjob.run"}, ignore_removed=True)
+        ]
 
 
 def volumes(node: Node) -> list[str]:

@@ -26,7 +26,7 @@ FILE = Path(program.__file__)
 
 
 @pytest.mark.parametrize(
-    "file", [*sorted(FILE.parent.glob("agent*.py")), FILE.parent / "node_fetch.py"], ids=lambda file: file.name
+    "file", sorted([*FILE.parent.glob("agent*.py"), *FILE.parent.glob("node_*.py")]), ids=lambda file: file.name
 )
 def test_it_runs_on_python_3_8(file: Path) -> None:
     tree = ast.parse(file.read_text(), feature_version=(3, 8))

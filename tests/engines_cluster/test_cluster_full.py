@@ -7,18 +7,19 @@ import json
 import os
 import subprocess
 from dataclasses import dataclass, replace
+from pathlib import Path
 from typing import TYPE_CHECKING
 
 import pytest
 import yaml
 from docker_parts import CannotRunError, Daemon, base_image, own_engine
+from support import eventually
 from web_server import web_server
 
 from tfjob.dockerapi.api import DockerApi
 
 if TYPE_CHECKING:
     from collections.abc import Iterator
-    from pathlib import Path
 
     from cluster.node import Node
     from cluster_parts import Cluster
@@ -167,19 +168,58 @@ def test_no_room_for_a_claim(lab: Tfjob, small: Small, nodes: tuple[Node, ...]) 
     assert left(nodes[1]) == left(nodes[2]) == []
 
 
-def test_no_room_here_for_what_comes_home(lab: Tfjob, nodes: tuple[Node, ...], tmp_path: Path) -> None:
+def test_no_room_for_a_claim_on_the_only_node(lab: Tfjob, small: Small, docker_cluster: Cluster) -> None:
+    address = docker_cluster.layout.machine_address
+    only = {"name": "small", "engine": small.daemon.host, "address": address, "gpus": 2}
+    lab.write("only.yml", yaml.safe_dump({"name": "docker-lab", "kind": "docker", "nodes": [only]}))
+    lab("compute", "update", "docker-lab", "-f", "only.yml")
+    small.leave_no_file()
+    done = lab("submit", job(lab, "true", more=", gpus_per_node: 1", nodes=1), exit_code=5)
+    assert "small can not be used" in done.stderr
+    assert "no space left on device" in done.stderr
+
+
+@pytest.fixture
+def small_here(lab: Tfjob, tmp_path: Path) -> Iterator[Tfjob]:
+    """The command in a workspace that has a small disk here."""
     disk = tmp_path / "disk"
     disk.mkdir()
     subprocess.run(["mount", "-t", "tmpfs", "-o", "size=3m", "tmpfs", disk], check=True)
     try:
-        full = replace(lab, environ={**lab.environ, "TFJOB_WORKSPACE": str(disk)})
-        full("init", str(disk))
+        found = replace(lab, environ={**lab.environ, "TFJOB_WORKSPACE": str(disk)})
+        found("init", str(disk))
         (disk / ".tfjob/config.yml").write_text((lab.directory / ".tfjob/config.yml").read_text())
-        full("compute", "create", "docker-lab", "-f", "lab.yml")
-        full("submit", job(full, "yes | head -c 5000000; echo small >outputs/$TFJOB_TASK_NAME"))
-        record = json.loads(next((disk / ".tfjob/runs").glob("job-*/record.json")).read_text())
-        assert record["state"] == "Completed"
-        assert "logs/main-0.log of main-0 (No space left on device)" in " ".join(record["notes"])
-        assert left(nodes[0]) == left(nodes[1]) == []
+        lab.write("lab.yml", (lab.directory / "lab.yml").read_text() + "merge_interval_s: 1\n")
+        found("compute", "create", "docker-lab", "-f", "lab.yml")
+        yield found
     finally:
         subprocess.run(["umount", "--lazy", disk], check=False)
+
+
+def run_of(small_here: Tfjob) -> Path:
+    """The directory of the one run of the workspace."""
+    return next(Path(small_here.environ["TFJOB_WORKSPACE"], ".tfjob/runs").glob("job-*"))
+
+
+def test_no_room_here_for_what_comes_home(small_here: Tfjob, nodes: tuple[Node, ...]) -> None:
+    small_here("submit", job(small_here, "yes | head -c 5000000; echo small >outputs/$TFJOB_TASK_NAME"))
+    record = json.loads((run_of(small_here) / "record.json").read_text())
+    assert record["state"] == "Completed"
+    assert "logs/main-0.log of main-0 (No space left on device)" in " ".join(record["notes"])
+    assert left(nodes[0]) == left(nodes[1]) == []
+
+
+def test_outputs_that_found_no_room_here_come_home_when_there_is_some(
+    small_here: Tfjob, nodes: tuple[Node, ...]
+) -> None:
+    command = "head -c 5000000 /dev/zero >outputs/large; sleep 5; echo sent; until [ -e /go ]; do sleep 0.1; done"
+    run = small_here("submit", "--detach", job(small_here, command, nodes=1)).stdout.strip()
+    log = run_of(small_here) / "logs/main.log"
+    eventually(lambda: log.exists() and "sent" in log.read_text(), "the output was sent", 60)
+    subprocess.run(["mount", "-o", "remount,size=20m", small_here.environ["TFJOB_WORKSPACE"]], check=True)
+    with nodes[0].client() as client:
+        (container,) = client.containers.list(filters={"label": "tfjob.run"})
+        container.exec_run(["touch", "/go"])
+    small_here("wait", run)
+    assert (run_of(small_here) / "outputs/large").stat().st_size == 5_000_000
+    assert not json.loads((run_of(small_here) / "record.json").read_text())["notes"]

@@ -269,6 +269,29 @@ def test_a_disk_that_is_full_here_loses_neither_logs_nor_ends(run: RunDirectory)
         subprocess.run(["umount", "--lazy", run.path], check=False)
 
 
+@pytest.mark.root
+def test_an_output_that_found_no_room_is_sent_again_when_there_is_some(run: RunDirectory) -> None:
+    def mount(*arguments: str) -> None:
+        subprocess.run(["mount", *arguments, str(run.path)], check=True)
+
+    mount("-t", "tmpfs", "-o", "size=64k", "tmpfs")
+    try:
+        home = Home.of(run, NAMES)
+        run.outputs.mkdir()
+        assert not send(home, 1, "outputs/model", "x" * 100_000)
+        assert not home.is_blocked(1)  # it would find no room now
+        mount("-o", "remount,size=1m")
+        assert home.is_blocked(1)
+        assert not home.is_blocked(0)
+        home.begin(1)
+        assert not home.is_blocked(1)
+        assert send(home, 1, "outputs/model", "x" * 100_000)
+        assert home.notes() == ()
+        home.close()
+    finally:
+        subprocess.run(["umount", "--lazy", run.path], check=False)
+
+
 def test_logs_of_one_name_stand_beside_each_other(home: Home) -> None:
     for node in (1, 0):
         home.log(node, "logs/user/events", 0, f"of {node}".encode())

@@ -8,14 +8,23 @@ from typing import TYPE_CHECKING
 from uuid import uuid4
 
 import pytest
+from engines.engine_bench import plan, task
 
+from tfjob.datasets.cache import Cache
+from tfjob.datasets.wanted import Settings
 from tfjob.dockerapi.api import DockerApi
 from tfjob.engines import claimed
 from tfjob.engines.cluster import kept
+from tfjob.engines.cluster.bringing import Bringing, Site
 from tfjob.engines.cluster.clean import clean_kept
 from tfjob.engines.cluster.kept import kept_trees, make_room, note_use, remove_tree, use, used_images
 from tfjob.engines.cluster.leases import Claims, RunKey
+from tfjob.engines.cluster.nodes import Reached
+from tfjob.engines.cluster.room import Found
 from tfjob.engines.cluster.trees import Tree, on_node, send_trees, tree_of_directory
+from tfjob.errors import NodeLost
+from tfjob.targets.definition import ClusterDefinition, NodeDefinition
+from tfjob.targets.target import Node
 
 if TYPE_CHECKING:
     from collections.abc import Callable, Iterator
@@ -152,3 +161,18 @@ def test_what_was_sent_in_part_by_a_run_that_is_dead_goes_first(
     make_room(api, 0, float("inf"))
     assert there(api, tree) == [True]
     assert part not in {one["Name"] for one in api.volumes({})}
+
+
+def test_a_run_whose_tree_was_removed_while_its_machine_slept_does_not_start(
+    api: DockerApi, send: Callable[..., Tree], key: RunKey, tmp_path: Path
+) -> None:
+    tree = send(key)
+    volumes = [on_node(api, [tree])]
+    node = Reached(0, NodeDefinition("a", api.address, "127.0.0.1", 0), api, Node("a", "127.0.0.1", ()), frozenset())
+    site = Site(ClusterDefinition("lab", (node.definition,)), {}, tmp_path, Cache(tmp_path), api, Settings())
+    bringing = Bringing(plan(task("true")), key, Found((node,), ((),)), site, lambda _: None)
+    bringing.require_trees({"code": tree}, volumes)
+    (found,) = kept_trees(api)
+    assert remove_tree(api, found)  # by another run, which took this one for dead
+    with pytest.raises(NodeLost, match="the code on a was removed"):
+        bringing.require_trees({"code": tree}, volumes)

@@ -16,6 +16,7 @@ from cluster.layout import LAYOUT, USER, USER_ID
 from cluster_parts import described
 from docker_parts import CannotRunError, docker_daemon, docker_engine, program, test_base  # noqa: F401  # fixtures
 from engines.engine_bench import task
+from engines_slurm.slurm_commands import commands
 from engines_slurm.slurm_plans import slurm_plan
 from engines_slurm.test_slurm_runs import ended, job_of, log, runs
 from support import Tfjob, eventually
@@ -315,6 +316,30 @@ def test_an_image_that_can_not_be_loaded_is_told_with_the_runtimes_words(site_of
     finally:
         shutil.rmtree(broken.parent)
     assert failure["message"].startswith("the container could not be started: node1: Podman could not load the image:")
+
+
+def test_a_cancel_ends_what_prepares_a_container(site_of: Callable[[str], Site]) -> None:
+    site = site_of("pyxis")
+    tools = site.tfjob.directory / "tools"
+    commands(tools, enroot="true", mksquashfs=f"touch {tools}/made; echo $$ >{tools}/pid; exec sleep 1000")
+    site.tfjob.write(
+        "target.yml",
+        f"""
+        kind: slurm
+        name: pyxis
+        partition: gpu
+        runtime: pyxis
+        setup: ["export PATH={tools}:$PATH TMPDIR={tools}"]
+        """,
+    )
+    site.tfjob("compute", "update", "pyxis", "-f", "target.yml")
+    run = site.submit("true")
+    eventually((tools / "pid").exists, "the command that makes the image", 60)
+    assert list(tools.glob("tfjob-image-*"))
+    site.tfjob("cancel", run)
+    assert ended(site.tfjob, run, exit_code=1)["state"] == "Canceled"
+    assert list(tools.glob("tfjob-image-*")) == []
+    site.no_process_is_left(run)
 
 
 @pytest.fixture

@@ -250,12 +250,60 @@ class TestUnpacking:
         files = {str(path.relative_to(root)): path.read_bytes() for path in root.rglob("*") if path.is_file()}
         assert files == {"etc/a": b"2", "var/new": b"2"}
 
-    def test_nothing_is_written_outside(self, tmp_path: Path) -> None:
+    @pytest.mark.parametrize(
+        "name",
+        ["../evil", "/../evil", "in/../../evil", "out/evil", "out/../evil", ".wh...", "in/.wh...", ".wh..", ".wh."],
+    )
+    def test_nothing_is_written_outside(self, tmp_path: Path, name: str) -> None:
         root = tmp_path / "root"
-        root.mkdir()
+        (root / "in").mkdir(parents=True)
+        (root / "in" / "kept").touch()
+        (tmp_path / "other" / "deep").mkdir(parents=True)
+        (root / "out").symlink_to(tmp_path / "other" / "deep")
+        before = sorted(tmp_path.rglob("*"))
+        image = archive(tmp_path / "image.tar", {name: b"1"})
         with pytest.raises(module("image").Trouble, match="outside of itself"):
-            module("image").unpack(str(archive(tmp_path / "image.tar", {"../evil": b"1"})), str(root))
-        assert not (tmp_path / "evil").exists()
+            module("image").unpack(str(image), str(root))
+        assert sorted(tmp_path.rglob("*")) == sorted([*before, image])
+
+    def test_an_absolute_name_is_one_of_the_image(self, tmp_path: Path) -> None:
+        root, mine = tmp_path / "root", tmp_path / "mine"
+        root.mkdir()
+        mine.write_bytes(b"mine")
+        module("image").unpack(str(archive(tmp_path / "image.tar", {str(mine): b"1"})), str(root))
+        assert mine.read_bytes() == b"mine"
+        assert (root / str(mine).lstrip("/")).read_bytes() == b"1"
+
+    def test_hard_links_are_to_what_is_in_the_image(self, tmp_path: Path) -> None:
+        root, mine = tmp_path / "root", tmp_path / "mine"
+        root.mkdir()
+        mine.write_bytes(b"mine")
+        (root / "shell").symlink_to("/bin/nowhere")  # of an image: it leads nowhere here
+        links = {"a": str(mine), "b": "/shell", "c": "out/mine"}
+        (root / "out").symlink_to(tmp_path)
+        with tarfile.open(tmp_path / "layer.tar", "w") as tar:
+            for name, target in links.items():
+                member = tarfile.TarInfo(name)
+                member.type, member.linkname = tarfile.LNKTYPE, target
+                tar.addfile(member)
+        with tarfile.open(tmp_path / "layer.tar") as tar:
+            for name in ("a", "b"):
+                module("image").lay(tar, tar.getmember(name), str(root))
+            with pytest.raises(module("image").Trouble, match="outside of itself"):
+                module("image").lay(tar, tar.getmember("c"), str(root))
+        assert not (root / "a").exists()
+        assert os.readlink(root / "b") == "/bin/nowhere"
+        assert not (root / "c").exists()
+
+    @pytest.mark.parametrize("content", [b"", b"no archive", b"\x1f\x8b\x08\x00 cut"])
+    def test_a_damaged_image_is_said_to_be(self, tmp_path: Path, content: bytes) -> None:
+        (tmp_path / "image.tar").write_bytes(content)
+        with pytest.raises(module("image").Trouble, match="is damaged"):
+            module("image").unpack(str(tmp_path / "image.tar"), str(tmp_path))
+        with tarfile.open(tmp_path / "other.tar", "w") as outer:
+            put(outer, "manifest.json", b'[{"Layers": ["gone"]}]')
+        with pytest.raises(module("image").Trouble, match="is damaged"):
+            module("image").unpack(str(tmp_path / "other.tar"), str(tmp_path))
 
 
 @pytest.mark.parametrize(

@@ -179,6 +179,21 @@ def test_images_for_slurms_nodes_go_when_nobody_used_them(made: Made) -> None:
     assert (old.exists(), new.exists()) == (False, True)
 
 
+def test_images_that_runs_wait_for_or_that_are_being_written_stay(made: Made, tmp_path: Path) -> None:
+    images = made.store.root / "images"
+    for name in ("waits", "written", "old"):
+        (images / name).mkdir(parents=True)
+        os.utime(images / name, (0, 0))
+    other_way = tmp_path / "other-way"
+    other_way.symlink_to(images)
+    lock = try_lock(images / "written" / "archive.lock")
+    assert lock is not None
+    os.utime(images / "written", (0, 0))
+    prune(made.store, unused_days=5, keep_images=frozenset({other_way / "waits"}))
+    os.close(lock)
+    assert made.names("images") == ["waits", "written"]
+
+
 def test_half_a_conda_package_goes_at_any_age(made: Made) -> None:
     cache = made.store.root / "conda"
     left, lock = cache / "packages" / ".greet-1.0-0aBc", cache / "packages" / "gone-1.0-0.lock"

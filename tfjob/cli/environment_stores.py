@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import os
 from pathlib import Path
 from typing import TYPE_CHECKING, Annotated
 
@@ -34,8 +35,14 @@ def prune(
 
     workspace = find_workspace()
     store = Store((workspace.config if workspace else default_config()).store)
-    before = pruning.usage(store)
-    gone = pruning.prune(store, unused_days=unused_days, dry_run=dry_run, keep=_in_use(workspace))
+    stores = (store, *(Store(root) for root in _of_targets(workspace) if root != store.root))
+    keep, keep_images = _in_use(workspace)
+    before = [one for each in stores for one in pruning.usage(each)]
+    pruned = {
+        each.root: pruning.prune(each, unused_days=unused_days, dry_run=dry_run, keep=keep, keep_images=keep_images)
+        for each in stores
+    }
+    freed = {each.root / "prefixes" / key for each in stores for key in pruned[each.root].prefixes}
     baked = _prune_images(store, unused_days, dry_run) if images else None
     if output is not TableFormat.table:
         stored = [
@@ -45,11 +52,15 @@ def prune(
                 "size_bytes": one.size_bytes,
                 "own_bytes": one.own_bytes,
                 "last_used": one.last_used.isoformat(),
-                "freed": one.key in gone.prefixes,
+                "freed": one.path in freed,
             }
             for one in before
         ]
-        document = {"freed_bytes": gone.freed_bytes, "dry_run": dry_run, "prefixes": stored}
+        document = {
+            "freed_bytes": sum(one.freed_bytes for one in pruned.values()),
+            "dry_run": dry_run,
+            "prefixes": stored,
+        }
         if baked is not None:
             document["images"] = {"freed_bytes": baked.freed_bytes, "removed": list(baked.tags)}
         print_document(document, output)
@@ -63,16 +74,17 @@ def prune(
                 size(one.size_bytes),
                 size(one.own_bytes),
                 one.last_used.strftime("%Y-%m-%d %H:%M"),
-                ("would be freed" if dry_run else "freed") if one.key in gone.prefixes else "kept",
+                ("would be freed" if dry_run else "freed") if one.path in freed else "kept",
             )
             for one in before
         ]
         print_table(("ENVIRONMENT", "PYTHON", "PACKAGES", "SIZE", "ITS OWN", "LAST USED (UTC)", ""), rows)
     verb = "Would free" if dry_run else "Freed"
-    print(f"{verb} {size(gone.freed_bytes)} in {store.root}: {plural(len(gone.prefixes), 'environment')}")
+    for root, gone in pruned.items():
+        print(f"{verb} {size(gone.freed_bytes)} in {root}: {plural(len(gone.prefixes), 'environment')}")
     if baked is not None:
-        freed = "" if dry_run else f", {size(baked.freed_bytes)}"
-        print(f"{verb} {plural(len(baked.tags), 'image')} of the Docker Engine{freed}")
+        room = "" if dry_run else f", {size(baked.freed_bytes)}"
+        print(f"{verb} {plural(len(baked.tags), 'image')} of the Docker Engine{room}")
 
 
 def create_base(
@@ -112,13 +124,30 @@ def _prune_images(store: Store, unused_days: float, dry_run: bool) -> PrunedImag
     return prune_images(store, unused_days=unused_days, dry_run=dry_run)
 
 
-def _in_use(workspace: Workspace | None) -> frozenset[str]:
-    """The environments of this workspace's runs that are not over; those of others hold theirs by a lock."""
+def _of_targets(workspace: Workspace | None) -> list[Path]:
+    """The stores that Slurm targets with a `directory` have there, as far as this user may write them."""
+    from tfjob.targets.definition import SlurmDefinition  # noqa: PLC0415  # only for this
+    from tfjob.targets.registered import Targets  # noqa: PLC0415
+
+    targets = Targets(workspace.compute if workspace else None)
+    definitions = [targets.get(name).definition for name in targets.names()]
+    found = [one.directory for one in definitions if isinstance(one, SlurmDefinition) and one.directory]
+    stores = [Path(directory) / "store" for directory in dict.fromkeys(found)]
+    return [store for store in stores if os.access(store, os.W_OK)]
+
+
+def _in_use(workspace: Workspace | None) -> tuple[frozenset[str], frozenset[Path]]:
+    """The environments of this workspace's runs that are not over, and the images of those on Slurm.
+
+    Runs of other workspaces hold their environments by a lock; that nodes use an image is noted by its time.
+    """
+    from tfjob.engines.slurm.archive import image_directory  # noqa: PLC0415  # only for this
+    from tfjob.rundir import RunDirectory  # noqa: PLC0415
     from tfjob.runs.find import list_summaries  # noqa: PLC0415
 
     if workspace is None:
-        return frozenset()
-    documents = [one.document for one in list_summaries(workspace)]
-    return frozenset(
-        str(one["environment_key"]) for one in documents if one.get("environment_key") and not one.get("ended")
-    )
+        return frozenset(), frozenset()
+    live = [one for one in list_summaries(workspace) if not one.document.get("ended")]
+    images = (image_directory(RunDirectory(workspace.runs / one.id)) for one in live)
+    keys = (one.document.get("environment_key") for one in live)
+    return frozenset(str(key) for key in keys if key), frozenset(one for one in images if one)

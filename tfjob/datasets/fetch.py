@@ -10,7 +10,6 @@ from __future__ import annotations
 import contextlib
 import fcntl
 import os
-import queue
 import shutil
 import threading
 import time
@@ -33,7 +32,7 @@ __all__ = ["HOUR_S", "Fetched", "fetch"]
 
 HOUR_S: Final = 3600.0
 """How long many web addresses are not asked again whether they have changed."""
-_BATCH: Final = 100
+_BATCH: Final = 300
 _BATCH_S: Final = 0.3
 _PROGRESS_S: Final = 0.5
 _WAIT_S: Final = 0.1
@@ -108,12 +107,11 @@ class _Crew:
         self._count = len(missing)
         self._known = known
         self._transfer = transfer
-        self._results: queue.SimpleQueue[tuple[str, Known, int] | BaseException] = queue.SimpleQueue()
+        self._results: deque[tuple[str, Known, int] | BaseException] = deque()
+        self._wake = threading.Event()
+        self._working = min(transfer.settings.connections, len(missing))
         self._fetchers: list[Fetcher] = []
-        self._threads = [
-            threading.Thread(target=self._work, daemon=True)
-            for _ in range(min(transfer.settings.connections, len(missing)))
-        ]
+        self._threads = [threading.Thread(target=self._work, daemon=True) for _ in range(self._working)]
         for thread in self._threads:
             thread.start()
 
@@ -124,8 +122,10 @@ class _Crew:
         noted = began
         done = 0
         while done < self._count:
-            with contextlib.suppress(queue.Empty):
-                result = self._results.get(timeout=_WAIT_S)
+            self._wake.wait(_WAIT_S)
+            self._wake.clear()
+            while self._results:
+                result = self._results.popleft()
                 if isinstance(result, BaseException):
                     self._note(batch)
                     raise result
@@ -150,11 +150,8 @@ class _Crew:
                 for fetcher in self._fetchers:
                     fetcher.abort()
                 thread.join(0.2)
-        while True:
-            try:
-                left = self._results.get_nowait()
-            except queue.Empty:
-                return
+        while self._results:
+            left = self._results.popleft()
             if not isinstance(left, BaseException):
                 os.close(left[2])
 
@@ -171,20 +168,31 @@ class _Crew:
         return rows
 
     def _work(self) -> None:
+        """Fetch one file after another. Who waits for the results is woken for many, for a failure, and by the last thread."""
+        try:
+            self._fetch_on()
+        except BaseException as error:  # noqa: BLE001  # it is raised again by who waits for the results
+            self._results.append(error)
+            self._wake.set()
+        with self._transfer.lock:
+            self._working -= 1
+            is_last = not self._working
+        if is_last:
+            self._wake.set()
+
+    def _fetch_on(self) -> None:
         fetchers: dict[str, Fetcher] = {}
         while not self._transfer.stop.is_set():
             try:
                 wanted = self._missing.popleft()
             except IndexError:
                 return
-            try:
-                scheme = scheme_of(wanted.source) or ""
-                if scheme not in fetchers:
-                    fetchers[scheme] = self._fetcher(scheme)
-                self._results.put(self._one(wanted, fetchers[scheme]))
-            except BaseException as error:  # noqa: BLE001  # it is raised again by who waits for the results
-                self._results.put(error)
-                return
+            scheme = scheme_of(wanted.source) or ""
+            if scheme not in fetchers:
+                fetchers[scheme] = self._fetcher(scheme)
+            self._results.append(self._one(wanted, fetchers[scheme]))
+            if len(self._results) >= _BATCH:
+                self._wake.set()
 
     def _fetcher(self, scheme: str) -> Fetcher:
         if scheme in WEB:
@@ -202,24 +210,23 @@ class _Crew:
         """Fetch one file under its lock, which is held until the descriptor that comes with the result is closed."""
         path = self._transfer.cache.partial(wanted.source)
         try:
-            descriptor, has_waited = self._locked(path)
+            partial, has_waited = self._locked(path)
         except OSError as error:
             raise unwritable(self._transfer.cache, error) from error
         try:
             known = self._known.get(wanted.source)
             if has_waited:
                 known = self._transfer.cache.known([wanted.source]).get(wanted.source, known)
-            value = self._try(wanted, known, fetcher, Partial(path, descriptor))
-            if not os.fstat(descriptor).st_mode & 0o222:
-                return wanted.source, value, descriptor
+            value = self._try(wanted, known, fetcher, partial)
         except BaseException:
-            os.close(descriptor)
+            os.close(partial.descriptor)
             raise
-        with contextlib.suppress(OSError):
-            os.unlink(path)  # nothing came of it: the file was there already
-        return wanted.source, value, descriptor
+        if not partial.is_kept:
+            with contextlib.suppress(OSError):
+                os.unlink(path)  # nothing came of it: the file was there already
+        return wanted.source, value, partial.descriptor
 
-    def _locked(self, path: str) -> tuple[int, bool]:
+    def _locked(self, path: str) -> tuple[Partial, bool]:
         """Open the file that is fetched into, once nobody else fetches it; and whether somebody did."""
         has_waited = False
         while True:
@@ -230,7 +237,7 @@ class _Crew:
                     self._pause(_WAIT_S)
                 status = os.fstat(descriptor)
                 if status.st_nlink and status.st_mode & 0o222:
-                    return descriptor, has_waited
+                    return Partial(path, descriptor, status.st_size), has_waited
             except BaseException:
                 os.close(descriptor)
                 raise
@@ -240,12 +247,12 @@ class _Crew:
     def _try(self, wanted: Wanted, known: Known | None, fetcher: Fetcher, partial: Partial) -> Known:
         """Fetch, again where that may help. What brings a file further does not count as a failure."""
         settings, transfer = self._transfer.settings, self._transfer
-        failures, furthest = 0, os.fstat(partial.descriptor).st_size
+        failures, furthest = 0, partial.size
         while True:
             try:
                 return fetcher.fetch(wanted, known, transfer, partial)
             except Transient as error:
-                reached = os.fstat(partial.descriptor).st_size
+                reached = partial.size = os.fstat(partial.descriptor).st_size
                 failures = 1 if reached > furthest else failures + 1
                 furthest = max(reached, furthest)
                 if transfer.stop.is_set():

@@ -5,7 +5,7 @@ from __future__ import annotations
 import errno
 import threading
 from dataclasses import dataclass, field
-from typing import TYPE_CHECKING, NamedTuple, Protocol
+from typing import TYPE_CHECKING, Protocol
 
 from tfjob.errors import PreparationError
 from tfjob.spec.addresses import shown_address
@@ -39,11 +39,17 @@ class Wanted:
     of: str
 
 
-class Partial(NamedTuple):
-    """The file that one is fetched into: where it is, and the descriptor that holds its lock."""
+@dataclass(slots=True)
+class Partial:
+    """The file that one is fetched into: where it is, the descriptor that holds its lock, and what is there of it.
+
+    `is_kept` once it has become an object. Both spare asking the system again, which for ten thousand files takes time.
+    """
 
     path: str
     descriptor: int
+    size: int = 0
+    is_kept: bool = False
 
 
 class Fetcher(Protocol):

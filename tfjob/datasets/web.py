@@ -19,7 +19,7 @@ import urllib.request
 from collections.abc import Mapping
 from dataclasses import dataclass
 from email.utils import parsedate_to_datetime
-from typing import Any, Final
+from typing import Any, Final, NamedTuple
 from urllib.parse import SplitResult, quote, urljoin, urlsplit
 
 from tfjob.datasets.wire import Garbled, Head, Wire, connect
@@ -34,7 +34,8 @@ _MOST_REDIRECTS: Final = 10
 _BUSY: Final = {408, 425, 429, 500, 502, 503, 504}
 _LONGEST_WAIT_S: Final = 60.0
 _KEEPABLE_BYTES: Final = 64 * 1024
-_PLAIN: Final = re.compile(r"/[A-Za-z0-9_./~-]*")
+_PLAIN: Final = re.compile(r"(https?://[A-Za-z0-9_.:-]+)(/[A-Za-z0-9_./~-]*)")
+"""Addresses that need no quoting and no library to take them apart; it takes longer than a near server to answer."""
 
 
 class Transient(Exception):
@@ -100,13 +101,21 @@ def tag_of(answer: Answer) -> str:
     return answer.header("last-modified") or tag
 
 
+class _Place(NamedTuple):
+    """What all requests to a host have in common: what stands before the path, and headers."""
+
+    before: str
+    headers: dict[str, str]
+
+
 class Session:
     """Requests of one thread. A connection is kept for each host. Another thread may `abort` what it waits for."""
 
     def __init__(self, timeout_s: float) -> None:
         """Wait at most `timeout_s` for a connection, and for each part of an answer."""
         self._timeout_s = timeout_s
-        self._kept: dict[tuple[str, str], Wire] = {}
+        self._kept: dict[str, Wire] = {}
+        self._places: dict[tuple[str, bool], _Place] = {}
         self._aborted = False
 
     def request(self, method: str, address: str, headers: Mapping[str, str]) -> Answer:
@@ -142,17 +151,18 @@ class Session:
                 wire.socket.shutdown(socket.SHUT_RDWR)
 
     def _ask(self, method: str, address: str, headers: Mapping[str, str], *, own: bool) -> Answer:
-        parts = urlsplit(address)
-        place = (parts.scheme, parts.netloc)
-        target, common = self._target(parts)
-        sent = {**common, **(_authorization(parts) if own else {}), **headers}
+        plain = _PLAIN.fullmatch(address)
+        origin = plain[1] if plain else "{0.scheme}://{0.netloc}".format(urlsplit(address))
+        place = self._places.get((origin, own)) or self._place(origin, own=own)
+        target = place.before + (plain[2] if plain else _target(urlsplit(address)))
+        sent = {**place.headers, **headers} if headers else place.headers
         for attempt in (1, 2):
-            wire = self._kept.get(place)
+            wire = self._kept.get(origin)
             was_kept = wire is not None and wire.is_free
             try:
                 if wire is None or not wire.is_free:
-                    self._kept.pop(place, None)
-                    wire = self._kept[place] = self._connect(parts)
+                    self._kept.pop(origin, None)
+                    wire = self._kept[origin] = self._connect(urlsplit(origin))
                 if self._aborted:
                     wire.close()
                     raise Transient("stopped")
@@ -164,10 +174,9 @@ class Session:
                     raise _in_words(error, address) from error
         raise AssertionError("the second attempt returns or raises")
 
-    def _target(self, parts: SplitResult) -> tuple[str, dict[str, str]]:
-        """The request's target, and headers that all requests to its host have; to a proxy it is the address (RFC 9112, 3.2.2)."""
-        path = parts.path if _PLAIN.fullmatch(parts.path) else quote(parts.path or "/", safe="/%:@!$&'()*+,;=~-._")
-        target = f"{path}?{quote(parts.query, safe='/%:@!$&()*+,;=~-._?[]')}" if parts.query else path
+    def _place(self, origin: str, *, own: bool) -> _Place:
+        """What all requests to a host have in common, found once; to a proxy the target is the address (RFC 9112, 3.2.2)."""
+        parts = urlsplit(origin)
         host = parts.netloc.rpartition("@")[2].encode("idna" if not parts.netloc.isascii() else "ascii").decode()
         common = {
             "Host": host,
@@ -175,10 +184,14 @@ class Session:
             "Accept": "*/*",
             "Accept-Encoding": "identity",
         }
+        if own:
+            common |= _authorization(parts)
         proxy = _proxy(parts) if parts.scheme == "http" else None
-        if proxy is None:
-            return target, common
-        return f"http://{host}{target}", {**common, **_proxy_authorization(proxy)}
+        if proxy is not None:
+            common |= _proxy_authorization(proxy)
+        place = _Place(f"http://{host}" if proxy is not None else "", common)
+        self._places[origin, own] = place
+        return place
 
     def _connect(self, parts: SplitResult) -> Wire:
         proxy = _proxy(parts)
@@ -260,6 +273,12 @@ def _wait_s(text: str | None) -> float:
     with contextlib.suppress(ValueError, TypeError):
         return min(max(parsedate_to_datetime(text).timestamp() - time.time(), 0), _LONGEST_WAIT_S)
     return 0
+
+
+def _target(parts: SplitResult) -> str:
+    """The path and query, with everything quoted that must be."""
+    path = quote(parts.path or "/", safe="/%:@!$&'()*+,;=~-._")
+    return f"{path}?{quote(parts.query, safe='/%:@!$&()*+,;=~-._?[]')}" if parts.query else path
 
 
 def _host(address: str) -> tuple[str, str]:

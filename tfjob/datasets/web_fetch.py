@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import contextlib
-import hashlib
 import json
 import os
 import re
@@ -13,6 +12,7 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Final
 
 from tfjob.datasets.cache import Known
+from tfjob.datasets.digest import Digest
 from tfjob.datasets.wanted import changed, check_content, unwritable
 from tfjob.datasets.web import Answer, Session, Transient, tag_of
 from tfjob.durable import replace_json
@@ -105,12 +105,13 @@ class Sink:
         """Look at what is there of `wanted`."""
         self.transfer = transfer
         self._wanted = wanted
+        self._partial = partial
         self._path = partial.path
         self._facts = f"{self._path}.json"
-        self._hash = hashlib.sha256()
+        self._digest = Digest()
         self._file = partial.descriptor
-        self._is_done = False
-        self.size = os.fstat(self._file).st_size
+        self.size = partial.size
+        self._is_touched = bool(self.size)
         self._has_facts = bool(self.size)
         self.tag = self._read_tag() if self.size else ""
 
@@ -140,6 +141,7 @@ class Sink:
 
     def write(self, data: bytes) -> None:
         """Add what came. Raises PreparationError when the disk is full; what is there of the file is then removed."""
+        self._is_touched = True
         rest = memoryview(data)
         try:
             while rest:
@@ -147,13 +149,13 @@ class Sink:
         except OSError as error:
             self.discard()
             raise unwritable(self.transfer.cache, error) from error
-        self._hash.update(data)
+        self._digest.update(data)
         self.size += len(data)
         self.transfer.count(len(data))
 
     def finish(self, tag: str) -> Known:
         """Make an object of what came, if it has the content it must have. Raises PreparationError if it has not."""
-        sha256 = self._hash.hexdigest()
+        sha256 = self._digest.hexdigest()
         try:
             check_content(self._wanted, sha256)
         except PreparationError:
@@ -161,7 +163,7 @@ class Sink:
             raise
         try:
             self.transfer.cache.keep(self._path, self._file, sha256)
-            self._is_done = True
+            self._partial.is_kept = True
         except OSError as error:
             raise unwritable(self.transfer.cache, error) from error
         self._forget()
@@ -171,20 +173,27 @@ class Sink:
         """Read all that is there for the digest."""
         with os.fdopen(os.dup(self._file), "rb") as before:
             before.seek(0)
-            self._hash = hashlib.file_digest(before, "sha256")
+            self._digest.close()
+            self._digest = Digest(before)
 
     def discard(self) -> None:
         """Throw away what is there of the file."""
-        if os.fstat(self._file).st_size:
-            os.ftruncate(self._file, 0)
-        os.lseek(self._file, 0, os.SEEK_SET)
-        self.size, self._hash = 0, hashlib.sha256()
+        if self._is_touched:
+            self._empty()
+            self._digest.close()
+            self.size, self._digest = 0, Digest()
         self._forget()
 
     def close(self) -> None:
         """Leave the file. What can't be gone on from is thrown away."""
-        if self.size and not self._is_done and not os.path.exists(self._facts):
-            os.ftruncate(self._file, 0)
+        self._digest.close()
+        if self._is_touched and not self._partial.is_kept and not os.path.exists(self._facts):
+            self._empty()
+
+    def _empty(self) -> None:
+        os.ftruncate(self._file, 0)
+        os.lseek(self._file, 0, os.SEEK_SET)
+        self._is_touched = False
 
     def _read_tag(self) -> str:
         try:

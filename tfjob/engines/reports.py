@@ -12,6 +12,7 @@ from typing import Any, Final, NamedTuple
 
 from tfjob.durable import replace_json
 from tfjob.engines.base import Allocation, TaskStatus
+from tfjob.entrypoint import LISTENING_S
 from tfjob.planning.plan import Plan, TaskPlan, bind
 from tfjob.rundir import RunDirectory
 
@@ -29,6 +30,8 @@ __all__ = [
     "write_tasks",
 ]
 
+_LOOKS: Final = 4
+"""A task looks at least so often for its port within the time of the rendezvous: who has come must not be taken for late."""
 KILLED: Final = "it ended without saying how: it was killed together with the process that watched it"
 NOT_STARTED: Final = "it could not be started"
 NEVER_STARTED: Final = "it was never started: the supervisor died before"
@@ -104,6 +107,7 @@ def task_files(
             "cwd": str(run.work(task.name)),
             "log": str(run.log(task.name)),
             "port": allocation.ports.get(task.port) if task.port else None,
+            "listening_s": min(LISTENING_S, plan.limits.rendezvous_timeout_s / _LOOKS),
             "grace_period_s": plan.limits.grace_period_s,
             "launched": task.launched,
             **(more or {}),

@@ -98,12 +98,19 @@ def total_bytes(store: Store) -> int:
     return sum({_id(status): _bytes(status) for _, status in _entries(store.root)}.values())
 
 
-def prune(store: Store, *, unused_days: float, dry_run: bool = False, keep: frozenset[str] = frozenset()) -> Pruned:
+def prune(
+    store: Store,
+    *,
+    unused_days: float,
+    dry_run: bool = False,
+    keep: frozenset[str] = frozenset(),
+    keep_images: frozenset[Path] = frozenset(),
+) -> Pruned:
     """Remove what nobody asked for in `unused_days` days: prefixes, their locks, what the caches hold for no prefix.
 
-    `keep` are the keys that live runs use. What another tfjob is building now stays. With `dry_run` nothing is removed;
-    and nothing
-    written; the answer is what would be. Raises PreparationError when the store cannot be written.
+    `keep` are the keys that live runs use, `keep_images` the directories of images for Slurm's nodes. What another tfjob is
+    building now stays. With `dry_run` nothing is removed and nothing written; the answer is what would be. Raises
+    PreparationError when the store cannot be written.
     """
     if not store.root.is_dir():
         return Pruned(0, (), 0, ())
@@ -113,7 +120,7 @@ def prune(store: Store, *, unused_days: float, dry_run: bool = False, keep: froz
         pruning.records()
         pruning.uv_cache()
         pruning.conda_cache()
-        pruning.images()
+        pruning.images(keep_images)
     except OSError as error:
         if error.errno not in {errno.EROFS, errno.EACCES, errno.EPERM}:
             raise
@@ -235,10 +242,12 @@ class _Pruning:
                 if _modified_s(path) <= self.before:
                     self._remove(path)
 
-    def images(self) -> None:
+    def images(self, keep: frozenset[Path]) -> None:
         """Remove images that were written here for nodes of Slurm, with what those made of them: each use notes its time."""
+        kept = {path.resolve() for path in keep}
         for path in _listed(self.store.root / "images"):
-            if _modified_s(path) <= self.before:
+            is_used = path.resolve() in kept or is_locked(path / "archive.lock")
+            if not is_used and _modified_s(path) <= self.before:
                 self._remove(path)
 
     def _is_unused(self, path: Path) -> bool:

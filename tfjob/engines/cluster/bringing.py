@@ -22,7 +22,7 @@ from tfjob.engines.cluster.leases import Claims, RunKey
 from tfjob.engines.cluster.refusals import taking
 from tfjob.engines.cluster.room import Found
 from tfjob.engines.cluster.shipping import send_image
-from tfjob.engines.cluster.trees import Remote, Tree, send_trees, tree_of_directory
+from tfjob.engines.cluster.trees import Remote, Tree, on_node, send_trees, tree_of_directory
 from tfjob.engines.dataset_contents import contents, is_remote
 from tfjob.errors import NodeLost
 from tfjob.planning.plan import DatasetPlan, Plan
@@ -136,6 +136,18 @@ class Bringing:
             if not set(gpus) <= sight.own or sight.contested:
                 raise NodeLost(
                     f"the GPUs claimed on {node.definition.name} were taken by another run meanwhile",
+                    "This machine slept, or could not reach the node for a minute. Submit again.",
+                )
+
+    def require_trees(self, trees: Mapping[str, Tree], volumes: Sequence[Mapping[str, str]]) -> None:
+        """See that the trees are still there: an engine would mount an empty volume for one that was removed meanwhile."""
+        nodes = self._found.nodes
+        there = at_once(lambda node: on_node(node.api, list(trees.values())), nodes)
+        for node, found, wanted in zip(nodes, there, volumes, strict=True):
+            gone = [tree.what for tree in trees.values() if found.get(tree.digest) != wanted[tree.digest]]
+            if gone:
+                raise NodeLost(
+                    f"{' and '.join(gone)} on {node.definition.name} was removed for another run meanwhile",
                     "This machine slept, or could not reach the node for a minute. Submit again.",
                 )
 

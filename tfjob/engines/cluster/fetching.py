@@ -4,25 +4,31 @@ A program of tfjob's does it in a container on the node (`node_fetch.py`), into 
 the SHA-256 that is known here. Credentials stay here: the program hears an address, signed for a while where that takes one,
 by its stdin. A node that can't reach a source is named to the caller, who sends it the files instead.
 
+As long as the container runs, the run is taken to live: so it ends soon when nobody is there any more who started it.
+
 A volume ``tfjob-fetches-DIGEST`` says which run fetches a tree on a node: of two that want it, one waits for the other.
 """
 
 from __future__ import annotations
 
 import json
+import netrc
+import os
 import threading
-from collections.abc import Callable, Iterator, Mapping, Sequence
+import time
+from collections.abc import Callable, Collection, Iterator, Mapping, Sequence
 from contextlib import contextmanager, suppress
 from dataclasses import dataclass, field
 from pathlib import Path
+from types import ModuleType
 from typing import Any, Final
 from urllib.parse import quote, urlsplit
 
 from tfjob.datasets.wanted import Settings
 from tfjob.dockerapi.api import DockerApi, RefusalError
 from tfjob.dockerapi.stream import STDOUT, Hijacked
-from tfjob.engines.claimed import living_runs, name_of_run
-from tfjob.engines.cluster import node_fetch
+from tfjob.engines.claimed import holder_of_claim, living_runs, name_of_run
+from tfjob.engines.cluster import node_fetch, node_keep
 from tfjob.engines.cluster.at_once import at_once
 from tfjob.engines.cluster.kept import short, tree_labels
 from tfjob.engines.cluster.leases import RunKey
@@ -33,14 +39,24 @@ from tfjob.spec.addresses import is_web, scheme_of, shown_address
 
 __all__ = ["Fetching", "Unreached", "fetch_on_nodes"]
 
-_KEEP: Final = "import time; time.sleep(24 * 3600)"
+_UNUSED_S: Final = 60.0
+"""So long a container waits for the program that fetches."""
+_LEFT_S: Final = 5.0
+"""So long it stays when that has ended: tfjob removes it at once."""
+_SAY_S: Final = 10.0
+_BEAT_S: Final = 60.0
+"""So long the program goes on when it hears nothing."""
 _FETCHES: Final = "tfjob.fetches"
 _SIGNED_S: Final = 6 * 3600
 """How long the address lives that a node gets of an object."""
+_FRESH_S: Final = 600.0
+"""Signed longer ago than this, it is signed again for the next node."""
 _TIMEOUT_S: Final = 60.0
 _SILENT_S: Final = 30.0
 """The program says every half second how far it is."""
 _LOOK_S: Final = 0.2
+_LONG_LOOK_S: Final = 2.0
+_SLOWER: Final = 1.5
 _MB: Final = 1_000_000
 _SIGNING: Final = ("s3", "gs", "az", "abfs", "abfss")
 
@@ -64,35 +80,63 @@ class Fetching:
     done: dict[str, tuple[int, int]] = field(default_factory=dict)
     streams: dict[str, Hijacked] = field(default_factory=dict)
     given_up: threading.Event = field(default_factory=threading.Event)
+    others: dict[str, str] = field(default_factory=dict)
+    """The nodes on which another run fetches the tree, with what to call it."""
+
+    _signing: threading.Lock = field(default_factory=threading.Lock)
+    _order: tuple[bytes | Unreached, float] | None = None
 
     @property
     def progress(self) -> str:
         """How far the nodes are, in words."""
-        if not self.done:
-            return ""
         total_mb = -(-self.tree.size_bytes // _MB)
-        each = ", ".join(
-            f"{name} {files} of {len(self.tree.files)} files, {received // _MB} of {total_mb} MB"
-            for name, (files, received) in sorted(self.done.items())
-        )
-        return f"{self.tree.what}, fetched by its nodes: {each}"
+        each = {
+            **{name: f"{name} waits for {who}, which fetches it" for name, who in list(self.others.items())},
+            **{
+                name: f"{name} {files} of {len(self.tree.files)} files, {received // _MB} of {total_mb} MB"
+                for name, (files, received) in list(self.done.items())
+            },
+        }
+        told = ", ".join(words for _, words in sorted(each.items()))
+        return f"{self.tree.what}, fetched by its nodes: {told}" if told else ""
+
+    def order(self) -> bytes | Unreached:
+        """What the program is told, signed lately: a node may have waited for hours for another run."""
+        with self._signing:
+            if self._order is None or time.monotonic() - self._order[1] > _FRESH_S:
+                self._order = _order(self), time.monotonic()
+            return self._order[0]
+
+    def give_up(self) -> None:
+        """End it on every node."""
+        self.given_up.set()
+        for stream in list(self.streams.values()):
+            stream.close()
 
 
 def fetch_on_nodes(fetching: Fetching, nodes: Sequence[Node]) -> list[str | Unreached]:
     """Have every node fetch the tree; the volume that has it, or why the node could not, for each.
 
     Raises PreparationError for a content that is not the one that is asked for, and for a full disk; TargetError for a node
-    that does not answer. What `told` raises ends it.
+    that does not answer; then the other nodes fetch no further. What `told` raises ends it.
     """
-    order = _order(fetching)
+    order = fetching.order()
     if isinstance(order, Unreached):
         return [order for _ in nodes]
     results: list[list[str | Unreached]] = []
     errors: list[BaseException] = []
 
+    def fetch(node: Node) -> str | Unreached:
+        try:
+            return _fetch_on(fetching, node)
+        except BaseException as error:
+            errors.append(error)  # the first of them is why the others end
+            fetching.give_up()
+            raise
+
     def work() -> None:
         try:
-            results.append(at_once(lambda node: _fetch_on(fetching, node, order), nodes))
+            results.append(at_once(fetch, nodes))
         except BaseException as error:  # noqa: BLE001  # raised again below
             errors.append(error)
 
@@ -108,9 +152,7 @@ def fetch_on_nodes(fetching: Fetching, nodes: Sequence[Node]) -> list[str | Unre
             fetching.told("" if now == said else now)
             said = now
     except BaseException:
-        fetching.given_up.set()
-        for stream in list(fetching.streams.values()):
-            stream.close()
+        fetching.give_up()
         thread.join(_TIMEOUT_S)
         raise
     if errors:
@@ -121,7 +163,10 @@ def fetch_on_nodes(fetching: Fetching, nodes: Sequence[Node]) -> list[str | Unre
 def _order(fetching: Fetching) -> bytes | Unreached:
     """What the program is told."""
     files = []
+    known = _known_hosts()
     for address, name, size, sha256 in fetching.tree.remote:
+        if is_web(address) and (host := urlsplit(address).hostname) in known:
+            return Unreached(f"only this machine has a name and a password for {host}")
         opened = _opened(address)
         if opened is None:
             return Unreached(f"only this machine can read {scheme_of(address)}:// addresses here")
@@ -133,8 +178,17 @@ def _order(fetching: Fetching) -> bytes | Unreached:
         "timeout_s": settings.timeout_s,
         "tries": settings.tries,
         "pause_s": settings.pause_s,
+        "beat_s": _BEAT_S,
     }
     return json.dumps(facts).encode() + b"\n"
+
+
+def _known_hosts() -> Collection[str]:
+    """The hosts of the web that have a name and a password in ~/.netrc (or NETRC): no node hears them."""
+    try:
+        return netrc.netrc(os.environ.get("NETRC") or os.path.expanduser("~/.netrc")).hosts
+    except (OSError, netrc.NetrcParseError):  # where it is needed here, its trouble is told
+        return ()
 
 
 def _opened(address: str) -> str | None:
@@ -152,19 +206,24 @@ def _opened(address: str) -> str | None:
     return None
 
 
-def _fetch_on(fetching: Fetching, node: Node, order: bytes) -> str | Unreached:
+def _fetch_on(fetching: Fetching, node: Node) -> str | Unreached:
     """Fetch the tree on one node, or wait until another run has."""
     name, api = node
     with taking(name, fetching.tree.what):
-        while not _is_ours(fetching, api):
-            if fetching.given_up.wait(_LOOK_S):
+        pause_s = _LOOK_S
+        while other := _whose_turn(fetching, api):
+            fetching.others[name] = other
+            if fetching.given_up.wait(pause_s):
                 return Unreached("given up")
+            pause_s = min(pause_s * _SLOWER, _LONG_LOOK_S)
             if there := on_node(api, [fetching.tree]):
+                del fetching.others[name]
                 return there[fetching.tree.digest]
+        fetching.others.pop(name, None)
         try:
             if there := on_node(api, [fetching.tree]):  # somebody was done just now
                 return there[fetching.tree.digest]
-            return _fill(fetching, node, order)
+            return _fill(fetching, node)
         finally:
             with suppress(RefusalError, TargetError):
                 api.remove_volume(_turn(fetching.tree), _TIMEOUT_S)
@@ -174,31 +233,36 @@ def _turn(tree: Tree) -> str:
     return f"tfjob-fetches-{short(tree.digest)}"
 
 
-def _is_ours(fetching: Fetching, api: DockerApi) -> bool:
-    """Whether it is this run's turn to fetch the tree. A turn of a run that is dead is over."""
+def _whose_turn(fetching: Fetching, api: DockerApi) -> str:
+    """Which other run's turn it is to fetch the tree; nothing when it is this one's. A turn of a run that is dead is over."""
     labels = {**fetching.key.labels, _FETCHES: fetching.tree.digest}
-    holder = name_of_run(api.make_volume(_turn(fetching.tree), labels, _TIMEOUT_S)["Labels"])
+    of_turn = api.make_volume(_turn(fetching.tree), labels, _TIMEOUT_S)["Labels"]
+    holder = name_of_run(of_turn)
     if holder == fetching.key.name:
-        return True
+        return ""
     volumes = api.volumes({"tfjob.run": ""}, _TIMEOUT_S)
     living = living_runs(api.with_labels({"tfjob.run": ""}, _TIMEOUT_S), volumes, api.clock(_TIMEOUT_S))
     if holder not in living:
         with suppress(RefusalError):
             api.remove_volume(_turn(fetching.tree), _TIMEOUT_S)
-    return False
+    return str(holder_of_claim(of_turn))
 
 
-def _fill(fetching: Fetching, node: Node, order: bytes) -> str | Unreached:
+def _fill(fetching: Fetching, node: Node) -> str | Unreached:
     tree, (name, api) = fetching.tree, node
+    order = Unreached("given up") if fetching.given_up.is_set() else fetching.order()
+    if isinstance(order, Unreached):
+        return order
     volume = f"{tree.name}-{fetching.key.name}"
     api.make_volume(volume, tree_labels(volume, tree.size_bytes), _TIMEOUT_S)
     is_whole = False
     try:
         with _container(fetching, api, volume) as container:
-            source = Path(str(node_fetch.__file__)).read_text(encoding="utf-8")
-            argv = [fetching.python, "-I", "-c", source, PLACE]
+            argv = [fetching.python, "-I", "-c", _source(node_fetch), PLACE]
             stream = api.execute(container, argv, timeout_s=_SILENT_S)
             fetching.streams[name] = stream
+            if fetching.given_up.is_set():  # by somebody who did not see this stream
+                stream.close()
             try:
                 stream.settimeout(_SILENT_S)
                 stream.write(order)
@@ -217,12 +281,16 @@ def _fill(fetching: Fetching, node: Node, order: bytes) -> str | Unreached:
                 api.remove_volume(volume, _TIMEOUT_S)
 
 
+def _source(module: ModuleType) -> str:
+    return Path(str(module.__file__)).read_text(encoding="utf-8")
+
+
 @contextmanager
 def _container(fetching: Fetching, api: DockerApi, volume: str) -> Iterator[str]:
     """A container that runs, on the node's own network, with the volume that is filled."""
     body = {
         "Image": fetching.image,
-        "Entrypoint": [fetching.python, "-I", "-S", "-c", _KEEP],
+        "Entrypoint": [fetching.python, "-I", "-S", "-c", _source(node_keep), str(_UNUSED_S), str(_LEFT_S)],
         "Cmd": [],
         "User": "0:0",
         "WorkingDir": "/",
@@ -245,9 +313,13 @@ def _container(fetching: Fetching, api: DockerApi, volume: str) -> Iterator[str]
 
 
 def _heard(fetching: Fetching, name: str, stream: Hijacked) -> Mapping[str, Any]:
-    """Hear the program until it says its last word."""
+    """Hear the program until it says its last word; tell it now and then that somebody is here."""
     buffer, said = b"", b""
+    next_beat = time.monotonic() + _SAY_S
     while (frame := stream.read_frame()) is not None:
+        if time.monotonic() > next_beat:
+            stream.write(b"\n")
+            next_beat = time.monotonic() + _SAY_S
         kind, data = frame
         if kind != STDOUT:
             said = (said + data)[-2000:]

@@ -13,9 +13,11 @@ followed, and after `close` nothing is taken any more, whoever comes back late.
 
 from __future__ import annotations
 
+import errno
 import filecmp
 import json
 import os
+import shutil
 import threading
 import time
 from collections.abc import Sequence
@@ -34,6 +36,7 @@ _KEPT: Final = ("outputs/", "logs/", "work/")
 _SAVE_S: Final = 1.0
 _RESERVED: Final = ("started.json", "exit.json")
 _REPORT_BYTES: Final = 512
+_FULL: Final = (errno.ENOSPC, errno.EDQUOT)
 
 
 @dataclass
@@ -54,6 +57,9 @@ class Home:
 
     blocked: set[tuple[int, str]] = field(default_factory=set)
     """Logs that found no room here: what comes of them is not taken until their node begins again, from where they end."""
+
+    unkept: dict[tuple[int, str], int] = field(default_factory=dict)
+    """Outputs that found no room here, with their bytes: they are to be sent again when there is room."""
 
     _lock: threading.RLock = field(default_factory=threading.RLock)
     _parts: dict[tuple[int, str], Path] = field(default_factory=dict)
@@ -102,11 +108,16 @@ class Home:
             for key in [one for one in self._parts if one[0] == node]:
                 self._forget_part(key)
             self.blocked = {one for one in self.blocked if one[0] != node}
+            self.unkept = {one: size for one, size in self.unkept.items() if one[0] != node}
 
     def is_blocked(self, node: int) -> bool:
-        """Whether a log of a node found no room here."""
+        """Whether a log of a node found no room here, or an output of its that would find room now: it has to begin again."""
         with self._lock:
-            return any(one[0] == node for one in self.blocked)
+            if any(one[0] == node for one in self.blocked):
+                return True
+            sizes = [size for one, size in self.unkept.items() if one[0] == node]
+        # A large file is not sent again and again for nothing.
+        return bool(sizes) and min(sizes) < shutil.disk_usage(self.run.path).free
 
     # What the nodes' agents say.
 
@@ -173,7 +184,7 @@ class Home:
             try:
                 return self._part(key, header, data)
             except OSError as error:
-                self._fail(key, error)
+                self._fail(key, error, header["size"])
                 self._forget_part(key)
                 with suppress(OSError):
                     self._temporary(node).unlink(missing_ok=True)
@@ -202,6 +213,7 @@ class Home:
         os.utime(temporary, ns=(header["mtime_ns"], header["mtime_ns"]))
         temporary.replace(self._place(node, path, temporary))
         self.failed.pop(key, None)
+        self.unkept.pop(key, None)
         self._save_now_and_then()
         return True
 
@@ -215,8 +227,9 @@ class Home:
                 place.unlink(missing_ok=True)
                 place.symlink_to(target)
                 self.failed.pop((node, path), None)
+                self.unkept.pop((node, path), None)
             except OSError as error:
-                self._fail((node, path), error)
+                self._fail((node, path), error, 0)
 
     def directory(self, path: str) -> None:
         """A directory with nothing in it."""
@@ -231,6 +244,7 @@ class Home:
                 return
             path = self._around_files(node, _checked(path))
             self.failed.pop((node, path), None)
+            self.unkept.pop((node, path), None)
             if self._owner(path) == node:
                 self.owners.pop(path, None)
                 self.earlier.pop(path, None)
@@ -339,8 +353,10 @@ class Home:
     def _temporary(self, node: int) -> Path:
         return self.run.path / f".home-{node}-{os.getpid()}"  # a node sends one file after the other
 
-    def _fail(self, key: tuple[int, str], error: OSError) -> None:
+    def _fail(self, key: tuple[int, str], error: OSError, size_bytes: int | None = None) -> None:
         self.failed[key] = error.strerror or str(error)
+        if size_bytes is not None and error.errno in _FULL:
+            self.unkept[key] = size_bytes
 
     def _forget_part(self, key: tuple[int, str]) -> None:
         temporary = self._parts.pop(key, None)

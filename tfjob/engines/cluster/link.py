@@ -30,7 +30,7 @@ _CALL_S: Final = 5.0
 _QUICK_S: Final = 1.0
 _SILENT_S: Final = 10.0
 _BLOCKED_S: Final = 10.0
-"""So long a log that found no room on the disk here waits for it before it is tried again."""
+"""So long what found no room on the disk here waits for it before it is tried again."""
 
 _KILLED: Final = 137
 _REBOOTED: Final = 255
@@ -189,7 +189,7 @@ class NodeLink:
                     return
                 self._heard = time.monotonic()
                 self._take(header, data)
-                if self.home.is_blocked(self.node.index) and time.monotonic() - self._begun > _BLOCKED_S:
+                if time.monotonic() - self._begun > _BLOCKED_S and self.home.is_blocked(self.node.index):
                     return  # to begin again: there may be room now
         finally:
             self._disconnected()

@@ -3,8 +3,9 @@
     python -I node_fetch.py DIRECTORY
 
 Its stdin has one line of JSON: ``files``, a list of [address, name, bytes or -1, SHA-256], ``connections`` at once,
-``timeout_s`` to wait for an answer, ``tries`` and the first ``pause_s`` between them. Addresses may be signed: they are
-in no argument and no variable. When its stdin ends before it is done, so does this program.
+``timeout_s`` to wait for an answer, ``tries`` and the first ``pause_s`` between them, and ``beat_s``. Addresses may be
+signed: they are in no argument and no variable. Then a line comes now and then: when there has been none for ``beat_s``, or
+stdin ends, before it is done, so does this program.
 
 It says a line of JSON each: {"done": files, "bytes": received} now and then; at the end {"end": "done"}, or
 {"end": "sum" | "full" | "failed", "index": of the file, "message": why}. A file has its name only when all of it is there
@@ -19,6 +20,7 @@ import http.client
 import json
 import os
 import queue
+import select
 import shutil
 import signal
 import socket
@@ -38,6 +40,7 @@ PARTS = ".tfjob-parts"
 BUSY = (408, 425, 429, 500, 502, 503, 504)
 SLOWEST = 1024  # bytes that must come within the time that an answer is waited for
 TELL_S = 0.5
+ORDER_S = 60.0
 TRIES_IN_VAIN = 2  # where nobody answers: the files can be sent instead
 IN_VAIN_S = 20.0
 FULL = (errno.ENOSPC, errno.EDQUOT)
@@ -271,9 +274,14 @@ def say(**facts: Any) -> None:
     os.write(1, json.dumps(facts).encode("ascii") + b"\n")
 
 
-def end_with_stdin() -> None:
+def heard(within_s: float) -> bytes:
+    """What stdin says; nothing when it has ended, or has been silent for so long."""
+    return os.read(0, PIECE) if select.select([0], [], [], within_s)[0] else b""
+
+
+def end_with_stdin(beat_s: float) -> None:
     """End when nobody listens any more, and the container with it: as long as it runs, the run is taken to live."""
-    while os.read(0, PIECE):
+    while heard(beat_s):
         pass
     if os.getppid() == 0:  # started by an engine, beside the container's first process
         os.kill(1, signal.SIGTERM)
@@ -284,12 +292,13 @@ def main() -> None:
     """Do what stdin says."""
     order = b""
     while not order.endswith(b"\n"):
-        data = os.read(0, PIECE)
+        data = heard(ORDER_S)
         if not data:
             sys.exit(1)
         order += data
-    threading.Thread(target=end_with_stdin, daemon=True).start()
-    files = Files(sys.argv[1], json.loads(order))
+    facts = json.loads(order)
+    threading.Thread(target=end_with_stdin, args=(facts["beat_s"],), daemon=True).start()
+    files = Files(sys.argv[1], facts)
     failure = files.fetch()
     if failure is None:
         say(end="done")

@@ -239,6 +239,8 @@ class _Search:
 
     def _get_in_line(self, reached: tuple[Reached, ...]) -> None:
         """Draw a ticket on every node: its time is the first node's, so that all who wait agree on the order."""
+        if not reached:  # every node has refused the claim
+            return
         with suppress(TargetError, RefusalError):  # the next look finds out what is the matter, and comes here again
             if self._ticket is None:
                 self._ticket = reached[0].api.clock() + time.time() % 1

@@ -96,6 +96,7 @@ class Starting:
         try:
             volumes = bringing.bring(trees, self._prepared)
             bringing.require_claims()
+            bringing.require_trees(trees, volumes)
             home = self._home()
             layout = node_tasks(self._plan, self._site.snapshots, shared=self._site.shares)
             at_once(lambda index: self._open(index, layout[index], volumes[index], home), self._indices)

@@ -2,8 +2,10 @@
 
 from __future__ import annotations
 
+import json
 import os
 import time
+from hashlib import sha256
 from pathlib import Path
 from typing import Final
 
@@ -11,8 +13,9 @@ from tfjob.dockerapi.api import DockerApi, RefusalError
 from tfjob.durable import try_lock
 from tfjob.engines.base import Waiting
 from tfjob.errors import PreparationError
+from tfjob.rundir import RunDirectory
 
-__all__ = ["keep_image"]
+__all__ = ["image_directory", "keep_image"]
 
 _PATIENT_S: Final = 24 * 3600.0
 _TIMEOUT_S: Final = 60.0
@@ -49,6 +52,19 @@ def keep_image(image: str, images: Path, api: DockerApi, told: Waiting) -> Path:
             "The target's `directory`, or `store` in the workspace's config.yml, says where it goes.",
         ) from error
     return archive
+
+
+def image_directory(run: RunDirectory) -> Path | None:
+    """Where a run's nodes find or keep their image; None for one without containers on Slurm. See program/image.py."""
+    try:
+        container = json.loads((run.path / "slurm" / "gang.json").read_bytes())["container"]
+        if container is None:
+            return None
+        if container["archive"]:
+            return Path(container["directory"])
+        return Path(container["directory"]) / ("named-" + sha256(container["reference"].encode()).hexdigest()[:32])
+    except (OSError, ValueError, KeyError, TypeError):
+        return None
 
 
 def _write(image: str, archive: Path, api: DockerApi, told: Waiting) -> None:

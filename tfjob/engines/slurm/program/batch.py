@@ -24,18 +24,19 @@ if TYPE_CHECKING:
 
     from tfjob.engines.slurm.program import slurm
     from tfjob.engines.slurm.program.binding import adapt, bind, host, search_path, shares
-    from tfjob.engines.slurm.program.state import State, write_json
+    from tfjob.engines.slurm.program.state import State, read_reason, replace, write_json
     from tfjob.engines.slurm.program.step import Step, attempt_directory, word_of
     from tfjob.engines.slurm.program.verdict import absent, judge
 else:  # they lie beside this file
     import slurm
     from binding import adapt, bind, host, search_path, shares
-    from state import State, write_json
+    from state import State, read_reason, replace, write_json
     from step import Step, attempt_directory, word_of
     from verdict import absent, judge
 
 BEAT_S = 2.0
 START_S = 300.0  # for every node's program to say what it has
+PREPARE_S = 12 * 3600.0  # longer than all that container.py waits for, each with its limit
 MARGIN_S = 2.0
 FENCE_S = 4.0  # what a lost node's programs take to see that another attempt has begun, and to kill what they run
 CANCEL_LOOK_S = 2.0
@@ -90,9 +91,9 @@ class Attempt:
         os.makedirs(os.path.join(self.directory, "tasks"), exist_ok=True)
         replace(os.path.join(self.run, "slurm", "attempt"), self.word + "\n")
         signal.set_wakeup_fd(self.wake, warn_on_full_buffer=False)
-        self.take_over()
         threading.Thread(target=self.beat, daemon=True).start()
         try:
+            self.take_over()
             self.watch()
         except Ended as end:
             found = end
@@ -111,7 +112,10 @@ class Attempt:
                 from tfjob.engines.slurm.program import work
             else:
                 import work
-            work.renew_work(self.run, self.gang, self.number)
+            try:
+                work.renew_work(self.run, self.gang, self.number)
+            except OSError as error:
+                raise Ended("failed", f"attempt {self.number} can't have its copies of the code: {error}") from None
         link = os.path.join(self.run, "tasks")
         if os.path.isdir(link) and not os.path.islink(link):
             os.rmdir(link)
@@ -126,13 +130,16 @@ class Attempt:
             now = time.monotonic()
             if not self.has_begun and len(self.ready) == self.gang["node_count"]:
                 self.begin()
-            if not self.has_begun and now - max(began, self.prepared) > START_S:
-                raise Ended("failed", f"not every node's program started within {START_S:g} s: {self.step_log()}")
+            if not self.has_begun and now - max(began, min(self.prepared, began + PREPARE_S)) > START_S:
+                message = f"not every node's program started within {now - began:.0f} s: {self.step_log()}"
+                raise Ended("failed", message)
             self.state.put(self.statuses)
             if self.has_begun:
                 self.judge(now)
             if self.step.poll() is not None:
                 self.drain()
+                if self.broken:
+                    raise Ended("failed", self.broken, kind="preparation")
                 raise self.step_end()
             if now - looked > CANCEL_LOOK_S:
                 looked = now
@@ -350,22 +357,6 @@ class Attempt:
         while self.step.poll() is None and self.step.input is not None:
             self.tell("beat")
             time.sleep(BEAT_S)
-
-
-def read_reason(run: str) -> str:
-    """Why somebody wants the run to end."""
-    try:
-        with open(os.path.join(run, "cancel"), encoding="utf-8") as file:
-            return file.read().strip("\0\n ") or "canceled"
-    except OSError:
-        return "canceled"
-
-
-def replace(path: str, text: str) -> None:
-    """Write a small file whole or not at all."""
-    with open(path + ".new", "w", encoding="utf-8") as file:
-        file.write(text)
-    os.replace(path + ".new", path)
 
 
 def main(run: str, first: Step | None) -> int:

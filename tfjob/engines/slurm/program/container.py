@@ -15,11 +15,13 @@ from __future__ import annotations
 import json
 import os
 import re
+import select
 import shutil
 import signal
 import subprocess
 import threading
 import time
+import traceback
 
 TYPE_CHECKING = False
 if TYPE_CHECKING:
@@ -53,10 +55,11 @@ class Container:
         self.environ = environment(os.environ)
         self.errors = os.path.join(attempt, f"container-{self.index}.log")
         self.doing = ""
+        self.is_given_up = False  # nothing is prepared any more
         for number in (signal.SIGTERM, signal.SIGINT, signal.SIGHUP):
             # By its settings Slurm signals every process of a step or the first alone (cgroup.conf(5),
             # SignalChildrenProcesses): this one says it too. The container ends in batch.py's order.
-            signal.signal(number, lambda number, _: self.write(signal=int(number)))
+            signal.signal(number, lambda number, _: self.on_signal(int(number)))
 
     def go(self) -> int:
         """Run node.py in the container and clear up after it."""
@@ -67,19 +70,42 @@ class Container:
             self.remove_earlier(runtime, program)
             what = self.images(runtime, program).make_ready()
             if runtime == "pyxis":
-                what = self.images(runtime, program).unpack(what, self.name)
+                try:
+                    what = self.images(runtime, program).unpack(what, self.name)
+                except Trouble:
+                    self.remove(runtime, program, self.name)  # what there is of it
+                    raise
             argv, environ = runtimes.command(runtime, self.start_of(runtime, program, what))
-        except (Trouble, ValueError, OSError) as error:
-            self.say(broken=f"{os.uname().nodename}: {error}")
+            self.doing = ""
+            with open(self.errors, "wb") as errors:
+                container = subprocess.Popen(argv, env=environ, stderr=errors)
+        except Exception as error:  # whatever it is: a program that dies would look like a lost node
+            if not isinstance(error, (Trouble, ValueError, OSError)):
+                traceback.print_exc()
+            self.doing = ""
+            if not self.is_given_up:  # batch.py knows why it is
+                self.say(broken=f"{os.uname().nodename}: {str(error) or type(error).__name__}")
             return 0  # batch.py ends the step, in its order
-        self.doing = ""
-        with open(self.errors, "wb") as errors:
-            code = subprocess.Popen(argv, env=environ, stderr=errors).wait()
+        code = container.wait()
         self.remove(runtime, program, self.name)
         if code != 0 and not os.path.exists(os.path.join(self.attempt, f"container-{self.index}.started")):
             self.say(broken="{}: {} could not run the container: {}".format(*self.node_and(runtime), self.last_words()))
             return 0
         return 0 if code == 0 else 1
+
+    def on_signal(self, number: int) -> None:
+        """Let batch.py know. What is being prepared is given up: Slurm leaves little time."""
+        self.is_given_up = self.is_given_up or number != signal.SIGHUP
+        self.write(signal=number)
+
+    def check(self) -> None:
+        """Raise Trouble where nobody wants the container any more: after a signal, or when batch.py has closed this one's input."""
+        ears = select.poll()
+        ears.register(0, 0)  # an end of file alone: what was said before is for node.py
+        if any(event & select.POLLHUP for _, event in ears.poll(0)):
+            self.is_given_up = True
+        if self.is_given_up:
+            raise Trouble("it was given up")
 
     def node_and(self, runtime: str) -> tuple[str, str]:
         """The node's name and the runtime's, for messages."""
@@ -99,7 +125,7 @@ class Container:
 
     def images(self, runtime: str, program: str) -> image.Images:
         """The images of the runtime on this node."""
-        return image.Images(runtime, program, spec=self.spec, environ=self.environ, tell=self.tell)
+        return image.Images(runtime, program, spec=self.spec, environ=self.environ, tell=self.tell, check=self.check)
 
     def answers(self, program: str) -> bool:
         """Whether a Docker Engine answers the user of this job."""
@@ -137,6 +163,7 @@ class Container:
     def remove_earlier(self, runtime: str, program: str) -> None:
         """Remove what was left on this node: its node was lost, or Slurm killed all at once."""
         if runtime == "pyxis":
+            image.remove_unpacked()
             listed = image.ask([program, "list"], self.environ)
         elif runtime == "podman":
             listed = image.ask([program, "ps", "--all", "--format={{.Names}}"], self.environ)

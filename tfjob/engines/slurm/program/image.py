@@ -5,16 +5,19 @@ Engine, and the node's runtime is to fetch the image by its name. Podman and Doc
 and enroot run a file: the first node that needs it makes it beside the archive, once for all jobs and nodes.
 
 A lock keeps others from making the same meanwhile. Where the file system has none, each makes its own, and the last one's stays:
-it is there whole or not at all.
+it is there whole or not at all. Nothing here is waited for without a limit, and all of it can be given up.
 """
 
 from __future__ import annotations
 
+import errno
 import fcntl
 import hashlib
 import json
 import os
 import shutil
+import signal
+import stat
 import subprocess
 import tarfile
 import tempfile
@@ -30,6 +33,10 @@ else:  # it lies beside this file
     import runtimes
 
 PATIENCE_S = 30.0
+LIMIT_S = 3 * 3600.0  # for a command that fetches or converts an image, and for another job that does
+LOOK_S = 0.1
+GRACE_S = 3.0  # for a command to clear up after itself
+UNPACKED = "tfjob-image-"
 LAST_LINES = 3
 WHITEOUT, OPAQUE = ".wh.", ".wh..wh..opq"
 
@@ -39,13 +46,23 @@ class Trouble(Exception):
 
 
 class Images:
-    """The images of one runtime on this node. `spec` is what the job says of its containers; `tell` hears of what takes long."""
+    """The images of one runtime on this node. `spec` is what the job says of its containers.
+
+    `tell` hears of what takes long; `check` is called all the while, and raises to give up.
+    """
 
     def __init__(
-        self, runtime: str, program: str, *, spec: dict[str, Any], environ: dict[str, str], tell: Callable[[str], None]
+        self,
+        runtime: str,
+        program: str,
+        *,
+        spec: dict[str, Any],
+        environ: dict[str, str],
+        tell: Callable[[str], None],
+        check: Callable[[], None],
     ) -> None:
         self.runtime, self.program = runtime, program
-        self.spec, self.environ, self.tell = spec, environ, tell
+        self.spec, self.environ, self.tell, self.check = spec, environ, tell, check
         self.called = runtimes.CALLED[runtime]
 
     def make_ready(self) -> str:
@@ -63,10 +80,19 @@ class Images:
             pass
         path = os.path.join(directory, runtimes.FILES[self.runtime])
         if not os.path.exists(path):
-            with Lock(path + ".lock"):
+            with Lock(path + ".lock", self.wait_for_another):
                 if not os.path.exists(path):
+                    remove_parts(path)
                     self.convert(path)
         return path
+
+    def wait_for_another(self, waited_s: float) -> None:
+        """Another job makes the file: what is done while its lock is waited for."""
+        if not waited_s:
+            self.tell(f"another job makes {self.called}'s file of the image")
+        self.check()
+        if waited_s > LIMIT_S:
+            raise Trouble(f"another job has made {self.called}'s file of the image for {LIMIT_S / 3600:g} h")
 
     def stored(self) -> str:
         """The image in the storage of Podman or of a Docker Engine."""
@@ -96,15 +122,15 @@ class Images:
         archive, reference = self.spec["archive"], self.spec["reference"]
         what = reference if not archive else "the image"
         self.tell(f"{self.called} makes its file of {what}")
-        part = f"{path}.{os.uname().nodename}.{os.getpid()}"
+        part = f"{path}.{os.uname().nodename}.{os.getpid()}"  # see remove_parts
         failed = f"{self.called} could not make its file of {what}"
         try:
             if self.runtime == "apptainer":
                 source = "docker-archive:" + archive if archive else "docker://" + reference
                 self.run([self.program, "build", part, source], failed)
             elif archive:
-                with tempfile.TemporaryDirectory(prefix="tfjob-image-") as directory:
-                    unpack(archive, directory)
+                with tempfile.TemporaryDirectory(prefix=f"{UNPACKED}{os.getpid()}-") as directory:
+                    unpack(archive, directory, self.check)
                     self.run(["mksquashfs", directory, part, "-all-root", "-no-progress", "-quiet"], failed)
             else:
                 self.run([self.program, "import", "--output", part, "docker://" + registry(reference)], failed)
@@ -124,23 +150,83 @@ class Images:
         return name
 
     def run(self, argv: list[str], failed: str) -> str:
-        """What a command says that takes its time. Raises Trouble, with what it said last, when it fails."""
+        """What a command says that takes its time. Raises Trouble, with what it said last, when it fails, or takes too long."""
         try:
-            done = subprocess.run(
+            command = subprocess.Popen(
                 argv,
                 env=self.environ,
                 stdin=subprocess.DEVNULL,
                 stdout=subprocess.PIPE,
                 stderr=subprocess.STDOUT,
-                check=False,
+                start_new_session=True,  # it is ended with all that it started
             )
         except OSError as error:
             raise Trouble(f"{failed}: {argv[0]} can't be run: {error.strerror}") from None
-        said = done.stdout.decode("utf-8", "replace")
-        if done.returncode != 0:
+        until = time.monotonic() + LIMIT_S
+        try:
+            while True:
+                try:
+                    said = command.communicate(timeout=LOOK_S)[0].decode("utf-8", "replace")
+                    break
+                except subprocess.TimeoutExpired:
+                    self.check()
+                    if time.monotonic() > until:
+                        raise Trouble(f"{failed}: it took longer than {LIMIT_S / 3600:g} h") from None
+        except BaseException:
+            end(command)
+            raise
+        if command.returncode != 0:
             lines = [line.strip() for line in said.splitlines() if line.strip()]
             raise Trouble("{}: {}".format(failed, "; ".join(lines[-LAST_LINES:]) or "it did not say why"))
         return said
+
+
+def end(command: subprocess.Popen[bytes]) -> None:
+    """End a command and all that it started; it has a session of its own."""
+    for number, wait_s in ((signal.SIGTERM, GRACE_S), (signal.SIGKILL, GRACE_S)):
+        try:
+            os.killpg(command.pid, number)
+            command.wait(wait_s)
+        except (ProcessLookupError, subprocess.TimeoutExpired):
+            pass  # one that the kernel does not let go is left to it
+    if command.stdout is not None:
+        command.stdout.close()
+
+
+def remove_parts(path: str) -> None:
+    """Remove what was left of making the file `path` here by a process that was killed."""
+    directory, name = os.path.split(path)
+    start = f"{name}.{os.uname().nodename}."
+    for entry in os.listdir(directory):
+        if entry.startswith(start) and is_over(entry[len(start) :]):
+            clear(os.path.join(directory, entry))
+
+
+def remove_unpacked() -> None:
+    """Remove what this user's killed processes have left of images that they unpacked on this node."""
+    directory = tempfile.gettempdir()
+    for entry in os.listdir(directory):
+        if entry.startswith(UNPACKED) and is_over(entry[len(UNPACKED) :].partition("-")[0]):
+            path = os.path.join(directory, entry)
+            try:
+                status = os.lstat(path)
+                if status.st_uid == os.getuid() and stat.S_ISDIR(status.st_mode):
+                    shutil.rmtree(path)
+            except OSError:
+                pass  # somebody else removes it too
+
+
+def is_over(pid: str) -> bool:
+    """Whether a process, whose number is in a name, is there no more."""
+    if not pid.isdigit():
+        return False
+    try:
+        os.kill(int(pid), 0)
+    except ProcessLookupError:
+        return True
+    except (OSError, OverflowError):
+        pass
+    return False
 
 
 def registry(reference: str) -> str:
@@ -149,41 +235,70 @@ def registry(reference: str) -> str:
     return f"{host}#{rest}" if slash and (set(host) & set(".:") or host == "localhost") else reference
 
 
-def unpack(archive: str, directory: str) -> None:
-    """The files of an image as `docker save` writes it, its layers one over the other.
+def unpack(archive: str, directory: str, check: Callable[[], None] = lambda: None) -> None:
+    """The files of an image as `docker save` writes it, its layers one over the other. `check` raises to give up.
 
     Owners and devices are left out: who unpacks is no root. Source: the OCI Image Format, "Image Layer Filesystem Changeset".
+    Raises Trouble for what is no such image, OSError where a file can't be written.
     """
-    with tarfile.open(archive) as outer:
-        manifest = json.loads(read(outer, "manifest.json"))
-        for layer in manifest[0]["Layers"]:
-            file = outer.extractfile(layer)
-            with tarfile.open(fileobj=file) as tar:
-                tar.extraction_filter = lambda member, _path: member  # `lay` has its own rules
-                for member in tar:
-                    lay(tar, member, directory)
+    try:
+        with tarfile.open(archive) as outer:
+            manifest = json.loads(read(outer, "manifest.json"))
+            for layer in manifest[0]["Layers"]:
+                file = outer.extractfile(layer)
+                with tarfile.open(fileobj=file) as tar:
+                    tar.extraction_filter = lambda member, _path: member  # `lay` has its own rules
+                    for member in tar:
+                        check()
+                        lay(tar, member, directory)
+    except (Trouble, OSError):
+        raise
+    except Exception as error:  # of tarfile, of what decompresses, of json: each has its own
+        raise Trouble(f"the image in {archive} is damaged: {str(error) or type(error).__name__}") from error
 
 
 def lay(tar: tarfile.TarFile, member: tarfile.TarInfo, directory: str) -> None:
-    """One entry of a layer over what is there."""
-    path = os.path.normpath(os.path.join(directory, member.name.lstrip("/")))
-    if path == os.path.normpath(directory):
+    """One entry of a layer over what is there. No name in it leads out of the directory."""
+    parts = parts_of(member.name)
+    if not parts:
         return
-    parent, name = os.path.split(path)
-    if not inside(parent, directory) or (
-        member.islnk() and not inside(os.path.join(directory, member.linkname), directory)
-    ):
+    parent, name = os.path.join(directory, *parts[:-1]), parts[-1]
+    path = os.path.join(parent, name)
+    hidden = name[len(WHITEOUT) :] if name.startswith(WHITEOUT) else None
+    if not inside(parent, directory) or hidden in ("", ".", ".."):
         raise Trouble(f"the image has an entry outside of itself: {member.name}")
     if name == OPAQUE:
         for entry in os.listdir(parent) if os.path.isdir(parent) else ():
             clear(os.path.join(parent, entry))
-    elif name.startswith(WHITEOUT):
-        clear(os.path.join(parent, name[len(WHITEOUT) :]))
+    elif hidden is not None:
+        clear(os.path.join(parent, hidden))
+    elif member.islnk():
+        link(os.path.join(directory, *parts_of(member.linkname)), path, directory)
     elif not (member.ischr() or member.isblk() or member.isfifo()):
         if not (member.isdir() and os.path.isdir(path) and not os.path.islink(path)):
             clear(path)
+        member.name = "/".join(parts)  # extract() takes an absolute name as one of this machine
         member.mode = (member.mode or 0) | (0o700 if member.isdir() else 0o400)  # who packs it must be able to read
         tar.extract(member, directory, set_attrs=not member.issym())
+
+
+def link(target: str, path: str, directory: str) -> None:
+    """A hard link. The target may be a symbolic link itself: only where its name lies is looked at."""
+    if not inside(os.path.dirname(target), directory):
+        raise Trouble(f"the image has a link to what is outside of itself: {path}")
+    if os.path.normpath(target) == os.path.normpath(path) or not os.path.lexists(target):
+        return  # a device that was left out
+    clear(path)
+    os.makedirs(os.path.dirname(path), exist_ok=True)
+    os.link(target, path, follow_symlinks=False)
+
+
+def parts_of(name: str) -> list[str]:
+    """The names on the way to an entry, from the image's root. Raises Trouble where one leads up again."""
+    parts = [part for part in name.split("/") if part not in ("", ".")]
+    if ".." in parts:
+        raise Trouble(f"the image has an entry outside of itself: {name}")
+    return parts
 
 
 def inside(path: str, directory: str) -> bool:
@@ -226,15 +341,29 @@ def ask(argv: list[str], environ: dict[str, str]) -> str | None:
 class Lock:
     """A lock between nodes: of a file, by the file server (fcntl(2), which NFS knows; flock(2) is not the same everywhere)."""
 
-    def __init__(self, path: str) -> None:
-        self.path = path
+    def __init__(self, path: str, wait: Callable[[float], None]) -> None:
+        self.path, self.wait = path, wait
 
     def __enter__(self) -> None:
+        """Take it. While another has it, `wait` is called with how long that has been, in seconds; it raises to give up."""
         self.file = open(self.path, "ab")
-        try:
-            fcntl.lockf(self.file, fcntl.LOCK_EX)
-        except OSError:
-            time.sleep(0)  # a file system without locks
+        began = None
+        while True:
+            try:
+                fcntl.lockf(self.file, fcntl.LOCK_EX | fcntl.LOCK_NB)
+            except OSError as error:
+                if error.errno not in (errno.EACCES, errno.EAGAIN):
+                    return  # a file system without locks
+            else:
+                return
+            now = time.monotonic()
+            began = now if began is None else began
+            try:
+                self.wait(now - began)
+            except BaseException:
+                self.file.close()
+                raise
+            time.sleep(LOOK_S)
 
     def __exit__(self, *_: object) -> None:
         self.file.close()

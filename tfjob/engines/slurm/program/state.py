@@ -143,3 +143,19 @@ def write_json(path: str, value: Any) -> None:
     with open(path + ".new", "w", encoding="utf-8") as file:
         json.dump(value, file)
     os.replace(path + ".new", path)
+
+
+def read_reason(run: str) -> str:
+    """Why somebody wants the run to end."""
+    try:
+        with open(os.path.join(run, "cancel"), encoding="utf-8") as file:
+            return file.read().strip("\0\n ") or "canceled"
+    except OSError:
+        return "canceled"
+
+
+def replace(path: str, text: str) -> None:
+    """Write a small file whole or not at all."""
+    with open(path + ".new", "w", encoding="utf-8") as file:
+        file.write(text)
+    os.replace(path + ".new", path)

@@ -1,0 +1,163 @@
+"""How it ends when nodes fetch: on one node after a failure on another, and when nobody is there any more who began it."""
+
+from __future__ import annotations
+
+import hashlib
+import json
+import subprocess
+import sys
+from pathlib import Path
+from typing import TYPE_CHECKING
+from uuid import uuid4
+
+import pytest
+from support import eventually
+from web_server import Hang, WebServer, web_server
+
+from tfjob.datasets.wanted import Settings
+from tfjob.dockerapi.api import DockerApi
+from tfjob.dockerapi.stream import STDOUT
+from tfjob.engines.cluster import fetching as module
+from tfjob.engines.cluster import node_fetch
+from tfjob.engines.cluster.fetching import Fetching, Unreached, fetch_on_nodes
+from tfjob.engines.cluster.leases import RunKey
+from tfjob.engines.cluster.trees import Remote, Tree, on_node
+from tfjob.errors import PreparationError
+
+if TYPE_CHECKING:
+    from collections.abc import Iterator
+
+    from docker_parts import Daemon
+
+CONTENT = b"content"
+SUM = hashlib.sha256(CONTENT).hexdigest()
+
+
+@pytest.fixture
+def web() -> Iterator[WebServer]:
+    with web_server() as server:
+        yield server
+
+
+def fetching(*addresses: str, image: str = "") -> Fetching:
+    remote = tuple(Remote(one, f"{n}.bin", len(CONTENT), SUM) for n, one in enumerate(addresses))
+    files = tuple(("", one.name) for one in remote)
+    tree = Tree(uuid4().hex, "dataset d", files, len(CONTENT) * len(remote), remote)
+    return Fetching(tree, image, "python3", RunKey(f"owl-{uuid4().hex[:8]}", "w", "ann@desk"), Settings(), print)
+
+
+class TestAFailureOnOneNode:
+    def test_it_ends_the_others(self, monkeypatch: pytest.MonkeyPatch) -> None:
+        one = fetching("http://host/a")
+
+        def fetch(fetching: Fetching, node: module.Node) -> str | Unreached:
+            if node[0] == "node2":
+                raise PreparationError("another content")
+            assert fetching.given_up.wait(60), "node1 fetches on"
+            raise PreparationError("because of the other")
+
+        monkeypatch.setattr(module, "_fetch_on", fetch)
+        api = DockerApi("unix:///nowhere")
+        with pytest.raises(PreparationError, match="another content"):
+            fetch_on_nodes(one, [("node1", api), ("node2", api)])
+
+
+class TestAddresses:
+    def test_those_with_a_login_are_not_asked_for_by_nodes(
+        self, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+    ) -> None:
+        known = tmp_path / "netrc"
+        known.write_text("machine private.example login ann password secret\n")
+        known.chmod(0o600)
+        monkeypatch.setenv("NETRC", str(known))
+        order = fetching("https://public.example/a", "https://private.example/b").order()
+        assert isinstance(order, Unreached)
+        assert str(order) == "only this machine has a name and a password for private.example"
+        assert isinstance(fetching("https://public.example/a").order(), bytes)
+
+    def test_they_are_signed_again_when_that_was_long_ago(self, monkeypatch: pytest.MonkeyPatch) -> None:
+        signed = [f"https://store/{n}" for n in range(2)]
+        monkeypatch.setattr("tfjob.datasets.stores.signed_address", lambda _address, _seconds: signed.pop(0))
+        one = fetching("s3://bucket/a")
+        first = one.order()
+        assert one.order() == first
+        monkeypatch.setattr(module, "_FRESH_S", -1.0)
+        assert [b"store/0" in bytes(order) for order in (first, one.order()) if isinstance(order, bytes)] == [
+            True,
+            False,
+        ]
+
+
+def test_the_program_ends_when_it_hears_nothing(tmp_path: Path, web: WebServer) -> None:
+    one = fetching(web.put("a.bin", CONTENT, Hang(1)))
+    order = one.order()
+    assert isinstance(order, bytes)
+    facts = json.dumps({**json.loads(order), "beat_s": 1}).encode()
+    command = [sys.executable, "-I", str(node_fetch.__file__), str(tmp_path)]
+    with subprocess.Popen(command, stdin=subprocess.PIPE, stdout=subprocess.PIPE) as program:
+        assert program.stdin is not None
+        program.stdin.write(facts + b"\n")
+        program.stdin.flush()  # and it is not closed: a machine that has lost its power says nothing
+        try:
+            assert program.wait(60) == 1
+        finally:
+            program.kill()
+
+
+@pytest.mark.root
+@pytest.mark.xdist_group("cluster")
+class TestOnAnEngine:
+    @pytest.fixture
+    def api(self, docker_engine: Daemon) -> DockerApi:
+        return DockerApi(docker_engine.host)
+
+    def containers(self, api: DockerApi, one: Fetching) -> list[str]:
+        return [found["Id"] for found in api.with_labels({"tfjob.run": one.key.id})]
+
+    @pytest.mark.parametrize("is_used", [False, True], ids=["before the program", "after it"])
+    def test_a_container_that_was_left_alone_ends(
+        self, api: DockerApi, test_base: str, monkeypatch: pytest.MonkeyPatch, is_used: bool
+    ) -> None:
+        monkeypatch.setattr(module, "_UNUSED_S", 600.0 if is_used else 1.0)
+        monkeypatch.setattr(module, "_LEFT_S", 1.0)
+        one = fetching("http://host/a", image=test_base)
+        try:
+            with module._container(one, api, one.tree.name) as container:
+                if is_used:
+                    works = "import time; time.sleep(2); print('lived')"
+                    stream = api.execute(container, ["python3", "-c", works], timeout_s=30)
+                    assert stream.read_frame() == (STDOUT, b"lived\n")
+                    stream.close()
+                eventually(lambda: not self.containers(api, one), "the container has ended", 60)
+        finally:
+            api.remove_volume(one.tree.name)
+
+    def test_a_cancel_just_as_it_begins_ends_it(
+        self, api: DockerApi, test_base: str, web: WebServer, monkeypatch: pytest.MonkeyPatch
+    ) -> None:
+        one = fetching(web.put("a.bin", CONTENT, Hang(1)), image=test_base)
+        execute = DockerApi.execute
+
+        def late(self: DockerApi, container: str, argv: list[str], *, timeout_s: float) -> object:
+            one.give_up()  # sees no stream yet
+            return execute(self, container, argv, timeout_s=timeout_s)
+
+        monkeypatch.setattr(DockerApi, "execute", late)
+        with pytest.raises(Exception, match="says nothing any more"):
+            module._fetch_on(one, ("node1", api))
+        assert self.containers(api, one) == []
+        assert on_node(api, [one.tree]) == {}
+        begun = len(web.requests)
+        assert module._fetch_on(one, ("node1", api)).args == ("given up",)  # type: ignore[union-attr]
+        assert len(web.requests) == begun
+
+    def test_who_waits_for_another_run_says_so(self, api: DockerApi) -> None:
+        other, one = fetching("http://host/a"), fetching("http://host/a")
+        one.tree = other.tree
+        assert module._whose_turn(other, api) == ""
+        one.given_up.set()
+        try:
+            assert str(module._fetch_on(one, ("node1", api))) == "given up"
+            assert f"node1 waits for run {other.key.id} of ann@desk, which fetches it" in one.progress
+        finally:
+            api.remove_volume(module._turn(other.tree))
