@@ -102,7 +102,8 @@ def test_a_run_is_sent_and_all_it_wrote_comes_home(site: Site) -> None:
 def test_workers_and_a_failure_with_its_last_words(site: Site) -> None:
     run = site.submit(
         """python3 -S -c 'import json, os; c = json.loads(os.environ["TF_CONFIG"]); print(len(c["cluster"]["worker"]))'
-        [ "$TFJOB_TASK_INDEX" = 1 ] && { echo no luck >&2; exit 7; }; sleep 60""",
+        [ "$TFJOB_TASK_INDEX" = 0 ] && sleep 60
+        until [ -s ../../logs/worker-0.log ]; do sleep 0.1; done; echo no luck >&2; exit 7""",
         nodes=2,
         distribution={"type": "tensorflow"},
     )

@@ -326,8 +326,8 @@ class Supervision:
         known = {task.name: task for task in self._record.tasks}
         changed = {}
         for status in statuses:
-            before = known[status.task]
-            if before.state == status.state:
+            before = known.get(status.task)
+            if before is None or before.state == status.state:  # a job that never ran has no tasks
                 continue
             changed[status.task] = replace(
                 before,

@@ -113,11 +113,13 @@ class SlurmEngine:
     def submit(self, plan: Plan, run: RunDirectory) -> Handle:
         """Submit the job once, however often it is called. Raises TargetError when Slurm does not take it."""
         job = _kept_job(run) or self._submitted_before(run)
+        submitted = 0.0
         if job is None:
             (run.path / "slurm" / "submitting").touch()
             job = self._client.submit(self._script(run), self._variables(plan))
+            submitted = time.time()  # what the queue said before does not tell of it
         replace_json(run.path / "slurm" / "job.json", {"job": job})
-        return Handle(plan, run, job)
+        return Handle(plan, run, job, begun=(-1, submitted))
 
     def _script(self, run: RunDirectory) -> Path:
         """The job's script as Slurm's commands see it."""
