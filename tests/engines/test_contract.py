@@ -385,7 +385,7 @@ class TestAdopting:
         process.wait()
         pids = processes_of(run.run.id)
         if engine_name == "slurm":  # the watcher is a fork of the node's program, whose environment it shows
-            pids += [int(fields[1]) for fields in map(stat_fields, pids) if fields]
+            pids = [*(int(fields[1]) for fields in map(stat_fields, pids) if fields), *pids]  # before it can tell
         for pid in pids:
             with suppress(ProcessLookupError):  # it ended with another of them
                 os.kill(pid, signal.SIGKILL)
