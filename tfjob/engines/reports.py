@@ -25,6 +25,7 @@ __all__ = [
     "Entrypoint",
     "Watch",
     "dataset_places",
+    "listening_s",
     "status",
     "task_files",
     "write_tasks",
@@ -107,12 +108,17 @@ def task_files(
             "cwd": str(run.work(task.name)),
             "log": str(run.log(task.name)),
             "port": allocation.ports.get(task.port) if task.port else None,
-            "listening_s": min(LISTENING_S, plan.limits.rendezvous_timeout_s / _LOOKS),
+            "listening_s": listening_s(plan),
             "grace_period_s": plan.limits.grace_period_s,
             "launched": task.launched,
             **(more or {}),
         }
     return found
+
+
+def listening_s(plan: Plan) -> float:
+    """How long at most passes between two looks for a task's listening: well within the time that peers wait for it."""
+    return min(LISTENING_S, plan.limits.rendezvous_timeout_s / _LOOKS)
 
 
 def status(

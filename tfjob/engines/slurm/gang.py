@@ -6,7 +6,7 @@ from collections.abc import Mapping
 from typing import Any, Final
 
 from tfjob.engines.base import Prepared
-from tfjob.engines.reports import dataset_places
+from tfjob.engines.reports import dataset_places, listening_s
 from tfjob.planning.plan import Plan, TaskPlan, bind
 from tfjob.rundir import RunDirectory
 
@@ -78,6 +78,7 @@ def _task(task: TaskPlan, plan: Plan, run: RunDirectory, places: Mapping[str, st
             "env": dict(bound.env),
             "cwd": str(run.work(task.name)),
             "log": str(run.log(task.name)),
+            "listening_s": listening_s(plan),
             "grace_period_s": plan.limits.grace_period_s,
             "launched": task.launched,
         },
