@@ -131,6 +131,20 @@ def test_whoever_stops_following_is_told_that_the_run_goes_on(
     tfjob("cancel", "latest")
 
 
+def test_two_signals_at_once_are_one(tfjob: Tfjob) -> None:
+    """timeout(1) sends its signal to its command, and then to their group: the command still waits for the run's end."""
+    tfjob.write("quiet.yml", QUIET)
+    submitter = tfjob.start("submit", "quiet.yml", "--on-interrupt", "cancel")
+    run = eventually(lambda: next((tfjob.directory / ".tfjob" / "runs").glob("quiet-*"), None), "there is a run").name
+    wait_for_running(tfjob, run)
+    submitter.send_signal(signal.SIGTERM)
+    time.sleep(0.02)
+    submitter.send_signal(signal.SIGTERM)
+    _, told = submitter.communicate(timeout=20)
+    assert "Canceled in" in told
+    assert submitter.returncode == 130
+
+
 def test_an_interrupt_before_there_is_a_run_says_so(tfjob: Tfjob) -> None:
     tfjob.write("job.yml", "name: job\ncommand: 'true'")
     tfjob.write(

@@ -7,6 +7,7 @@ from __future__ import annotations
 
 import signal
 import sys
+import time
 from collections.abc import Callable, Iterator, Sequence
 from contextlib import contextmanager, suppress
 from functools import partial
@@ -30,6 +31,9 @@ from tfjob.workspace import Workspace, find_workspace, make_workspace
 __all__ = ["begin_and_follow", "submit_and_follow"]
 
 OnInterrupt = Literal["auto", "detach", "cancel"]
+
+_ONE_SIGNAL_S = 0.2
+"""Signals that come within so short a time were sent as one."""
 
 
 def submit_and_follow(
@@ -151,12 +155,24 @@ def _cancels(on_interrupt: OnInterrupt) -> bool:
 
 @contextmanager
 def _noting_interrupts() -> Iterator[list[int]]:
-    """Collect SIGINT and SIGTERM in a list for a while, unless they are ignored."""
+    """Collect SIGINT and SIGTERM in a list for a while, unless they are ignored.
+
+    Two at once are one: timeout(1) signals its command, and then the group that the command is in.
+    """
     received: list[int] = []
     before = {}
+    last = -_ONE_SIGNAL_S
+
+    def note(number: int, _frame: object) -> None:
+        nonlocal last
+        now = time.monotonic()
+        if now - last >= _ONE_SIGNAL_S:
+            received.append(number)
+        last = now
+
     for number in (signal.SIGINT, signal.SIGTERM):
         if signal.getsignal(number) is not signal.SIG_IGN:
-            before[number] = signal.signal(number, lambda number, _frame: received.append(number))
+            before[number] = signal.signal(number, note)
     try:
         yield received
     finally:
