@@ -51,7 +51,7 @@ if TYPE_CHECKING:
 
 PAIRS = 7
 LONG_PAIRS = 3
-TRAINING_PAIRS = 11  # single pairs differ by a tenth
+TRAINING_PAIRS = 7  # single pairs differ by a tenth
 MANY, FEW = 512, 64
 GPUS = 8
 SSH_PORT = 2233
