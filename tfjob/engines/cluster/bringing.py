@@ -16,7 +16,6 @@ from tfjob.dockerapi.api import DockerApi
 from tfjob.durable import digest_of
 from tfjob.engines.base import Prepared, Waiting
 from tfjob.engines.cluster.at_once import at_once, try_at_once
-from tfjob.engines.cluster.fetching import Fetching, Unreached, fetch_on_nodes
 from tfjob.engines.cluster.kept import use
 from tfjob.engines.cluster.leases import Claims, RunKey
 from tfjob.engines.cluster.refusals import taking
@@ -100,6 +99,12 @@ class Bringing:
 
     def _fetch(self, tree: Tree, lacking: Sequence[tuple[str, DockerApi]], prepared: Prepared) -> list[str | None]:
         """Have nodes fetch a tree; what is to be sent to those that can't (None) is then fetched here."""
+        from tfjob.engines.cluster.fetching import (  # noqa: PLC0415  # 20 ms that most runs have no use for
+            Fetching,
+            Unreached,
+            fetch_on_nodes,
+        )
+
         fetching = Fetching(
             tree, prepared.image or "", prepared.python or "python3", self._key, self._site.settings, self._told
         )
