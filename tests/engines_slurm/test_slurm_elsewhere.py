@@ -5,8 +5,10 @@ from __future__ import annotations
 import contextlib
 import json
 import os
+import shutil
 import signal
 import subprocess
+from collections.abc import Iterator
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
@@ -64,6 +66,18 @@ class Site:
         lines = self.slurm.head.exec(["cat", "/proc/net/dev"]).splitlines()
         return int(next(line for line in lines if "eth0:" in line).split(":")[1].split()[0])
 
+    @contextlib.contextmanager
+    def away(self, run: str) -> Iterator[None]:
+        """The login node can't be reached by the supervisor of a run, nor by who looks at it."""
+        config = Path(self.tfjob.environ["TFJOB_SSH_CONFIG"])
+        text = config.read_text()
+        config.write_text("Host *\n  Port 9\n" + text)
+        for pid in logins(self.supervisor(run)):
+            with contextlib.suppress(ProcessLookupError):
+                os.kill(pid, signal.SIGKILL)
+        yield
+        config.write_text(text)
+
     def left(self) -> list[Path]:
         return list((self.directory / "runs").glob("*/*"))
 
@@ -71,7 +85,9 @@ class Site:
 @pytest.fixture
 def site(tfjob: Tfjob, slurm: Slurm, tmp_path: Path) -> Site:
     """A cluster that is the target `far`."""
-    tfjob.environ["TFJOB_SSH_CONFIG"] = str(slurm.layout.etc / "ssh_config")
+    config = tmp_path / "ssh_config"
+    shutil.copy(slurm.layout.etc / "ssh_config", config)
+    tfjob.environ["TFJOB_SSH_CONFIG"] = str(config)
     shared = slurm.layout.shared / "elsewhere" / tmp_path.name
     made = Site(tfjob, slurm, shared)
     made.target()
@@ -184,6 +200,22 @@ def test_a_cut_connection_and_a_killed_supervisor_harm_nothing(site: Site) -> No
     assert record["state"] == "Completed"
     lines = log.read_text().split()
     assert lines == [str(number) for number in range(1, len(lines) + 1)]
+    assert site.left() == []
+
+
+def test_a_login_node_that_is_away_is_told_and_waited_for(site: Site) -> None:
+    run = site.submit("echo begun; until [ -e outputs/go ]; do sleep 0.1; done; echo ended")
+    eventually(lambda: site.here(run, "logs/main.log"), "the first word")
+    with site.away(run):
+        words = "now         the login node can't be reached since "
+        eventually(lambda: words in site.tfjob("show", run).stdout, "words for it")
+        assert site.tfjob.record(run)["state"] == "Running"
+        (site.there(run) / "outputs" / "go").touch()
+        state = site.there(run) / "slurm" / "state.json"
+        eventually(lambda: json.loads(state.read_text())["phase"] == "over", "the end of the job")
+        assert site.here(run, "logs/main.log") == "begun\n"
+    record = site.ended(run)
+    assert (record["state"], record["notes"], site.here(run, "logs/main.log")) == ("Completed", [], "begun\nended\n")
     assert site.left() == []
 
 

@@ -39,6 +39,7 @@ __all__ = ["ElsewhereEngine"]
 _AGAIN_S: Final = 1.0
 _CANCELED_S: Final = 60.0
 """How long a canceled run's last outputs are waited for while the login node can't be reached."""
+_DAY_S: Final = 20 * 3600.0
 _LET_GO_S: Final = 30.0
 _LET_GO_LOOK_S: Final = 0.3
 _GONE: Final = frozenset({"COMPLETING", "RUNNING", "STAGE_OUT", "SIGNALING", "STOPPED"})
@@ -127,6 +128,8 @@ class ElsewhereEngine(SlurmEngine):
 
     def _look(self, handle: Handle) -> JobView:
         view = super()._look(handle)
+        if view.stage != "over" and (away := self._away()):
+            return replace(view, is_known=False, away=away)
         if view.stage != "over" or self._left or not self._bring(handle):
             return view
         return super()._look(handle)  # its last word has come by now
@@ -141,7 +144,7 @@ class ElsewhereEngine(SlurmEngine):
         if not _is_brought(run).exists():
             if following is None:
                 return False
-            if not following.sync(_patience(run)):
+            if not following.sync(self._patience(run)):
                 where = f"{_place(run).path} on {self._login.address}"
                 why = f"there is no {where}" if following.is_missing else f"it is in {where}: {following.trouble}"
                 self._left = f"not all that the run wrote could be brought home; {why}"
@@ -159,6 +162,28 @@ class ElsewhereEngine(SlurmEngine):
         else:
             self._left = f"the run's directory could not be removed: {_place(run).path} on {self._login.address}"
         return True
+
+    def _away(self) -> str:
+        """That the login node can't be reached, in words; nothing where it can."""
+        since = self._following.away_since if self._following is not None else None
+        if since is None:
+            return ""
+        moment = time.strftime("%H:%M" if time.time() - since < _DAY_S else "%Y-%m-%d %H:%M", time.localtime(since))
+        return f"the login node can't be reached since {moment}; what the job wrote is fetched when it is back"
+
+    def _patience(self, run: RunDirectory) -> Callable[[], bool]:
+        """Whether a run that was canceled has been waited for long enough; any other is waited for as long as it takes, and says so."""
+        begun = time.monotonic()
+        told = ""
+
+        def is_over() -> bool:
+            nonlocal told
+            if (away := self._away()) != told:
+                told = away
+                self.tell(away or "the login node is back; what the job wrote is being fetched")
+            return run.cancel_request.exists() and time.monotonic() - begun > _CANCELED_S
+
+        return is_over
 
     def _wait_for_end(self, job: str) -> None:
         """Wait until nothing of the job writes any more."""
@@ -207,12 +232,6 @@ def _place(run: RunDirectory) -> RunDirectory:
 
 def _is_brought(run: RunDirectory) -> Path:
     return run.path / "slurm" / "brought"
-
-
-def _patience(run: RunDirectory) -> Callable[[], bool]:
-    """Whether a run that was canceled has been waited for long enough; any other is waited for as long as it takes."""
-    begun = time.monotonic()
-    return lambda: run.cancel_request.exists() and time.monotonic() - begun > _CANCELED_S
 
 
 def _fill(stream: IO[bytes], run: RunDirectory) -> None:
