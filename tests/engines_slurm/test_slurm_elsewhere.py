@@ -78,6 +78,17 @@ class Site:
         yield
         config.write_text(text)
 
+    def left_behind(self) -> str:
+        """A run that was canceled while the login node was away: its record says so, and its job goes on."""
+        run = self.submit(FOREVER)
+        eventually(lambda: self.here(run, "logs/main.log"), "the first word")
+        os.kill(self.supervisor(run), signal.SIGKILL)
+        file = self.tfjob.run_directory(run) / "record.json"
+        notes = [f"what it wrote is in {self.there(run)} on {self.slurm.login_url}", "scancel 1"]
+        record = {**json.loads(file.read_text()), "state": "Canceled", "outcome": "Canceled", "notes": notes}
+        file.write_text(json.dumps({**record, "ended": record["created"]}))
+        return run
+
     def left(self) -> list[Path]:
         return list((self.directory / "runs").glob("*/*"))
 
@@ -89,6 +100,7 @@ def site(tfjob: Tfjob, slurm: Slurm, tmp_path: Path) -> Site:
     shutil.copy(slurm.layout.etc / "ssh_config", config)
     tfjob.environ["TFJOB_SSH_CONFIG"] = str(config)
     shared = slurm.layout.shared / "elsewhere" / tmp_path.name
+    shutil.rmtree(shared, ignore_errors=True)  # of an earlier session: the cluster's files stay
     made = Site(tfjob, slurm, shared)
     made.target()
     return made
@@ -217,6 +229,26 @@ def test_a_login_node_that_is_away_is_told_and_waited_for(site: Site) -> None:
     record = site.ended(run)
     assert (record["state"], record["notes"], site.here(run, "logs/main.log")) == ("Completed", [], "begun\nended\n")
     assert site.left() == []
+
+
+def test_what_a_run_left_while_the_login_node_was_away_is_fetched_and_removed_later(site: Site, slurm: Slurm) -> None:
+    others = site.directory / "runs" / "another-workspace" / "2026"
+    (others / "slurm").mkdir(parents=True)
+    first = site.left_behind()
+    done = site.tfjob("compute", "clean", "far").stdout
+    assert done == f"{slurm.login_url}  removed the directory of run {first}\n"
+    second = site.left_behind()
+    other = site.submit("until [ -e outputs/go ]; do sleep 0.1; done")
+    eventually(lambda: len(site.tfjob.record(second)["notes"]) == 1, "the next run finishes it")
+    (site.there(other) / "outputs" / "go").touch()
+    site.ended(other)
+    for run in (first, second):
+        record = site.tfjob.record(run)
+        assert record["notes"][0].startswith("what it left on the cluster was brought home and removed at ")
+        assert (record["state"], [one["path"] for one in record["outputs"]]) == ("Canceled", ["last"])
+    assert site.left() == [others]
+    assert site.tfjob("compute", "clean", "far").stdout == f"{slurm.login_url}  nothing was left\n"
+    assert "removed the kept trees/" in site.tfjob("compute", "clean", "far", "--kept").stdout
 
 
 def test_nodes_fetch_an_image_themselves(site: Site) -> None:

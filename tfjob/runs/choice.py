@@ -4,13 +4,18 @@ from __future__ import annotations
 
 from collections.abc import Mapping
 from pathlib import Path
+from typing import TYPE_CHECKING
 
 from tfjob.engines.base import Engine
 from tfjob.planning.plan import Plan
+from tfjob.targets.definition import SlurmDefinition
 from tfjob.targets.local import local_target
 from tfjob.workspace import Workspace
 
-__all__ = ["engine_of"]
+if TYPE_CHECKING:
+    from tfjob.engines.slurm.elsewhere import ElsewhereEngine
+
+__all__ = ["engine_elsewhere", "engine_of"]
 
 
 def engine_of(plan: Plan, workspace: Workspace, environ: Mapping[str, str], *, soon: bool = False) -> Engine:
@@ -39,11 +44,7 @@ def engine_of(plan: Plan, workspace: Workspace, environ: Mapping[str, str], *, s
             reaching=reaching,
         )
     if plan.slurm is not None and plan.slurm.login is not None:
-        from tfjob.datasets.cache import Cache  # noqa: PLC0415  # the same
-        from tfjob.engines.slurm.elsewhere import ElsewhereEngine  # noqa: PLC0415  # only for its targets
-
-        kept = Cache(workspace.config.dataset_cache)
-        return ElsewhereEngine(plan.slurm, environ=environ, cache=workspace.root / "cache", datasets=kept)
+        return engine_elsewhere(plan.slurm, workspace, environ)
     if plan.slurm is not None:
         from tfjob.engines.slurm.engine import SlurmEngine  # noqa: PLC0415  # only for its targets
 
@@ -60,3 +61,12 @@ def engine_of(plan: Plan, workspace: Workspace, environ: Mapping[str, str], *, s
     from tfjob.engines.process import ProcessEngine  # noqa: PLC0415  # the same for processes
 
     return ProcessEngine(target.nodes[0], environ=environ)
+
+
+def engine_elsewhere(target: SlurmDefinition, workspace: Workspace, environ: Mapping[str, str]) -> ElsewhereEngine:
+    """The engine of a Slurm cluster that is used by way of a login node."""
+    from tfjob.datasets.cache import Cache  # noqa: PLC0415  # the same
+    from tfjob.engines.slurm.elsewhere import ElsewhereEngine  # noqa: PLC0415  # only for its targets
+
+    datasets = Cache(workspace.config.dataset_cache)
+    return ElsewhereEngine(target, environ=environ, cache=workspace.root / "cache", datasets=datasets)

@@ -8,6 +8,7 @@ later runs (kept_there.py).
 from __future__ import annotations
 
 import hashlib
+import json
 import os
 import tarfile
 import time
@@ -21,7 +22,7 @@ from tfjob.datasets.cache import Cache
 from tfjob.durable import replace_json, replace_text
 from tfjob.engines.base import Mount, Prepared, Waiting, tell_nobody
 from tfjob.engines.inherited import travelling_environment
-from tfjob.engines.slurm.engine import Handle, JobView, SlurmEngine
+from tfjob.engines.slurm.engine import LIVING, Handle, JobView, SlurmEngine, kept_job
 from tfjob.engines.slurm.following import Following
 from tfjob.engines.slurm.gang import gang_of, program_directory, python_of
 from tfjob.engines.slurm.kept_there import KeptThere
@@ -40,6 +41,8 @@ _AGAIN_S: Final = 1.0
 _CANCELED_S: Final = 60.0
 """How long a canceled run's last outputs are waited for while the login node can't be reached."""
 _DAY_S: Final = 20 * 3600.0
+_ENDED_S: Final = 60.0
+"""How long a job that should have been ended before may take to end."""
 _LET_GO_S: Final = 30.0
 _LET_GO_LOOK_S: Final = 0.3
 _GONE: Final = frozenset({"COMPLETING", "RUNNING", "STAGE_OUT", "SIGNALING", "STOPPED"})
@@ -59,7 +62,9 @@ class ElsewhereEngine(SlurmEngine):
         self._directory = Path(target.directory or "/")
         apart = cache / f"login-{hashlib.sha256(login.encode()).hexdigest()[:12]}"
         super().__init__(environ=environ, cache=apart, client=LoginClient(self._login))
-        self._kept = KeptThere(self._login, self._directory, limit_gib=target.kept_limit_gib)
+        self._target = target
+        self.kept = KeptThere(self._login, self._directory, limit_gib=target.kept_limit_gib)
+        """What is kept there for later runs."""
         self._datasets = datasets
         self._following: Following | None = None
         self._left = ""
@@ -81,11 +86,11 @@ class ElsewhereEngine(SlurmEngine):
         replace_text(directory / "job.sh", render_script(plan, there, python), force=False)
         told(f"sending the run to {self._login.address}")
         try:
-            missing = self._kept.hold(there, {tree.kept for tree in trees})
+            missing = self.kept.hold(there, {tree.kept for tree in trees})
             for tree in trees:
                 if tree.kept in missing:
-                    self._kept.send_tree(there, tree.kept, tree.files(), told, what=tree.what)
-            self._kept.place(there, lambda stream: _fill(stream, run), [one for tree in trees for one in tree.placed])
+                    self.kept.send_tree(there, tree.kept, tree.files(), told, what=tree.what)
+            self.kept.place(there, lambda stream: _fill(stream, run), [one for tree in trees for one in tree.placed])
         except BaseException:
             self._remove(there)
             raise
@@ -112,6 +117,46 @@ class ElsewhereEngine(SlurmEngine):
         handle = super().adopt(plan, run)
         self._follow(run)
         return handle
+
+    def is_of(self, run: RunDirectory) -> bool:
+        """Whether a run that has a place on a cluster has it on this one."""
+        try:
+            used = json.loads(run.plan.read_bytes())["slurm"]["login"]
+            return bool(used == self._target.login) and _place(run).path.is_relative_to(self._directory / "runs")
+        except (OSError, ValueError, KeyError, TypeError):
+            return False
+
+    def finish(self, run: RunDirectory) -> bool:
+        """Do for a run that is over what could not be done at its end: end its job, bring all home, remove its directory there.
+
+        Returns whether that is done; the next try goes on from there. Raises TargetError when the login node can't be reached.
+        """
+        deadline = time.monotonic() + _ENDED_S
+        while (job := self._living(run)) is not None:
+            if not job or time.monotonic() > deadline:  # it may be another workspace's of the same name
+                return False
+            self._client.cancel(job)
+            time.sleep(_AGAIN_S)
+        if not _is_brought(run).exists():
+            following = Following(self._login, _place(run), run)
+            has_come = following.sync(lambda: following.away_since is not None)
+            following.close()
+            if not has_come and not following.is_missing:
+                return False
+            _is_brought(run).touch()
+        if not self._remove(_place(run)):
+            return False
+        (run.path / "slurm" / "removed").touch()
+        return True
+
+    def _living(self, run: RunDirectory) -> str | None:
+        """The run's job, if it is not over; empty for one that bears its name and may be another's; None where there is none."""
+        own = kept_job(run)
+        said = self._client.queue("--me", "--states=all", f"--name={run.id}", "--format=%i %T")
+        living = [line.split()[0] for line in said.splitlines() if line.split()[1] in LIVING]
+        if own is None:
+            return "" if living else None
+        return own if own in living else None
 
     def notes(self, handle: Handle) -> tuple[str, ...]:
         """Whether Slurm has let the job go, and what could not be brought home or removed."""
@@ -197,7 +242,7 @@ class ElsewhereEngine(SlurmEngine):
 
     def _remove(self, there: RunDirectory) -> bool:
         try:
-            self._kept.release(there)
+            self.kept.release(there)
         except (TargetError, PreparationError):
             return False
         return True
@@ -209,12 +254,12 @@ class ElsewhereEngine(SlurmEngine):
             plan,
             replace(prepared, image=None),
             archive=None,
-            images=self._kept.store / "images",
+            images=self.kept.store / "images",
             who=self._login.user(),
             accounts=(),
             mounts=[
                 Mount(path, path)
-                for path in sorted({str(self._kept.path(tree.kept)) for tree in trees if tree.is_mounted})
+                for path in sorted({str(self.kept.path(tree.kept)) for tree in trees if tree.is_mounted})
             ],
             environ=self._environ,
         )
