@@ -126,7 +126,7 @@ def test_what_was_linked_to_a_library_of_the_place_is_for_that_place(
 ) -> None:
     source = shop.root / "own.c"
     source.write_text(RUNTIME)
-    own = ["-shared", "-fPIC", "-Wl,-soname,libown.so.1", source, "-o", shop.root / "libown.so"]
+    own: list[str | Path] = ["-shared", "-fPIC", "-Wl,-soname,libown.so.1", source, "-o", shop.root / "libown.so"]
     subprocess.run(["cc", *own], check=True)
     monkeypatch.setenv("CFLAGS", f"-Wl,--no-as-needed -L{shop.root} -lown")
     lock = shop.lock("tiny", "tinybase")
