@@ -14,6 +14,7 @@ from typing import TYPE_CHECKING, Any
 
 import pytest
 import yaml
+from cluster.layout import SLURM_LAYOUT
 from cluster_parts import described
 from docker_parts import CannotRunError
 from support import Tfjob, eventually
@@ -253,7 +254,7 @@ def test_what_a_run_left_while_the_login_node_was_away_is_fetched_and_removed_la
 
 def test_nodes_fetch_an_image_themselves(site: Site) -> None:
     try:
-        image = described().load_base_image()
+        image = described(SLURM_LAYOUT).load_base_image()
     except CannotRunError as reason:
         pytest.skip(str(reason))
     site.target(runtime="docker")
