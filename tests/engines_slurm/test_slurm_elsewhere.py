@@ -35,7 +35,7 @@ class Site:
         self.slurm = slurm
         self.directory = directory
 
-    def target(self, **keys: str) -> None:
+    def target(self, **keys: Any) -> None:
         """Define the target anew."""
         target = {"kind": "slurm", "login": self.slurm.login_url, "directory": str(self.directory), "partition": "gpu"}
         self.tfjob.write("far.yml", yaml.safe_dump({"name": "far", **target, **keys}))

@@ -63,8 +63,7 @@ class ElsewhereEngine(SlurmEngine):
         apart = cache / f"login-{hashlib.sha256(login.encode()).hexdigest()[:12]}"
         super().__init__(environ=environ, cache=apart, client=LoginClient(self._login))
         self._target = target
-        self.kept = KeptThere(self._login, self._directory, limit_gib=target.kept_limit_gib)
-        """What is kept there for later runs."""
+        self._kept = KeptThere(self._login, self._directory, limit_gib=target.kept_limit_gib)
         self._datasets = datasets
         self._following: Following | None = None
         self._left = ""
@@ -86,11 +85,11 @@ class ElsewhereEngine(SlurmEngine):
         replace_text(directory / "job.sh", render_script(plan, there, python), force=False)
         told(f"sending the run to {self._login.address}")
         try:
-            missing = self.kept.hold(there, {tree.kept for tree in trees})
+            missing = self._kept.hold(there, {tree.kept for tree in trees})
             for tree in trees:
                 if tree.kept in missing:
-                    self.kept.send_tree(there, tree.kept, tree.files(), told, what=tree.what)
-            self.kept.place(there, lambda stream: _fill(stream, run), [one for tree in trees for one in tree.placed])
+                    self._kept.send_tree(there, tree.kept, tree.files(), told, what=tree.what)
+            self._kept.place(there, lambda stream: _fill(stream, run), [one for tree in trees for one in tree.placed])
         except BaseException:
             self._remove(there)
             raise
@@ -117,6 +116,11 @@ class ElsewhereEngine(SlurmEngine):
         handle = super().adopt(plan, run)
         self._follow(run)
         return handle
+
+    @property
+    def kept(self) -> KeptThere:
+        """What is kept there for later runs."""
+        return self._kept
 
     def is_of(self, run: RunDirectory) -> bool:
         """Whether a run that has a place on a cluster has it on this one."""
@@ -242,7 +246,7 @@ class ElsewhereEngine(SlurmEngine):
 
     def _remove(self, there: RunDirectory) -> bool:
         try:
-            self.kept.release(there)
+            self._kept.release(there)
         except (TargetError, PreparationError):
             return False
         return True
@@ -254,12 +258,12 @@ class ElsewhereEngine(SlurmEngine):
             plan,
             replace(prepared, image=None),
             archive=None,
-            images=self.kept.store / "images",
+            images=self._kept.store / "images",
             who=self._login.user(),
             accounts=(),
             mounts=[
                 Mount(path, path)
-                for path in sorted({str(self.kept.path(tree.kept)) for tree in trees if tree.is_mounted})
+                for path in sorted({str(self._kept.path(tree.kept)) for tree in trees if tree.is_mounted})
             ],
             environ=self._environ,
         )
