@@ -1,4 +1,4 @@
-"""Runs that are submitted from elsewhere, on sites of several kinds: shells of their own, MPI, preemption."""
+"""Runs that are submitted from elsewhere, on sites of several kinds: shells of their own, and MPI."""
 
 from __future__ import annotations
 
@@ -7,8 +7,7 @@ from typing import TYPE_CHECKING
 
 import pytest
 from docker_parts import program
-from engines_slurm.test_slurm_elsewhere import FOREVER, Site, site
-from support import eventually
+from engines_slurm.test_slurm_elsewhere import Site, site
 
 if TYPE_CHECKING:
     from collections.abc import Iterator
@@ -66,23 +65,3 @@ def test_ranks_of_mpi_on_two_nodes(site: Site) -> None:
     assert len(set(nodes)) == 2
     said = [site.here(run, f"logs/rank-{number}.log") for number in range(4)]
     assert said == [f"{number} 4 {' '.join(nodes)}\n" for number in range(4)]
-
-
-def test_a_job_that_is_preempted_starts_again_with_its_outputs_and_code(site: Site, slurm: Slurm) -> None:
-    site.tfjob.write("code/train.sh", f"cat outputs/last 2>&- && exit; {FOREVER}\n")
-    run = site.submit(
-        "exec sh train.sh",
-        code="code",
-        compute={"target": "far", "gpus_per_node": 4},
-        retries={"max": 1, "on": ["node_lost"]},
-    )
-    eventually(lambda: "up" in site.here(run, "logs/main.log"), "the first word")
-    options = ("--partition=urgent", "--gres=gpu:4", "--nodes=3", "--output=/dev/null", "--parsable")
-    job = slurm.run("sbatch", *options, "--wrap=sleep 300").strip()
-    eventually(lambda: "RUNNING" in slurm.run("squeue", "-h", "-j", job, "-o", "%T"), "the urgent job")
-    slurm.run("scancel", job)
-    record = site.ended(run)
-    assert [attempt["failure"]["message"] for attempt in record["attempts"]] == ["Slurm preempted it"]
-    assert site.here(run, "logs/main.log").endswith("saved\n")
-    assert site.here(run, "logs/attempt-1/main.log").startswith("up\n")
-    assert site.left() == []

@@ -17,7 +17,7 @@ from pathlib import Path
 from typing import NamedTuple
 
 from tfjob.durable import try_lock
-from tfjob.engines.slurm.elsewhere import ElsewhereEngine
+from tfjob.engines.slurm.elsewhere import CLEANS, ElsewhereEngine
 from tfjob.errors import TfjobError
 from tfjob.planning.plan import Plan
 from tfjob.rundir import RunDirectory
@@ -100,7 +100,7 @@ def _note(run: RunDirectory, snapshots: Path) -> None:
     record = read_record(run)
     place = (run.path / "slurm" / "place").read_text(encoding="utf-8")
     note = f"what it left on the cluster was brought home and removed at {time.strftime('%Y-%m-%d %H:%M')}"
-    notes = tuple(one for one in record.notes if place not in one and "scancel" not in one)
+    notes = tuple(one for one in record.notes if not any(word in one for word in (place, CLEANS, "scancel")))
     write_record(
         run,
         replace(

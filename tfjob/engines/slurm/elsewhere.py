@@ -35,7 +35,10 @@ from tfjob.planning.plan import Plan
 from tfjob.rundir import RunDirectory
 from tfjob.targets.definition import SlurmDefinition
 
-__all__ = ["ElsewhereEngine"]
+__all__ = ["CLEANS", "ElsewhereEngine"]
+
+CLEANS: Final = "tfjob compute clean"
+"""The command that does for runs what could not be done at their end. Notes of what is left name it, or the run's place there."""
 
 _AGAIN_S: Final = 1.0
 _CANCELED_S: Final = 60.0
@@ -163,11 +166,13 @@ class ElsewhereEngine(SlurmEngine):
         return own if own in living else None
 
     def notes(self, handle: Handle) -> tuple[str, ...]:
-        """Whether Slurm has let the job go, and what could not be brought home or removed."""
+        """Whether Slurm has let the job go, what could not be brought home or removed, and what does that later."""
         left = self._left
         if not left and not _is_brought(handle.run).exists():
             left = f"what it wrote is in {_place(handle.run).path} on {self._login.address}"
-        return (*super().notes(handle), *((left,) if left else ()))
+        notes = (*super().notes(handle), *((left,) if left else ()))
+        later = f"what could not be done is done later: by the next run on {handle.plan.target}, or by {CLEANS} {handle.plan.target}"
+        return (*notes, later) if notes else ()
 
     def _script(self, run: RunDirectory) -> Path:
         return _place(run).path / "slurm" / "job.sh"
