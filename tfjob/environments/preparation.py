@@ -7,6 +7,7 @@ killed one leaves nothing that looks finished.
 from __future__ import annotations
 
 import contextlib
+import dataclasses
 import errno
 import os
 from pathlib import Path
@@ -109,6 +110,7 @@ class _Preparation:
         conda_cache.sweep(store.root / "conda")
         settings = uv_settings(os.environ, configuration_files(os.environ))
         self.notes = settings.notes
+        settings = dataclasses.replace(settings, arguments=(*settings.arguments, *place.uv_arguments))
         self.uv = Uv(find_uv(), store.root / "uv", settings, place)
 
     def prefix(self, given: str | None) -> Prefix:
