@@ -8,14 +8,15 @@ from pathlib import Path
 from typing import TYPE_CHECKING
 
 import pytest
-from cluster_parts import described
 from conda_channel import PYTHON, channel
-from docker_parts import CannotRunError, docker_daemon, docker_engine, program, test_base  # noqa: F401  # fixtures
+from docker_parts import docker_daemon, docker_engine, program, test_base  # noqa: F401  # fixtures
 from engines_slurm.test_slurm_containers import SETTINGS, STORAGE
 from engines_slurm.test_slurm_elsewhere import Site, site
 from environment_parts import Packages
 
 if TYPE_CHECKING:
+    from collections.abc import Iterator
+
     from docker_parts import Daemon
 
 __all__ = ["site"]
@@ -26,8 +27,10 @@ ASKS = "python -c 'import sample, sys; print(sample.VERSION, sys.prefix, sys.fla
 
 
 @pytest.fixture(autouse=True)
-def nothing_kept(site: Site) -> None:
-    """The cluster keeps nothing of another session's."""
+def nothing_kept(site: Site) -> Iterator[None]:
+    """The cluster keeps nothing of another session's, and of an image not longer than the test."""
+    shutil.rmtree(site.directory, ignore_errors=True)
+    yield
     shutil.rmtree(site.directory, ignore_errors=True)
 
 
@@ -90,7 +93,8 @@ def test_a_python_from_a_channel_stands_where_it_is_used(site: Site) -> None:
     assert f"{prefix}/bin/python" in (prefix / "bin" / "tool").read_text()
 
 
-def test_an_image_of_a_dockerfile_is_sent_once(
+@pytest.mark.usefixtures("packages")
+def test_an_image_is_sent_once_and_packages_are_mounted_in_it(
     site: Site,
     docker_engine: Daemon,  # noqa: F811
     test_base: str,  # noqa: F811
@@ -101,46 +105,21 @@ def test_an_image_of_a_dockerfile_is_sent_once(
     site.directory.mkdir(parents=True)
     storage.write_text(STORAGE)
     settings.write_text(SETTINGS)
-    export = f"export CONTAINERS_STORAGE_CONF={storage} CONTAINERS_CONF={settings}"
-    site.target(runtime="podman", setup=[export])
+    site.target(runtime="podman", setup=[f"export CONTAINERS_STORAGE_CONF={storage} CONTAINERS_CONF={settings}"])
     site.tfjob.environ["DOCKER_HOST"] = docker_engine.host
     site.tfjob.write("image/Dockerfile", f"FROM {test_base}\nRUN echo made >/made\n")
-    run = site.submit(
-        "test ! -e /run/lab; cat /made; id -u >outputs/me", environment={"dockerfile": "image/Dockerfile"}
-    )
-    record = site.ended(run)
-    assert (record["state"], site.here(run, "logs/main.log"), site.here(run, "outputs/me")) == (
-        "Completed",
-        "made\n",
-        "0\n",
-    )
+    run = site.submit("test ! -e /run/lab; cat /made; id -u", environment={"dockerfile": "image/Dockerfile"})
+    assert site.ended(run)["state"] == "Completed"
+    assert site.here(run, "logs/main.log") == "made\n0\n"
     [image] = kept(site, "images")
     before = (image / "image.tar").stat()
-    again = site.tfjob("rerun", "--detach", run).stdout.strip()
-    assert site.ended(again)["state"] == "Completed"
-    assert (image / "image.tar").stat() == before
+    wanted = {"conda": {"dependencies": [{"pip": ["sample"]}]}, "base": f"sha256:{image.name}"}
+    mounted = site.submit(f"cat /made; {ASKS}", environment=wanted, compute={"target": "far", "runtime": "docker"})
+    key = site.ended(mounted)["environment_key"]
+    assert site.here(mounted, "logs/main.log") == "made\n1.0 /opt/env 0\n/opt/env/bin/tool\n"
+    assert [prefix.name for prefix in kept(site, "prefixes")] == [key]
+    assert [kept(site, "images"), (image / "image.tar").stat()] == [[image], before]
     assert site.left() == []
-
-
-@pytest.mark.usefixtures("packages")
-def test_packages_made_for_an_image_are_mounted(
-    site: Site,
-    docker_engine: Daemon,  # noqa: F811
-    test_base: str,  # noqa: F811
-) -> None:
-    try:
-        described().load_base_image()
-    except CannotRunError as reason:
-        pytest.skip(str(reason))
-    site.target(runtime="docker")
-    site.tfjob.environ["DOCKER_HOST"] = docker_engine.host
-    wanted = {"conda": {"dependencies": [{"pip": ["sample"]}]}, "base": test_base}
-    run = site.submit(ASKS, environment=wanted, compute={"target": "far", "runtime": "docker"})
-    site.ended(run)
-    [prefix] = kept(site, "prefixes")
-    assert site.here(run, "logs/main.log") == "1.0 /opt/env 0\n/opt/env/bin/tool\n"
-    assert site.tfjob.record(run)["environment_key"] == prefix.name
-    assert kept(site, "images")
 
 
 @pytest.mark.usefixtures("slurm")
