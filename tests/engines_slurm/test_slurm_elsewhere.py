@@ -59,6 +59,11 @@ class Site:
         pid: int = self.tfjob.record(run)["supervisor"]["pid"]
         return pid
 
+    def received(self) -> int:
+        """Bytes that have come to the login node."""
+        lines = self.slurm.head.exec(["cat", "/proc/net/dev"]).splitlines()
+        return int(next(line for line in lines if "eth0:" in line).split(":")[1].split()[0])
+
     def left(self) -> list[Path]:
         return list((self.directory / "runs").glob("*/*"))
 
@@ -97,6 +102,27 @@ def test_a_run_is_sent_and_all_it_wrote_comes_home(site: Site) -> None:
     assert "hunter2" not in "".join(
         path.read_text(errors="replace") for path in site.tfjob.run_directory(run).rglob("*") if path.is_file()
     )
+
+
+def test_a_second_run_of_the_same_code_and_data_sends_next_to_nothing(site: Site) -> None:
+    site.tfjob.write("code/train.py", "import sys; print(open(sys.argv[1]).read(3)); open('train.py', 'a').write('#')")
+    (site.tfjob.directory / "code" / "table").write_bytes(os.urandom(2_000_000))
+    site.tfjob.write("data/a.txt", "rows")
+    (site.tfjob.directory / "data" / "more").write_bytes(os.urandom(2_000_000))
+    command = "python3 -S train.py ${{ dataset.rows }}/a.txt; echo mine >${{ dataset.own }}/a.txt"
+    datasets = {"rows": {"paths": ["data"]}, "own": {"paths": ["data"], "mode": "download"}}
+    sent = []
+    for _ in range(2):
+        before = site.received()
+        run = site.submit(command, code="code", dataset=datasets)
+        assert site.ended(run)["state"] == "Completed"
+        assert site.here(run, "logs/main.log") == "row\n"
+        sent.append(site.received() - before)
+    assert sent[0] > 4_000_000
+    assert sent[1] < 300_000  # logins, commands of Slurm, and the run's own files
+    kept = site.directory / "store" / "trees"
+    assert {path.read_text() for path in kept.glob("*/a.txt")} == {"rows"}
+    assert {path.read_text()[-2:] for path in kept.glob("*/train.py")} == {"')"}
 
 
 def test_workers_and_a_failure_with_its_last_words(site: Site) -> None:
