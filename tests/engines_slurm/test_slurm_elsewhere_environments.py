@@ -131,3 +131,9 @@ def test_without_a_docker_engine_a_dockerfile_is_refused_in_words(site: Site) ->
     assert "made here, and sent to the cluster" in failure["message"]
     assert "submit from a login node" in failure["hint"]
     assert not site.directory.exists()
+
+
+def test_what_a_job_says_that_does_not_start_is_told(site: Site) -> None:
+    site.target(setup=["echo no such module >&2; exit 3"])
+    failure = site.ended(site.submit("true"), exit_code=1)["failure"]
+    assert failure["message"].endswith("; no such module")
