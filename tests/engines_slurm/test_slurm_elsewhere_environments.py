@@ -71,10 +71,13 @@ def test_packages_are_sent_once(site: Site) -> None:
     assert site.here(again, "logs/main.log") == site.here(run, "logs/main.log")
     assert kept(site, "prefixes") == [prefix]
     assert prefix.stat() == before
+    (prefix / "bin" / "mine").touch()
+    failure = site.ended(site.tfjob("rerun", "--detach", run).stdout.strip(), exit_code=4)["failure"]
+    assert failure["message"].endswith("have changed since they were sent: something was written to bin")
     (prefix / "bin" / "python").unlink()
     (prefix / "bin" / "python").symlink_to("/usr/bin/python3.0")
     failure = site.ended(site.tfjob("rerun", "--detach", run).stdout.strip(), exit_code=4)["failure"]
-    assert f"{prefix}/bin/python3 does not start on" in failure["message"]
+    assert f"the Python of the packages in {prefix} on ssh://root@head does not start: " in failure["message"]
     assert site.left() == []
 
 

@@ -25,6 +25,18 @@ __all__ = ["kept_of", "require_python", "send_environment", "there_of"]
 
 _PATIENCE_S: Final = 120.0
 """How long a Python may take to start: its file system may be slow."""
+_CHECK: Final = """
+import json, os, sys
+with open(sys.argv[1]) as file:
+    made = json.load(file)
+minor = "%d.%d" % sys.version_info[:2]
+if made["python"].split(".")[:2] != minor.split("."):
+    print("they were made for Python", made["python"], "and find Python", minor)
+for name, changed_ns in made["modified_ns"].items():
+    if abs(os.stat(os.path.join(os.path.dirname(sys.argv[1]), name)).st_mtime - changed_ns / 1e9) > 1:
+        print("something was written to", name)
+"""
+"""It says what is wrong, and nothing where all is well."""
 
 
 def kept_of(prepared: Prepared) -> tuple[Kept, ...]:
@@ -82,11 +94,14 @@ def send_environment(
 
 
 def require_python(prepared: Prepared, login: Login) -> None:
-    """Start the Python of packages that are used without containers, where they are used. Raises PreparationError when it does not."""
-    prefix = prepared.values.get("environment.prefix")
-    if prefix is None or prepared.image is not None:
+    """Start the Python of packages that are used without containers, where they are used.
+
+    Raises PreparationError when it does not start, is another than they were made for, or something was installed into them.
+    """
+    if prepared.prefix is None or prepared.image is not None:
         return
-    line = f"{shlex.quote(f'{prefix}/bin/python3')} -I -S -c 'import sys; print(*sys.version_info[:2], sep=\".\")'"
+    prefix = prepared.values["environment.prefix"]
+    line = shlex.join([f"{prefix}/bin/python3", "-I", "-S", "-c", _CHECK, f"{prefix}/{MARKER}"])
     try:
         done = login.run(line, patience_s=_PATIENCE_S)
     except subprocess.TimeoutExpired:
@@ -94,14 +109,19 @@ def require_python(prepared: Prepared, login: Login) -> None:
             f"the Python of the packages did not start on {login.address} within {_PATIENCE_S:g} s",
             "Is its file system well?",
         ) from None
-    made = read_json(prepared.prefix / MARKER) if prepared.prefix is not None else None
-    wanted = ".".join(str((made or {}).get("python", "")).split(".")[:2])
+    where = f"{prefix} on {login.address}"
     said = done.stdout.decode("utf-8", "replace").strip()
-    if done.returncode or said != wanted:
-        why = done.stderr.decode("utf-8", "replace").strip().splitlines()[-1:] or [f"it says {said or 'nothing'}"]
+    if done.returncode:
+        why = done.stderr.decode("utf-8", "replace").strip().splitlines()[-1:] or [f"exit code {done.returncode}"]
         raise PreparationError(
-            f"the packages were made for Python {wanted}, and {prefix}/bin/python3 does not start on {login.address}: {why[0]}",
-            "Its Python may have been replaced meanwhile: submit again. Packages of a conda channel bring their own.",
+            f"the Python of the packages in {where} does not start: {why[0]}",
+            "It is a Python of the login node's, which may have been removed: submit the job file again. Packages of a conda "
+            "channel bring their own.",
+        )
+    if said:
+        raise PreparationError(
+            f"the packages in {where} have changed since they were sent: {said}",
+            "Remove that directory, and submit again: they are sent anew.",
         )
 
 
