@@ -8,6 +8,7 @@ later runs (kept_there.py).
 from __future__ import annotations
 
 import hashlib
+import json
 import os
 import tarfile
 import time
@@ -21,7 +22,7 @@ from tfjob.datasets.cache import Cache
 from tfjob.durable import replace_json, replace_text
 from tfjob.engines.base import Mount, Prepared, Waiting, tell_nobody
 from tfjob.engines.inherited import travelling_environment
-from tfjob.engines.slurm.engine import Handle, JobView, SlurmEngine
+from tfjob.engines.slurm.engine import LIVING, Handle, JobView, SlurmEngine, kept_job
 from tfjob.engines.slurm.environment import kept_of, require_python, send_environment, there_of
 from tfjob.engines.slurm.following import Following
 from tfjob.engines.slurm.gang import gang_of, program_directory, python_of
@@ -43,6 +44,9 @@ __all__ = ["ElsewhereEngine"]
 _AGAIN_S: Final = 1.0
 _CANCELED_S: Final = 60.0
 """How long a canceled run's last outputs are waited for while the login node can't be reached."""
+_DAY_S: Final = 20 * 3600.0
+_ENDED_S: Final = 60.0
+"""How long a job that should have been ended before may take to end."""
 _LET_GO_S: Final = 30.0
 _LET_GO_LOOK_S: Final = 0.3
 _GONE: Final = frozenset({"COMPLETING", "RUNNING", "STAGE_OUT", "SIGNALING", "STOPPED"})
@@ -62,7 +66,9 @@ class ElsewhereEngine(SlurmEngine):
         self._directory = Path(target.directory or "/")
         apart = cache / f"login-{hashlib.sha256(login.encode()).hexdigest()[:12]}"
         super().__init__(environ=environ, cache=apart, client=LoginClient(self._login))
-        self._kept = KeptThere(self._login, self._directory, limit_gib=target.kept_limit_gib)
+        self._target = target
+        self.kept = KeptThere(self._login, self._directory, limit_gib=target.kept_limit_gib)
+        """What is kept there for later runs."""
         self._datasets = datasets
         self._following: Following | None = None
         self._left = ""
@@ -78,20 +84,20 @@ class ElsewhereEngine(SlurmEngine):
         replace_text(directory / "place", str(there.path), force=False)
         place_programs(Path(program_directory(run)), None, self._cache)
         trees = tuple(trees_of(plan, run, self._datasets))
-        prepared = there_of(prepared, self._kept)
+        prepared = there_of(prepared, self.kept)
         container = self._container(plan, run, prepared, trees) if plan.runtime == "docker" else None
         replace_json(directory / "gang.json", gang_of(plan, there, prepared, container), force=False)
         python = python_of(plan, prepared.values)
         replace_text(directory / "job.sh", render_script(plan, there, python), force=False)
         told(f"sending the run to {self._login.address}")
         try:
-            missing = self._kept.hold(there, {*(tree.kept for tree in trees), *kept_of(prepared)})
-            send_environment(plan, prepared, missing, kept=self._kept, run=there, environ=self._environ, told=told)
+            missing = self.kept.hold(there, {*(tree.kept for tree in trees), *kept_of(prepared)})
+            send_environment(plan, prepared, missing, kept=self.kept, run=there, environ=self._environ, told=told)
             require_python(prepared, self._login)
             for tree in trees:
                 if tree.kept in missing:
-                    self._kept.send_tree(there, tree.kept, tree.files(), told, what=tree.what)
-            self._kept.place(there, lambda stream: _fill(stream, run), [one for tree in trees for one in tree.placed])
+                    self.kept.send_tree(there, tree.kept, tree.files(), told, what=tree.what)
+            self.kept.place(there, lambda stream: _fill(stream, run), [one for tree in trees for one in tree.placed])
         except BaseException:
             self._remove(there)
             raise
@@ -119,6 +125,46 @@ class ElsewhereEngine(SlurmEngine):
         self._follow(run)
         return handle
 
+    def is_of(self, run: RunDirectory) -> bool:
+        """Whether a run that has a place on a cluster has it on this one."""
+        try:
+            used = json.loads(run.plan.read_bytes())["slurm"]["login"]
+            return bool(used == self._target.login) and _place(run).path.is_relative_to(self._directory / "runs")
+        except (OSError, ValueError, KeyError, TypeError):
+            return False
+
+    def finish(self, run: RunDirectory) -> bool:
+        """Do for a run that is over what could not be done at its end: end its job, bring all home, remove its directory there.
+
+        Returns whether that is done; the next try goes on from there. Raises TargetError when the login node can't be reached.
+        """
+        deadline = time.monotonic() + _ENDED_S
+        while (job := self._living(run)) is not None:
+            if not job or time.monotonic() > deadline:  # it may be another workspace's of the same name
+                return False
+            self._client.cancel(job)
+            time.sleep(_AGAIN_S)
+        if not _is_brought(run).exists():
+            following = Following(self._login, _place(run), run)
+            has_come = following.sync(lambda: following.away_since is not None)
+            following.close()
+            if not has_come and not following.is_missing:
+                return False
+            _is_brought(run).touch()
+        if not self._remove(_place(run)):
+            return False
+        (run.path / "slurm" / "removed").touch()
+        return True
+
+    def _living(self, run: RunDirectory) -> str | None:
+        """The run's job, if it is not over; empty for one that bears its name and may be another's; None where there is none."""
+        own = kept_job(run)
+        said = self._client.queue("--me", "--states=all", f"--name={run.id}", "--format=%i %T")
+        living = [line.split()[0] for line in said.splitlines() if line.split()[1] in LIVING]
+        if own is None:
+            return "" if living else None
+        return own if own in living else None
+
     def notes(self, handle: Handle) -> tuple[str, ...]:
         """Whether Slurm has let the job go, and what could not be brought home or removed."""
         left = self._left
@@ -134,6 +180,8 @@ class ElsewhereEngine(SlurmEngine):
 
     def _look(self, handle: Handle) -> JobView:
         view = super()._look(handle)
+        if view.stage != "over" and (away := self._away()):
+            return replace(view, is_known=False, away=away)
         if view.stage != "over" or self._left or not self._bring(handle):
             return view
         return super()._look(handle)  # its last word has come by now
@@ -148,7 +196,7 @@ class ElsewhereEngine(SlurmEngine):
         if not _is_brought(run).exists():
             if following is None:
                 return False
-            if not following.sync(_patience(run)):
+            if not following.sync(self._patience(run)):
                 where = f"{_place(run).path} on {self._login.address}"
                 why = f"there is no {where}" if following.is_missing else f"it is in {where}: {following.trouble}"
                 self._left = f"not all that the run wrote could be brought home; {why}"
@@ -167,6 +215,28 @@ class ElsewhereEngine(SlurmEngine):
             self._left = f"the run's directory could not be removed: {_place(run).path} on {self._login.address}"
         return True
 
+    def _away(self) -> str:
+        """That the login node can't be reached, in words; nothing where it can."""
+        since = self._following.away_since if self._following is not None else None
+        if since is None:
+            return ""
+        moment = time.strftime("%H:%M" if time.time() - since < _DAY_S else "%Y-%m-%d %H:%M", time.localtime(since))
+        return f"the login node can't be reached since {moment}; what the job wrote is fetched when it is back"
+
+    def _patience(self, run: RunDirectory) -> Callable[[], bool]:
+        """Whether a run that was canceled has been waited for long enough; any other is waited for as long as it takes, and says so."""
+        begun = time.monotonic()
+        told = ""
+
+        def is_over() -> bool:
+            nonlocal told
+            if (away := self._away()) != told:
+                told = away
+                self.tell(away or "the login node is back; what the job wrote is being fetched")
+            return run.cancel_request.exists() and time.monotonic() - begun > _CANCELED_S
+
+        return is_over
+
     def _wait_for_end(self, job: str) -> None:
         """Wait until nothing of the job writes any more."""
         deadline = time.monotonic() + _LET_GO_S
@@ -179,7 +249,7 @@ class ElsewhereEngine(SlurmEngine):
 
     def _remove(self, there: RunDirectory) -> bool:
         try:
-            self._kept.release(there)
+            self.kept.release(there)
         except (TargetError, PreparationError):
             return False
         return True
@@ -188,20 +258,20 @@ class ElsewhereEngine(SlurmEngine):
         """What packages are made for, in the store of this machine."""
         from tfjob.engines.slurm.place import LoginNode  # noqa: PLC0415  # only for jobs with packages
 
-        return LoginNode(self._login, self._kept.store, store, self._environ)
+        return LoginNode(self._login, self.kept.store, store, self._environ)
 
     def _container(
         self, plan: Plan, run: RunDirectory, prepared: Prepared, trees: Sequence[KeptTree]
     ) -> dict[str, Any]:
         from tfjob.engines.slurm.container import container_elsewhere  # noqa: PLC0415  # only for jobs in containers
 
-        mounted = sorted({str(self._kept.path(tree.kept)) for tree in trees if tree.is_mounted})
+        mounted = sorted({str(self.kept.path(tree.kept)) for tree in trees if tree.is_mounted})
         return container_elsewhere(
             plan,
             run,
             _place(run),
             replace(prepared, mounts=(*prepared.mounts, *(Mount(path, path) for path in mounted))),
-            images=self._kept.store / "images",
+            images=self.kept.store / "images",
             who=self._login.user(),
             environ=self._environ,
         )
@@ -219,12 +289,6 @@ def _place(run: RunDirectory) -> RunDirectory:
 
 def _is_brought(run: RunDirectory) -> Path:
     return run.path / "slurm" / "brought"
-
-
-def _patience(run: RunDirectory) -> Callable[[], bool]:
-    """Whether a run that was canceled has been waited for long enough; any other is waited for as long as it takes."""
-    begun = time.monotonic()
-    return lambda: run.cancel_request.exists() and time.monotonic() - begun > _CANCELED_S
 
 
 def _fill(stream: IO[bytes], run: RunDirectory) -> None:
