@@ -57,11 +57,14 @@ def kept(site: Site, kind: str) -> list[Path]:  # the fixture's value
 
 @pytest.mark.usefixtures("packages")
 def test_packages_are_sent_once(site: Site) -> None:
-    wanted = {"conda": {"dependencies": [{"pip": ["sample"]}]}}
-    run = site.submit(ASKS, environment=wanted)
+    site.tfjob.write("environment.yml", "dependencies: [{pip: [sample]}]\n")
+    locked = site.tfjob("env", "lock", "environment.yml", "--target", "far").stdout
+    assert locked.startswith("environment.lock: Python 3.")
+    run = site.submit(ASKS, environment={"conda_file": "environment.yml"})
     record = site.ended(run)
     [prefix] = kept(site, "prefixes")
     assert record["environment_key"] == prefix.name
+    assert site.here(run, "environment.lock") == (site.tfjob.directory / "environment.lock").read_text()
     assert site.here(run, "logs/main.log") == f"1.0 {prefix} 0\n{prefix}/bin/tool\n"
     assert (prefix / "bin" / "python").readlink().is_relative_to("/usr/bin")
     before = prefix.stat()

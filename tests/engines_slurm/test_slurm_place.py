@@ -16,8 +16,9 @@ from environment_parts import Packages, packages
 from tfjob.engines.slurm.login import Login
 from tfjob.engines.slurm.place import LoginNode
 from tfjob.environments import Definition, Prefix, Store
+from tfjob.environments.place import Machine
 from tfjob.environments.prefix import platform_name
-from tfjob.errors import PreparationError
+from tfjob.errors import PreparationError, UsageError
 
 if TYPE_CHECKING:
     from collections.abc import Callable
@@ -102,6 +103,23 @@ def test_packages_fit_the_c_library_over_there(login: Here, packages: Packages, 
     made = make("sample", python=f"=={OWN}.*")
     assert "sample==1.0" in made.lock.read_text()
     assert f"platform: linux-{MACHINE}-glibc2.28" in made.lock.read_text()
+
+
+def test_a_lock_for_an_older_c_library_serves_a_newer_one(
+    login: Here, packages: Packages, make: Callable[..., Prefix], tmp_path: Path
+) -> None:
+    login.has_python(f"{OWN}.1")
+    packages.wheel("sample")
+    old_glibc(login)
+    text = make("sample", python=f"=={OWN}.*").lock.read_text()
+    wanted, store = Definition(python=f"=={OWN}.*", requirements=("sample",)), Store(tmp_path / "store")
+
+    def here(lock: str) -> Prefix:
+        return store.prepare(wanted, Machine(), lock=lock, log=lambda _: None, progress=lambda _: None)
+
+    assert here(text).packages == 1
+    with pytest.raises(UsageError, match=f"the lock is for linux-other-glibc2.28; this machine is {platform_name()}"):
+        here(text.replace(f"platform: linux-{MACHINE}", "platform: linux-other"))
 
 
 def test_what_is_compiled_here_must_run_there(login: Here, packages: Packages, make: Callable[..., Prefix]) -> None:

@@ -21,7 +21,7 @@ from tfjob.engines.slurm.login import Login
 from tfjob.environments import fetched, looking, processes
 from tfjob.environments.interpreters import Interpreter
 from tfjob.environments.place import Machine, Place
-from tfjob.environments.prefix import platform_name
+from tfjob.environments.prefix import glibc_of, platform_name, runs_on
 from tfjob.errors import PreparationError, TargetError
 
 __all__ = ["LoginNode"]
@@ -112,7 +112,7 @@ class LoginNode:
         """The platform, where it is not this machine's. Raises PreparationError for one that uv has no name for."""
         if self.platform == platform_name():
             return ()
-        glibc = _version(str(self._facts["glibc"]))
+        glibc = glibc_of(self.platform)
         known = [minor for minor in _MANYLINUX if (2, minor) <= glibc]
         if not known or self.machine not in ("x86_64", "aarch64"):
             raise PreparationError(
@@ -124,9 +124,7 @@ class LoginNode:
     @property
     def takes_what_is_built_here(self) -> bool:
         """Whether what this machine's compilers make runs there: on the same processor, with a C library that is not older."""
-        here = platform_name()
-        ours, glibc = here.split("-")[1], _version(here.rpartition("glibc")[2])
-        return self.machine == ours and bool(glibc) and glibc <= _version(str(self._facts["glibc"]))
+        return runs_on(platform_name(), self.platform)
 
     def require_same_processor(self) -> None:
         """Raise PreparationError where a Python from a channel could not be started here, which making its prefix takes."""
@@ -214,7 +212,3 @@ class LoginNode:
             f"{what}, and what is compiled here ({platform_name()}) would not run on {self.name} ({self.platform})",
             "Choose versions with wheels, take them from a conda channel, name an image, or submit from the login node.",
         )
-
-
-def _version(text: str) -> tuple[int, ...]:
-    return tuple(int(part) for part in text.split(".") if part.isdigit())
