@@ -50,8 +50,9 @@ class Here(Login):
     def has_python(self, version: str) -> Path:
         """Give it a Python. It can tell what it is, and nothing else."""
         major, minor, patch = map(int, version.split("."))
-        said = ["cpython", [major, minor, patch, "final", 0], f"cpython-{major}{minor}", ""]
-        return self.has(f"python{major}.{minor}", json.dumps(said, separators=(",", ":")))
+        name = f"python{major}.{minor}"
+        said = ["cpython", [major, minor, patch, "final", 0], f"cpython-{major}{minor}", "", str(self.programs / name)]
+        return self.has(name, json.dumps(said, separators=(",", ":")))
 
     def run(self, line: str, *, told: bytes = b"", patience_s: float = 60) -> subprocess.CompletedProcess[bytes]:
         environ = {"PATH": f"{self.programs}:/usr/bin:/bin"}
@@ -164,6 +165,14 @@ def test_conda_is_told_what_the_nodes_have(login: Here, tmp_path: Path) -> None:
     assert asked() == expected
     assert asked(CONDA_OVERRIDE_CUDA="11.8")["__cuda"] == "11.8"
     assert "__cuda" not in asked(CONDA_OVERRIDE_CUDA="")
+
+
+def test_a_script_that_starts_a_python_is_not_taken_for_it(login: Here, tmp_path: Path) -> None:
+    shim = login.has("python3.99", "")
+    shim.write_text(f'#!/bin/sh\nexec {sys.executable} "$@"\n')
+    found = LoginNode(login, Path("/shared/store"), tmp_path, {}).interpreters
+    assert os.path.realpath(sys.executable) in [str(one.path) for one in found]
+    assert shim not in [one.path for one in found]
 
 
 def test_a_python_from_a_channel_needs_a_machine_of_the_same_kind(login: Here, tmp_path: Path) -> None:

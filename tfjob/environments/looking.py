@@ -19,8 +19,8 @@ if TYPE_CHECKING:
 __all__ = ["QUESTION", "answered", "interpreters_of", "platform_of", "python_of", "script"]
 
 QUESTION: Final = (
-    "import json, sys; one = sys.implementation; print(json.dumps([one.name, list(sys.version_info), one.cache_tag, "
-    "getattr(sys, 'abiflags', '')], separators=(',', ':')))"
+    "import json, os, sys; one = sys.implementation; print(json.dumps([one.name, list(sys.version_info), one.cache_tag, "
+    "getattr(sys, 'abiflags', ''), sys.executable and os.path.realpath(sys.executable)], separators=(',', ':')))"
 )
 """What each Python is asked: the text after its ``-c``."""
 
@@ -51,15 +51,18 @@ def answered(lines: Sequence[str]) -> dict[str, Any]:
 
 
 def python_of(answer: str) -> dict[str, Any] | None:
-    """Return what a Python said about itself; None when it is not one to build on."""
-    said, _, path = answer.partition(" /")
+    """Return what a Python said about itself; None when it is not one to build on.
+
+    What was started may be a script that starts it, such as a shim of pyenv's: the Python itself knows better where it is.
+    """
+    said, _, started = answer.rpartition(" /")
     try:
-        implementation, version, cache_tag, flags = json.loads(said)
+        implementation, version, cache_tag, flags, path = json.loads(said)
     except ValueError:
         return None
     if implementation != "cpython" or version[:2] < [3, 8] or version[3] != "final" or flags:
         return None
-    return {"path": f"/{path}", "version": version[:3], "cache_tag": cache_tag}
+    return {"path": path or f"/{started}", "version": version[:3], "cache_tag": cache_tag}
 
 
 def interpreters_of(facts: Mapping[str, Any]) -> tuple[Interpreter, ...]:
