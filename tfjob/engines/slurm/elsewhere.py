@@ -67,8 +67,7 @@ class ElsewhereEngine(SlurmEngine):
         apart = cache / f"login-{hashlib.sha256(login.encode()).hexdigest()[:12]}"
         super().__init__(environ=environ, cache=apart, client=LoginClient(self._login))
         self._target = target
-        self.kept = KeptThere(self._login, self._directory, limit_gib=target.kept_limit_gib)
-        """What is kept there for later runs."""
+        self._kept = KeptThere(self._login, self._directory, limit_gib=target.kept_limit_gib)
         self._datasets = datasets
         self._following: Following | None = None
         self._left = ""
@@ -84,20 +83,20 @@ class ElsewhereEngine(SlurmEngine):
         replace_text(directory / "place", str(there.path), force=False)
         place_programs(Path(program_directory(run)), None, self._cache)
         trees = tuple(trees_of(plan, run, self._datasets))
-        prepared = there_of(prepared, self.kept)
+        prepared = there_of(prepared, self._kept)
         container = self._container(plan, run, prepared, trees) if plan.runtime == "docker" else None
         replace_json(directory / "gang.json", gang_of(plan, there, prepared, container), force=False)
         python = python_of(plan, prepared.values)
         replace_text(directory / "job.sh", render_script(plan, there, python), force=False)
         told(f"sending the run to {self._login.address}")
         try:
-            missing = self.kept.hold(there, {*(tree.kept for tree in trees), *kept_of(prepared)})
-            send_environment(plan, prepared, missing, kept=self.kept, run=there, environ=self._environ, told=told)
+            missing = self._kept.hold(there, {*(tree.kept for tree in trees), *kept_of(prepared)})
+            send_environment(plan, prepared, missing, kept=self._kept, run=there, environ=self._environ, told=told)
             require_python(prepared, self._login)
             for tree in trees:
                 if tree.kept in missing:
-                    self.kept.send_tree(there, tree.kept, tree.files(), told, what=tree.what)
-            self.kept.place(there, lambda stream: _fill(stream, run), [one for tree in trees for one in tree.placed])
+                    self._kept.send_tree(there, tree.kept, tree.files(), told, what=tree.what)
+            self._kept.place(there, lambda stream: _fill(stream, run), [one for tree in trees for one in tree.placed])
         except BaseException:
             self._remove(there)
             raise
@@ -124,6 +123,11 @@ class ElsewhereEngine(SlurmEngine):
         handle = super().adopt(plan, run)
         self._follow(run)
         return handle
+
+    @property
+    def kept(self) -> KeptThere:
+        """What is kept there for later runs."""
+        return self._kept
 
     def is_of(self, run: RunDirectory) -> bool:
         """Whether a run that has a place on a cluster has it on this one."""
@@ -249,7 +253,7 @@ class ElsewhereEngine(SlurmEngine):
 
     def _remove(self, there: RunDirectory) -> bool:
         try:
-            self.kept.release(there)
+            self._kept.release(there)
         except (TargetError, PreparationError):
             return False
         return True
@@ -258,20 +262,20 @@ class ElsewhereEngine(SlurmEngine):
         """What packages are made for, in the store of this machine."""
         from tfjob.engines.slurm.place import LoginNode  # noqa: PLC0415  # only for jobs with packages
 
-        return LoginNode(self._login, self.kept.store, store, self._environ)
+        return LoginNode(self._login, self._kept.store, store, self._environ)
 
     def _container(
         self, plan: Plan, run: RunDirectory, prepared: Prepared, trees: Sequence[KeptTree]
     ) -> dict[str, Any]:
         from tfjob.engines.slurm.container import container_elsewhere  # noqa: PLC0415  # only for jobs in containers
 
-        mounted = sorted({str(self.kept.path(tree.kept)) for tree in trees if tree.is_mounted})
+        mounted = sorted({str(self._kept.path(tree.kept)) for tree in trees if tree.is_mounted})
         return container_elsewhere(
             plan,
             run,
             _place(run),
             replace(prepared, mounts=(*prepared.mounts, *(Mount(path, path) for path in mounted))),
-            images=self.kept.store / "images",
+            images=self._kept.store / "images",
             who=self._login.user(),
             environ=self._environ,
         )
