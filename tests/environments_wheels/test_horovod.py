@@ -1,4 +1,4 @@
-"""Real Horovod: compiled once on this machine, kept in the store of the tests, and trained with on two ranks."""
+"""Real Horovod: compiled once, kept in the store of the tests, and used here and in containers. `tests/specs` trains with it."""
 
 from __future__ import annotations
 
@@ -12,7 +12,7 @@ from typing import TYPE_CHECKING
 
 import pytest
 from docker_parts import docker_daemon, docker_engine, test_base  # noqa: F401  # fixtures
-from support import REPOSITORY, Tfjob, processes_of
+from support import REPOSITORY, Tfjob
 
 from tfjob.environments.place import Machine
 
@@ -48,19 +48,6 @@ RANKS = ["rank 0 True", "rank 1 True"]
 def specs(tfjob: Tfjob) -> Tfjob:
     shutil.copytree(REPOSITORY / "specs", tfjob.directory / "specs")
     return Tfjob(tfjob.directory / "specs", tfjob.environ)
-
-
-def test_two_ranks_train_and_end_with_identical_weights(specs: Tfjob) -> None:
-    done = specs("submit", "digits-horovod.yml", timeout_s=800)
-    assert re.search(r"weights [0-9a-f]{12} identical on 2 ranks", done.stdout)
-    record = specs.show()
-    outputs = {one["path"] for one in record["outputs"]}
-    assert {"model/saved_model.pb", "weights-rank-0.txt", "weights-rank-1.txt"} <= outputs
-    folder = specs.run_directory(record["id"]) / "outputs"
-    first, second = ((folder / f"weights-rank-{rank}.txt").read_text() for rank in (0, 1))
-    assert first == second
-    assert re.fullmatch(r"[0-9a-f]{64}\n", first)
-    assert processes_of(record["id"]) == []
 
 
 @pytest.mark.root

@@ -40,6 +40,11 @@ def test_a_spec_trains_to_its_accuracy_and_saves_a_model(specs: Tfjob, spec: str
     assert processes_of(record["id"]) == []
     if spec in TOGETHER:
         assert re.search(rf"weights [0-9a-f]{{12}} identical on 2 {TOGETHER[spec]}", done.stdout), done.stdout
+    if spec == "digits-horovod":  # each rank wrote the digest of its own
+        folder = specs.run_directory(record["id"]) / "outputs"
+        first, second = ((folder / f"weights-rank-{rank}.txt").read_text() for rank in (0, 1))
+        assert first == second
+        assert re.fullmatch(r"[0-9a-f]{64}\n", first)
 
 
 def test_a_killed_rank_is_named_and_the_others_end(specs: Tfjob) -> None:
