@@ -54,9 +54,11 @@ def engine_of(
     if logins is not None:
         logins.close()
     if plan.slurm is not None and plan.slurm.login is not None:
+        from tfjob.datasets.cache import Cache  # noqa: PLC0415  # the same
         from tfjob.engines.slurm.elsewhere import ElsewhereEngine  # noqa: PLC0415  # only for its targets
 
-        return ElsewhereEngine(plan.slurm, environ=environ, cache=workspace.root / "cache")
+        kept = Cache(workspace.config.dataset_cache)
+        return ElsewhereEngine(plan.slurm, environ=environ, cache=workspace.root / "cache", datasets=kept)
     if plan.slurm is not None:
         from tfjob.engines.slurm.engine import SlurmEngine  # noqa: PLC0415  # only for its targets
 

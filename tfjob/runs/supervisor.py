@@ -100,7 +100,8 @@ def _supervision(run: RunDirectory, logins: Logins | None) -> Supervision:
             _borrow_engine(plan, engine)
         return prepare_environment(plan, run, store, environ, progress)
 
-    data = _data(plan, run, workspace, here=engine.shares_run_directory) if plan.datasets else None
+    here = engine.shares_run_directory and (plan.slurm is None or plan.slurm.login is None)
+    data = _data(plan, run, workspace, here=here) if plan.datasets else None
     if plan.slurm is not None:
         from tfjob.engines.slurm.engine import SlurmEngine  # noqa: PLC0415  # only for its targets
         from tfjob.runs.slurm import SlurmSupervision  # noqa: PLC0415  # the same
