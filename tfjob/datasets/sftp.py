@@ -43,6 +43,10 @@ def _kind() -> Any:
             self.client = _connected(self.host, self.ssh_kwargs)
             self.ftp = self.client.open_sftp()
 
+        def walk(self, path: str, maxdepth: int | None = None, **options: Any) -> Any:
+            """Raises what keeps a directory from being listed. fsspec's own leaves such a directory out."""
+            return super().walk(path, maxdepth, **{**options, "on_error": "raise"})
+
     return Sftp
 
 
