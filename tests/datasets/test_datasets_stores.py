@@ -15,6 +15,8 @@ import pytest
 from docker_parts import program
 from support import Tfjob, eventually
 
+from tfjob.datasets.sftp import sftp_file_system
+
 pytestmark = pytest.mark.xdist_group("stores")
 
 
@@ -174,6 +176,20 @@ def test_files_of_a_server_come_by_sftp(box: Tfjob, tmp_path: Path) -> None:
     assert f"a{hashlib.sha256(big).hexdigest()}" in box("submit", "job.yml").stdout
     (tmp_path / "there" / "a").write_text("changed")
     assert f"changed{hashlib.sha256(big).hexdigest()}" in box("submit", "job.yml").stdout
+
+
+def test_a_lost_connection_to_a_server_is_made_again(
+    box: Tfjob, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setenv("HOME", box.environ["HOME"])
+    monkeypatch.setenv("SSH_AUTH_SOCK", "")
+    (tmp_path / "a").write_text("a")
+    address = f"sftp://box{tmp_path}/a"
+    files, path = sftp_file_system(address)
+    files.client.get_transport().sock.close()
+    eventually(lambda: not files.client.get_transport().is_active(), "the loss is noticed")
+    files, path = sftp_file_system(address)
+    assert files.cat_file(path) == b"a"
 
 
 def test_a_directory_that_can_not_be_listed_is_told(box: Tfjob, tmp_path: Path) -> None:

@@ -118,11 +118,9 @@ def _blocks(files: Any, path: str, start: int, wanted: Wanted) -> Iterator[bytes
             while data := file.read(_BLOCK_BYTES):
                 yield data
     except Exception as error:
-        shown = shown_address(wanted.source)
-        explained = _in_words(error, shown)
-        if isinstance(error, (PermissionError, *_GONE, ImportError)):
-            raise explained from error
-        raise Transient(explained.message) from error
+        if isinstance(error, (PermissionError, PreparationError, *_GONE, ImportError)):
+            raise _in_words(error, shown_address(wanted.source)) from error
+        raise Transient(_reason(error)) from error
 
 
 def _found(files: Any, path: str) -> Iterator[tuple[dict[str, Any], str]]:
@@ -209,9 +207,12 @@ def _in_words(error: Exception, shown: str) -> PreparationError:
             f"the store does not give {shown} to us: {error}",
             "Check the address, and that the credentials in this shell may read it.",
         )
-    plain = str(error) if type(error) in {OSError, TimeoutError} else f"{type(error).__name__}: {error}"
-    what = _KINDS.get(type(error).__name__) or plain
     return PreparationError(
-        f"{shown} can't be read: {what}",
+        f"{shown} can't be read: {_reason(error)}",
         "Check the address and the network; credentials are taken from where the store's own library looks for them.",
     )
+
+
+def _reason(error: Exception) -> str:
+    plain = type(error) in {OSError, TimeoutError}
+    return _KINDS.get(type(error).__name__) or (str(error) if plain else f"{type(error).__name__}: {error}")
