@@ -62,5 +62,5 @@ slurm-down: $(STAMP)  ## end it
 	@$(BIN)/python tests/slurm_parts.py down
 
 clean:  ## remove what was made here, but no run
-	@[ ! -d .cache/cluster ] || [ ! -x $(BIN)/python ] || $(BIN)/python tests/cluster_parts.py down
+	@[ -z "$$(ls -d .cache/*cluster 2>/dev/null)" ] || [ ! -x $(BIN)/python ] || $(BIN)/python tests/cluster_parts.py down
 	rm -rf $(VENV) .cache .mypy_cache .ruff_cache .pytest_cache .hypothesis build dist *.egg-info

@@ -1,32 +1,35 @@
 """Runs a Plan as a job of a Slurm cluster that this machine is no part of: all by way of one login node, by ssh.
 
 A run has two directories. What is remembered of it is here. On the file system of the nodes, below the target's `directory`, is
-what its job sees; it is sent once, what the job writes comes home while it runs, and at the end it is removed.
+what its job sees; what the job writes comes home while it runs, and at the end it is removed. Code and data are kept there for
+later runs (kept_there.py).
 """
 
 from __future__ import annotations
 
 import hashlib
 import os
-import shlex
 import tarfile
 import time
-from collections.abc import Callable, Mapping
+from collections.abc import Callable, Mapping, Sequence
 from contextlib import suppress
 from dataclasses import replace
 from pathlib import Path
-from typing import Any, Final
+from typing import IO, Any, Final
 
+from tfjob.datasets.cache import Cache
 from tfjob.durable import replace_json, replace_text
-from tfjob.engines.base import Prepared, Waiting, tell_nobody
+from tfjob.engines.base import Mount, Prepared, Waiting, tell_nobody
 from tfjob.engines.inherited import travelling_environment
 from tfjob.engines.slurm.engine import Handle, JobView, SlurmEngine
 from tfjob.engines.slurm.following import Following
-from tfjob.engines.slurm.gang import FLAGS, gang_of, program_directory, python_of
+from tfjob.engines.slurm.gang import gang_of, program_directory, python_of
+from tfjob.engines.slurm.kept_there import KeptThere
+from tfjob.engines.slurm.kept_trees import KeptTree, trees_of
 from tfjob.engines.slurm.login import Login, LoginClient, LoginLost
 from tfjob.engines.slurm.programs import place_programs
 from tfjob.engines.slurm.script import render_script
-from tfjob.errors import TargetError
+from tfjob.errors import PreparationError, TargetError
 from tfjob.planning.plan import Plan
 from tfjob.rundir import RunDirectory
 from tfjob.targets.definition import SlurmDefinition
@@ -36,27 +39,33 @@ __all__ = ["ElsewhereEngine"]
 _AGAIN_S: Final = 1.0
 _CANCELED_S: Final = 60.0
 """How long a canceled run's last outputs are waited for while the login node can't be reached."""
+_DAY_S: Final = 20 * 3600.0
 _LET_GO_S: Final = 30.0
 _LET_GO_LOOK_S: Final = 0.3
 _GONE: Final = frozenset({"COMPLETING", "RUNNING", "STAGE_OUT", "SIGNALING", "STOPPED"})
 
 
 class ElsewhereEngine(SlurmEngine):
-    """The engine of targets of kind slurm with a login. `cache` is a directory of the workspace where runs share what the queue said."""
+    """The engine of targets of kind slurm with a login. `cache` is a directory of the workspace where runs share what the queue said.
+
+    `datasets` is the cache that has what was fetched of a run's datasets.
+    """
 
     makes_work = True
 
-    def __init__(self, target: SlurmDefinition, *, environ: Mapping[str, str], cache: Path) -> None:
+    def __init__(self, target: SlurmDefinition, *, environ: Mapping[str, str], cache: Path, datasets: Cache) -> None:
         login = target.login or ""
         self._login = Login(login, environ)
         self._directory = Path(target.directory or "/")
         apart = cache / f"login-{hashlib.sha256(login.encode()).hexdigest()[:12]}"
         super().__init__(environ=environ, cache=apart, client=LoginClient(self._login))
+        self._kept = KeptThere(self._login, self._directory, limit_gib=target.kept_limit_gib)
+        self._datasets = datasets
         self._following: Following | None = None
         self._left = ""
 
     def keep(self, plan: Plan, run: RunDirectory, prepared: Prepared, told: Waiting = tell_nobody) -> None:
-        """Write what the job needs, and send it with code and data to the login node.
+        """Write what the job needs, and send it with what is missing there of its code and data to the login node.
 
         Raises PreparationError when it can't be put there, TargetError when the login does not work.
         """
@@ -64,14 +73,19 @@ class ElsewhereEngine(SlurmEngine):
         directory.mkdir(exist_ok=True)
         there = RunDirectory(self._directory / "runs" / _apart(run) / run.id)
         replace_text(directory / "place", str(there.path), force=False)
-        container = self._container(plan, prepared) if plan.runtime == "docker" else None
         place_programs(Path(program_directory(run)), None, self._cache)
+        trees = tuple(trees_of(plan, run, self._datasets))
+        container = self._container(plan, prepared, trees) if plan.runtime == "docker" else None
         replace_json(directory / "gang.json", gang_of(plan, there, prepared, container), force=False)
         python = python_of(plan, prepared.values)
         replace_text(directory / "job.sh", render_script(plan, there, python), force=False)
         told(f"sending the run to {self._login.address}")
         try:
-            self._login.send(lambda tar: _fill(tar, plan, run), _unpacking(there))
+            missing = self._kept.hold(there, {tree.kept for tree in trees})
+            for tree in trees:
+                if tree.kept in missing:
+                    self._kept.send_tree(there, tree.kept, tree.files(), told, what=tree.what)
+            self._kept.place(there, lambda stream: _fill(stream, run), [one for tree in trees for one in tree.placed])
         except BaseException:
             self._remove(there)
             raise
@@ -114,6 +128,8 @@ class ElsewhereEngine(SlurmEngine):
 
     def _look(self, handle: Handle) -> JobView:
         view = super()._look(handle)
+        if view.stage != "over" and (away := self._away()):
+            return replace(view, is_known=False, away=away)
         if view.stage != "over" or self._left or not self._bring(handle):
             return view
         return super()._look(handle)  # its last word has come by now
@@ -128,7 +144,7 @@ class ElsewhereEngine(SlurmEngine):
         if not _is_brought(run).exists():
             if following is None:
                 return False
-            if not following.sync(_patience(run)):
+            if not following.sync(self._patience(run)):
                 where = f"{_place(run).path} on {self._login.address}"
                 why = f"there is no {where}" if following.is_missing else f"it is in {where}: {following.trouble}"
                 self._left = f"not all that the run wrote could be brought home; {why}"
@@ -147,6 +163,28 @@ class ElsewhereEngine(SlurmEngine):
             self._left = f"the run's directory could not be removed: {_place(run).path} on {self._login.address}"
         return True
 
+    def _away(self) -> str:
+        """That the login node can't be reached, in words; nothing where it can."""
+        since = self._following.away_since if self._following is not None else None
+        if since is None:
+            return ""
+        moment = time.strftime("%H:%M" if time.time() - since < _DAY_S else "%Y-%m-%d %H:%M", time.localtime(since))
+        return f"the login node can't be reached since {moment}; what the job wrote is fetched when it is back"
+
+    def _patience(self, run: RunDirectory) -> Callable[[], bool]:
+        """Whether a run that was canceled has been waited for long enough; any other is waited for as long as it takes, and says so."""
+        begun = time.monotonic()
+        told = ""
+
+        def is_over() -> bool:
+            nonlocal told
+            if (away := self._away()) != told:
+                told = away
+                self.tell(away or "the login node is back; what the job wrote is being fetched")
+            return run.cancel_request.exists() and time.monotonic() - begun > _CANCELED_S
+
+        return is_over
+
     def _wait_for_end(self, job: str) -> None:
         """Wait until nothing of the job writes any more."""
         deadline = time.monotonic() + _LET_GO_S
@@ -158,25 +196,26 @@ class ElsewhereEngine(SlurmEngine):
                 time.sleep(_LET_GO_LOOK_S)
 
     def _remove(self, there: RunDirectory) -> bool:
-        path = shlex.quote(str(there.path))
-        above = shlex.quote(str(there.path.parent))
-        line = f"chmod -R u+rwX {path} {path}.part 2>/dev/null; rm -rf {path} {path}.part && {{ rmdir {above} 2>/dev/null || :; }}"
-        with suppress(TargetError):
-            self._login.ask(line)
-            return True
-        return False
+        try:
+            self._kept.release(there)
+        except (TargetError, PreparationError):
+            return False
+        return True
 
-    def _container(self, plan: Plan, prepared: Prepared) -> dict[str, Any]:
+    def _container(self, plan: Plan, prepared: Prepared, trees: Sequence[KeptTree]) -> dict[str, Any]:
         from tfjob.engines.slurm.container import container_of  # noqa: PLC0415  # only for jobs in containers
 
         return container_of(
             plan,
             replace(prepared, image=None),
             archive=None,
-            images=self._directory / "store" / "images",
+            images=self._kept.store / "images",
             who=self._login.user(),
             accounts=(),
-            mounts=(),
+            mounts=[
+                Mount(path, path)
+                for path in sorted({str(self._kept.path(tree.kept)) for tree in trees if tree.is_mounted})
+            ],
             environ=self._environ,
         )
 
@@ -195,34 +234,13 @@ def _is_brought(run: RunDirectory) -> Path:
     return run.path / "slurm" / "brought"
 
 
-def _patience(run: RunDirectory) -> Callable[[], bool]:
-    """Whether a run that was canceled has been waited for long enough; any other is waited for as long as it takes."""
-    begun = time.monotonic()
-    return lambda: run.cancel_request.exists() and time.monotonic() - begun > _CANCELED_S
-
-
-def _unpacking(there: RunDirectory) -> str:
-    """Shell that puts what comes as tar in its place, whole or not at all, and makes the working copies."""
-    path, above = shlex.quote(str(there.path)), shlex.quote(str(there.path.parent))
-    made = shlex.join([*FLAGS, f"{program_directory(there)}/sending.py", "make", str(there.path)])
-    return (
-        f"set -e; mkdir -p {above}; chmod -R u+rwX {path} {path}.part 2>/dev/null || :; rm -rf {path} {path}.part; "
-        f"mkdir -m 700 {path}.part; tar -x -o -f - -C {path}.part; mv {path}.part {path}; python3 {made}"
-    )
-
-
-def _fill(tar: tarfile.TarFile, plan: Plan, run: RunDirectory) -> None:
-    """What of a run its job needs, as members of an archive."""
-    slurm = run.path / "slurm"
-    for name in ("program", "gang.json", "job.sh"):
-        tar.add(slurm / name, f"slurm/{name}", filter=_anybodys)
-    tar.add(run.outputs, "outputs", filter=_anybodys)
-    tar.add(run.user_logs, "logs/user", filter=_anybodys)
-    if plan.code:
-        tar.add(run.code.resolve(), "code", filter=_anybodys)
-    if run.datasets.exists():
-        tar.dereference = True  # links here lead to files of this machine
-        tar.add(run.datasets, "datasets", filter=_anybodys)
+def _fill(stream: IO[bytes], run: RunDirectory) -> None:
+    """What of a run is its own, as tar."""
+    with tarfile.open(fileobj=stream, mode="w|") as tar:
+        for name in ("gang.json", "job.sh"):
+            tar.add(run.path / "slurm" / name, f"slurm/{name}", filter=_anybodys)
+        tar.add(run.outputs, "outputs", filter=_anybodys)
+        tar.add(run.user_logs, "logs/user", filter=_anybodys)
 
 
 def _anybodys(member: tarfile.TarInfo) -> tarfile.TarInfo:

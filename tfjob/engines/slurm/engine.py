@@ -46,12 +46,18 @@ _GOES_ON: Final = frozenset({"RUNNING", "COMPLETING", "STAGE_OUT", "SIGNALING", 
 
 @dataclass(frozen=True)
 class JobView:
-    """A run's job as it is now. `stage`: waiting in the queue, nodes coming up, running, or over; `message` is for people."""
+    """A run's job as it is now. `stage`: waiting in the queue, nodes coming up, running, or over; `message` is for people.
+
+    `is_known`: Slurm was asked, or has no need to be; else the stage is that of the last look. `away` says, in words, that a login
+    node elsewhere can't be reached.
+    """
 
     stage: Literal["waiting", "coming", "running", "over"]
     report: Report | None
     message: str = ""
     end: End | None = None
+    is_known: bool = True
+    away: str = ""
 
 
 @dataclass
@@ -87,6 +93,8 @@ class SlurmEngine:
         self._images = images or cache / "images"
         self._client = client or SlurmClient(environ)
         self._cache = cache
+        self.tell: Waiting = tell_nobody
+        """Hears what `look` waits for when it takes long."""
         self._queue = Queue(self._client, cache)
 
     def keep(self, plan: Plan, run: RunDirectory, prepared: Prepared, told: Waiting = tell_nobody) -> None:
@@ -214,7 +222,7 @@ class SlurmEngine:
         except TargetError:
             if is_well:  # slurmctld is being started anew, say; the job runs on without it
                 return JobView("running", report)
-            return JobView(handle.view.stage, report, "Slurm can't be asked now")
+            return JobView(handle.view.stage, report, "Slurm can't be asked now", is_known=False)
         return self._view(handle, report, job)
 
     def _view(self, handle: Handle, report: Report | None, job: Job | None) -> JobView:
