@@ -142,7 +142,7 @@ class _Crew:
 
             new = [one for one in self._missing if is_web(one.source) and not self._is_held(one)]
             if plain := plain_files(new, self._transfer.settings):
-                chosen = {one.source for one in plain}
+                chosen = {one.wanted.source for one in plain}
                 self._missing = deque(one for one in self._missing if one.source not in chosen)
                 self._most = 1  # all other connections are those of the workers
                 self._workers = Workers(plain, self._transfer, self._came, self._left, self._all_left)

@@ -17,6 +17,7 @@ from __future__ import annotations
 
 import collections
 import fcntl
+import gc
 import hashlib
 import json
 import os
@@ -230,6 +231,7 @@ def end_with_stdin() -> None:
 
 def main() -> None:
     """Do what stdin says."""
+    gc.disable()  # nothing here goes in circles that does not stay
     signal.signal(signal.SIGINT, signal.SIG_IGN)  # who started it ends it
     threading.Thread(target=end_with_stdin, daemon=True).start()
     said = b""

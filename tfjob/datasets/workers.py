@@ -19,7 +19,7 @@ from collections import Counter, deque
 from collections.abc import Callable, Iterable, Iterator, Sequence
 from contextlib import contextmanager
 from pathlib import Path
-from typing import TYPE_CHECKING, Any, Final
+from typing import TYPE_CHECKING, Any, Final, NamedTuple
 from urllib.parse import urlsplit
 
 from tfjob.datasets.cache import OBJECT_TIME_NS, Known
@@ -45,18 +45,26 @@ _PATIENCE_S: Final = 5.0
 _LOOK_S: Final = 0.3
 
 
-def plain_files(wanted: Sequence[Wanted], settings: Settings) -> list[Wanted]:
+class Plain(NamedTuple):
+    """A file that workers may fetch, the origin it comes from, and the target of the request."""
+
+    wanted: Wanted
+    origin: str
+    target: str
+
+
+def plain_files(wanted: Iterable[Wanted], settings: Settings) -> list[Plain]:
     """Those of files of the web, none of which is in the cache, that workers may fetch; none where they are few.
 
     All from one server come one after the other: its connections stay open, and what is noted of them lies side by side.
     """
-    if len(wanted) < settings.many or settings.connections < 2 or not sys.executable:
+    if settings.connections < 2 or not sys.executable:
         return []
-    small = [one for one in wanted if one.size <= LARGEST]
-    counts = Counter(split_address(one.source)[0] for one in small)
+    small = [Plain(one, *split_address(one.source)) for one in wanted if one.size <= LARGEST]
+    counts = Counter([one.origin for one in small])
     good = {origin for origin, count in counts.items() if count * 3 >= settings.many and is_direct(origin)}
-    chosen = [one for one in small if split_address(one.source)[0] in good]
-    return sorted(chosen, key=lambda one: one.source) if len(chosen) >= settings.many else []
+    chosen = [one for one in small if one.origin in good]
+    return sorted(chosen, key=lambda one: one.wanted.source) if len(chosen) >= settings.many else []
 
 
 @contextmanager
@@ -97,7 +105,7 @@ class Workers:
 
     def __init__(
         self,
-        files: Sequence[Wanted],
+        files: Sequence[Plain],
         transfer: Transfer,
         came: Callable[[list[tuple[str, Known, Worker]]], None],
         left: Callable[[Iterable[Wanted]], None],
@@ -111,7 +119,7 @@ class Workers:
         self._waiting = deque(files)
         self._lock = threading.Lock()
         self._left_count = 0
-        self.origins = {origin: number for number, origin in enumerate({split_address(one.source)[0] for one in files})}
+        self.origins = {origin: number for number, origin in enumerate({one.origin for one in files})}
         connections = transfer.settings.connections - 1
         count = min(len(os.sched_getaffinity(0)), connections, max(1, 2 * len(files) // transfer.settings.many), _MOST)
         shares = [connections // count + (number < connections % count) for number in range(count)]
@@ -120,9 +128,9 @@ class Workers:
         for worker in self._workers:
             worker.thread.start()
 
-    def next_files(self) -> list[Wanted]:
+    def next_files(self) -> list[Plain]:
         """Take the next files to fetch."""
-        taken: list[Wanted] = []
+        taken: list[Plain] = []
         with contextlib.suppress(IndexError):
             while len(taken) < _DEALT_AT_ONCE:
                 taken.append(self._waiting.popleft())
@@ -137,10 +145,10 @@ class Workers:
 
     def give_up(self) -> None:
         """Have all that wait fetched by others."""
-        rest = []
+        rest: list[Wanted] = []
         with contextlib.suppress(IndexError):
             while True:
-                rest.append(self._waiting.popleft())
+                rest.append(self._waiting.popleft().wanted)
         self._left(rest)
 
     def is_over(self) -> None:
@@ -260,15 +268,15 @@ class Worker:
             self._say({"files": rows})
         return bool(self._in_hand)
 
-    def _row(self, wanted: Wanted) -> list[Any]:
+    def _row(self, plain: Plain) -> list[Any]:
         """A file, as it hears of it."""
+        wanted = plain.wanted
         self._number += 1
         self._in_hand[self._number] = wanted
-        origin, target = split_address(wanted.source)
         kind, _, expected = wanted.mark.partition(":")
         name = hashlib.sha256(wanted.source.encode("utf-8", "surrogateescape")).hexdigest()[:40]
         tag, sha256 = (expected, "") if kind == "tag" else ("", expected)
-        return [self._number, self._workers.origins[origin], target, name, wanted.size, tag, sha256]
+        return [self._number, self._workers.origins[plain.origin], plain.target, name, wanted.size, tag, sha256]
 
     def _hear(self, facts: dict[str, Any]) -> None:
         """Tell others what came, and what is left."""
