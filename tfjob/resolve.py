@@ -18,7 +18,7 @@ if TYPE_CHECKING:
     from tfjob.targets.definition import SlurmDefinition
     from tfjob.targets.target import Target
 
-__all__ = ["ResolvedJob", "resolve"]
+__all__ = ["ResolvedJob", "refuse_no_place", "resolve"]
 
 
 @dataclass(frozen=True)
@@ -96,7 +96,7 @@ def _runtime(spec: JobSpec, environment: ResolvedEnvironment | None, target: Tar
 def _refuse_what_slurm_lacks(target: SlurmDefinition, runtime: str) -> None:
     """Raise UsageError for what can't be done with a cluster, and for containers where the site has none."""
     if target.login is not None:
-        _refuse_no_place(target)
+        refuse_no_place(target)
     if runtime == "docker" and target.runtime == "none":
         raise UsageError(
             f"the job needs containers, and target {target.name} says that its nodes run none (runtime: none)",
@@ -104,7 +104,7 @@ def _refuse_what_slurm_lacks(target: SlurmDefinition, runtime: str) -> None:
         )
 
 
-def _refuse_no_place(target: SlurmDefinition) -> None:
+def refuse_no_place(target: SlurmDefinition) -> None:
     """Raise UsageError for a cluster that is used by ssh, and has no place for what is sent there."""
     if target.directory is None or not target.directory.startswith("/"):
         found = f"directory: {target.directory}" if target.directory else "it has no directory"

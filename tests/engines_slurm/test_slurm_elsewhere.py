@@ -149,7 +149,7 @@ def test_a_second_run_of_the_same_code_and_data_sends_next_to_nothing(site: Site
         sent.append(site.received() - before)
     assert sent[0] > 4_000_000
     assert sent[1] < 300_000  # logins, commands of Slurm, and the run's own files
-    kept = site.directory / "store" / "trees"
+    kept = site.directory / "kept" / "trees"
     assert {path.read_text() for path in kept.glob("*/a.txt")} == {"rows"}
     assert {path.read_text()[-2:] for path in kept.glob("*/train.py")} == {"')"}
 

@@ -50,7 +50,7 @@ def packages(site: Site, tmp_path: Path) -> Packages:  # the fixture
 
 def kept(site: Site, kind: str) -> list[Path]:  # the fixture's value
     """What the cluster keeps of a kind, and what is there beside it: nothing that is half."""
-    found = list((site.directory / "store" / kind).iterdir())
+    found = list((site.directory / "kept" / kind).iterdir())
     assert not [one for one in found if one.name.endswith(".part")]
     return sorted(one for one in found if one.is_dir())
 

@@ -67,7 +67,8 @@ def place_of(asked: ResolvedEnvironment, runtime: Runtime, store: Path, screen: 
 
 def _login_node(name: str, runtime: Runtime, store: Path) -> Place:
     """A cluster that is used by way of a login node. Raises UsageError for a target that is none, NotFound."""
-    from tfjob.engines.slurm.login import Login  # noqa: PLC0415  # only for its targets
+    from tfjob.engines.slurm.kept_there import store_of  # noqa: PLC0415  # only for its targets
+    from tfjob.engines.slurm.login import Login  # noqa: PLC0415
     from tfjob.engines.slurm.place import LoginNode  # noqa: PLC0415
     from tfjob.targets.definition import SlurmDefinition  # noqa: PLC0415
     from tfjob.targets.registered import Targets  # noqa: PLC0415
@@ -81,7 +82,7 @@ def _login_node(name: str, runtime: Runtime, store: Path) -> Place:
         )
     if runtime is Runtime.docker:
         raise UsageError("a lock for containers is for their base image, wherever they run", "Leave --target out.")
-    return LoginNode(Login(found.login, os.environ), Path(found.directory) / "store", store, os.environ)
+    return LoginNode(Login(found.login, os.environ), store_of(Path(found.directory)), store, os.environ)
 
 
 def lock(

@@ -125,13 +125,17 @@ def _prune_images(store: Store, unused_days: float, dry_run: bool) -> PrunedImag
 
 
 def _of_targets(workspace: Workspace | None) -> list[Path]:
-    """The stores that Slurm targets with a `directory` have there, as far as this user may write them."""
+    """The stores that Slurm targets with a `directory` have there, as far as this user may write them.
+
+    What is kept for a target that is used from elsewhere is not among them: its runs are not known here (`tfjob compute clean`).
+    """
     from tfjob.targets.definition import SlurmDefinition  # noqa: PLC0415  # only for this
     from tfjob.targets.registered import Targets  # noqa: PLC0415
 
     targets = Targets(workspace.compute if workspace else None)
     definitions = [targets.get(name).definition for name in targets.names()]
-    found = [one.directory for one in definitions if isinstance(one, SlurmDefinition) and one.directory]
+    slurm = [one for one in definitions if isinstance(one, SlurmDefinition) and one.login is None]
+    found = [one.directory for one in slurm if one.directory]
     stores = [Path(directory) / "store" for directory in dict.fromkeys(found)]
     return [store for store in stores if os.access(store, os.W_OK)]
 

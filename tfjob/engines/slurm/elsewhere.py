@@ -93,7 +93,7 @@ class ElsewhereEngine(SlurmEngine):
         replace_text(directory / "job.sh", render_script(plan, there, python), force=False)
         told(f"sending the run to {self._login.address}")
         try:
-            missing = self._kept.hold(there, {*(tree.kept for tree in trees), *kept_of(prepared)})
+            missing = self._kept.hold(there, {*(tree.kept for tree in trees), *kept_of(plan, prepared)})
             send_environment(plan, prepared, missing, kept=self._kept, run=there, environ=self._environ, told=told)
             require_python(prepared, self._login)
             for tree in trees:

@@ -1,6 +1,6 @@
 """What is kept by content on the file system of a cluster elsewhere: sent once, by whichever run needs it first, and used by all.
 
-It lies below the target's `directory`, in ``store/KIND/KEY``, whole or not at all. A run says what it uses (`hold`), sends what is
+It lies below the target's `directory`, in ``kept/KIND/KEY``, whole or not at all. A run says what it uses (`hold`), sends what is
 missing (`send`, `send_tree`), and has its directory made of it (`place`). What a run holds is never removed; it lets go by
 `release`, or when its directory is gone. Of two runs that send the same, the second waits for the first. See program/keeping.py.
 """
@@ -12,8 +12,8 @@ import shlex
 import subprocess
 import time
 import zlib
-from collections.abc import Callable, Iterable, Iterator, Sequence
-from contextlib import contextmanager, suppress
+from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
+from contextlib import AbstractContextManager, contextmanager, suppress
 from io import BufferedWriter, RawIOBase
 from pathlib import Path
 from typing import IO, TYPE_CHECKING, Any, Final, NamedTuple, cast
@@ -26,7 +26,7 @@ from tfjob.rundir import RunDirectory
 if TYPE_CHECKING:
     from _typeshed import WriteableBuffer
 
-__all__ = ["Kept", "KeptFile", "KeptThere", "Placed", "Removed"]
+__all__ = ["Kept", "KeptFile", "KeptThere", "Placed", "Removed", "store_of"]
 
 _CHUNK_BYTES: Final = 1 << 18
 _SAY_S: Final = 1.0
@@ -88,6 +88,11 @@ class Removed(NamedTuple):
     size_bytes: int
 
 
+def store_of(directory: Path) -> Path:
+    """Where it lies below a target's `directory`: apart from what a tfjob on the login node keeps there itself, in ``store``."""
+    return directory / "kept"
+
+
 class KeptThere:
     """What is kept below a target's `directory`, by way of its login node.
 
@@ -99,7 +104,8 @@ class KeptThere:
     def __init__(self, login: Login, directory: Path, *, limit_gib: float = float("inf")) -> None:
         self._login = login
         self._limit_bytes = limit_gib * _GIB
-        self.store = directory / "store"
+        self._wanted: dict[Path, list[Kept]] = {}
+        self.store = store_of(directory)
         """Where it lies on the cluster's file system."""
 
     def path(self, kept: Kept) -> Path:
@@ -109,11 +115,12 @@ class KeptThere:
     def hold(self, run: RunDirectory, wanted: Iterable[Kept]) -> frozenset[Kept]:
         """Say that a run uses these, and nothing else; returns those that are missing, which it has to send.
 
-        `run` is the run's directory over there. It holds them for an hour, which anything that it sends renews, and then for as long
-        as it has that directory.
+        `run` is the run's directory over there. It holds them for an hour, which anything that it sends or waits for renews, and then
+        for as long as it has that directory. Images that nodes fetch themselves are never missing.
         """
+        self._wanted[run.path] = list(wanted)
         with self._talk("hold", run) as talk:
-            talk.tell([list(one) for one in wanted])
+            talk.tell(self._wanted[run.path])
             return frozenset(Kept(*one) for one in talk.hear()["missing"])
 
     def send(
@@ -132,11 +139,11 @@ class KeptThere:
         It is called at most once, and not at all where another run was quicker. The run must hold it. `what` it is, in words, and
         how far it is, `told` hears; it may raise to give up. `size_bytes` is how large it is, for room to be made.
         """
-        self._free(size_bytes, told)
         form = f"file={file}" if file is not None else "tar"
-        with self._talk("take", run, kept.kind, kept.key, form) as talk:
-            if not talk.wait(told, what):
+        with self._take(run, kept, form, size_bytes) as talk:
+            if (word := talk.wait(told, what)) is None:
                 return
+            self._tell_freed(word, told)
             with talk.writer(_progress(told, self._login.address, what, size_bytes)) as stream:
                 fill(stream)
             talk.hear()
@@ -149,13 +156,14 @@ class KeptThere:
         All files get the same time of change. The run must hold it. See `send`. Raises PreparationError for a file that can't be
         read, or has changed.
         """
-        self._free(sum(one.size for one in files), told)
-        with self._talk("take", run, kept.kind, kept.key, "tree") as talk:
-            if not talk.wait(told, what):
+        with self._take(run, kept, "tree", 0) as talk:
+            if talk.wait(told, what) is None:
                 return
             talk.tell([[one.name, one.kind, one.size, one.content] for one in files])
             sources = {one.content + one.kind: one for one in files}
-            lacking = [sources[named] for named in talk.hear()["lacking"]]
+            word = talk.hear()
+            self._tell_freed(word, told)
+            lacking = [sources[named] for named in word["lacking"]]
             total = sum(one.size for one in lacking)
             told(f"sending {what} to {self._login.address}: {len(lacking)} of {len(files)} files, {total / 1e6:.1f} MB")
             progress = _progress(told, self._login.address, what, total)
@@ -167,9 +175,11 @@ class KeptThere:
     def place(self, run: RunDirectory, fill: Callable[[IO[bytes]], None], placed: Sequence[Placed]) -> None:
         """Make a run's directory over there, whole or not at all, with what it holds in it, and its working copies.
 
-        `fill` writes the rest of it, as tar.
+        `fill` writes the rest of it, as tar. Raises PreparationError as well where something that the run held is gone: it took
+        longer than a hold lasts.
         """
         with self._talk("place", run) as talk:
+            talk.tell(self._wanted.get(run.path, [one.kept for one in placed]))
             talk.tell([[one.name, *one.kept, one.how] for one in placed])
             with talk.writer() as stream:
                 fill(stream)
@@ -183,16 +193,20 @@ class KeptThere:
         with self._talk("release", run) as talk:
             return tuple(Kept(*one) for one in talk.hear()["harmed"])
 
-    def free(self, limit_bytes: float = 0, needed_bytes: float = 0) -> tuple[Removed, ...]:
-        """Remove what no run uses, what was not used for longest first, until `limit_bytes` have room for what is needed."""
-        with self._talk("free", None, str(float(limit_bytes)), str(float(needed_bytes))) as talk:
+    def free(self, limit_bytes: float = 0) -> tuple[Removed, ...]:
+        """Remove what no run uses, what was not used for longest first, until there are `limit_bytes`.
+
+        What came of sendings that broke goes after a day; with no limit at all at once, unless a run may be sending now. It is told
+        as ``objects``, ``half-sent``.
+        """
+        with self._talk("free", None, str(float(limit_bytes))) as talk:
             return tuple(Removed(Kept(kind, key), size) for kind, key, size in talk.hear()["gone"])
 
-    def _free(self, needed_bytes: int, told: Callable[[str], None]) -> None:
-        if self._limit_bytes == float("inf"):
-            return
-        if gone := self.free(self._limit_bytes, needed_bytes):
-            freed = sum(one.size_bytes for one in gone)
+    def _take(self, run: RunDirectory, kept: Kept, form: str, size_bytes: int) -> AbstractContextManager[_Talk]:
+        return self._talk("take", run, kept.kind, kept.key, form, str(self._limit_bytes), str(size_bytes))
+
+    def _tell_freed(self, word: Mapping[str, Any], told: Callable[[str], None]) -> None:
+        if freed := word["freed"]:
             told(f"{self._login.address} has removed what no run has used for longest: {freed / 1e6:.1f} MB")
 
     @contextmanager
@@ -257,12 +271,12 @@ class _Talk:
             )
         return word
 
-    def wait(self, told: Callable[[str], None], what: str) -> bool:
-        """Wait until it is ready to take something. Returns whether it is, or has it already."""
+    def wait(self, told: Callable[[str], None], what: str) -> dict[str, Any] | None:
+        """Wait until it is ready to take something; returns what it says then, None where it has it already."""
         while True:
             word = self.hear()
             if "waits" not in word:
-                return "ready" in word
+                return word if "ready" in word else None
             told(f"another run sends {what} to {self._address}")
 
     def end(self) -> None:

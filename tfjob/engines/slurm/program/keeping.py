@@ -3,15 +3,18 @@
 It comes over its own stdin, with what it is told behind it (see ../kept_there.py); what it says is a line of JSON each.
 
     hold STORE RUN                  told [[KIND, KEY]]: the run uses these from now on. Says which are missing
-    take STORE RUN KIND KEY FORM    takes one, unless it is there: `waits` (another run sends it), `there`, or `ready`, and at the
-                                    end `done`. FORM is tar, file=NAME, or tree: told [[name, kind, bytes, SHA-256 or link]]
-                                    (kind: "", "x", "l", or "d" for an empty directory), it says which contents are `lacking`
-    place STORE RUN                 told [[path, KIND, KEY, "link" or "copy"]], where in the run's directory what is kept goes, and
-                                    then the rest of it as tar. Makes the directory, and the tasks' working copies
+    take STORE RUN KIND KEY FORM LIMIT NEEDED
+                                    takes one, unless it is there: `waits` (another run sends it), `there`, or `ready`, and at the
+                                    end `done`. Before that it frees, until LIMIT bytes hold NEEDED more, or what is lacking, and
+                                    says how much it has `freed`. FORM is tar, file=NAME, or tree: told [[name, kind, bytes, SHA-256
+                                    or link]] (kind: "", "x", "l", or "d" for an empty directory), it says which contents are `lacking`
+    place STORE RUN                 told what the run uses, as by hold, then [[path, KIND, KEY, "link" or "copy"]], where in its
+                                    directory what is kept goes, and then the rest of it as tar. Makes the directory, and the
+                                    tasks' working copies
     release STORE RUN               removes the run's directory, and lets go of what it used
-    free STORE LIMIT NEEDED         removes what was not used for longest, until LIMIT bytes hold NEEDED more
+    free STORE LIMIT                removes what was not used for longest, until there are LIMIT bytes
 
-    STORE/KIND/KEY                  what is kept: whole, or not there
+    STORE/KIND/KEY                  what is kept: whole, or not there. Images named-… are the nodes' own, see image.py
     STORE/KIND/KEY.json             its bytes; the time of this file is when it was used last
     STORE/KIND/KEY.files            what a tree is made of
     STORE/KIND/.KEY.part-N, .lock   what is coming, and the lock of who takes it
@@ -44,15 +47,29 @@ else:
 def hold(store: str, run: str) -> None:
     """Note what a run uses, and say what of that is missing."""
     wanted = taking.Told().all()
-    os.makedirs(os.path.join(store, "uses"), exist_ok=True)
-    kept.write_json(kept.use_of(store, run), {"run": run, "wanted": wanted})
-    missing = []
+    note(store, run, wanted)
     for kind, key in wanted:
-        if os.path.isdir(os.path.join(store, kind, key)):
-            kept.touch(os.path.join(store, kind, key + ".json"))
-        else:
-            missing.append([kind, key])
-    taking.say(missing=missing)
+        kept.touch(os.path.join(store, kind, key if kept.is_nodes_own(kind, key) else key + ".json"))
+    taking.say(missing=missing(store, wanted))
+
+
+def note(store: str, run: str, wanted: list[list[str]]) -> None:
+    """Write down what a run uses."""
+    kept.own_directory(store)
+    kept.own_directory(os.path.join(store, "uses"))
+    kept.write_json(kept.use_of(store, run), {"run": run, "wanted": wanted})
+
+
+def missing(store: str, wanted: list[list[str]]) -> list[list[str]]:
+    """What of that is not there, and has to be sent."""
+    sent = [one for one in wanted if not kept.is_nodes_own(*one)]
+    return [one for one in sent if not os.path.isdir(os.path.join(store, *one))]
+
+
+def require(store: str, wanted: list[list[str]]) -> None:
+    """See to it that what a run uses is still there. Raises FileNotFoundError."""
+    for kind, key in missing(store, wanted):
+        raise FileNotFoundError(errno.ENOENT, "it was removed before the run could begin; submit again", kind + "/" + key)
 
 
 def place(store: str, run: str) -> None:
@@ -64,6 +81,8 @@ def place(store: str, run: str) -> None:
     os.mkdir(part, 0o700)
     try:
         told = taking.Told()
+        wanted = told.all()
+        note(store, run, wanted)  # it has taken long to come here, perhaps
         placed = told.all()
         taking.unpack(part, told)
         for name, kind, key, how in placed:
@@ -74,6 +93,8 @@ def place(store: str, run: str) -> None:
                 os.symlink(source, target)
             else:
                 copy(source, target)
+        note(store, run, wanted)
+        require(store, wanted)
         os.rename(part, run)
     except BaseException:
         kept.remove(part)
@@ -105,29 +126,27 @@ def release(store: str, run: str) -> None:
     harmed = []
     for kind, key in wanted:
         place = os.path.join(store, kind, key)
-        if os.path.isdir(place):
-            kept.touch(place + ".json")
-            if os.path.exists(place + ".files") and not kept.is_sound(place) and (kind, key) not in held:
-                kept.drop(store, kind, key)
-                harmed.append([kind, key])
+        if not os.path.isdir(place):
+            continue
+        kept.touch(place if kept.is_nodes_own(kind, key) else place + ".json")
+        try:
+            is_harmed = os.path.exists(place + ".files") and not kept.is_sound(place)
+        except FileNotFoundError:  # another removes it
+            continue
+        if is_harmed and (kind, key) not in held and kept.drop(store, kind, key):
+            harmed.append([kind, key])
     taking.say(done=True, harmed=harmed)
 
 
-def free(store: str, limit: str, needed: str) -> None:
-    """Remove what no run uses, what was not used for longest first, until there is room."""
-    entries = sorted(kept.kept_in(store))
-    total = sum(size for _, size, _, _ in entries) + float(needed)
-    gone = []
-    if total > float(limit):
-        held = kept.in_use(store)
-        for _, size, kind, key in entries:
-            if total <= float(limit):
-                break
-            if (kind, key) not in held and kept.drop(store, kind, key):
-                total -= size
-                gone.append([kind, key, size])
-        kept.sweep(store)
-    taking.say(done=True, gone=gone)
+def free(store: str, limit: str) -> None:
+    """Remove what no run uses, what was not used for longest first, until there is room.
+
+    Where nothing at all shall stay, neither does what came of sendings that broke, unless a run may be sending now.
+    """
+    uses = [os.path.join(store, "uses", name) for name in kept.names(os.path.join(store, "uses"))]
+    is_all = not float(limit) and not any(kept.is_young(use) for use in uses)
+    age_s = 0.0 if is_all else kept.OLD_S
+    taking.say(done=True, gone=kept.make_room(store, float(limit), 0.0, age_s))
 
 
 def copy(source: str, target: str) -> None:
@@ -141,6 +160,7 @@ def copy(source: str, target: str) -> None:
 
 def main(verb: str, *arguments: str) -> int:
     """Do one thing. What went wrong is said."""
+    os.umask(0o077)  # what runs use is nobody else's to read, and, as it is run, never to write
     verbs: dict[str, Any] = {"hold": hold, "take": taking.take, "place": place, "release": release, "free": free}
     try:
         verbs[verb](*arguments)

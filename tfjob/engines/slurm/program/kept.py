@@ -16,24 +16,33 @@ if TYPE_CHECKING:
 
 OBJECT_TIME_NS = 10**18
 """The time of change of every object. One with another time was written to."""
+KINDS = ("trees", "prefixes", "images")
 YOUNG_S = 3600.0
 OLD_S = 86400.0
 
 
 def kept_in(store: str) -> Iterator[tuple[float, int, str, str]]:
     """What is kept: when it was used last, its bytes, its kind and key."""
-    for kind in names(store):
-        if kind in ("uses", "objects"):
-            continue
+    for kind in KINDS:
         for key in names(os.path.join(store, kind)):
             place = os.path.join(store, kind, key)
             if key.startswith(".") or not os.path.isdir(place):
                 continue
             try:
                 used, size = os.stat(place + ".json").st_mtime, int(read_json(place + ".json")["size_bytes"])
+                if kind == "images":  # nodes keep beside it what they have made of it
+                    size = size_of(place)
             except (OSError, ValueError):  # nodes made it themselves
-                used, size = os.stat(place).st_mtime, size_of(place)
+                try:
+                    used, size = os.stat(place).st_mtime, size_of(place)
+                except FileNotFoundError:  # another has just removed it
+                    continue
             yield used, size, kind, key
+
+
+def is_nodes_own(kind: str, key: str) -> bool:
+    """Whether nodes fetch it themselves, by its name: it is never sent. See image.py."""
+    return kind == "images" and key.startswith("named-")
 
 
 def in_use(store: str) -> set[tuple[str, str]]:
@@ -43,31 +52,68 @@ def in_use(store: str) -> set[tuple[str, str]]:
         path = os.path.join(store, "uses", name)
         try:
             use = read_json(path)
-            is_young = time.time() - os.stat(path).st_mtime < YOUNG_S
-        except (OSError, ValueError):
+        except (FileNotFoundError, ValueError):  # another trouble may hide what is used
             continue
-        if is_young or os.path.isdir(use["run"]) or os.path.isdir(use["run"] + ".part"):
+        # In this order: a directory that is being made gets its name meanwhile.
+        if is_young(path) or os.path.isdir(use["run"] + ".part") or os.path.isdir(use["run"]):
             found |= {(kind, key) for kind, key in use["wanted"]}
         else:
-            os.unlink(path)
+            unlink(path)
     return found
+
+
+def is_young(path: str) -> bool:
+    """Whether a file was written or touched within the hour for which a use holds without a directory."""
+    try:
+        return time.time() - os.stat(path).st_mtime < YOUNG_S
+    except FileNotFoundError:
+        return False
+
+
+def make_room(store: str, limit: float, needed: float, age_s: float = OLD_S) -> list[tuple[str, str, int]]:
+    """Remove what no run uses, what was not used for longest first, until there is room; returns it.
+
+    Before it goes what came of sendings that broke so long ago, as objects, half-sent.
+    """
+    if limit == float("inf"):
+        return []
+    entries = sorted(kept_in(store))
+    total = sum(size for _, size, _, _ in entries) + unfinished(store) + needed
+    gone: list[tuple[str, str, int]] = []
+    if total > limit:
+        swept = sweep(store, age_s)
+        total -= swept
+        gone += [("objects", "half-sent", swept)] if swept else []
+        held = in_use(store)
+        for _, size, kind, key in entries:
+            if total <= limit:
+                break
+            if (kind, key) in held:
+                continue
+            if drop(store, kind, key):
+                gone.append((kind, key, size))
+            if not os.path.isdir(os.path.join(store, kind, key)):
+                total -= size
+    return gone
 
 
 def drop(store: str, kind: str, key: str) -> bool:
     """Remove one thing that is kept, unless a run has begun to use it. Returns whether it is gone."""
     place = os.path.join(store, kind, key)
     gone = os.path.join(store, kind, f".{key}.gone-{os.getpid()}")
-    os.rename(place, gone)
-    if (kind, key) in in_use(store) and not os.path.isdir(place):
-        os.rename(gone, place)
+    try:
+        os.rename(place, gone)
+    except FileNotFoundError:  # another was quicker
+        return False
+    if (kind, key) in in_use(store) and put_back(gone, place):
         return False
     try:
         files = read_json(place + ".files")
     except (OSError, ValueError):
         files = []
     for name in (place + ".json", place + ".files"):
-        if os.path.exists(name) and not os.path.isdir(place):
-            os.unlink(name)
+        if not os.path.isdir(place):
+            unlink(name)
     remove(gone)
     for _, of, _, content in files:
         if of not in ("l", "d"):
@@ -75,28 +121,76 @@ def drop(store: str, kind: str, key: str) -> bool:
     return True
 
 
-def drop_object(path: str, age_s: float) -> None:
-    """Remove a content that no tree has, nor had for some time."""
+def put_back(gone: str, place: str) -> bool:
+    """Give something its name again; returns whether it has it, and not what was sent anew meanwhile."""
+    try:
+        os.rename(gone, place)
+    except OSError:
+        if not os.path.isdir(place):
+            raise
+        return False
+    return True
+
+
+def drop_object(path: str, age_s: float) -> int:
+    """Remove a content that no tree has, nor had for some time. Returns its bytes, if it was removed."""
     try:
         status = os.stat(path)
         if status.st_nlink == 1 and time.time() - status.st_ctime >= age_s:
             os.unlink(path)
+            return status.st_size
     except OSError:
         pass
+    return 0
 
 
-def sweep(store: str) -> None:
-    """Remove what was left by who was interrupted a day ago."""
+def sweep(store: str, age_s: float) -> int:
+    """Remove what was left so long ago by who was interrupted. Returns its bytes."""
+    swept = 0
+    for path in left(store):
+        # What goes may still be put back, where a run has begun to use it. A new name changes the time of the directory itself.
+        least_s = max(age_s, YOUNG_S) if ".gone-" in path else age_s
+        try:
+            status = os.stat(path)
+        except FileNotFoundError:
+            continue
+        if time.time() - max(status.st_mtime, status.st_ctime) >= least_s:
+            swept += own_bytes(path, 1)  # of the rest the objects are swept
+            remove(path)
+    return swept + sum(drop_object(path, age_s) for path in objects_of(store))
+
+
+def unfinished(store: str) -> int:
+    """The bytes of what is coming, of what is going, and of contents that no tree has."""
+    found = sum(own_bytes(path, 2) for path in left(store))  # of which one is the object
+    for path in objects_of(store):
+        try:
+            status = os.stat(path)
+        except FileNotFoundError:
+            continue
+        found += status.st_size if status.st_nlink == 1 else 0
+    return found
+
+
+def left(store: str) -> Iterator[str]:
+    """What is coming or going, or was left of that."""
+    for kind in KINDS:
+        for name in names(os.path.join(store, kind)):
+            if name.startswith(".") and (".gone-" in name or ".part-" in name):
+                yield os.path.join(store, kind, name)
+
+
+def objects_of(store: str) -> Iterator[str]:
+    """All contents, and what is coming of them."""
     objects = os.path.join(store, "objects")
     for two in names(objects):
         for name in names(os.path.join(objects, two)):
-            drop_object(os.path.join(objects, two, name), OLD_S)
-    for kind in names(store):
-        for name in names(os.path.join(store, kind)):
-            path = os.path.join(store, kind, name)
-            is_left = name.startswith(".") and (".gone-" in name or ".part-" in name)
-            if is_left and time.time() - os.stat(path).st_mtime > OLD_S:
-                remove(path)
+            yield os.path.join(objects, two, name)
+
+
+def own_bytes(path: str, most_links: int) -> int:
+    """The bytes of the files in a directory that have no more links."""
+    return sum(status.st_size for status in statuses(path) if status.st_nlink <= most_links)
 
 
 def is_sound(place: str) -> bool:
@@ -163,21 +257,55 @@ def remove(path: str) -> None:
     for parent, directories, _ in os.walk(path):
         for name in [".", *directories]:
             if not os.path.islink(os.path.join(parent, name)):
-                os.chmod(os.path.join(parent, name), 0o700)
-    shutil.rmtree(path)
+                try:
+                    os.chmod(os.path.join(parent, name), 0o700)
+                except FileNotFoundError:
+                    pass  # another removes it too
+    shutil.rmtree(path, onerror=unless_gone)
+
+
+def unless_gone(_function: Any, _path: str, found: Any) -> None:
+    """Go on where another has removed it."""
+    if not isinstance(found[1], FileNotFoundError):
+        raise found[1]
+
+
+def unlink(path: str) -> None:
+    """Remove a file, if it is there."""
+    try:
+        os.unlink(path)
+    except FileNotFoundError:
+        pass
+
+
+def own_directory(path: str) -> None:
+    """Make a directory that nobody else may look into, or make it one."""
+    os.makedirs(path, mode=0o700, exist_ok=True)
+    mode = stat.S_IMODE(os.stat(path).st_mode)
+    if mode & 0o777 != 0o700:
+        os.chmod(path, mode & ~0o777 | 0o700)  # a site may count by groups, which the rest of the mode passes on
 
 
 def size_of(path: str) -> int:
     """The bytes of all files in a directory."""
-    found = [os.lstat(os.path.join(parent, name)) for parent, _, files in os.walk(path) for name in files]
-    return sum(status.st_size for status in found)
+    return sum(status.st_size for status in statuses(path))
+
+
+def statuses(path: str) -> Iterator[os.stat_result]:
+    """All files in a directory, without what another removes meanwhile."""
+    for parent, _, files in os.walk(path):
+        for name in files:
+            try:
+                yield os.lstat(os.path.join(parent, name))
+            except FileNotFoundError:
+                pass
 
 
 def names(directory: str) -> list[str]:
     """What is in a directory; nothing where there is none."""
     try:
         return sorted(os.listdir(directory))
-    except OSError:
+    except (FileNotFoundError, NotADirectoryError):
         return []
 
 
@@ -186,7 +314,7 @@ def touch(path: str) -> None:
     try:
         os.utime(path)
     except OSError:
-        pass  # what nodes made themselves has no such file
+        pass  # what nodes made themselves has no such file; what a run uses is written again by `place`
 
 
 def read_json(path: str) -> Any:

@@ -64,7 +64,7 @@ class Told:
         """At least one byte."""
         if time.monotonic() > self.next_touch and self.touched:
             self.next_touch = time.monotonic() + TOUCH_S
-            os.utime(self.touched)
+            kept.touch(self.touched)
         if not select.select([0], [], [], IDLE_S)[0]:
             raise Cut
         data = os.read(0, most)
@@ -73,12 +73,13 @@ class Told:
         return data
 
 
-def take(store: str, run: str, kind: str, key: str, form: str) -> None:
+def take(store: str, run: str, kind: str, key: str, *how: str) -> None:
     """Take one thing, whole or not at all, while no other takes it."""
+    form, limit, needed = how
     above = os.path.join(store, kind)
-    os.makedirs(above, exist_ok=True)
+    kept.own_directory(above)
     place, part = os.path.join(above, key), os.path.join(above, f".{key}.part-{os.getpid()}")
-    lock = locked(os.path.join(above, "." + key + ".lock"))
+    lock = locked(os.path.join(above, "." + key + ".lock"), kept.use_of(store, run))
     try:
         if os.path.isdir(place):
             kept.touch(place + ".json")
@@ -87,13 +88,14 @@ def take(store: str, run: str, kind: str, key: str, form: str) -> None:
         for name in kept.names(above) if lock >= 0 else ():
             if name.startswith("." + key + ".part-"):  # of a connection that broke
                 kept.remove(os.path.join(above, name))
+        is_tree = form == "tree"
+        freed = 0 if is_tree else room(store, limit, float(needed))  # for a tree that is known when it is told
         os.mkdir(part)
-        say(ready=True)
+        say(ready=True, freed=freed)
         told = Told(kept.use_of(store, run))
         try:
-            if form == "tree":
-                os.chmod(above, 0o700)
-                take_tree(store, place, part, told)
+            if is_tree:
+                take_tree(store, place, part, told, limit)
             elif form == "tar":
                 unpack(part, told)
             else:
@@ -115,10 +117,16 @@ def take(store: str, run: str, kind: str, key: str, form: str) -> None:
             os.close(lock)
 
 
-def take_tree(store: str, place: str, part: str, told: Told) -> None:
+def room(store: str, limit: str, needed: float) -> int:
+    """See to it that there is room; the bytes that were freed."""
+    return sum(size for _, _, size in kept.make_room(store, float(limit), needed))
+
+
+def take_tree(store: str, place: str, part: str, told: Told, limit: str) -> None:
     """Take the contents that are lacking, and make the tree of them. Contents that have come whole stay when the rest does not."""
     wanted = told.all()
     lacking: dict[str, list[str]] = {}
+    needed = 0
     for name, kind, size, content in wanted:
         target = os.path.join(part, name)
         if os.path.isabs(name) or ".." in name.split("/"):
@@ -127,8 +135,9 @@ def take_tree(store: str, place: str, part: str, told: Told) -> None:
         if kind == "l":
             os.symlink(content, target)
         elif kind != "d" and not kept.link_object(kept.object_of(store, content, kind), target, size):
+            needed += 0 if content + kind in lacking else size
             lacking.setdefault(content + kind, []).append(target)
-    say(lacking=list(lacking))
+    say(lacking=list(lacking), freed=room(store, limit, needed))  # what is there already is in the tree, and stays
     for named, targets in lacking.items():
         take_object(kept.object_of(store, named[:64], named[64:]), targets, told)
     kept.write_json(place + ".files", wanted)
@@ -185,14 +194,15 @@ def unpack(into: str, told: Told) -> None:
             raise OSError(errno.EIO, (said.read().decode("utf-8", "replace").splitlines() or ["tar failed"])[-1])
 
 
-def locked(path: str) -> int:
-    """A descriptor that holds a lock, when no other does any more; -1 where there are no locks."""
+def locked(path: str, use: str) -> int:
+    """A descriptor that holds a lock, when no other does any more; -1 where there are no locks. `use` is touched meanwhile."""
     while True:
         descriptor = os.open(path, os.O_RDWR | os.O_CREAT | os.O_CLOEXEC, 0o600)
         try:
             fcntl.flock(descriptor, fcntl.LOCK_EX | fcntl.LOCK_NB)
         except BlockingIOError:
             os.close(descriptor)
+            kept.touch(use)
             say(waits=True)  # or end by it: who waits may be gone
             time.sleep(LOOK_S)
             continue
