@@ -159,3 +159,10 @@ def test_a_slurm_plan_has_the_target_as_the_job_wants_it(tfjob: Tfjob) -> None:
     assert (plan["runtime"], plan["cluster"], plan["environment"]) == ("process", None, None)
     slurm = plan["slurm"]
     assert (slurm["partition"], slurm["constraint"], slurm["sbatch_options"]) == ("gpu", "(big)&a100", ["--nice"])
+
+
+def test_a_cluster_without_a_place_is_not_cleaned(tfjob: Tfjob) -> None:
+    tfjob.write("site.yml", "name: site\nkind: slurm\nlogin: ssh://me@login\n")
+    tfjob("compute", "create", "-f", "site.yml")
+    refused = tfjob("compute", "clean", "site", "--kept", exit_code=2).stderr
+    assert "target site is used from elsewhere (login: ssh://me@login), and it has no directory" in refused

@@ -146,6 +146,13 @@ def test_stores_of_slurm_targets_are_pruned_but_for_what_runs_wait_for(env: Tfjo
     shared = tmp_path / "shared"
     env.write("lab.yml", f"kind: slurm\nname: lab\ndirectory: {shared}\n")
     env("compute", "create", "-f", "lab.yml")
+    env.write("far.yml", f"kind: slurm\nname: far\nlogin: ssh://me@login\ndirectory: {tmp_path}/far\n")
+    env("compute", "create", "-f", "far.yml")
+    of_login_node = (
+        tmp_path / "far" / "store" / "images" / "key"
+    )  # a file system that is mounted here at the same place
+    of_login_node.mkdir(parents=True)
+    os.utime(of_login_node, (0, 0))
     images = shared / "store" / "images"
     named = "named-" + hashlib.sha256(b"some/image:1").hexdigest()[:32]
     for name in ("waits", "over", named):
@@ -167,6 +174,7 @@ def test_stores_of_slurm_targets_are_pruned_but_for_what_runs_wait_for(env: Tfjo
     said = env("env", "prune").stdout
     assert sorted(path.name for path in images.iterdir()) == sorted(["waits", named])
     assert f"in {shared}/store: 0 environments" in said
+    assert of_login_node.is_dir()
 
 
 def test_a_lock_for_a_target_is_for_one_that_is_used_from_elsewhere(env: Tfjob) -> None:

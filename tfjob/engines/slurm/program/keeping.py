@@ -69,7 +69,9 @@ def missing(store: str, wanted: list[list[str]]) -> list[list[str]]:
 def require(store: str, wanted: list[list[str]]) -> None:
     """See to it that what a run uses is still there. Raises FileNotFoundError."""
     for kind, key in missing(store, wanted):
-        raise FileNotFoundError(errno.ENOENT, "it was removed before the run could begin; submit again", kind + "/" + key)
+        raise FileNotFoundError(
+            errno.ENOENT, "it was removed before the run could begin; submit again", kind + "/" + key
+        )
 
 
 def place(store: str, run: str) -> None:
