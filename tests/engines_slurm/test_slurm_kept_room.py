@@ -52,8 +52,9 @@ def test_what_a_tfjob_on_the_login_node_keeps_stays(there: KeptThere, tmp_path: 
     own += [there.store / "a-later-version" / "key"]
     for path in own:
         path.mkdir(parents=True)
+        (path / "file").write_text("its own")
     assert there.free() == ()
-    assert [path for path in own if not path.is_dir()] == []
+    assert [path for path in own if not (path / "file").exists()] == []
 
 
 def test_a_run_holds_what_it_uses_while_it_waits_for_another(
