@@ -63,6 +63,7 @@ def main() -> None:
     run, logins = _receive()
     if run is None:
         if logins is not None:
+            os.dup2(os.open(os.devnull, os.O_WRONLY), 2)  # whoever reads what the command says shall not wait for nodes
             logins.close()
         return
     entrypoint.prctl(entrypoint.PR_SET_CHILD_SUBREAPER, 1)  # what escapes from a killed task comes here
