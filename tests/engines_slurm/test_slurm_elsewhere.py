@@ -258,6 +258,7 @@ def test_nodes_fetch_an_image_themselves(site: Site) -> None:
     except CannotRunError as reason:
         pytest.skip(str(reason))
     site.target(runtime="docker")
+    site.tfjob.environ["DOCKER_HOST"] = "unix:///nowhere.sock"
     command = "test ! -e /run/lab; cat $1 >outputs/copy; echo ${{ run.dir }}"
     run = site.submit(
         command.replace("$1", "${{ dataset.rows }}"),
@@ -270,17 +271,11 @@ def test_nodes_fetch_an_image_themselves(site: Site) -> None:
     assert site.left() == []
 
 
-def test_what_cannot_be_done_from_elsewhere_is_refused(site: Site) -> None:
-    packages = {"conda": {"dependencies": ["python=3.11", {"pip": ["six"]}]}}
-    for keys, words in (
-        ({"environment": packages}, "the environment is made of packages"),
-        ({"compute": {"target": "near"}}, "it has no directory"),
-    ):
-        job = {"name": "job", "command": "true", "compute": {"target": "far"}, **keys}
-        site.tfjob.write("near.yml", "name: near\nkind: slurm\nlogin: ssh://root@head\n")
-        site.tfjob("compute", "create", "-f", "near.yml", exit_code=None)
-        site.tfjob.write("job.yml", yaml.safe_dump(job))
-        assert words in site.tfjob("submit", "job.yml", exit_code=2).stderr
+def test_a_target_without_a_directory_is_refused(site: Site) -> None:
+    site.tfjob.write("near.yml", "name: near\nkind: slurm\nlogin: ssh://root@head\n")
+    site.tfjob("compute", "create", "-f", "near.yml", exit_code=None)
+    site.tfjob.write("job.yml", yaml.safe_dump({"name": "job", "command": "true", "compute": {"target": "near"}}))
+    assert "it has no directory" in site.tfjob("submit", "job.yml", exit_code=2).stderr
 
 
 def test_a_login_that_is_refused_is_told(site: Site) -> None:

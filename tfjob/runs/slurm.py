@@ -185,6 +185,9 @@ class SlurmSupervision(Supervision):
             raise TargetError(
                 f"the job did not run: {end.message}", f"Slurm's and the job's own words: {self._slurm_log()}"
             )
+        if end.kind == "failure" and view.report is None:  # what its script says is all there is
+            said = last_lines(self._slurm_log())[-1:]
+            return Verdict("failed", None, "; ".join((end.message, *said)), _kind(end))
         status = self._status(view.report, end)
         self._hint = _HINTS.get(end.kind or "", "")
         return Verdict("failed", status, end.message or (describe_end(status) if status else ""), _kind(end))

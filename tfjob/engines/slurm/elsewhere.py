@@ -16,13 +16,14 @@ from collections.abc import Callable, Mapping, Sequence
 from contextlib import suppress
 from dataclasses import replace
 from pathlib import Path
-from typing import IO, Any, Final
+from typing import IO, TYPE_CHECKING, Any, Final
 
 from tfjob.datasets.cache import Cache
 from tfjob.durable import replace_json, replace_text
 from tfjob.engines.base import Mount, Prepared, Waiting, tell_nobody
 from tfjob.engines.inherited import travelling_environment
 from tfjob.engines.slurm.engine import LIVING, Handle, JobView, SlurmEngine, kept_job
+from tfjob.engines.slurm.environment import kept_of, require_python, send_environment, there_of
 from tfjob.engines.slurm.following import Following
 from tfjob.engines.slurm.gang import gang_of, program_directory, python_of
 from tfjob.engines.slurm.kept_there import KeptThere
@@ -34,6 +35,9 @@ from tfjob.errors import PreparationError, TargetError
 from tfjob.planning.plan import Plan
 from tfjob.rundir import RunDirectory
 from tfjob.targets.definition import SlurmDefinition
+
+if TYPE_CHECKING:
+    from tfjob.engines.slurm.place import LoginNode
 
 __all__ = ["CLEANS", "ElsewhereEngine"]
 
@@ -82,13 +86,16 @@ class ElsewhereEngine(SlurmEngine):
         replace_text(directory / "place", str(there.path), force=False)
         place_programs(Path(program_directory(run)), None, self._cache)
         trees = tuple(trees_of(plan, run, self._datasets))
-        container = self._container(plan, prepared, trees) if plan.runtime == "docker" else None
+        prepared = there_of(prepared, self._kept)
+        container = self._container(plan, run, prepared, trees) if plan.runtime == "docker" else None
         replace_json(directory / "gang.json", gang_of(plan, there, prepared, container), force=False)
         python = python_of(plan, prepared.values)
         replace_text(directory / "job.sh", render_script(plan, there, python), force=False)
         told(f"sending the run to {self._login.address}")
         try:
-            missing = self._kept.hold(there, {tree.kept for tree in trees})
+            missing = self._kept.hold(there, {*(tree.kept for tree in trees), *kept_of(prepared)})
+            send_environment(plan, prepared, missing, kept=self._kept, run=there, environ=self._environ, told=told)
+            require_python(prepared, self._login)
             for tree in trees:
                 if tree.kept in missing:
                     self._kept.send_tree(there, tree.kept, tree.files(), told, what=tree.what)
@@ -256,20 +263,25 @@ class ElsewhereEngine(SlurmEngine):
             return False
         return True
 
-    def _container(self, plan: Plan, prepared: Prepared, trees: Sequence[KeptTree]) -> dict[str, Any]:
-        from tfjob.engines.slurm.container import container_of  # noqa: PLC0415  # only for jobs in containers
+    def place(self, store: Path) -> LoginNode:
+        """What packages are made for, in the store of this machine."""
+        from tfjob.engines.slurm.place import LoginNode  # noqa: PLC0415  # only for jobs with packages
 
-        return container_of(
+        return LoginNode(self._login, self._kept.store, store, self._environ)
+
+    def _container(
+        self, plan: Plan, run: RunDirectory, prepared: Prepared, trees: Sequence[KeptTree]
+    ) -> dict[str, Any]:
+        from tfjob.engines.slurm.container import container_elsewhere  # noqa: PLC0415  # only for jobs in containers
+
+        mounted = sorted({str(self._kept.path(tree.kept)) for tree in trees if tree.is_mounted})
+        return container_elsewhere(
             plan,
-            replace(prepared, image=None),
-            archive=None,
+            run,
+            _place(run),
+            replace(prepared, mounts=(*prepared.mounts, *(Mount(path, path) for path in mounted))),
             images=self._kept.store / "images",
             who=self._login.user(),
-            accounts=(),
-            mounts=[
-                Mount(path, path)
-                for path in sorted({str(self._kept.path(tree.kept)) for tree in trees if tree.is_mounted})
-            ],
             environ=self._environ,
         )
 
@@ -293,6 +305,8 @@ def _fill(stream: IO[bytes], run: RunDirectory) -> None:
     with tarfile.open(fileobj=stream, mode="w|") as tar:
         for name in ("gang.json", "job.sh"):
             tar.add(run.path / "slurm" / name, f"slurm/{name}", filter=_anybodys)
+        if (run.path / "accounts").exists():
+            tar.add(run.path / "accounts", "accounts", filter=_anybodys)
         tar.add(run.outputs, "outputs", filter=_anybodys)
         tar.add(run.user_logs, "logs/user", filter=_anybodys)
 
