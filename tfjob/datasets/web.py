@@ -72,10 +72,10 @@ class Answer:
         """A header by its name in lower case; empty where there is none."""
         return self.head.headers.get(name, "")
 
-    def read(self, most: int) -> bytes:
-        """Read what is there of the body, at most so many bytes; nothing at its end. Raises Transient when it breaks."""
+    def read_into(self, room: memoryview) -> int:
+        """Read what is there of the body, as far as there is room; how much that was: 0 at its end. Raises Transient when it breaks."""
         try:
-            return self.wire.read(most)
+            return self.wire.read_into(room)
         except (OSError, Garbled) as error:
             raise _in_words(error, self.address) from error
 
@@ -83,7 +83,8 @@ class Answer:
         """Leave the body. A short one is read, so that the connection can be used again."""
         with contextlib.suppress(OSError, Garbled):
             if self.length is not None and self.length <= _KEEPABLE_BYTES:
-                while self.wire.read(_KEEPABLE_BYTES):
+                room = memoryview(bytearray(_KEEPABLE_BYTES))
+                while self.wire.read_into(room):
                     pass
         self.drop()
 
