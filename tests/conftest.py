@@ -14,6 +14,13 @@ from support import REPOSITORY, Tfjob, processes_of
 __all__ = ["compilers"]
 
 
+def pytest_itemcollected(item: pytest.Item) -> None:
+    """Put what uses Slurm into a group of its own: its nodes are not those of the other tests of the group `cluster`."""
+    if "slurm_cluster" in getattr(item, "fixturenames", ()):
+        for group in ("cluster", "slurm"):  # of several groups, xdist makes one
+            item.add_marker(pytest.mark.xdist_group(group))
+
+
 @pytest.fixture
 def tfjob(tmp_path: Path) -> Iterator[Tfjob]:
     directory = tmp_path / "project"

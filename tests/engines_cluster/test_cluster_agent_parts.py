@@ -3,10 +3,11 @@
 from __future__ import annotations
 
 import os
-import sys
+from functools import partial
 from typing import TYPE_CHECKING
 
 from tfjob.engines.cluster import agent_system as agent
+from tfjob.engines.cluster.agent_tasks import load
 
 if TYPE_CHECKING:
     from pathlib import Path
@@ -31,17 +32,25 @@ def test_a_working_copy_has_everything_of_the_code_and_may_be_written_to(tmp_pat
     assert (os.readlink(copy / "to-file"), os.readlink(copy / "to-directory")) == ("sub/run.sh", "sub")
 
 
-def test_a_program_is_started_in_a_session_of_its_own(tmp_path: Path) -> None:
-    program = "import os; print(os.getsid(0) == os.getpid(), os.getcwd(), os.read(0, 1))"
-    pid = agent.spawn([sys.executable, "-c", program], str(tmp_path / "log"))
-    assert os.waitpid(pid, 0)[1] == 0
-    assert (tmp_path / "log").read_text() == "True / b''\n"
+def test_a_task_is_started_in_a_session_of_its_own_and_has_none_of_the_agents_files(tmp_path: Path) -> None:
+    def work() -> int:
+        os.write(
+            1, f"{os.getsid(0) == os.getpid()} {os.getcwd()} {os.read(0, 1)!r} {os.listdir('/proc/self/fd')}".encode()
+        )
+        return 3
+
+    with (tmp_path / "open").open("w"):
+        pid = agent.spawn(work, str(tmp_path / "log"))
+    assert os.waitstatus_to_exitcode(os.waitpid(pid, 0)[1]) == 3
+    said, _, files = (tmp_path / "log").read_text().partition(" [")
+    assert said == "True / b''"
+    assert sorted(files.rstrip("]").split(", ")) == ["'0'", "'1'", "'2'", "'3'"]  # the last is that of the list
 
 
-def test_a_program_that_is_not_there_is_told_of_in_the_log(tmp_path: Path) -> None:
-    pid = agent.spawn(["no-such-program"], str(tmp_path / "log"))
-    assert os.waitstatus_to_exitcode(os.waitpid(pid, 0)[1]) == 127
-    assert "no-such-program: " in (tmp_path / "log").read_text()
+def test_a_task_that_can_not_be_started_is_told_of_in_the_log(tmp_path: Path) -> None:
+    pid = agent.spawn(partial(load(), str(tmp_path), "no-such-task"), str(tmp_path / "log"))
+    assert os.waitstatus_to_exitcode(os.waitpid(pid, 0)[1]) == 1
+    assert "no-such-task/task.json" in (tmp_path / "log").read_text()
 
 
 def test_free_ports_are_different_and_in_the_range() -> None:

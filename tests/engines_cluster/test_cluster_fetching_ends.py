@@ -12,7 +12,7 @@ from uuid import uuid4
 
 import pytest
 from support import eventually
-from web_server import Hang, WebServer, web_server
+from web_server import Cut, Hang, Status, WebServer, web_server
 
 from tfjob.datasets.wanted import Settings
 from tfjob.dockerapi.api import DockerApi
@@ -150,6 +150,22 @@ class TestOnAnEngine:
         begun = len(web.requests)
         assert module._fetch_on(one, ("node1", api)).args == ("given up",)  # type: ignore[union-attr]
         assert len(web.requests) == begun
+
+    def test_what_takes_long_goes_on_by_addresses_signed_anew(
+        self, api: DockerApi, test_base: str, web: WebServer, monkeypatch: pytest.MonkeyPatch
+    ) -> None:
+        old = web.put("old", CONTENT, Cut(3), Status(503))
+        signed = [old, web.put("new", CONTENT)]
+        monkeypatch.setattr(
+            "tfjob.datasets.stores.signed_address", lambda *_: signed.pop(0) if signed[1:] else signed[0]
+        )
+        for name, value in {"_SAY_S": 0.1, "_SIGNED_S": 0, "_FRESH_S": -1.0}.items():
+            monkeypatch.setattr(module, name, value)
+        one = fetching("s3://bucket/a", image=test_base)
+        volume = module._fetch_on(one, ("node1", api))
+        assert on_node(api, [one.tree]) == {one.tree.digest: volume}
+        assert [asked["Range"] for asked in web.asked("new")] == ["bytes=3-"]
+        api.remove_volume(str(volume))
 
     def test_who_waits_for_another_run_says_so(self, api: DockerApi) -> None:
         other, one = fetching("http://host/a"), fetching("http://host/a")

@@ -17,6 +17,7 @@ from tfjob.engines import claimed
 from tfjob.engines.cluster import kept
 from tfjob.engines.cluster.bringing import Bringing, Site
 from tfjob.engines.cluster.clean import clean_kept
+from tfjob.engines.cluster.engine import remove_run
 from tfjob.engines.cluster.kept import kept_trees, make_room, note_use, remove_tree, use, used_images
 from tfjob.engines.cluster.leases import Claims, RunKey
 from tfjob.engines.cluster.nodes import Reached
@@ -163,7 +164,7 @@ def test_what_was_sent_in_part_by_a_run_that_is_dead_goes_first(
     assert part not in {one["Name"] for one in api.volumes({})}
 
 
-def test_a_run_whose_tree_was_removed_while_its_machine_slept_does_not_start(
+def test_a_run_whose_tree_was_removed_while_its_machine_slept_does_not_start_and_leaves_nothing(
     api: DockerApi, send: Callable[..., Tree], key: RunKey, tmp_path: Path
 ) -> None:
     tree = send(key)
@@ -174,5 +175,10 @@ def test_a_run_whose_tree_was_removed_while_its_machine_slept_does_not_start(
     bringing.require_trees({"code": tree}, volumes)
     (found,) = kept_trees(api)
     assert remove_tree(api, found)  # by another run, which took this one for dead
+    volume = volumes[0][tree.digest]
+    api.make_volume(volume, {})  # as the engine does for a container that shall have it
     with pytest.raises(NodeLost, match="the code on a was removed"):
         bringing.require_trees({"code": tree}, volumes)
+    assert bringing.empty == [("a", volume)]
+    remove_run(api, key, 10.0, [volume])
+    assert volume not in {one["Name"] for one in api.volumes({})}

@@ -12,7 +12,7 @@ from typing import TYPE_CHECKING, Any
 
 import pytest
 import yaml
-from cluster.layout import LAYOUT, USER, USER_ID
+from cluster.layout import SLURM_LAYOUT, USER, USER_ID
 from cluster_parts import described
 from docker_parts import CannotRunError, docker_daemon, docker_engine, program, test_base  # noqa: F401  # fixtures
 from engines.engine_bench import task
@@ -95,7 +95,7 @@ def base(slurm_cluster: Slurm) -> str:
     """The base image in the engine of every node; the first one's is that of the login node."""
     del slurm_cluster
     try:
-        return described().load_base_image()
+        return described(SLURM_LAYOUT).load_base_image()
     except CannotRunError as reason:
         pytest.skip(str(reason))
 
@@ -103,7 +103,7 @@ def base(slurm_cluster: Slurm) -> str:
 @pytest.fixture
 def site_of(tfjob: Tfjob, slurm: Slurm, base: str) -> Iterator[Callable[[str], Site]]:
     """Make a site. What is in its workspace and store is seen by the nodes' Docker Engines too."""
-    shared = LAYOUT.shared / "containers-on-slurm"
+    shared = SLURM_LAYOUT.shared / "containers-on-slurm"
     storage = shared / "storage.conf"
     project = shared / tfjob.directory.parent.name
     project.mkdir(parents=True, exist_ok=True)
@@ -348,7 +348,7 @@ def users_run(slurm: Slurm, base: str) -> Iterator[RunDirectory]:
     program("podman", "podman")
     program("runc", "runc")
     program("newuidmap", "uidmap")
-    shared = LAYOUT.shared / "containers-on-slurm"
+    shared = SLURM_LAYOUT.shared / "containers-on-slurm"
     directory = shared / "rootless"
     run = RunDirectory(directory / "runs" / "r1")
     storage = directory / "storage.conf"

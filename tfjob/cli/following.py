@@ -48,8 +48,8 @@ def submit_and_follow(
     """Submit a job and stay with it; returns the exit code to end with. `supervisor` loads while the job is read."""
     try:
         workspace = find_workspace()
-        if workspace is not None and _names_one_of(file, Targets(workspace.compute).names()):
-            supervisor.expect_several_machines()
+        if workspace is not None and (target := _named_in(file, Targets(workspace.compute).names())):
+            supervisor.expect_several_machines(workspace.compute, target)
         ready = prepare(file, overrides=overrides, workspace=workspace)
         print_findings(ready.findings)
         if workspace is None:
@@ -62,13 +62,13 @@ def submit_and_follow(
     return begin_and_follow(ready, workspace, supervisor, detach=detach, on_interrupt=on_interrupt, output=output)
 
 
-def _names_one_of(file: Path, targets: Sequence[str]) -> bool:
-    """Whether a job file has the name of a target of the workspace in it, before anything is known of the file."""
+def _named_in(file: Path, targets: Sequence[str]) -> str | None:
+    """The target of the workspace whose name a job file has in it, before anything is known of the file."""
     try:
         text = file.read_text(encoding="utf-8") if targets else ""
     except (OSError, ValueError):
-        return False
-    return any(target in text for target in targets)
+        return None
+    return max((target for target in targets if target in text), key=len, default=None)
 
 
 def begin_and_follow(

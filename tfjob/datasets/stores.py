@@ -30,7 +30,7 @@ PACKAGES: Final = {
     "abfs": ("az", "adlfs"),
     "abfss": ("az", "adlfs"),
     "sftp": ("sftp", "fsspec and paramiko"),
-    "hdfs": ("hdfs", "fsspec and pyarrow"),
+    "hdfs": ("hdfs", "fsspec and hdfs-native"),
 }
 """Scheme → the extra of tfjob that reads it, and the packages in it."""
 
@@ -40,6 +40,8 @@ _KINDS: Final = {
     "PartialCredentialsError": "the credentials are not complete",
     "EndpointConnectionError": "the store can't be reached",
 }
+_SERVERS: Final = ("sftp", "hdfs")
+"""Their addresses name a host."""
 _GONE: Final = (FileNotFoundError, NotADirectoryError)
 
 
@@ -59,7 +61,7 @@ def list_store(address: str) -> list[Remote]:
             f"there is no file {shown}", "Check the address, and whether the credentials in this shell may see it."
         )
     start = address[: len(scheme) + 3]
-    host = address[len(start) :].partition("/")[0] if scheme in {"sftp", "hdfs"} else ""
+    host = address[len(start) :].partition("/")[0] if scheme in _SERVERS else ""
     rows = []
     for facts, name in found:
         full = f"{start}{host}{facts['name']}" if host else f"{start}{facts['name']}"
@@ -116,11 +118,9 @@ def _blocks(files: Any, path: str, start: int, wanted: Wanted) -> Iterator[bytes
             while data := file.read(_BLOCK_BYTES):
                 yield data
     except Exception as error:
-        shown = shown_address(wanted.source)
-        explained = _in_words(error, shown)
-        if isinstance(error, (PermissionError, *_GONE, ImportError)):
-            raise explained from error
-        raise Transient(explained.message) from error
+        if isinstance(error, (PermissionError, PreparationError, *_GONE, ImportError)):
+            raise _in_words(error, shown_address(wanted.source)) from error
+        raise Transient(_reason(error)) from error
 
 
 def _found(files: Any, path: str) -> Iterator[tuple[dict[str, Any], str]]:
@@ -172,6 +172,10 @@ def _file_system(address: str) -> tuple[Any, str]:
             from tfjob.datasets.sftp import sftp_file_system  # noqa: PLC0415  # the same
 
             return sftp_file_system(address)
+        if scheme == "hdfs":
+            from tfjob.datasets.hdfs import hdfs_file_system  # noqa: PLC0415  # the same
+
+            return hdfs_file_system(address)
         files: Any
         path: str
         files, path = fsspec.core.url_to_fs(address, **_options(scheme))
@@ -203,8 +207,12 @@ def _in_words(error: Exception, shown: str) -> PreparationError:
             f"the store does not give {shown} to us: {error}",
             "Check the address, and that the credentials in this shell may read it.",
         )
-    what = _KINDS.get(type(error).__name__) or f"{type(error).__name__}: {error}"
     return PreparationError(
-        f"{shown} can't be read: {what}",
+        f"{shown} can't be read: {_reason(error)}",
         "Check the address and the network; credentials are taken from where the store's own library looks for them.",
     )
+
+
+def _reason(error: Exception) -> str:
+    plain = type(error) in {OSError, TimeoutError}
+    return _KINDS.get(type(error).__name__) or (str(error) if plain else f"{type(error).__name__}: {error}")

@@ -4,26 +4,41 @@ from __future__ import annotations
 
 from collections.abc import Mapping
 from pathlib import Path
+from typing import TYPE_CHECKING
 
 from tfjob.engines.base import Engine
 from tfjob.planning.plan import Plan
+from tfjob.targets.definition import SlurmDefinition
 from tfjob.targets.local import local_target
 from tfjob.workspace import Workspace
 
-__all__ = ["engine_of"]
+if TYPE_CHECKING:
+    from tfjob.engines.cluster.logins import Logins
+    from tfjob.engines.slurm.elsewhere import ElsewhereEngine
+
+__all__ = ["engine_elsewhere", "engine_of"]
 
 
-def engine_of(plan: Plan, workspace: Workspace, environ: Mapping[str, str], *, soon: bool = False) -> Engine:
+def engine_of(
+    plan: Plan,
+    workspace: Workspace,
+    environ: Mapping[str, str],
+    *,
+    soon: bool = False,
+    logins: Logins | None = None,
+) -> Engine:
     """The engine for `plan`. `environ` is what the submitting shell had: tasks inherit from it, and it names Docker Engines.
 
     `soon`: room is asked for soon, so nodes of other machines are reached from now on, while the rest is loaded and prepared.
+    `logins` were begun before that, perhaps for another target.
     """
     if plan.cluster is not None:
         from tfjob.engines.cluster.nodes import Reaching  # noqa: PLC0415  # a login takes longer than to load the rest
 
         config = workspace.config
         with_gpus = plan.gpus_per_node > 0
-        reaching = Reaching(plan.cluster, environ, with_gpus=with_gpus) if soon else None
+        engines = logins.engines(plan.cluster) if logins is not None else {}
+        reaching = Reaching(plan.cluster, environ, with_gpus=with_gpus, engines=engines) if soon else None
         from tfjob.datasets.cache import Cache  # noqa: PLC0415  # the same
         from tfjob.datasets.wanted import Settings  # noqa: PLC0415  # the same
         from tfjob.engines.cluster.engine import ClusterEngine  # noqa: PLC0415  # only for those who have several machines
@@ -38,10 +53,10 @@ def engine_of(plan: Plan, workspace: Workspace, environ: Mapping[str, str], *, s
             with_gpus=with_gpus,
             reaching=reaching,
         )
+    if logins is not None:
+        logins.close()
     if plan.slurm is not None and plan.slurm.login is not None:
-        from tfjob.engines.slurm.elsewhere import ElsewhereEngine  # noqa: PLC0415  # only for its targets
-
-        return ElsewhereEngine(plan.slurm, environ=environ, cache=workspace.root / "cache")
+        return engine_elsewhere(plan.slurm, workspace, environ)
     if plan.slurm is not None:
         from tfjob.engines.slurm.engine import SlurmEngine  # noqa: PLC0415  # only for its targets
 
@@ -58,3 +73,12 @@ def engine_of(plan: Plan, workspace: Workspace, environ: Mapping[str, str], *, s
     from tfjob.engines.process import ProcessEngine  # noqa: PLC0415  # the same for processes
 
     return ProcessEngine(target.nodes[0], environ=environ)
+
+
+def engine_elsewhere(target: SlurmDefinition, workspace: Workspace, environ: Mapping[str, str]) -> ElsewhereEngine:
+    """The engine of a Slurm cluster that is used by way of a login node."""
+    from tfjob.datasets.cache import Cache  # noqa: PLC0415  # the same
+    from tfjob.engines.slurm.elsewhere import ElsewhereEngine  # noqa: PLC0415  # only for its targets
+
+    datasets = Cache(workspace.config.dataset_cache)
+    return ElsewhereEngine(target, environ=environ, cache=workspace.root / "cache", datasets=datasets)

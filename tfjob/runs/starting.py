@@ -19,8 +19,11 @@ if TYPE_CHECKING:
 
 __all__ = ["SEVERAL_MACHINES", "StartingSupervisor", "recover"]
 
-SEVERAL_MACHINES = b"several machines"
-"""Said to a supervisor that waits for its run: it will be one on several machines, so that their engine can be loaded."""
+SEVERAL_MACHINES = b"several machines\0"
+"""Said to a supervisor that waits for its run: it will be one on several machines, so that it can log in to them.
+
+After it come the directory where the workspace keeps its targets, and the target's name, with a NUL between the two.
+"""
 
 _SILENT_S = 120.0
 """After so long nobody follows a job of Slurm's from another login node any more: who does says so every 30 seconds."""
@@ -44,10 +47,10 @@ class StartingSupervisor:
                 start_new_session=True,
             )
 
-    def expect_several_machines(self) -> None:
-        """Have it load what such a run needs. A guess: if the run is another, nothing is wrong."""
+    def expect_several_machines(self, targets: Path, name: str) -> None:
+        """Have it log in there, and load what such a run needs. A guess: if the run is another, nothing is wrong."""
         with suppress(OSError):  # it has ended, which `give` will tell
-            self._socket.send(SEVERAL_MACHINES)
+            self._socket.send(SEVERAL_MACHINES + os.fsencode(targets) + b"\0" + name.encode())
 
     def give(self, run: RunDirectory, lock: int) -> None:
         """Hand it the run and the run's lock, which this process lets go of: there is no moment in which nobody holds it.

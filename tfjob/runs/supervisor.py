@@ -17,6 +17,7 @@ import socket
 import time
 import traceback
 from collections.abc import Callable
+from contextlib import suppress
 from dataclasses import replace
 from functools import partial
 from pathlib import Path
@@ -27,7 +28,7 @@ from tfjob.durable import replace_json
 from tfjob.engines.base import Engine, Prepared
 from tfjob.engines.inherited import inherited_environment
 from tfjob.engines.marked import sweep
-from tfjob.errors import ExitCode, PreparationError, TargetError, TfjobError
+from tfjob.errors import ExitCode, PreparationError, TargetError, TfjobError, UsageError
 from tfjob.planning.plan import Plan
 from tfjob.rundir import RunDirectory
 from tfjob.runs.choice import engine_of
@@ -37,10 +38,13 @@ from tfjob.runs.record import Failure, iso, read_record, write_record
 from tfjob.runs.run import request_cancel
 from tfjob.runs.starting import SEVERAL_MACHINES
 from tfjob.runs.supervision import Supervision
+from tfjob.targets.definition import ClusterDefinition
 from tfjob.values import decode
 from tfjob.workspace import Workspace
 
 if TYPE_CHECKING:
+    from tfjob.engines.cluster.logins import Logins
+    from tfjob.engines.slurm.elsewhere import ElsewhereEngine
     from tfjob.runs.data import RunData
 
 _PATH_BYTES = 8192
@@ -55,24 +59,26 @@ _FOR_THE_SUPERVISOR = (
 
 def main() -> None:
     """Wait for a run, then take it to its end. Whatever keeps this from being done is in the run's record."""
-    run = _receive()
+    run, logins = _receive()
     if run is None:
+        if logins is not None:
+            logins.close()
         return
     entrypoint.prctl(entrypoint.PR_SET_CHILD_SUBREAPER, 1)  # what escapes from a killed task comes here
     try:
-        _supervision(run).go()
+        _supervision(run, logins).go()
     except BaseException as error:  # noqa: BLE001  # the last boundary: nobody sees this process
         traceback.print_exc()
         _give_up(run, error)
     entrypoint.kill_leftovers()
 
 
-def _supervision(run: RunDirectory) -> Supervision:
+def _supervision(run: RunDirectory, logins: Logins | None) -> Supervision:
     plan = with_fetched(decode(Plan, json.loads(run.plan.read_bytes())), run)
     workspace = Workspace(run.path.parent.parent)
     environ = _inherited(run, plan.secrets)
     record = read_record(run)
-    engine = engine_of(plan, workspace, environ, soon=record.supervisor is None)
+    engine = engine_of(plan, workspace, environ, soon=record.supervisor is None, logins=logins)
     shared = _shared(plan)
     store = (
         shared / "store" if shared else workspace.config.store
@@ -93,9 +99,10 @@ def _supervision(run: RunDirectory) -> Supervision:
             )
         if plan.cluster is not None:
             _borrow_engine(plan, engine)
-        return prepare_environment(plan, run, store, environ, progress)
+        return prepare_environment(plan, run, store, environ, progress, elsewhere=_elsewhere(plan, engine))
 
-    data = _data(plan, run, workspace, here=engine.shares_run_directory) if plan.datasets else None
+    here = engine.shares_run_directory and (plan.slurm is None or plan.slurm.login is None)
+    data = _data(plan, run, workspace, here=here) if plan.datasets else None
     if plan.slurm is not None:
         from tfjob.engines.slurm.engine import SlurmEngine  # noqa: PLC0415  # only for its targets
         from tfjob.runs.slurm import SlurmSupervision  # noqa: PLC0415  # the same
@@ -119,6 +126,16 @@ def _borrow_engine(plan: Plan, engine: Engine) -> None:
     for name in ("DOCKER_HOST", "DOCKER_TLS_VERIFY", "DOCKER_CERT_PATH", "DOCKER_CONTEXT") if lent else ():
         os.environ.pop(name, None)
     os.environ.update(lent)
+
+
+def _elsewhere(plan: Plan, engine: Engine) -> ElsewhereEngine | None:
+    """The engine, where it is that of a cluster used from elsewhere."""
+    if plan.slurm is None or plan.slurm.login is None:
+        return None
+    from tfjob.engines.slurm.elsewhere import ElsewhereEngine  # noqa: PLC0415  # only for its targets
+
+    assert isinstance(engine, ElsewhereEngine)  # noqa: S101  # the plan says so to both
+    return engine
 
 
 def _shared(plan: Plan) -> Path | None:
@@ -146,6 +163,12 @@ def _data(plan: Plan, run: RunDirectory, workspace: Workspace, *, here: bool) ->
     )
 
 
+def _of_this_shell() -> dict[str, str]:
+    """What tasks and tfjob's own tools have of the shell that submits."""
+    own = {name: os.environ[name] for name in _FOR_THE_SUPERVISOR if name in os.environ}
+    return {**inherited_environment(os.environ, ()), **own}
+
+
 def _inherited(run: RunDirectory, secrets: tuple[str, ...]) -> dict[str, str]:
     """What the run's tasks inherit: from the shell that submitted it, also for a supervisor that another shell started.
 
@@ -154,8 +177,7 @@ def _inherited(run: RunDirectory, secrets: tuple[str, ...]) -> dict[str, str]:
     try:
         kept: dict[str, str] = json.loads(run.inherited.read_bytes())
     except FileNotFoundError:
-        own = {name: os.environ[name] for name in _FOR_THE_SUPERVISOR if name in os.environ}
-        kept = {**inherited_environment(os.environ, ()), **own}
+        kept = _of_this_shell()
         replace_json(run.inherited, kept, force=False)
     for name in _FOR_THE_SUPERVISOR:  # what images are built and pulled by looks here
         if name in kept:
@@ -192,18 +214,20 @@ def _end_tasks(run: RunDirectory) -> None:
         traceback.print_exc()
 
 
-def _receive() -> RunDirectory | None:
-    """The run this process is for, or None if whoever started it has changed its mind.
+def _receive() -> tuple[RunDirectory | None, Logins | None]:
+    """The run this process is for, or None if whoever started it has changed its mind; and logins that were begun meanwhile.
 
     The lock stays open to the end and is not inherited: tasks must not hold it. The log takes the place of the outputs.
     """
+    logins = None
     with socket.socket(fileno=os.dup(0)) as door:
         path, descriptors, _, _ = socket.recv_fds(door, _PATH_BYTES, 2)
-        if path == SEVERAL_MACHINES:
-            _load_for_several_machines()
+        if path.startswith(SEVERAL_MACHINES):
+            directory, _, name = path.removeprefix(SEVERAL_MACHINES).partition(b"\0")
+            logins = _begin_on_several_machines(Path(os.fsdecode(directory)), name.decode())
             path, descriptors, _, _ = socket.recv_fds(door, _PATH_BYTES, 2)
     if not path:
-        return None
+        return None, logins
     lock, log = descriptors
     os.set_inheritable(lock, False)
     nothing = os.open(os.devnull, os.O_RDONLY)
@@ -211,13 +235,23 @@ def _receive() -> RunDirectory | None:
         os.dup2(descriptor, standard)
     os.close(nothing)
     os.close(log)
-    return RunDirectory(Path(os.fsdecode(path)))
+    return RunDirectory(Path(os.fsdecode(path))), logins
 
 
-def _load_for_several_machines() -> None:
-    """Load now, while the run is being made, what one on several machines needs."""
+def _begin_on_several_machines(targets: Path, name: str) -> Logins | None:
+    """Log in to a target's nodes now, while the run is being made, and load what one on several machines needs."""
+    from tfjob.engines.cluster.logins import Logins  # noqa: PLC0415  # only for those who have several machines
+    from tfjob.targets.registered import Targets  # noqa: PLC0415  # the same
+
+    logins = None
+    with suppress(UsageError):  # who reads the job file will say so
+        known = Targets(targets).find(name)
+        if known is not None and isinstance(known.definition, ClusterDefinition):
+            logins = Logins(known.definition, _of_this_shell())
     import tfjob.engines.cluster.engine  # noqa: PLC0415  # only for those who have several machines
     import tfjob.spec.config  # noqa: F401, PLC0415  # whose parser takes longer than the rest
+
+    return logins
 
 
 def _ask_to_cancel(run: RunDirectory, number: int, _frame: object) -> None:

@@ -49,13 +49,13 @@ if TYPE_CHECKING or __package__:
         write_task,
     )
     from tfjob.engines.cluster.agent_system import free_bytes, free_ports, interface_of
-    from tfjob.engines.cluster.agent_tasks import Tasks
+    from tfjob.engines.cluster.agent_tasks import Tasks, load
 else:  # in a container: they lie beside this file
     sys.path.insert(0, os.path.dirname(os.path.abspath(__file__)))
     from agent_files import Files
     from agent_prepare import make_directories, make_work, place_dataset, start_sshd, write_files, write_task
     from agent_system import free_bytes, free_ports, interface_of
-    from agent_tasks import Tasks
+    from agent_tasks import Tasks, load
 
 BEAT_S = 1.0
 LOOK_S = 0.1
@@ -219,9 +219,9 @@ class Agent:
         else:
             self.say("ready", what="sshd")
 
-    def do_start(self, tasks: list[str], python: str) -> None:
+    def do_start(self, tasks: list[str]) -> None:
         """Start tasks."""
-        self.tasks.start(tasks, python)
+        self.tasks.start(tasks)
         self.quick_until = time.monotonic() + QUICK_S
         self.say("ready", what="start")
 
@@ -273,6 +273,7 @@ def main(arguments: list[str]) -> None:
     agent = Agent(run)
     interface, subnet = interface_of(address)
     agent.say("hello", interface=interface, subnet=subnet, ports=free_ports(int(ports)))
+    load()
     agent.serve()
 
 

@@ -5,6 +5,7 @@ from __future__ import annotations
 import json
 import os
 import time
+from functools import partial
 
 TYPE_CHECKING = False  # typing.TYPE_CHECKING, without importing typing
 if TYPE_CHECKING:
@@ -16,10 +17,23 @@ if TYPE_CHECKING or __package__:
 else:  # in a container: it lies beside this file
     from agent_system import spawn, start_ticks
 
+
+def load() -> Callable[[str, str], int]:
+    """What a task's entrypoint does: loaded while nothing else is to be done, it need not be when a task starts."""
+    if TYPE_CHECKING or __package__:
+        from tfjob.entrypoint import main
+    else:
+        from entrypoint import main
+    try:
+        import ctypes  # noqa: F401  # which it would load
+    except ImportError:
+        pass
+    return main
+
+
 SILENT_S = 1.0
 BEGUN_S = 30.0
 REPORTS = ("started.json", "listening", "exit.json")
-ENTRYPOINT = os.path.join(os.path.dirname(os.path.abspath(__file__)), "entrypoint.py")
 
 
 class Tasks:
@@ -33,8 +47,9 @@ class Tasks:
         self.children: dict[int, str] = {}
         self.silent: dict[str, float] = {}
 
-    def start(self, tasks: list[str], python: str) -> None:
+    def start(self, tasks: list[str]) -> None:
         """Start the entrypoints of tasks. They are in sessions of their own and stay when this program ends."""
+        run_task, directory = load(), os.path.join(self.run, "tasks")
         for task in tasks:
             try:  # told twice, because the answer was lost with its connection: once is enough
                 os.close(os.open(self.file(task, ".begun"), os.O_CREAT | os.O_EXCL | os.O_WRONLY, 0o644))
@@ -44,8 +59,7 @@ class Tasks:
                 self.say("silent", task=task, started=False, words=str(error))
                 self.silent[task] = -1.0
                 continue
-            argv = [python, "-I", "-S", "-X", "utf8", ENTRYPOINT, os.path.join(self.run, "tasks"), task]
-            self.children[spawn(argv, os.path.join(self.run, "agent.log"))] = task
+            self.children[spawn(partial(run_task, directory, task), os.path.join(self.run, "agent.log"))] = task
 
     def signal(self, task: str, number: int) -> None:
         """Signal the entrypoint of a task, if it still runs."""

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import threading
 from collections.abc import Mapping, Sequence
+from concurrent.futures import ThreadPoolExecutor
 from contextlib import nullcontext
 from dataclasses import dataclass
 from pathlib import Path
@@ -20,8 +21,8 @@ from tfjob.engines.cluster.kept import use
 from tfjob.engines.cluster.leases import Claims, RunKey
 from tfjob.engines.cluster.refusals import taking
 from tfjob.engines.cluster.room import Found
-from tfjob.engines.cluster.shipping import send_image
-from tfjob.engines.cluster.trees import Remote, Tree, on_node, send_trees, tree_of_directory
+from tfjob.engines.cluster.shipping import has_image, send_image
+from tfjob.engines.cluster.trees import Remote, Tree, on_node, send_trees, tree_of_directory, volumes_of_trees
 from tfjob.engines.dataset_contents import contents, is_remote
 from tfjob.errors import NodeLost
 from tfjob.planning.plan import DatasetPlan, Plan
@@ -59,6 +60,8 @@ class Bringing:
         self._found = found
         self._site = site
         self._told = told
+        self.empty: list[tuple[str, str]] = []
+        """Volumes that are no trees any more, with their nodes' names: to be removed once the run's containers are."""
 
     def trees(self) -> dict[str, Tree]:
         """What has to be on every node as files, by what it is for: ``code``, ``dataset NAME``."""
@@ -79,14 +82,23 @@ class Bringing:
         """Bring image and trees to every node that lacks them; the volume of each tree, by digest, for each node."""
         nodes = [(node.definition.name, node.api) for node in self._found.nodes]
         image = prepared.image or ""
-        digests = [tree.digest for tree in trees.values()]
+        wanted = list(trees.values())
+        digests = [tree.digest for tree in wanted]
 
         def say(node: tuple[str, DockerApi]) -> None:
             with taking(node[0], "a run"):
                 use(node[1], self._key, image, digests)
 
-        at_once(say, nodes)  # before they are looked at: from now on nobody removes them
-        send_image(image, nodes, self._site.images, self._told, prepared.bake)
+        def look(node: tuple[str, DockerApi]) -> tuple[bool, dict[str, str]]:
+            there = on_node(node[1], wanted)
+            return has_image(node[1], image), there
+
+        with ThreadPoolExecutor(1) as aside:  # what is removed before it was said to be used, `require_trees` finds out
+            saying = aside.submit(at_once, say, nodes)
+            seen = at_once(look, nodes)
+            saying.result()
+        lacking = [node for node, (is_there, _) in zip(nodes, seen, strict=True) if not is_there]
+        send_image(image, lacking, self._site.images, self._told, prepared.bake)
         limit_bytes = self._site.target.kept_limit_gib * _GIB
 
         def fetch(tree: Tree, lacking: Sequence[tuple[str, DockerApi]]) -> list[str | None]:
@@ -94,7 +106,14 @@ class Bringing:
 
         with self._site.cache.filling() if any(tree.remote for tree in trees.values()) else nullcontext():
             return send_trees(
-                nodes, list(trees.values()), image, self._key, self._told, limit_bytes=limit_bytes, fetch=fetch
+                nodes,
+                wanted,
+                image,
+                self._key,
+                self._told,
+                there=[found for _, found in seen],
+                limit_bytes=limit_bytes,
+                fetch=fetch,
             )
 
     def _fetch(self, tree: Tree, lacking: Sequence[tuple[str, DockerApi]], prepared: Prepared) -> list[str | None]:
@@ -145,16 +164,19 @@ class Bringing:
                 )
 
     def require_trees(self, trees: Mapping[str, Tree], volumes: Sequence[Mapping[str, str]]) -> None:
-        """See that the trees are still there: an engine would mount an empty volume for one that was removed meanwhile."""
+        """See that containers were given the trees: an engine makes an empty volume for one that was removed meanwhile."""
         nodes = self._found.nodes
-        there = at_once(lambda node: on_node(node.api, list(trees.values())), nodes)
+        there = at_once(lambda node: volumes_of_trees(node.api), nodes)
+        gone = []
         for node, found, wanted in zip(nodes, there, volumes, strict=True):
-            gone = [tree.what for tree in trees.values() if found.get(tree.digest) != wanted[tree.digest]]
-            if gone:
-                raise NodeLost(
-                    f"{' and '.join(gone)} on {node.definition.name} was removed for another run meanwhile",
-                    "This machine slept, or could not reach the node for a minute. Submit again.",
-                )
+            lost = [tree for tree in trees.values() if wanted[tree.digest] not in found]
+            self.empty += [(node.definition.name, wanted[tree.digest]) for tree in lost]
+            gone += [f"{tree.what} on {node.definition.name}" for tree in lost]
+        if gone:
+            raise NodeLost(
+                f"{' and '.join(gone)} {'was' if len(gone) == 1 else 'were'} removed for another run meanwhile",
+                "This machine slept, or could not reach the node for a minute. Submit again.",
+            )
 
 
 def _tree_of_dataset(dataset: DatasetPlan, cache: Cache) -> Tree:

@@ -9,7 +9,7 @@ from __future__ import annotations
 
 import threading
 import time
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 from contextlib import suppress
 from dataclasses import replace
 from pathlib import Path
@@ -37,7 +37,7 @@ from tfjob.planning.plan import Plan
 from tfjob.rundir import RunDirectory
 from tfjob.targets.definition import ClusterDefinition
 
-__all__ = ["ClusterEngine"]
+__all__ = ["ClusterEngine", "remove_run"]
 
 _STOP_MARGIN_S: Final = 2.0
 _SYNC_S: Final = 30.0
@@ -247,7 +247,7 @@ class ClusterEngine:
         def remove(node: tuple[str, DockerApi]) -> str:
             timeout_s = _ASK_S if node[0] in lost else _REMOVE_S
             try:
-                _remove_run(node[1], handle.key, timeout_s)
+                remove_run(node[1], handle.key, timeout_s, [volume for name, volume in handle.empty if name == node[0]])
             except (TargetError, RefusalError) as error:
                 why = error.message
                 return f"{node[0]} could not be cleaned up ({why}): `tfjob compute clean {self._target.name}` does it when it is back"
@@ -265,7 +265,8 @@ def _has_begun(handle: ClusterHandle, link: NodeLink) -> bool:
     return bool(link.said("ready start")) or any(known)
 
 
-def _remove_run(api: DockerApi, key: RunKey, timeout_s: float) -> None:
+def remove_run(api: DockerApi, key: RunKey, timeout_s: float, volumes: Sequence[str]) -> None:
+    """Remove from a node the containers and claims of a run, and volumes. Raises TargetError for what is still there after that time."""
     labels = {"tfjob.run": key.id, "tfjob.workspace": key.workspace}
     deadline = time.monotonic() + timeout_s
     while True:
@@ -278,6 +279,9 @@ def _remove_run(api: DockerApi, key: RunKey, timeout_s: float) -> None:
         if time.monotonic() > deadline:
             raise TargetError(f"containers of run {key.id} can't be removed")
         time.sleep(_AGAIN_S)
+    for volume in volumes:
+        with suppress(RefusalError):
+            api.remove_volume(volume, timeout_s)
     with suppress(RefusalError):  # on a full disk it is not noted
         note_use(api, key)
     Claims(api, key).release()

@@ -42,6 +42,9 @@ class ClusterHandle(Watch):
     left: list[str] = field(default_factory=list)
     """Nodes that could not be cleaned up, in words."""
 
+    empty: list[tuple[str, str]] = field(default_factory=list)
+    """Volumes that are to go when the containers are gone: (node, volume)."""
+
 
 def write_notes(run: RunDirectory, attempt: int, notes: Sequence[NodeNote], python: str) -> None:
     """Write down where the run is, for another supervisor."""

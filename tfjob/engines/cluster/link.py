@@ -176,7 +176,19 @@ class NodeLink:
         run = str(inside(self.home.run).path)
         bundle = b"" if self.said("hello") else self.bundle
         unpack = ["-c", UNPACK, str(len(bundle))] if bundle else []
-        argv = [self.node.python, "-I", "-S", *unpack, AGENT, "serve", run, str(self.port_count), self.node.address]
+        argv = [
+            self.node.python,
+            "-I",
+            "-S",
+            "-X",
+            "utf8",
+            *unpack,
+            AGENT,
+            "serve",
+            run,
+            str(self.port_count),
+            self.node.address,
+        ]
         stream = self.api.execute(self.node.container, argv, timeout_s=min(self.lost_s, _SILENT_S))
         try:
             self.home.begin(self.node.index)

@@ -4,8 +4,9 @@
 
 Its stdin has one line of JSON: ``files``, a list of [address, name, bytes or -1, SHA-256], ``connections`` at once,
 ``timeout_s`` to wait for an answer, ``tries`` and the first ``pause_s`` between them, and ``beat_s``. Addresses may be
-signed: they are in no argument and no variable. Then a line comes now and then: when there has been none for ``beat_s``, or
-stdin ends, before it is done, so does this program.
+signed: they are in no argument and no variable. Then a line comes now and then, empty or with ``addresses``, the same ones signed
+anew, for what is asked for from then on. When there has been no line for ``beat_s``, or stdin ends, before it is done, so does
+this program.
 
 It says a line of JSON each: {"done": files, "bytes": received} now and then; at the end {"end": "done"}, or
 {"end": "sum" | "full" | "failed", "index": of the file, "message": why}. A file has its name only when all of it is there
@@ -83,8 +84,16 @@ class Files:
         self.lock = threading.Lock()
         self.waiting: queue.Queue[tuple[int, list[Any]]] = queue.Queue()
         self.ended: queue.Queue[Refused | None] = queue.Queue()
+        self.heard = b""
         for row in enumerate(order["files"]):
             self.waiting.put(row)
+
+    def hear(self, data: bytes) -> None:
+        """Take what stdin says: addresses in the place of those that were signed long ago."""
+        *lines, self.heard = (self.heard + data).split(b"\n")
+        for line in filter(None, lines):
+            for index, address in enumerate(json.loads(line)["addresses"]):
+                self.order["files"][index][0] = address
 
     def fetch(self) -> Refused | None:
         """Fetch all of them; what kept one from being fetched is returned."""
@@ -126,11 +135,11 @@ class Files:
 
     def one(self, opener: Any, index: int, row: list[Any]) -> None:
         """Fetch one file, again where that may help. What brings it further does not count as a failure."""
-        address, name, size, expected = row
+        _, name, size, expected = row
         path = os.path.join(self.directory, PARTS, str(index))
         failures, furthest = 0, 0
         with open(path, "wb") as file:
-            part = Part(self, file, address, size)
+            part = Part(self, file, row, size)
             while True:
                 try:
                     part.take(opener)
@@ -160,10 +169,10 @@ class Files:
 class Part:
     """What came of one file so far."""
 
-    def __init__(self, files: Files, file: Any, address: str, size: int) -> None:
+    def __init__(self, files: Files, file: Any, row: list[Any], size: int) -> None:
         self.files = files
         self.file = file
-        self.address = address
+        self.row = row  # whose address may be another at the next try
         self.size = size
         self.tag = ""  # what the server calls the content
         self.was_answered = False
@@ -174,7 +183,7 @@ class Part:
         headers = {"User-Agent": "tfjob", "Accept-Encoding": "identity"}
         if start:
             headers.update({"Range": f"bytes={start}-", "If-Range": self.tag})
-        request = urllib.request.Request(self.address, headers=headers)  # noqa: S310  # tfjob says http or https
+        request = urllib.request.Request(self.row[0], headers=headers)  # noqa: S310  # tfjob says http or https
         timeout_s = self.files.order["timeout_s"]
         try:
             answer = opener.open(request, timeout=timeout_s if self.was_answered else min(timeout_s, IN_VAIN_S))
@@ -279,10 +288,12 @@ def heard(within_s: float) -> bytes:
     return os.read(0, PIECE) if select.select([0], [], [], within_s)[0] else b""
 
 
-def end_with_stdin(beat_s: float) -> None:
-    """End when nobody listens any more, and the container with it: as long as it runs, the run is taken to live."""
-    while heard(beat_s):
-        pass
+def end_with_stdin(files: Files, beat_s: float) -> None:
+    """Hear stdin. End when nobody listens any more, and the container with it: as long as it runs, the run is taken to live."""
+    data = heard(beat_s)
+    while data:
+        files.hear(data)
+        data = heard(beat_s)
     if os.getppid() == 0:  # started by an engine, beside the container's first process
         os.kill(1, signal.SIGTERM)
     os._exit(1)
@@ -297,8 +308,8 @@ def main() -> None:
             sys.exit(1)
         order += data
     facts = json.loads(order)
-    threading.Thread(target=end_with_stdin, args=(facts["beat_s"],), daemon=True).start()
     files = Files(sys.argv[1], facts)
+    threading.Thread(target=end_with_stdin, args=(files, facts["beat_s"]), daemon=True).start()
     failure = files.fetch()
     if failure is None:
         say(end="done")

@@ -16,7 +16,7 @@ from tfjob.errors import PreparationError, TargetError
 if TYPE_CHECKING:
     from tfjob.images.bake import Bake
 
-__all__ = ["send_image"]
+__all__ = ["has_image", "send_image"]
 
 _PATIENT_S: Final = 24 * 3600.0
 _CHUNK_BYTES: Final = 1 << 20
@@ -28,8 +28,13 @@ Nodes = Sequence[tuple[str, DockerApi]]
 Told = Callable[[str], None]
 
 
+def has_image(api: DockerApi, image: str) -> bool:
+    """Whether a node has an image."""
+    return api.image(image, _TIMEOUT_S) is not None
+
+
 def send_image(image: str, nodes: Nodes, here: DockerApi, told: Told, bake: Callable[[], Bake] | None = None) -> None:
-    """Bring the image (an id) to every node that lacks it.
+    """Bring the image (an id) to those of the nodes that lack it.
 
     An image that was baked here is sent by its layers, those that a node has left out; `bake` says how it is made.
     Raises PreparationError when a node can't take it, TargetError when it does not answer.
@@ -49,7 +54,7 @@ def send_image(image: str, nodes: Nodes, here: DockerApi, told: Told, bake: Call
 
 
 def _lacking(image: str, nodes: Nodes) -> list[tuple[str, DockerApi]]:
-    there = at_once(lambda node: node[1].image(image, _TIMEOUT_S) is not None, list(nodes))
+    there = at_once(lambda node: has_image(node[1], image), list(nodes))
     return [node for node, has in zip(nodes, there, strict=True) if not has]
 
 

@@ -93,13 +93,15 @@ class Starting:
 
     def _bring_and_open(self, bringing: Bringing, trees: Mapping[str, Tree]) -> None:
         """Have everything there, and a container on each node. A node that stops answering meanwhile is lost."""
+        self._handle.empty = bringing.empty
         try:
             volumes = bringing.bring(trees, self._prepared)
-            bringing.require_claims()
-            bringing.require_trees(trees, volumes)
             home = self._home()
             layout = node_tasks(self._plan, self._site.snapshots, shared=self._site.shares)
             at_once(lambda index: self._open(index, layout[index], volumes[index], home), self._indices)
+            # Nobody takes away what a container has, so this is the time to see that it has it. Agents start meanwhile.
+            bringing.require_claims()
+            bringing.require_trees(trees, volumes)
         except (NodeLost, TargetRefused):
             raise
         except TargetError as error:
@@ -226,7 +228,7 @@ class Starting:
         for link in links:
             started = [task.name for task in plan.started_tasks if task.node == link.node.index]
             if started:
-                link.tell("start", tasks=started, python=link.node.python)
+                link.tell("start", tasks=started)
 
     def _ports(self) -> dict[str, int]:
         """The ports of the tasks that need one: free on the node where the task is. The first of each node is its sshd's."""

@@ -9,7 +9,7 @@ from __future__ import annotations
 import os
 import stat
 import tarfile
-from collections.abc import Callable, Iterable, Iterator, Sequence
+from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
 from contextlib import suppress
 from dataclasses import dataclass
 from typing import Final, NamedTuple
@@ -33,6 +33,7 @@ __all__ = [
     "settle",
     "tree_of_directory",
     "tree_of_outputs",
+    "volumes_of_trees",
 ]
 
 PLACE: Final = "/tree"
@@ -94,6 +95,11 @@ def tree_of_outputs(directory: str) -> Tree:
     return Tree("", tree.what, tuple(files.items()), tree.size_bytes)
 
 
+def volumes_of_trees(api: DockerApi) -> frozenset[str]:
+    """The volumes of a node that have trees, in whole or in part."""
+    return frozenset(one["Name"] for one in api.volumes({TREE: ""}, _TIMEOUT_S))
+
+
 def on_node(api: DockerApi, trees: Sequence[Tree]) -> dict[str, str]:
     """Which of the trees a node has: the volume of each, by digest."""
     if not trees:
@@ -127,18 +133,20 @@ def send_trees(
     key: RunKey,
     told: Callable[[str], None],
     *,
+    there: Sequence[Mapping[str, str]] | None = None,
     limit_bytes: float = float("inf"),
     fetch: Callable[[Tree, Sequence[tuple[str, DockerApi]]], Sequence[str | None]] | None = None,
 ) -> list[dict[str, str]]:
     """Bring every tree to every node that lacks it, to all at once; the volume of each tree, by digest, for each node.
 
-    `fetch` has nodes fetch a tree with `remote` files by themselves: the volume for each, None for one that is to be sent it.
+    `there` is what `on_node` says of each node, where that has been asked already. `fetch` has nodes fetch a tree with
+    `remote` files by themselves: the volume for each, None for one that is to be sent it.
 
     `image` is one that every node has. A node that would have more than `limit_bytes` of trees then removes those that no run
     has used for longest; the run must have said what it uses before. Raises PreparationError when a node can't take it,
     TargetError when it does not answer.
     """
-    found = at_once(lambda node: on_node(node[1], trees), list(nodes))
+    found = [dict(one) for one in there or at_once(lambda node: on_node(node[1], trees), list(nodes))]
     for tree in trees:
         lacking = [index for index, there in enumerate(found) if tree.digest not in there]
         if not lacking:

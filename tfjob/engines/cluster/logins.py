@@ -1,0 +1,47 @@
+"""Logins to a target's nodes that are begun before it is certain that a run will use them: they take longer than all else before it."""
+
+from __future__ import annotations
+
+import threading
+from collections.abc import Mapping
+from contextlib import suppress
+from typing import Final
+
+from tfjob.dockerapi.api import DockerApi, RefusalError
+from tfjob.dockerapi.reach import engine_at
+from tfjob.engines.cluster.at_once import at_once
+from tfjob.errors import TargetError
+from tfjob.targets.definition import ClusterDefinition
+
+__all__ = ["Logins"]
+
+_PATIENCE_S: Final = 15.0
+
+
+class Logins:
+    """The engines of a target's nodes, each called once, so that the way there is open. What goes wrong is left to who uses them."""
+
+    def __init__(self, target: ClusterDefinition, environ: Mapping[str, str]) -> None:
+        self._target = target
+        self._engines: dict[str, DockerApi] = {}
+        for node in target.nodes:
+            with suppress(TargetError):
+                self._engines[node.name] = engine_at(node.engine, tls=node.tls, environ=environ)
+        for api in self._engines.values():
+            threading.Thread(target=_call, args=(api,), daemon=True).start()
+
+    def engines(self, target: ClusterDefinition) -> dict[str, DockerApi]:
+        """The engines, by their nodes' names, if they are that target's as it is now; else none, and the logins end."""
+        if target == self._target:
+            return self._engines
+        threading.Thread(target=self.close, daemon=True).start()
+        return {}
+
+    def close(self) -> None:
+        """Log out; what is still on its way there is waited for."""
+        at_once(DockerApi.close, list(self._engines.values()))
+
+
+def _call(api: DockerApi) -> None:
+    with suppress(TargetError, RefusalError, OSError):
+        api.clock(_PATIENCE_S)
