@@ -131,8 +131,10 @@ def test_a_rerun_uses_what_the_run_used(job: Tfjob, web: WebServer) -> None:
     assert "first" in job("rerun", first["id"]).stdout
     assert job.show()["datasets"] == first["datasets"]
     job("dataset", "cache", "--prune")
-    gone = job("rerun", first["id"], exit_code=4)
-    assert "is asked for" in gone.stderr
+    for content in (b"other", b"longer"):
+        web.put("a.txt", content)
+        gone = job("rerun", first["id"], exit_code=4).stderr
+        assert f"what run {first['id']} read as dataset d is neither in the cache nor at its address any more" in gone
 
 
 def test_a_sum_is_checked(job: Tfjob, web: WebServer) -> None:
