@@ -218,7 +218,7 @@ def test_waiting_at_a_terminal_shows_the_phase(tfjob: Tfjob) -> None:
         seen += os.read(ours, 65536)
         return b"Running" in seen
 
-    eventually(shows_the_phase, "the phase is shown", timeout_s=20)
+    eventually(shows_the_phase, "the phase is shown")
     assert b"Preparing" not in seen
     waiter.terminate()
     waiter.wait(20)

@@ -35,7 +35,7 @@ class Site:
         self.slurm = slurm
         self.directory = directory
 
-    def target(self, **keys: str) -> None:
+    def target(self, **keys: Any) -> None:
         """Define the target anew."""
         target = {"kind": "slurm", "login": self.slurm.login_url, "directory": str(self.directory), "partition": "gpu"}
         self.tfjob.write("far.yml", yaml.safe_dump({"name": "far", **target, **keys}))
@@ -79,6 +79,17 @@ class Site:
         yield
         config.write_text(text)
 
+    def left_behind(self) -> str:
+        """A run that was canceled while the login node was away: its record says so, and its job goes on."""
+        run = self.submit(FOREVER)
+        eventually(lambda: self.here(run, "logs/main.log"), "the first word")
+        os.kill(self.supervisor(run), signal.SIGKILL)
+        file = self.tfjob.run_directory(run) / "record.json"
+        notes = [f"what it wrote is in {self.there(run)} on {self.slurm.login_url}", "scancel 1"]
+        record = {**json.loads(file.read_text()), "state": "Canceled", "outcome": "Canceled", "notes": notes}
+        file.write_text(json.dumps({**record, "ended": record["created"]}))
+        return run
+
     def left(self) -> list[Path]:
         return list((self.directory / "runs").glob("*/*"))
 
@@ -90,6 +101,7 @@ def site(tfjob: Tfjob, slurm: Slurm, tmp_path: Path) -> Site:
     shutil.copy(slurm.layout.etc / "ssh_config", config)
     tfjob.environ["TFJOB_SSH_CONFIG"] = str(config)
     shared = slurm.layout.shared / "elsewhere" / tmp_path.name
+    shutil.rmtree(shared, ignore_errors=True)  # of an earlier session: the cluster's files stay
     made = Site(tfjob, slurm, shared)
     made.target()
     return made
@@ -220,12 +232,33 @@ def test_a_login_node_that_is_away_is_told_and_waited_for(site: Site) -> None:
     assert site.left() == []
 
 
+def test_what_a_run_left_while_the_login_node_was_away_is_fetched_and_removed_later(site: Site, slurm: Slurm) -> None:
+    others = site.directory / "runs" / "another-workspace" / "2026"
+    (others / "slurm").mkdir(parents=True)
+    first = site.left_behind()
+    done = site.tfjob("compute", "clean", "far").stdout
+    assert done == f"{slurm.login_url}  removed the directory of run {first}\n"
+    second = site.left_behind()
+    other = site.submit("until [ -e outputs/go ]; do sleep 0.1; done")
+    eventually(lambda: len(site.tfjob.record(second)["notes"]) == 1, "the next run finishes it")
+    (site.there(other) / "outputs" / "go").touch()
+    site.ended(other)
+    for run in (first, second):
+        record = site.tfjob.record(run)
+        assert record["notes"][0].startswith("what it left on the cluster was brought home and removed at ")
+        assert (record["state"], [one["path"] for one in record["outputs"]]) == ("Canceled", ["last"])
+    assert site.left() == [others]
+    assert site.tfjob("compute", "clean", "far").stdout == f"{slurm.login_url}  nothing was left\n"
+    assert "removed the kept trees/" in site.tfjob("compute", "clean", "far", "--kept").stdout
+
+
 def test_nodes_fetch_an_image_themselves(site: Site) -> None:
     try:
         image = described(SLURM_LAYOUT).load_base_image()
     except CannotRunError as reason:
         pytest.skip(str(reason))
     site.target(runtime="docker")
+    site.tfjob.environ["DOCKER_HOST"] = "unix:///nowhere.sock"
     command = "test ! -e /run/lab; cat $1 >outputs/copy; echo ${{ run.dir }}"
     run = site.submit(
         command.replace("$1", "${{ dataset.rows }}"),
@@ -238,17 +271,11 @@ def test_nodes_fetch_an_image_themselves(site: Site) -> None:
     assert site.left() == []
 
 
-def test_what_cannot_be_done_from_elsewhere_is_refused(site: Site) -> None:
-    packages = {"conda": {"dependencies": ["python=3.11", {"pip": ["six"]}]}}
-    for keys, words in (
-        ({"environment": packages}, "the environment is made of packages"),
-        ({"compute": {"target": "near"}}, "it has no directory"),
-    ):
-        job = {"name": "job", "command": "true", "compute": {"target": "far"}, **keys}
-        site.tfjob.write("near.yml", "name: near\nkind: slurm\nlogin: ssh://root@head\n")
-        site.tfjob("compute", "create", "-f", "near.yml", exit_code=None)
-        site.tfjob.write("job.yml", yaml.safe_dump(job))
-        assert words in site.tfjob("submit", "job.yml", exit_code=2).stderr
+def test_a_target_without_a_directory_is_refused(site: Site) -> None:
+    site.tfjob.write("near.yml", "name: near\nkind: slurm\nlogin: ssh://root@head\n")
+    site.tfjob("compute", "create", "-f", "near.yml", exit_code=None)
+    site.tfjob.write("job.yml", yaml.safe_dump({"name": "job", "command": "true", "compute": {"target": "near"}}))
+    assert "it has no directory" in site.tfjob("submit", "job.yml", exit_code=2).stderr
 
 
 def test_a_login_that_is_refused_is_told(site: Site) -> None:

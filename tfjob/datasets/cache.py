@@ -30,7 +30,7 @@ from contextlib import contextmanager
 from pathlib import Path
 from typing import TYPE_CHECKING, NamedTuple
 
-from tfjob.durable import digest_of, replace_json
+from tfjob.durable import digest_of, replace_text
 from tfjob.errors import PreparationError
 
 if TYPE_CHECKING:
@@ -168,7 +168,7 @@ class Cache:
                         "objects": {sha256: size for _, _, size, sha256 in files if sha256},
                         "directories": _times(tree),
                     }
-                    replace_json(facts, held, force=False)
+                    replace_text(facts, json.dumps(held), force=False)  # in one line: indenting it takes long
         except OSError as error:
             raise PreparationError(
                 f"a dataset can't be put together in {self.root}: {error.strerror}",
@@ -243,7 +243,7 @@ class Cache:
         made: set[str] = set()
         for name, source, _, sha256 in files:
             target = f"{into}/{name}"
-            directory = os.path.dirname(target)
+            directory = target.rpartition("/")[0]
             if directory not in made:
                 os.makedirs(directory, exist_ok=True)
                 made.add(directory)

@@ -18,12 +18,16 @@ __all__ = ["Fetcher", "Partial", "Settings", "Transfer", "Wanted", "changed", "c
 
 @dataclass(frozen=True)
 class Settings:
-    """How files are fetched: connections at once, how long to wait for an answer (s), tries, and the first pause (s)."""
+    """How files are fetched: connections at once, how long to wait for an answer (s), tries, and the first pause (s).
+
+    `many` is the number of files of the web that are worth the time in which processes start that fetch them.
+    """
 
     connections: int = 8
     timeout_s: float = 60.0
     tries: int = 5
     pause_s: float = 1.0
+    many: int = 300
 
 
 @dataclass(frozen=True)

@@ -131,6 +131,7 @@ def build(
     if recipe.interpreter is None:
         relocation.rewrite(stage, recipe.final)
     _compile(doing)
+    recipe.place.settle(stage, recipe.interpreter)
     size_bytes = _make_read_only(stage)
     marker = {
         "key": recipe.key,

@@ -1,7 +1,8 @@
 """A place is where a prefix is used: it has certain Pythons, a C library, and programs are run in it.
 
 A prefix fits only the place it was made for. `Machine` is this machine, where a prefix is used where the store keeps
-it; a base image is another place (`tfjob.images.base`), where it is seen at ``/opt/env``.
+it; a base image is another place (`tfjob.images.base`), where it is seen at ``/opt/env``; and so is a cluster that is used
+from elsewhere (`tfjob.engines.slurm.place`): its prefixes are made on this machine, and sent.
 """
 
 from __future__ import annotations
@@ -58,8 +59,22 @@ class Place(Protocol):
         """
         ...
 
+    @property
+    def has_own_programs(self) -> bool:
+        """Whether programs that are run in it find its own compilers and MPI. Not where prefixes are made on another machine."""
+        ...
+
+    @property
+    def uv_arguments(self) -> tuple[str, ...]:
+        """What uv must be told to choose packages for it; nothing where uv sees that."""
+        ...
+
     def final(self, prefix: Path) -> Path:
         """Where the prefix that the store keeps at `prefix` is seen by the tasks that use it."""
+        ...
+
+    def settle(self, stage: Path, interpreter: Interpreter | None) -> None:
+        """Change what in a prefix is of the machine it was made on, as the last step. Raises PreparationError where it can't be used."""
         ...
 
     def has(self, interpreter: Mapping[str, object]) -> bool:
@@ -125,9 +140,22 @@ class Machine:
         found = (one.into_generic() for one in VirtualPackage.detect())
         return {one.name.normalized: f"{one.version}={one.build_string}" for one in found}
 
+    @property
+    def has_own_programs(self) -> bool:
+        """They are this machine's."""
+        return True
+
+    @property
+    def uv_arguments(self) -> tuple[str, ...]:
+        """None: uv sees what this machine is."""
+        return ()
+
     def final(self, prefix: Path) -> Path:
         """Where the store keeps it."""
         return prefix
+
+    def settle(self, stage: Path, interpreter: Interpreter | None) -> None:
+        """Nothing is to be done: it was made here."""
 
     def has(self, interpreter: Mapping[str, object]) -> bool:
         """Whether that file still has the same size and time."""

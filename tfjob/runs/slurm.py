@@ -80,9 +80,19 @@ class SlurmSupervision(Supervision):
             self._chronicle.enter("Scaling")
         handle = self._slurm.submit(plan, run)
         self._handle = handle
+        if self._slurm.makes_work:
+            self._finish_others()
         if before is None:
             self._chronicle.progress(f"job {handle.job} of Slurm")
         return self._follow(handle)
+
+    def _finish_others(self) -> None:
+        """Do, beside this run, what could not be done on the cluster at the end of others."""
+        from tfjob.engines.slurm.elsewhere import ElsewhereEngine  # noqa: PLC0415  # only for its targets
+        from tfjob.runs.left import finish_soon  # noqa: PLC0415  # the same
+
+        assert isinstance(self._slurm, ElsewhereEngine)  # noqa: S101  # no other makes work there
+        finish_soon(self._run, self._slurm, self._snapshots)
 
     def _adopt_quietly(self) -> None:
         """Take over what may still run, only to end it."""
@@ -175,6 +185,9 @@ class SlurmSupervision(Supervision):
             raise TargetError(
                 f"the job did not run: {end.message}", f"Slurm's and the job's own words: {self._slurm_log()}"
             )
+        if end.kind == "failure" and view.report is None:  # what its script says is all there is
+            said = last_lines(self._slurm_log())[-1:]
+            return Verdict("failed", None, "; ".join((end.message, *said)), _kind(end))
         status = self._status(view.report, end)
         self._hint = _HINTS.get(end.kind or "", "")
         return Verdict("failed", status, end.message or (describe_end(status) if status else ""), _kind(end))

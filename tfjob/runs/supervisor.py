@@ -44,6 +44,7 @@ from tfjob.workspace import Workspace
 
 if TYPE_CHECKING:
     from tfjob.engines.cluster.logins import Logins
+    from tfjob.engines.slurm.elsewhere import ElsewhereEngine
     from tfjob.runs.data import RunData
 
 _PATH_BYTES = 8192
@@ -98,7 +99,7 @@ def _supervision(run: RunDirectory, logins: Logins | None) -> Supervision:
             )
         if plan.cluster is not None:
             _borrow_engine(plan, engine)
-        return prepare_environment(plan, run, store, environ, progress)
+        return prepare_environment(plan, run, store, environ, progress, elsewhere=_elsewhere(plan, engine))
 
     here = engine.shares_run_directory and (plan.slurm is None or plan.slurm.login is None)
     data = _data(plan, run, workspace, here=here) if plan.datasets else None
@@ -125,6 +126,16 @@ def _borrow_engine(plan: Plan, engine: Engine) -> None:
     for name in ("DOCKER_HOST", "DOCKER_TLS_VERIFY", "DOCKER_CERT_PATH", "DOCKER_CONTEXT") if lent else ():
         os.environ.pop(name, None)
     os.environ.update(lent)
+
+
+def _elsewhere(plan: Plan, engine: Engine) -> ElsewhereEngine | None:
+    """The engine, where it is that of a cluster used from elsewhere."""
+    if plan.slurm is None or plan.slurm.login is None:
+        return None
+    from tfjob.engines.slurm.elsewhere import ElsewhereEngine  # noqa: PLC0415  # only for its targets
+
+    assert isinstance(engine, ElsewhereEngine)  # noqa: S101  # the plan says so to both
+    return engine
 
 
 def _shared(plan: Plan) -> Path | None:

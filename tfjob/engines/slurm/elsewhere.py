@@ -8,6 +8,7 @@ later runs (kept_there.py).
 from __future__ import annotations
 
 import hashlib
+import json
 import os
 import tarfile
 import time
@@ -15,13 +16,14 @@ from collections.abc import Callable, Mapping, Sequence
 from contextlib import suppress
 from dataclasses import replace
 from pathlib import Path
-from typing import IO, Any, Final
+from typing import IO, TYPE_CHECKING, Any, Final
 
 from tfjob.datasets.cache import Cache
 from tfjob.durable import replace_json, replace_text
 from tfjob.engines.base import Mount, Prepared, Waiting, tell_nobody
 from tfjob.engines.inherited import travelling_environment
-from tfjob.engines.slurm.engine import Handle, JobView, SlurmEngine
+from tfjob.engines.slurm.engine import LIVING, Handle, JobView, SlurmEngine, kept_job
+from tfjob.engines.slurm.environment import kept_of, require_python, send_environment, there_of
 from tfjob.engines.slurm.following import Following
 from tfjob.engines.slurm.gang import gang_of, program_directory, python_of
 from tfjob.engines.slurm.kept_there import KeptThere
@@ -34,12 +36,20 @@ from tfjob.planning.plan import Plan
 from tfjob.rundir import RunDirectory
 from tfjob.targets.definition import SlurmDefinition
 
-__all__ = ["ElsewhereEngine"]
+if TYPE_CHECKING:
+    from tfjob.engines.slurm.place import LoginNode
+
+__all__ = ["CLEANS", "ElsewhereEngine"]
+
+CLEANS: Final = "tfjob compute clean"
+"""The command that does for runs what could not be done at their end. Notes of what is left name it, or the run's place there."""
 
 _AGAIN_S: Final = 1.0
 _CANCELED_S: Final = 60.0
 """How long a canceled run's last outputs are waited for while the login node can't be reached."""
 _DAY_S: Final = 20 * 3600.0
+_ENDED_S: Final = 60.0
+"""How long a job that should have been ended before may take to end."""
 _LET_GO_S: Final = 30.0
 _LET_GO_LOOK_S: Final = 0.3
 _GONE: Final = frozenset({"COMPLETING", "RUNNING", "STAGE_OUT", "SIGNALING", "STOPPED"})
@@ -59,6 +69,7 @@ class ElsewhereEngine(SlurmEngine):
         self._directory = Path(target.directory or "/")
         apart = cache / f"login-{hashlib.sha256(login.encode()).hexdigest()[:12]}"
         super().__init__(environ=environ, cache=apart, client=LoginClient(self._login))
+        self._target = target
         self._kept = KeptThere(self._login, self._directory, limit_gib=target.kept_limit_gib)
         self._datasets = datasets
         self._following: Following | None = None
@@ -75,13 +86,16 @@ class ElsewhereEngine(SlurmEngine):
         replace_text(directory / "place", str(there.path), force=False)
         place_programs(Path(program_directory(run)), None, self._cache)
         trees = tuple(trees_of(plan, run, self._datasets))
-        container = self._container(plan, prepared, trees) if plan.runtime == "docker" else None
+        prepared = there_of(prepared, self._kept)
+        container = self._container(plan, run, prepared, trees) if plan.runtime == "docker" else None
         replace_json(directory / "gang.json", gang_of(plan, there, prepared, container), force=False)
         python = python_of(plan, prepared.values)
         replace_text(directory / "job.sh", render_script(plan, there, python), force=False)
         told(f"sending the run to {self._login.address}")
         try:
-            missing = self._kept.hold(there, {tree.kept for tree in trees})
+            missing = self._kept.hold(there, {*(tree.kept for tree in trees), *kept_of(prepared)})
+            send_environment(plan, prepared, missing, kept=self._kept, run=there, environ=self._environ, told=told)
+            require_python(prepared, self._login)
             for tree in trees:
                 if tree.kept in missing:
                     self._kept.send_tree(there, tree.kept, tree.files(), told, what=tree.what)
@@ -113,12 +127,59 @@ class ElsewhereEngine(SlurmEngine):
         self._follow(run)
         return handle
 
+    @property
+    def kept(self) -> KeptThere:
+        """What is kept there for later runs."""
+        return self._kept
+
+    def is_of(self, run: RunDirectory) -> bool:
+        """Whether a run that has a place on a cluster has it on this one."""
+        try:
+            used = json.loads(run.plan.read_bytes())["slurm"]["login"]
+            return bool(used == self._target.login) and _place(run).path.is_relative_to(self._directory / "runs")
+        except (OSError, ValueError, KeyError, TypeError):
+            return False
+
+    def finish(self, run: RunDirectory) -> bool:
+        """Do for a run that is over what could not be done at its end: end its job, bring all home, remove its directory there.
+
+        Returns whether that is done; the next try goes on from there. Raises TargetError when the login node can't be reached.
+        """
+        deadline = time.monotonic() + _ENDED_S
+        while (job := self._living(run)) is not None:
+            if not job or time.monotonic() > deadline:  # it may be another workspace's of the same name
+                return False
+            self._client.cancel(job)
+            time.sleep(_AGAIN_S)
+        if not _is_brought(run).exists():
+            following = Following(self._login, _place(run), run)
+            has_come = following.sync(lambda: following.away_since is not None)
+            following.close()
+            if not has_come and not following.is_missing:
+                return False
+            _is_brought(run).touch()
+        if not self._remove(_place(run)):
+            return False
+        (run.path / "slurm" / "removed").touch()
+        return True
+
+    def _living(self, run: RunDirectory) -> str | None:
+        """The run's job, if it is not over; empty for one that bears its name and may be another's; None where there is none."""
+        own = kept_job(run)
+        said = self._client.queue("--me", "--states=all", f"--name={run.id}", "--format=%i %T")
+        living = [line.split()[0] for line in said.splitlines() if line.split()[1] in LIVING]
+        if own is None:
+            return "" if living else None
+        return own if own in living else None
+
     def notes(self, handle: Handle) -> tuple[str, ...]:
-        """Whether Slurm has let the job go, and what could not be brought home or removed."""
+        """Whether Slurm has let the job go, what could not be brought home or removed, and what does that later."""
         left = self._left
         if not left and not _is_brought(handle.run).exists():
             left = f"what it wrote is in {_place(handle.run).path} on {self._login.address}"
-        return (*super().notes(handle), *((left,) if left else ()))
+        notes = (*super().notes(handle), *((left,) if left else ()))
+        later = f"what could not be done is done later: by the next run on {handle.plan.target}, or by {CLEANS} {handle.plan.target}"
+        return (*notes, later) if notes else ()
 
     def _script(self, run: RunDirectory) -> Path:
         return _place(run).path / "slurm" / "job.sh"
@@ -202,20 +263,25 @@ class ElsewhereEngine(SlurmEngine):
             return False
         return True
 
-    def _container(self, plan: Plan, prepared: Prepared, trees: Sequence[KeptTree]) -> dict[str, Any]:
-        from tfjob.engines.slurm.container import container_of  # noqa: PLC0415  # only for jobs in containers
+    def place(self, store: Path) -> LoginNode:
+        """What packages are made for, in the store of this machine."""
+        from tfjob.engines.slurm.place import LoginNode  # noqa: PLC0415  # only for jobs with packages
 
-        return container_of(
+        return LoginNode(self._login, self._kept.store, store, self._environ)
+
+    def _container(
+        self, plan: Plan, run: RunDirectory, prepared: Prepared, trees: Sequence[KeptTree]
+    ) -> dict[str, Any]:
+        from tfjob.engines.slurm.container import container_elsewhere  # noqa: PLC0415  # only for jobs in containers
+
+        mounted = sorted({str(self._kept.path(tree.kept)) for tree in trees if tree.is_mounted})
+        return container_elsewhere(
             plan,
-            replace(prepared, image=None),
-            archive=None,
+            run,
+            _place(run),
+            replace(prepared, mounts=(*prepared.mounts, *(Mount(path, path) for path in mounted))),
             images=self._kept.store / "images",
             who=self._login.user(),
-            accounts=(),
-            mounts=[
-                Mount(path, path)
-                for path in sorted({str(self._kept.path(tree.kept)) for tree in trees if tree.is_mounted})
-            ],
             environ=self._environ,
         )
 
@@ -239,6 +305,8 @@ def _fill(stream: IO[bytes], run: RunDirectory) -> None:
     with tarfile.open(fileobj=stream, mode="w|") as tar:
         for name in ("gang.json", "job.sh"):
             tar.add(run.path / "slurm" / name, f"slurm/{name}", filter=_anybodys)
+        if (run.path / "accounts").exists():
+            tar.add(run.path / "accounts", "accounts", filter=_anybodys)
         tar.add(run.outputs, "outputs", filter=_anybodys)
         tar.add(run.user_logs, "logs/user", filter=_anybodys)
 
