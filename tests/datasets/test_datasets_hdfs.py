@@ -100,6 +100,7 @@ def test_a_file_that_is_denied_is_told_when_it_is_fetched(job: Tfjob, lab: Hdfs)
 
 def test_a_server_that_is_not_there_or_hangs_is_told(monkeypatch: pytest.MonkeyPatch) -> None:
     pytest.importorskip("hdfs_native", reason="hdfs-native is missing: pip install hdfs-native")
+    monkeypatch.setitem(our_hdfs._SETTINGS, "dfs.client.failover.max.attempts", "1")
     with socket.socket() as other:
         other.bind(("127.0.0.1", 0))
         place = f"127.0.0.1:{other.getsockname()[1]}"

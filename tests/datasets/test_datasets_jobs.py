@@ -199,8 +199,10 @@ def test_what_a_run_uses_is_not_evicted(job: Tfjob, web: WebServer) -> None:
     run = job.submit("job.yml")
     eventually(lambda: job.record(run)["state"] == "Running", "it runs")
     shown = json.loads(job("dataset", "cache", "-o", "json").stdout)
-    assert sorted(tree["used_by"] for tree in shown["trees"]) == [[], [run]]
-    assert "Freed 6 B: 1 file" in job("dataset", "cache", "--prune").stdout
+    assert sorted((tree["names"], tree["used_by"]) for tree in shown["trees"]) == [(["a.txt"], [run]), (["b.txt"], [])]
+    table = job("dataset", "cache", "--prune").stdout
+    assert [line.split()[0] for line in table.splitlines()[:3]] == ["FILES", "b.txt", "a.txt"]
+    assert "Freed 6 B: 1 file" in table
     assert [path.read_bytes() for path in objects(job)] == [b"used"]
     (job.run_directory(run) / "work" / "main" / "go").touch()
     assert "used" in job("logs", "-f", run).stdout
