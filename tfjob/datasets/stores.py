@@ -6,6 +6,7 @@ that the packages find by themselves: variables of the shell, and their own file
 
 from __future__ import annotations
 
+import logging
 import posixpath
 from typing import TYPE_CHECKING, Any, Final
 
@@ -42,6 +43,9 @@ _KINDS: Final = {
 }
 _SERVERS: Final = ("sftp", "hdfs")
 """Their addresses name a host."""
+_TALKATIVE: Final = ("adlfs", "azure", "fsspec", "gcsfs", "paramiko", "s3fs")
+"""Libraries that log what they then raise, with a traceback. Where nobody has set up logging, that went to stderr."""
+_NOWHERE: Final = logging.NullHandler()
 _GONE: Final = (FileNotFoundError, NotADirectoryError)
 
 
@@ -163,6 +167,8 @@ def _tag(facts: dict[str, Any]) -> str:
 
 
 def _file_system(address: str) -> tuple[Any, str]:
+    for name in _TALKATIVE:
+        logging.getLogger(name).addHandler(_NOWHERE)
     scheme = scheme_of(address) or ""
     extra, packages = PACKAGES[scheme]
     try:
