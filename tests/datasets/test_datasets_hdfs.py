@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import hashlib
 import os
+import signal
 import socket
 from collections.abc import Iterator
 from pathlib import Path
@@ -110,6 +111,18 @@ def test_a_server_that_is_not_there_or_hangs_is_told(monkeypatch: pytest.MonkeyP
         monkeypatch.setattr(our_hdfs, "TIMEOUT_S", 0.2)
         with pytest.raises(PreparationError, match=f"hdfs://{place}/a can't be read: the NameNode has said nothing"):
             list_store(f"hdfs://{place}/a")
+
+
+def test_who_waits_for_a_server_can_interrupt(job: Tfjob) -> None:
+    pytest.importorskip("hdfs_native", reason="hdfs-native is missing: pip install hdfs-native")
+    with socket.create_server(("127.0.0.1", 0)) as silent:
+        silent.settimeout(60)
+        write(job, f"hdfs://127.0.0.1:{silent.getsockname()[1]}/a")
+        waiting = job.start("plan", "job.yml")
+        with silent.accept()[0]:
+            waiting.send_signal(signal.SIGINT)
+            assert "interrupted" in waiting.communicate(timeout=60)[1]
+    assert waiting.returncode == 130
 
 
 def test_a_file_of_hdfs_is_gone_on_with(lab: Hdfs) -> None:

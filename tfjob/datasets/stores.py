@@ -13,7 +13,7 @@ from typing import TYPE_CHECKING, Any, Final
 from tfjob.datasets.files import Remote
 from tfjob.datasets.web import Transient
 from tfjob.datasets.web_fetch import Sink
-from tfjob.errors import PreparationError
+from tfjob.errors import PreparationError, TfjobError
 from tfjob.spec.addresses import scheme_of, shown_address
 
 if TYPE_CHECKING:
@@ -58,6 +58,8 @@ def list_store(address: str) -> list[Remote]:
     files, path = _file_system(address)
     try:
         found = list(_found(files, path))
+    except TfjobError:  # Ctrl-C, too
+        raise
     except Exception as error:
         raise _in_words(error, shown) from error
     if not found:
@@ -121,8 +123,10 @@ def _blocks(files: Any, path: str, start: int, wanted: Wanted) -> Iterator[bytes
                 file.prefetch(wanted.size)
             while data := file.read(_BLOCK_BYTES):
                 yield data
+    except TfjobError:
+        raise
     except Exception as error:
-        if isinstance(error, (PermissionError, PreparationError, *_GONE, ImportError)):
+        if isinstance(error, (PermissionError, *_GONE, ImportError)):
             raise _in_words(error, shown_address(wanted.source)) from error
         raise Transient(_reason(error)) from error
 
@@ -190,7 +194,7 @@ def _file_system(address: str) -> tuple[Any, str]:
             f"{scheme}:// needs {packages}, which tfjob's Python does not have ({error})",
             f"Install it beside tfjob: pip install 'tfjob[{extra}]'",
         ) from error
-    except PreparationError:
+    except TfjobError:
         raise
     except Exception as error:
         raise _in_words(error, shown_address(address)) from error
@@ -204,8 +208,6 @@ def _options(scheme: str) -> dict[str, Any]:
 
 def _in_words(error: Exception, shown: str) -> PreparationError:
     """The error that a store's library raised, as one of ours."""
-    if isinstance(error, PreparationError):
-        return error
     if isinstance(error, _GONE):
         return PreparationError(f"there is no file {shown}", "Check the address.")
     if isinstance(error, PermissionError):
