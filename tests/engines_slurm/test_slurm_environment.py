@@ -57,16 +57,16 @@ def contents(top: Path) -> dict[str, object]:
 
 def test_a_prefix_is_sent_once_and_as_it_is(kept: KeptThere, run: RunDirectory, prepared: Prepared) -> None:
     wanted = Kept("prefixes", KEY)
-    assert kept_of(slurm_plan(), prepared) == (wanted,)
+    assert kept_of(prepared) == (wanted,)
     assert [one.source for one in there_of(prepared, kept).mounts] == [str(kept.path(wanted)), "/data"]
-    assert kept_of(slurm_plan(), Prepared(None, {})) == ()
-    missing = kept.hold(run, [wanted])
+    assert kept_of(Prepared(None, {})) == ()
+    missing = kept.hold(run, kept_of(prepared))
     send_environment(slurm_plan(), prepared, missing, kept=kept, run=run, environ={}, told=tell_nobody)
     assert prepared.prefix is not None
     there = kept.path(wanted)
     assert contents(there) == contents(prepared.prefix)
     assert os.path.samefile(there / "again", there / "bin" / "tool é")
-    assert kept.hold(run, [wanted]) == frozenset()
+    assert kept.hold(run, kept_of(prepared)) == frozenset()
 
 
 @pytest.mark.parametrize("kind", ["prefixes", "images"])

@@ -7,21 +7,17 @@ import os
 import tarfile
 import threading
 from concurrent.futures import ThreadPoolExecutor
-from dataclasses import replace
 from pathlib import Path
 from typing import IO
 
 import pytest
-from engines_slurm.slurm_plans import slurm_plan
 from engines_slurm.test_slurm_kept_there import CODE, MB, Shell, a_run, files, nothing, send, writes
 from support import eventually
 
-from tfjob.engines.base import Prepared, tell_nobody
+from tfjob.engines.base import tell_nobody
 from tfjob.engines.slurm.archive import image_directory
-from tfjob.engines.slurm.environment import kept_of
 from tfjob.engines.slurm.kept_there import Kept, KeptThere, Placed, Removed
 from tfjob.errors import PreparationError
-from tfjob.planning.plan import EnvironmentPlan
 from tfjob.rundir import RunDirectory
 
 IMAGE = Kept("images", "sha-1")
@@ -97,17 +93,17 @@ def test_a_hold_that_was_lost_is_taken_again(there: KeptThere, run: RunDirectory
 
 
 def test_an_image_that_nodes_fetch_is_held_and_not_sent(there: KeptThere, run: RunDirectory, tmp_path: Path) -> None:
-    plan = replace(slurm_plan(), runtime="docker", environment=EnvironmentPlan("some/image:1", image="some/image:1"))
-    (named,) = kept_of(plan, Prepared(None, {}))
     here = RunDirectory(tmp_path / "here")
     (here.path / "slurm").mkdir(parents=True)
     container = {"archive": None, "reference": "some/image:1", "directory": str(there.store / "images")}
     (here.path / "slurm" / "gang.json").write_text(json.dumps({"container": container}))
-    assert there.path(named) == image_directory(here)
+    directory = image_directory(here)
+    assert directory is not None
+    named = Kept("images", directory.name)
     assert there.hold(run, [named]) == frozenset()
     there.place(run, nothing, [])
-    there.path(named).mkdir(parents=True)  # by a node
-    (there.path(named) / "image.sif").write_bytes(b"x" * 1000)
+    directory.mkdir(parents=True)  # by a node
+    (directory / "image.sif").write_bytes(b"x" * 1000)
     grow_old(use_of(there, run))
     assert there.free() == ()
     there.release(run)

@@ -16,7 +16,7 @@ from tfjob.engines.base import Waiting
 from tfjob.errors import PreparationError
 from tfjob.rundir import RunDirectory
 
-__all__ = ["ARCHIVE", "image_directory", "keep_image", "named_image", "saved_image"]
+__all__ = ["ARCHIVE", "image_directory", "keep_image", "saved_image"]
 
 ARCHIVE: Final = "image.tar"
 """What an image's archive is called, in the directory of its own."""
@@ -66,14 +66,9 @@ def image_directory(run: RunDirectory) -> Path | None:
             return None
         if container["archive"]:
             return Path(container["directory"])
-        return Path(container["directory"]) / named_image(container["reference"])
+        return Path(container["directory"]) / ("named-" + sha256(container["reference"].encode()).hexdigest()[:32])
     except (OSError, ValueError, KeyError, TypeError):
         return None
-
-
-def named_image(reference: str) -> str:
-    """The directory for what nodes make of an image that they fetch by its name. See program/image.py."""
-    return "named-" + sha256(reference.encode()).hexdigest()[:32]
 
 
 def saved_image(image: str, api: DockerApi) -> tuple[int, Iterator[bytes]]:

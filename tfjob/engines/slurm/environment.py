@@ -39,16 +39,10 @@ for name, changed_ns in made["modified_ns"].items():
 """It says what is wrong, and nothing where all is well."""
 
 
-def kept_of(plan: Plan, prepared: Prepared) -> tuple[Kept, ...]:
-    """What of an environment is kept on the cluster: also an image that the nodes fetch themselves, which is not sent."""
+def kept_of(prepared: Prepared) -> tuple[Kept, ...]:
+    """What of an environment is kept on the cluster."""
     prefix = (_prefix(prepared.prefix),) if prepared.prefix is not None else ()
-    if prepared.image is not None:
-        return (*prefix, _image(prepared.image))
-    if plan.runtime == "docker" and plan.environment is not None and plan.environment.image is not None:
-        from tfjob.engines.slurm.archive import named_image  # noqa: PLC0415  # only for containers
-
-        return (*prefix, Kept("images", named_image(plan.environment.image)))
-    return prefix
+    return (*prefix, *((_image(prepared.image),) if prepared.image is not None else ()))
 
 
 def there_of(prepared: Prepared, kept: KeptThere) -> Prepared:

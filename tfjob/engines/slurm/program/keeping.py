@@ -49,7 +49,7 @@ def hold(store: str, run: str) -> None:
     wanted = taking.Told().all()
     note(store, run, wanted)
     for kind, key in wanted:
-        kept.touch(os.path.join(store, kind, key if kept.is_nodes_own(kind, key) else key + ".json"))
+        kept.note_use(os.path.join(store, kind, key))
     taking.say(missing=missing(store, wanted))
 
 
@@ -130,7 +130,7 @@ def release(store: str, run: str) -> None:
         place = os.path.join(store, kind, key)
         if not os.path.isdir(place):
             continue
-        kept.touch(place if kept.is_nodes_own(kind, key) else place + ".json")
+        kept.note_use(place)
         try:
             is_harmed = os.path.exists(place + ".files") and not kept.is_sound(place)
         except FileNotFoundError:  # another removes it

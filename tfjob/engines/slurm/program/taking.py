@@ -82,7 +82,7 @@ def take(store: str, run: str, kind: str, key: str, *how: str) -> None:
     lock = locked(os.path.join(above, "." + key + ".lock"), kept.use_of(store, run))
     try:
         if os.path.isdir(place):
-            kept.touch(place + ".json")
+            kept.note_use(place)
             say(there=True)
             return
         for name in kept.names(above) if lock >= 0 else ():
@@ -195,7 +195,10 @@ def unpack(into: str, told: Told) -> None:
 
 
 def locked(path: str, use: str) -> int:
-    """A descriptor that holds a lock, when no other does any more; -1 where there are no locks. `use` is touched meanwhile."""
+    """A descriptor that holds a lock, when no other does any more; -1 where there are no locks.
+
+    Who waits goes on using what it waits for.
+    """
     while True:
         descriptor = os.open(path, os.O_RDWR | os.O_CREAT | os.O_CLOEXEC, 0o600)
         try:
