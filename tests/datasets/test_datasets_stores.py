@@ -173,9 +173,12 @@ def test_files_of_a_server_come_by_sftp(box: Tfjob, tmp_path: Path) -> None:
     (tmp_path / "there" / "a").write_text("a")
     big = os.urandom(9 << 20)
     (tmp_path / "there" / "deep" / "b").write_bytes(big)
-    write(box, f"sftp://box{tmp_path}/there", "(cd ${{ dataset.d }}; cat a; sha256sum deep/b)")
-    assert f"a{hashlib.sha256(big).hexdigest()}" in box("submit", "job.yml").stdout
+    (tmp_path / "there" / "deep" / "c #1?%20").write_text("named")
+    write(box, f"sftp://box{tmp_path}/there", "(cd ${{ dataset.d }}; cat deep/c*%20 a; sha256sum deep/b)")
+    assert f"nameda{hashlib.sha256(big).hexdigest()}" in box("submit", "job.yml").stdout
     (tmp_path / "there" / "a").write_text("changed")
+    there = f"sftp://box{tmp_path}/there"
+    write(box, f"['{there}/?', '{there}/deep/b']", "(cd ${{ dataset.d }}; cat a; sha256sum b)")
     assert f"changed{hashlib.sha256(big).hexdigest()}" in box("submit", "job.yml").stdout
 
 
