@@ -175,7 +175,8 @@ def test_objects_of_azure(cloud: Tfjob, azure: dict[str, str], monkeypatch: pyte
         "abfs://data/set/deep/big",
         "abfs://data/set/deep/c #1?%20",
     }
-    address = signed_address("abfs://data/other", 600) or ""
-    assert "sig=" in address
-    with urlopen(address) as answer:  # noqa: S310  # of loopback
-        assert answer.read() == b"x"
+    for name, content in (("other", b"x"), ("set/deep/c #1?%20", b"named")):
+        address = signed_address(f"abfs://data/{name}", 600) or ""
+        assert "sig=" in address
+        with urlopen(address) as answer:  # noqa: S310  # of loopback
+            assert answer.read() == content
