@@ -24,7 +24,6 @@ if TYPE_CHECKING:
 
 __all__ = ["Sink", "WebFetcher"]
 
-_PIECE: Final = 1 << 20
 _RESUMABLE: Final = 1 << 20
 """Bytes of a file from which on a part of it is worth to be kept."""
 _SLOWEST: Final = 1024
@@ -82,11 +81,13 @@ class WebFetcher:
     def _receive(self, answer: Answer, sink: Sink, total: int | None, wanted: Wanted) -> None:
         window, received = time.monotonic(), 0
         patience_s = sink.transfer.settings.timeout_s
-        while data := answer.read(_PIECE):
-            sink.write(data)
+        room = sink.room()
+        while count := answer.read_into(room):
+            sink.write(room[:count])
             if sink.transfer.stop.is_set():
                 raise Transient("stopped")
-            received += len(data)
+            received += count
+            room = sink.room()
             now = time.monotonic()
             if now - window > patience_s:
                 if received < _SLOWEST:
@@ -139,10 +140,14 @@ class Sink:
             self._has_facts = True
             replace_json(Path(self._facts), {"source": self._wanted.source, "tag": tag}, force=False)
 
-    def write(self, data: bytes) -> None:
+    def room(self) -> memoryview:
+        """Memory to receive the next piece into."""
+        return self._digest.room()
+
+    def write(self, data: bytes | memoryview) -> None:
         """Add what came. Raises PreparationError when the disk is full; what is there of the file is then removed."""
         self._is_touched = True
-        rest = memoryview(data)
+        rest, count = memoryview(data), len(data)
         try:
             while rest:
                 rest = rest[os.write(self._file, rest) :]
@@ -150,8 +155,8 @@ class Sink:
             self.discard()
             raise unwritable(self.transfer.cache, error) from error
         self._digest.update(data)
-        self.size += len(data)
-        self.transfer.count(len(data))
+        self.size += count
+        self.transfer.count(count)
 
     def finish(self, tag: str) -> Known:
         """Make an object of what came, if it has the content it must have. Raises PreparationError if it has not."""

@@ -165,7 +165,7 @@ class RunData:
             size
             for dataset in missing
             for (source, _, size), mark in zip(dataset.files, dataset.marks, strict=True)
-            if is_address(source)
+            if source[0] != "/"
             and not (mark.startswith((SHA256, _SEEN)) and os.path.exists(self.cache.object(mark.rpartition(":")[2])))
         ]
         needed = sum(max(size, 0) for size in sizes)
