@@ -217,6 +217,16 @@ def test_what_was_not_used_for_longest_goes_and_never_what_a_run_holds(
     assert [path.read_bytes() for path in objects] == [b"x" * 1000]
 
 
+def test_what_nodes_made_themselves_counts_too(there: KeptThere, run: RunDirectory) -> None:
+    image = Kept("images", "named-1")
+    there.path(image).mkdir(parents=True)
+    (there.path(image) / "image.sif").write_bytes(b"x" * 1000)
+    assert there.hold(run, [image]) == frozenset()
+    assert there.free() == ()
+    there.release(run)
+    assert [(one.kept, one.size_bytes) for one in there.free()] == [(image, 1000)]
+
+
 def test_a_hold_ends_with_the_runs_directory(there: KeptThere, run: RunDirectory, tmp_path: Path) -> None:
     send(there, run, CODE, files(tmp_path, a=b"a"))
     there.place(run, nothing, [])

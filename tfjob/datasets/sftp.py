@@ -90,7 +90,8 @@ def _connected(host: str, asked: Mapping[str, Any]) -> Any:
         ) from error
     except (paramiko.SSHException, OSError) as error:
         hint = f"If its key is not known yet, log in once and look at it: ssh {host}"
-        raise PreparationError(f"the host {host} can't be reached by ssh: {error}", hint) from error
+        why = (error.strerror if isinstance(error, OSError) else None) or error
+        raise PreparationError(f"the host {host} can't be reached by ssh: {why}", hint) from error
     return client
 
 

@@ -10,6 +10,7 @@ redoes what was not finished, and adopts tasks that still run.
 
 from __future__ import annotations
 
+import gc
 import json
 import os
 import signal
@@ -60,6 +61,7 @@ _FOR_THE_SUPERVISOR = (
 
 def main() -> None:
     """Wait for a run, then take it to its end. Whatever keeps this from being done is in the run's record."""
+    gc.set_threshold(100_000)  # a dataset may have tens of thousands of rows: looked through for garbage, there is none
     run, logins = _receive()
     if run is None:
         if logins is not None:

@@ -22,11 +22,12 @@ from tfjob.datasets.cache import Cache
 from tfjob.durable import replace_json, replace_text
 from tfjob.engines.base import Mount, Prepared, Waiting, tell_nobody
 from tfjob.engines.inherited import travelling_environment
+from tfjob.engines.slurm.archive import image_directory
 from tfjob.engines.slurm.engine import LIVING, Handle, JobView, SlurmEngine, kept_job
 from tfjob.engines.slurm.environment import kept_of, require_python, send_environment, there_of
 from tfjob.engines.slurm.following import Following
 from tfjob.engines.slurm.gang import gang_of, program_directory, python_of
-from tfjob.engines.slurm.kept_there import KeptThere
+from tfjob.engines.slurm.kept_there import Kept, KeptThere
 from tfjob.engines.slurm.kept_trees import KeptTree, trees_of
 from tfjob.engines.slurm.login import Login, LoginClient, LoginLost
 from tfjob.engines.slurm.programs import place_programs
@@ -93,7 +94,7 @@ class ElsewhereEngine(SlurmEngine):
         replace_text(directory / "job.sh", render_script(plan, there, python), force=False)
         told(f"sending the run to {self._login.address}")
         try:
-            missing = self._kept.hold(there, {*(tree.kept for tree in trees), *kept_of(prepared)})
+            missing = self._kept.hold(there, {*(tree.kept for tree in trees), *kept_of(prepared), *_image(run)})
             send_environment(plan, prepared, missing, kept=self._kept, run=there, environ=self._environ, told=told)
             require_python(prepared, self._login)
             for tree in trees:
@@ -294,6 +295,12 @@ def _apart(run: RunDirectory) -> str:
 def _place(run: RunDirectory) -> RunDirectory:
     """The run's directory there, as it was chosen when it was sent."""
     return RunDirectory(Path((run.path / "slurm" / "place").read_text(encoding="utf-8")))
+
+
+def _image(run: RunDirectory) -> tuple[Kept, ...]:
+    """What the nodes make of the image that they fetch."""
+    directory = image_directory(run)
+    return (Kept("images", directory.name),) if directory is not None else ()
 
 
 def _is_brought(run: RunDirectory) -> Path:

@@ -26,12 +26,13 @@ from tfjob.rundir import RunDirectory
 if TYPE_CHECKING:
     from _typeshed import WriteableBuffer
 
-__all__ = ["Kept", "KeptFile", "KeptThere", "Placed", "Removed"]
+__all__ = ["KEEPING", "Kept", "KeptFile", "KeptThere", "Placed", "Removed"]
 
 _CHUNK_BYTES: Final = 1 << 18
 _SAY_S: Final = 1.0
 _GIB: Final = 1 << 30
-_NAMES: Final = ("kept", "taking", "keeping")
+KEEPING: Final = ("kept.py", "taking.py", "keeping.py")
+"""The files of `program/` that go to the login node alone, each before those that import it."""
 # The program comes over stdin: nothing of it has to be there, and no argument is too long.
 _BOOT: Final = """
 import json, os, sys, types, zlib
@@ -335,5 +336,5 @@ def _write_file(file: KeptFile, stream: IO[bytes], what: str) -> None:
 
 def _program() -> bytes:
     directory = Path(__file__).parent / "program"
-    sources = [(name, (directory / f"{name}.py").read_text(encoding="utf-8")) for name in _NAMES]
+    sources = [(name.removesuffix(".py"), (directory / name).read_text(encoding="utf-8")) for name in KEEPING]
     return zlib.compress(json.dumps(sources).encode(), 9)

@@ -49,7 +49,7 @@ def hold(store: str, run: str) -> None:
     missing = []
     for kind, key in wanted:
         if os.path.isdir(os.path.join(store, kind, key)):
-            kept.touch(os.path.join(store, kind, key + ".json"))
+            kept.note_use(os.path.join(store, kind, key))
         else:
             missing.append([kind, key])
     taking.say(missing=missing)
@@ -106,7 +106,7 @@ def release(store: str, run: str) -> None:
     for kind, key in wanted:
         place = os.path.join(store, kind, key)
         if os.path.isdir(place):
-            kept.touch(place + ".json")
+            kept.note_use(place)
             if os.path.exists(place + ".files") and not kept.is_sound(place) and (kind, key) not in held:
                 kept.drop(store, kind, key)
                 harmed.append([kind, key])

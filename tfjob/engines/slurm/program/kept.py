@@ -181,12 +181,17 @@ def names(directory: str) -> list[str]:
         return []
 
 
-def touch(path: str) -> None:
+def note_use(place: str) -> None:
     """Note that something is used."""
+    touch(place + ".json" if os.path.exists(place + ".json") else place)
+
+
+def touch(path: str) -> None:
+    """Give a file the time of now, if it is there."""
     try:
         os.utime(path)
     except OSError:
-        pass  # what nodes made themselves has no such file
+        pass
 
 
 def read_json(path: str) -> Any:

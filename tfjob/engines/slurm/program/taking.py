@@ -64,7 +64,7 @@ class Told:
         """At least one byte."""
         if time.monotonic() > self.next_touch and self.touched:
             self.next_touch = time.monotonic() + TOUCH_S
-            os.utime(self.touched)
+            kept.touch(self.touched)
         if not select.select([0], [], [], IDLE_S)[0]:
             raise Cut
         data = os.read(0, most)
@@ -78,10 +78,10 @@ def take(store: str, run: str, kind: str, key: str, form: str) -> None:
     above = os.path.join(store, kind)
     os.makedirs(above, exist_ok=True)
     place, part = os.path.join(above, key), os.path.join(above, f".{key}.part-{os.getpid()}")
-    lock = locked(os.path.join(above, "." + key + ".lock"))
+    lock = locked(os.path.join(above, "." + key + ".lock"), kept.use_of(store, run))
     try:
         if os.path.isdir(place):
-            kept.touch(place + ".json")
+            kept.note_use(place)
             say(there=True)
             return
         for name in kept.names(above) if lock >= 0 else ():
@@ -185,14 +185,18 @@ def unpack(into: str, told: Told) -> None:
             raise OSError(errno.EIO, (said.read().decode("utf-8", "replace").splitlines() or ["tar failed"])[-1])
 
 
-def locked(path: str) -> int:
-    """A descriptor that holds a lock, when no other does any more; -1 where there are no locks."""
+def locked(path: str, use: str) -> int:
+    """A descriptor that holds a lock, when no other does any more; -1 where there are no locks.
+
+    Who waits goes on using what it waits for.
+    """
     while True:
         descriptor = os.open(path, os.O_RDWR | os.O_CREAT | os.O_CLOEXEC, 0o600)
         try:
             fcntl.flock(descriptor, fcntl.LOCK_EX | fcntl.LOCK_NB)
         except BlockingIOError:
             os.close(descriptor)
+            kept.touch(use)
             say(waits=True)  # or end by it: who waits may be gone
             time.sleep(LOOK_S)
             continue
