@@ -120,7 +120,8 @@ class TestCommands:
         assert environ["TOKEN"] == "hunter2"  # noqa: S105  # no secret
 
     def test_apptainer_gets_variables_by_its_own_prefix_and_sees_gpus_as_slurm_numbers_them(self) -> None:
-        made = start(spec("-e", "A=b c"), image="/shared/image.sif", environ={**ENVIRON, "CUDA_VISIBLE_DEVICES": "2,3"})
+        own = {"CUDA_VISIBLE_DEVICES": "2,3", "APPTAINER_BIND": "/scratch", "APPTAINER_DISABLE_CACHE": "1"}
+        made = start(spec("-e", "A=b c"), image="/shared/image.sif", environ={**ENVIRON, **own})
         argv, environ = module("runtimes").command("apptainer", made)
         assert argv == [
             *("/usr/bin/x", "exec", "--cleanenv", "--no-home", "--writable-tmpfs", "--nv"),
@@ -128,7 +129,11 @@ class TestCommands:
             "--mount=type=bind,source=/shared/store/prefixes/k,target=/opt/env,readonly",
             *("/shared/image.sif", "/opt/env/bin/python", *INNER),
         ]
-        given = {name[len("APPTAINERENV_") :]: value for name, value in environ.items() if name.startswith("APPTAINER")}
+        assert environ["APPTAINER_BIND"] == "/scratch"
+        assert "APPTAINER_DISABLE_CACHE" not in environ  # by which an image that is unpacked for a run is removed
+        given = {
+            name[len("APPTAINERENV_") :]: value for name, value in environ.items() if name.startswith("APPTAINERENV_")
+        }
         assert given == {
             "A": "b c",
             "CUDA_VISIBLE_DEVICES": "2,3",
@@ -304,6 +309,24 @@ class TestUnpacking:
             put(outer, "manifest.json", b'[{"Layers": ["gone"]}]')
         with pytest.raises(module("image").Trouble, match="is damaged"):
             module("image").unpack(str(tmp_path / "other.tar"), str(tmp_path))
+
+
+def test_apptainer_makes_its_file_once_and_keeps_no_other_copy(tmp_path: Path) -> None:
+    commands(tmp_path, apptainer=f'echo "$@" >>{tmp_path}/said; echo image >"$3"')
+    image = archive(tmp_path / "image.tar", {"etc": None})
+    made = {"archive": str(image), "reference": None, "directory": str(tmp_path)}
+    images = module("image").Images(
+        "apptainer",
+        str(tmp_path / "apptainer"),
+        spec=made,
+        environ=dict(os.environ),
+        tell=lambda _: None,
+        check=lambda: None,
+    )
+    assert {images.make_ready() for _ in range(2)} == {str(tmp_path / "image.sif")}
+    [said] = (tmp_path / "said").read_text().splitlines()
+    assert said.split()[:2] == ["build", "--disable-cache"]
+    assert said.split()[3:] == [f"docker-archive:{image}"]
 
 
 @pytest.mark.parametrize(

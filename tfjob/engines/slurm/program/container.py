@@ -77,8 +77,9 @@ class Container:
                     raise
             argv, environ = runtimes.command(runtime, self.start_of(runtime, program, what))
             self.doing = ""
+            where = "/" if runtime == "apptainer" else None  # it would mount the directory that it is started in
             with open(self.errors, "wb") as errors:
-                container = subprocess.Popen(argv, env=environ, stderr=errors)
+                container = subprocess.Popen(argv, env=environ, stderr=errors, cwd=where)
         except Exception as error:  # whatever it is: a program that dies would look like a lost node
             if not isinstance(error, (Trouble, ValueError, OSError)):
                 traceback.print_exc()

@@ -127,7 +127,8 @@ class Images:
         try:
             if self.runtime == "apptainer":
                 source = "docker-archive:" + archive if archive else "docker://" + reference
-                self.run([self.program, "build", part, source], failed)
+                # Its cache, in the home directory, would hold the image once more.
+                self.run([self.program, "build", "--disable-cache", part, source], failed)
             elif archive:
                 with tempfile.TemporaryDirectory(prefix=f"{UNPACKED}{os.getpid()}-") as directory:
                     unpack(archive, directory, self.check)

@@ -92,7 +92,8 @@ def apptainer(start: Start) -> tuple[list[str], dict[str, str]]:
     """`apptainer exec`. It is a child of this program, as the job's user; it would bring home directory and variables along."""
     options = ["--cleanenv", "--no-home", "--writable-tmpfs", *(["--nv"] if start.gpus else [])]
     options += ["--mount=" + csv(bind) for bind in (*mounts(start), *binds(start.spec["given_mounts"]))]
-    environ = dict(start.environ)
+    # What the user has set for commands that fetch images would remove the image here, once it is unpacked.
+    environ = {name: value for name, value in start.environ.items() if not name.endswith("_DISABLE_CACHE")}
     inside = everything(start)
     if start.gpus:  # it has a way of its own to GPUs, by which all that Slurm shows are seen under their numbers
         inside["CUDA_VISIBLE_DEVICES"] = start.environ.get("CUDA_VISIBLE_DEVICES", "")
