@@ -25,7 +25,7 @@ from tfjob.dockerapi.api import DockerApi
 from tfjob.engines.base import Prepared, tell_nobody
 from tfjob.engines.slurm.archive import keep_image
 from tfjob.engines.slurm.engine import SlurmEngine
-from tfjob.engines.slurm.report import read_report
+from tfjob.engines.slurm.report import Report, read_report
 from tfjob.rundir import RunDirectory
 from tfjob.targets.definition import SlurmDefinition
 
@@ -173,10 +173,12 @@ class TestContainers:
             else:
                 print("met", ask(hosts[0]))
             print(os.environ["CUDA_VISIBLE_DEVICES"], os.environ["SLURM_JOB_ID"], os.environ["ODD"])
+            print(os.environ["SECRET"])
             open(f"outputs/{me}", "w").close()
             """,
         )
-        odd = "a 'b' \"c\" $d, e"
+        odd = "a 'b' \"c\" $d, e $(id) `id` \\"
+        site.tfjob.environ["SECRET"] = odd
         run = site.submit(
             "test ! -e /run/lab; python3 -S meet.py",  # what only nodes have
             nodes=2,
@@ -184,11 +186,12 @@ class TestContainers:
             code="code",
             distribution={"type": "tensorflow"},
             environment_variables={"ODD": odd},
+            secrets=["SECRET"],
         )
         record = ended(site.tfjob, run)
         assert record["state"] == "Completed", record["failure"]
         job = job_of(site.tfjob, run)
-        line = f"0,1 {job} {odd}\n"
+        line = f"0,1 {job} {odd}\n{odd}\n"
         met = f"met {record['tasks'][0]['node']}\n"
         assert [log(site.tfjob, run, f"worker-{number}") for number in range(2)] == [line, met + line]
         owners = {(site.tfjob.run_directory(run) / "outputs" / str(number)).stat().st_uid for number in range(2)}
@@ -223,7 +226,9 @@ class TestContainers:
         site.no_process_is_left(killed)
 
 
-@pytest.mark.parametrize(("runtime", "packages"), [("podman", "mounted"), ("docker", "baked")])
+@pytest.mark.parametrize(
+    ("runtime", "packages"), [("podman", "mounted"), ("docker", "baked"), ("apptainer", "mounted")]
+)
 def test_ranks_across_nodes_without_ssh(
     site_of: Callable[[str], Site],
     docker_engine: Daemon,  # noqa: F811
@@ -396,13 +401,12 @@ class User:
         )
         return job.strip()
 
-    def ended(self) -> str:
-        """How their run ended."""
-        eventually(lambda: (report := read_report(self.run)) and report.is_over, "the end of the job", 120)
+    def ended(self) -> Report:
+        """How their run ended, by what the job says."""
+        eventually(lambda: (report := read_report(self.run)) and report.end, "the end of the job", 120)
         report = read_report(self.run)
         assert report is not None
-        assert report.end is not None
-        return str(report.end.outcome)
+        return report
 
 
 @pytest.fixture
@@ -427,14 +431,23 @@ def test_rootless_podman_writes_files_of_the_user(user: User) -> None:
         node.exec(["install", "-d", "-o", USER, "-g", USER, "/run/lab/node/podman-user"])
     setup = f"export CONTAINERS_STORAGE_CONF={storage} CONTAINERS_CONF={settings}"
     user.submit("podman", setup, command=f"id -u; touch {user.run.outputs}/file; umask")
-    assert user.ended() == "completed"
+    assert (end := user.ended().end) is not None
+    assert end.outcome == "completed", end
     assert user.run.log("main").read_text() == "0\n0027\n"
     assert (user.run.outputs / "file").stat().st_uid == USER_ID
 
 
-def test_apptainer_without_privileges_writes_files_of_the_user(user: User) -> None:
+def test_apptainer_without_privileges_leaves_tasks_their_grace(user: User) -> None:
+    def has_begun() -> bool:
+        log_of_task = user.run.log("main")
+        return log_of_task.exists() and "up" in log_of_task.read_text()
+
     setup = f"export PATH={apptainer().parent}:$PATH"
-    user.submit("apptainer", setup, command=f"id -u; umask; touch /tmp/x {user.run.outputs}/file")
-    assert user.ended() == "completed"
-    assert user.run.log("main").read_text() == f"{USER_ID}\n0027\n"
+    job = user.submit("apptainer", setup, command=f"id -u; umask; touch /new {user.run.outputs}/file; {SAVES}")
+    eventually(lambda: (report := read_report(user.run)) and (report.end or has_begun()), "the start", 120)
+    user.slurm.run("scancel", job)
+    assert (user.ended().tasks or {})["main"]["exit_code"] == 9
+    printed = user.run.log("main").read_text().split()
+    assert printed[:3] == [str(USER_ID), "0027", "up"]
+    assert printed[-1] == "saved"
     assert (user.run.outputs / "file").stat().st_uid == USER_ID

@@ -130,6 +130,7 @@ class TestCommands:
             *("/shared/image.sif", "/opt/env/bin/python", *INNER),
         ]
         assert environ["APPTAINER_BIND"] == "/scratch"
+        assert (environ["APPTAINER_NO_EVAL"], environ["SINGULARITY_NO_EVAL"]) == ("1", "1")  # no shell runs values
         assert "APPTAINER_DISABLE_CACHE" not in environ  # by which an image that is unpacked for a run is removed
         given = {
             name[len("APPTAINERENV_") :]: value for name, value in environ.items() if name.startswith("APPTAINERENV_")
@@ -311,6 +312,47 @@ class TestUnpacking:
             module("image").unpack(str(tmp_path / "other.tar"), str(tmp_path))
 
 
+@pytest.mark.parametrize(
+    ("said", "too_old"),
+    [
+        ("apptainer version 1.0.3", True),
+        ("apptainer version 1.1.9-1.el9", False),
+        ("singularity version 3.8.7", True),
+        ("singularity-ce version 3.10.0-rc.1", False),
+        ("singularity-ce version 4.1.2", False),
+        ("something else", False),
+    ],
+)
+def test_an_apptainer_that_runs_what_values_hold_is_known(said: str, *, too_old: bool) -> None:
+    assert module("runtimes").is_too_old(said) is too_old
+
+
+@pytest.mark.parametrize(
+    ("config", "all_of_them"),
+    [
+        ("ProctrackType           = proctrack/cgroup\nSignalChildrenProcesses = no\n", False),
+        ("ProctrackType           = proctrack/cgroup\n", False),
+        ("ProctrackType           = proctrack/cgroup\n  SignalChildrenProcesses = yes\n", True),
+        ("ProctrackType           = proctrack/linuxproc\n", True),
+        ("", False),
+    ],
+)
+def test_whether_slurm_signals_all_of_a_step(config: str, *, all_of_them: bool) -> None:
+    assert module("container").signals_all(config) is all_of_them
+
+
+def test_what_an_image_had_is_removed_whatever_its_rights(tmp_path: Path) -> None:
+    root = tmp_path / "tree"
+    (root / "usr" / "bin").mkdir(parents=True)
+    (root / "usr" / "bin" / "program").touch()
+    (root / "usr" / "link").symlink_to(tmp_path)
+    for directory in (root / "usr" / "bin", root / "usr"):
+        directory.chmod(0o555)
+    module("image").remove_tree("")
+    module("image").remove_tree(str(root))
+    assert list(tmp_path.iterdir()) == []
+
+
 def test_apptainer_makes_its_file_once_and_keeps_no_other_copy(tmp_path: Path) -> None:
     commands(tmp_path, apptainer=f'echo "$@" >>{tmp_path}/said; echo image >"$3"')
     image = archive(tmp_path / "image.tar", {"etc": None})
@@ -327,6 +369,7 @@ def test_apptainer_makes_its_file_once_and_keeps_no_other_copy(tmp_path: Path) -
     [said] = (tmp_path / "said").read_text().splitlines()
     assert said.split()[:2] == ["build", "--disable-cache"]
     assert said.split()[3:] == [f"docker-archive:{image}"]
+    assert images.lay_out(str(tmp_path / "image.sif"), str(tmp_path / "root")) == str(tmp_path / "root")
 
 
 @pytest.mark.parametrize(

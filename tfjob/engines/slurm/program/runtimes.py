@@ -13,6 +13,7 @@ Device Interface").
 from __future__ import annotations
 
 import os
+import re
 
 TYPE_CHECKING = False
 if TYPE_CHECKING:
@@ -35,7 +36,8 @@ NVIDIA_FILES = ("/dev/nvidiactl", "/dev/nvidia-uvm", "/dev/nvidia-uvm-tools", "/
 class Start:
     """What a node's container is made of: `spec` is the run's, the rest this node's.
 
-    `image` is an id or a name for Podman and Docker, the name of an unpacked one for enroot, a file for Apptainer. `gpus`
+    `image` is an id or a name for Podman and Docker, the name of an unpacked one for enroot, a file or a directory for
+    Apptainer. `gpus`
     are the numbers of the machine's GPUs, `devices` the files and names by which Podman is given them.
     """
 
@@ -100,7 +102,16 @@ def apptainer(start: Start) -> tuple[list[str], dict[str, str]]:
     for name, value in sorted(inside.items()):
         for prefix in ("APPTAINERENV_", "SINGULARITYENV_"):
             environ[prefix + name] = value
+    for prefix in ("APPTAINER_", "SINGULARITY_"):
+        environ[prefix + "NO_EVAL"] = "1"  # or a shell in the container would run what a value holds: $(...)
     return [start.program, "exec", *options, start.image, *start.inner], environ
+
+
+def is_too_old(version: str) -> bool:
+    """Whether what `apptainer --version` says is of one that has no NO_EVAL: Apptainer 1.1 and SingularityCE 3.10 brought it."""
+    found = re.match(r"(apptainer|singularity)\S* version (\d+)\.(\d+)", version)
+    least = {"apptainer": (1, 1), "singularity": (3, 10)}
+    return found is not None and (int(found.group(2)), int(found.group(3))) < least[found.group(1)]
 
 
 def enroot(start: Start) -> tuple[list[str], dict[str, str]]:
