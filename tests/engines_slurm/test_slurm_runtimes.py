@@ -9,7 +9,7 @@ import os
 import signal
 import sys
 import tarfile
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
 from dataclasses import replace
 from pathlib import Path
 from types import ModuleType
@@ -199,24 +199,49 @@ class TestWhatIsGiven:
         assert gpus_of({"CUDA_VISIBLE_DEVICES": "NoDevFiles"}) == gpus_of({}) == []
 
 
+@pytest.fixture
+def container_in(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Callable[..., Any]:
+    """Make the program of a node whose PATH has `tmp_path` first."""
+
+    def made(word: str, **keys: Any) -> Any:
+        monkeypatch.setenv("SLURM_NODEID", "0")
+        monkeypatch.setenv("PATH", f"{tmp_path}:{os.environ['PATH']}")
+        run = tmp_path / "run"
+        (run / "slurm").mkdir(parents=True)
+        (run / "slurm" / "gang.json").write_text(json.dumps({"run": "r-1", "container": spec(**keys)}))
+        handlers = [(number, signal.getsignal(number)) for number in (signal.SIGTERM, signal.SIGINT, signal.SIGHUP)]
+        found = module("container").Container(str(run), str(run), word)
+        for number, handler in handlers:
+            signal.signal(number, handler)
+        return found
+
+    return made
+
+
 def test_what_was_left_is_of_an_earlier_attempt_or_of_a_job_that_is_over(
-    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+    tmp_path: Path, container_in: Callable[..., Any]
 ) -> None:
     commands(tmp_path, squeue="printf '7\\n9\\n'")
-    monkeypatch.setenv("SLURM_NODEID", "0")
-    monkeypatch.setenv("PATH", f"{tmp_path}:{os.environ['PATH']}")
-    run = tmp_path / "run"
-    (run / "slurm").mkdir(parents=True)
-    (run / "slurm" / "gang.json").write_text(json.dumps({"run": "r-1", "container": spec()}))
-    handlers = [(number, signal.getsignal(number)) for number in (signal.SIGTERM, signal.SIGINT, signal.SIGHUP)]
-    made = module("container").Container(str(run), str(run), "7.1")
-    for number, handler in handlers:
-        signal.signal(number, handler)
+    made = container_in("7.1")
     ours = ["tfjob-r-1-7.0-3"]
     others = ["tfjob-r-1-7.1-1", "tfjob-r-2-9.0-0", "tfjob-r-12-8.0-1", "tfjob-r-1-main", "something"]
     assert made.left(ours + others) == [*ours, "tfjob-r-12-8.0-1"]
     commands(tmp_path, squeue="exit 1")  # who can't be asked says nothing
     assert made.left(ours + others) == ours
+
+
+@pytest.mark.parametrize("asked", ["auto", "apptainer"])
+def test_an_apptainer_that_is_too_old_is_passed_over_or_refused(
+    tmp_path: Path, container_in: Callable[..., Any], asked: str
+) -> None:
+    commands(tmp_path, apptainer="echo apptainer version 1.0.3", podman="exit 0")
+    made = container_in("7.0", runtime=asked)
+    made.environ["PATH"] = str(tmp_path)
+    if asked == "auto":
+        assert made.choose() == ("podman", str(tmp_path / "podman"))
+    else:
+        with pytest.raises(module("image").Trouble, match=r"it has apptainer version 1\.0\.3: Apptainer 1\.1"):
+            made.choose()
 
 
 def archive(path: Path, *layers: dict[str, bytes | None]) -> Path:

@@ -126,9 +126,7 @@ class Container:
         for runtime in runtimes.ORDER if asked == "auto" else (asked,):
             for name in runtimes.PROGRAMS[runtime]:
                 program = shutil.which(name, path=self.environ.get("PATH"))
-                if program and (asked != "auto" or runtime != "docker" or self.answers(program)):
-                    if runtime == "apptainer":
-                        self.refuse_old(program)
+                if program and self.suits(runtime, program, is_asked=asked != "auto"):
                     return runtime, program
         if asked != "auto":
             raise Trouble(f"it has no {runtimes.PROGRAMS[asked][0]}, which the target names as its runtime")
@@ -150,11 +148,15 @@ class Container:
                 "{} has nothing for compute.docker_args {}".format(runtimes.CALLED[runtime], " ".join(others))
             )
 
-    def refuse_old(self, program: str) -> None:
-        """Raise Trouble for an Apptainer whose containers would run what values of variables hold."""
-        version = (image.ask([program, "--version"], self.environ) or "").strip()
-        if runtimes.is_too_old(version):
+    def suits(self, runtime: str, program: str, *, is_asked: bool) -> bool:
+        """Whether a runtime can be taken. Raises Trouble for an Apptainer that is asked for and would run what values hold."""
+        if runtime == "docker":
+            return is_asked or self.answers(program)
+        version = (image.ask([program, "--version"], self.environ) or "").strip() if runtime == "apptainer" else ""
+        is_too_old = runtimes.is_too_old(version)
+        if is_too_old and is_asked:
             raise Trouble(f"it has {version}: Apptainer 1.1 or SingularityCE 3.10 is the oldest that can be used")
+        return not is_too_old
 
     def unpacks(self, program: str) -> bool:
         """Whether Apptainer has to unpack the image for this run.
