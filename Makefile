@@ -3,7 +3,8 @@ PYTHON ?= python3
 VENV := .venv
 BIN := $(VENV)/bin
 STAMP := $(VENV)/.installed
-PYTEST_WORKERS ?= 2
+# The tests of Docker nodes and those of Slurm wait most of the time, each on a worker of their own; the third has the processors.
+PYTEST_WORKERS ?= 3
 
 .DEFAULT_GOAL := help
 .PHONY: help setup demo test check fmt bench docs cluster-up cluster-down slurm-up slurm-down clean
@@ -62,5 +63,5 @@ slurm-down: $(STAMP)  ## end it
 	@$(BIN)/python tests/slurm_parts.py down
 
 clean:  ## remove what was made here, but no run
-	@[ ! -d .cache/cluster ] || [ ! -x $(BIN)/python ] || $(BIN)/python tests/cluster_parts.py down
+	@[ -z "$$(ls -d .cache/*cluster 2>/dev/null)" ] || [ ! -x $(BIN)/python ] || $(BIN)/python tests/cluster_parts.py down
 	rm -rf $(VENV) .cache .mypy_cache .ruff_cache .pytest_cache .hypothesis build dist *.egg-info

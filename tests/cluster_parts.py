@@ -24,7 +24,7 @@ import pytest
 import yaml
 from cluster import network
 from cluster.credentials import make_credentials
-from cluster.layout import GPUS, HEAD, LAYOUT, USER, Layout
+from cluster.layout import GPUS, HEAD, LAYOUT, SLURM_LAYOUT, USER, Layout
 from cluster.node import Node, remove_cgroups
 from docker_parts import BASE, CannotRunError, find_dockerd, install, is_free, load_image, locked
 from set_up import NotRunningError, set_up_program
@@ -176,14 +176,14 @@ def down(layout: Layout = LAYOUT, *, if_unused: bool = False) -> None:
 
 
 @contextlib.contextmanager
-def cluster_in_use() -> Iterator[Cluster]:
+def cluster_in_use(layout: Layout = LAYOUT) -> Iterator[Cluster]:
     """Use the cluster; the last user ends it. Raises CannotRunError when there can be none."""
     need_root()
     try:
-        with locked(LAYOUT.directory / "users.lock", fcntl.LOCK_SH):
-            yield up()
+        with locked(layout.directory / "users.lock", fcntl.LOCK_SH):
+            yield up(layout)
     finally:
-        down(if_unused=True)
+        down(layout, if_unused=True)
 
 
 @pytest.fixture(scope="session")
@@ -266,7 +266,8 @@ def _env() -> dict[str, str]:
 def _down() -> None:
     need_root()
     forget(TARGET)
-    down()
+    for layout in (LAYOUT, SLURM_LAYOUT):
+        down(layout)
 
 
 if __name__ == "__main__":

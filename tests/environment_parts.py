@@ -69,7 +69,9 @@ class Packages:
         }
 
     def sdist(self, name: str, version: str = "1.0", before: str = "pass") -> Path:
-        files = self.source_files(name, version, before)
+        return self.archive(name, self.source_files(name, version, before), version)
+
+    def archive(self, name: str, files: dict[str, str], version: str = "1.0") -> Path:
         files["PKG-INFO"] = f"Metadata-Version: 2.2\nName: {name}\nVersion: {version}\n"
         path = self.folder / f"{name}-{version}.tar.gz"
         with tarfile.open(path, "w:gz") as archive:

@@ -12,7 +12,7 @@ from typing import TYPE_CHECKING
 
 import pytest
 import yaml
-from cluster.layout import LAYOUT
+from cluster.layout import LAYOUT, SLURM_LAYOUT
 from cluster.slurm import Slurm, find_slurm
 from cluster_parts import Cluster, cluster_in_use, described, down, forget, mended, need_root, register, up
 from docker_parts import CannotRunError
@@ -31,10 +31,13 @@ def slurm_of(cluster: Cluster) -> Slurm:
 
 @contextlib.contextmanager
 def slurm_in_use() -> Iterator[Slurm]:
-    """Use Slurm; it ends with the cluster. Raises CannotRunError when there can be none, RuntimeError when it does not start."""
+    """Use Slurm on nodes of its own; it ends with them.
+
+    Raises CannotRunError when there can be none, RuntimeError when it does not start.
+    """
     need_root()
     find_slurm()
-    with cluster_in_use() as cluster:
+    with cluster_in_use(SLURM_LAYOUT) as cluster:
         slurm = slurm_of(cluster)
         try:
             slurm.start()
@@ -45,12 +48,18 @@ def slurm_in_use() -> Iterator[Slurm]:
 
 @pytest.fixture(scope="session")
 def slurm_cluster() -> Iterator[Slurm]:
-    """Slurm; skips, with the reason, where there can be none. Its tests are in the xdist group ``cluster``."""
+    """Slurm; skips, with the reason, where there can be none. Its tests share a worker: see ``conftest.py``."""
     try:
         with slurm_in_use() as slurm:
             yield slurm
     except CannotRunError as reason:
         pytest.skip(str(reason))
+
+
+@pytest.fixture
+def slurm_nodes(slurm_cluster: Slurm) -> Cluster:
+    """Slurm's nodes as machines: how to reach them, and the directory that they share."""
+    return described(slurm_cluster.layout)
 
 
 @pytest.fixture

@@ -156,6 +156,5 @@ def test_what_slurm_lacks_is_refused() -> None:
     with pytest.raises(UsageError, match="it has no directory"):
         resolved(ComputeSpec(), defined_target(SlurmDefinition("site", login="ssh://me@login")))
     elsewhere = defined_target(SlurmDefinition("site", login="ssh://me@login", directory="/shared"))
-    assert resolved(ComputeSpec(), elsewhere, environment=IMAGE).runtime == "docker"
-    with pytest.raises(UsageError, match="the environment is made of a Dockerfile"):
-        resolved(ComputeSpec(), elsewhere, environment=DOCKERFILE)
+    for environment, runtime in ((IMAGE, "docker"), (DOCKERFILE, "docker"), (PACKAGES, "process")):
+        assert resolved(ComputeSpec(), elsewhere, environment=environment).runtime == runtime

@@ -69,6 +69,9 @@ class WebServer:
     tells_size: bool = True
     requests: list[tuple[str, str, dict[str, str]]] = field(default_factory=list)
     clients: list[str] = field(default_factory=list)
+    opened: int = 0
+    open_count: int = 0
+    most_open: int = 0
     lock: threading.Lock = field(default_factory=threading.Lock)
     closing: threading.Event = field(default_factory=threading.Event)
 
@@ -100,6 +103,18 @@ class WebServer:
 class _Handler(BaseHTTPRequestHandler):
     protocol_version = "HTTP/1.1"
     web: WebServer
+
+    def setup(self) -> None:
+        super().setup()
+        with self.web.lock:
+            self.web.opened += 1
+            self.web.open_count += 1
+            self.web.most_open = max(self.web.open_count, self.web.most_open)
+
+    def finish(self) -> None:
+        with self.web.lock:
+            self.web.open_count -= 1
+        super().finish()
 
     def do_GET(self) -> None:
         web, path = self.web, self.path

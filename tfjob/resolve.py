@@ -89,14 +89,14 @@ def _runtime(spec: JobSpec, environment: ResolvedEnvironment | None, target: Tar
         "docker" if target.cluster is not None or asked == "docker" or in_container else "process"
     )
     if target.slurm is not None:
-        _refuse_what_slurm_lacks(target.slurm, runtime, environment)
+        _refuse_what_slurm_lacks(target.slurm, runtime)
     return runtime
 
 
-def _refuse_what_slurm_lacks(target: SlurmDefinition, runtime: str, environment: ResolvedEnvironment | None) -> None:
-    """Raise UsageError for what this version does not do with Slurm, and for containers where the site has none."""
+def _refuse_what_slurm_lacks(target: SlurmDefinition, runtime: str) -> None:
+    """Raise UsageError for what can't be done with a cluster, and for containers where the site has none."""
     if target.login is not None:
-        _refuse_what_elsewhere_lacks(target, environment)
+        _refuse_no_place(target)
     if runtime == "docker" and target.runtime == "none":
         raise UsageError(
             f"the job needs containers, and target {target.name} says that its nodes run none (runtime: none)",
@@ -104,20 +104,13 @@ def _refuse_what_slurm_lacks(target: SlurmDefinition, runtime: str, environment:
         )
 
 
-def _refuse_what_elsewhere_lacks(target: SlurmDefinition, environment: ResolvedEnvironment | None) -> None:
-    """Raise UsageError for what can't be done by ssh: without a place there, and for what must be built where nodes see it."""
+def _refuse_no_place(target: SlurmDefinition) -> None:
+    """Raise UsageError for a cluster that is used by ssh, and has no place for what is sent there."""
     if target.directory is None or not target.directory.startswith("/"):
         found = f"directory: {target.directory}" if target.directory else "it has no directory"
         raise UsageError(
             f"target {target.name} is used from elsewhere (login: {target.login}), and {found}",
             "Set the target's `directory` to an absolute path on the file system that the nodes share.",
-        )
-    if environment is not None and (environment.definition is not None or environment.dockerfile is not None):
-        what = "packages" if environment.definition is not None else "a Dockerfile"
-        raise UsageError(
-            f"the environment is made of {what}, and target {target.name} is used from elsewhere (login: {target.login}): "
-            "this version of tfjob can't put it there",
-            "Name a finished image, leave the environment out to use the nodes' own Python, or submit from a login node.",
         )
 
 

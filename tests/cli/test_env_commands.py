@@ -167,3 +167,10 @@ def test_stores_of_slurm_targets_are_pruned_but_for_what_runs_wait_for(env: Tfjo
     said = env("env", "prune").stdout
     assert sorted(path.name for path in images.iterdir()) == sorted(["waits", named])
     assert f"in {shared}/store: 0 environments" in said
+
+
+def test_a_lock_for_a_target_is_for_one_that_is_used_from_elsewhere(env: Tfjob) -> None:
+    env.write("near.yml", "kind: slurm\nname: near\n")
+    env("compute", "create", "-f", "near.yml")
+    refused = env("env", "lock", "small.yml", "--target", "near", exit_code=2).stderr
+    assert "target near is no Slurm cluster with `login` and `directory`" in refused

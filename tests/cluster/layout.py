@@ -8,7 +8,7 @@ from pathlib import Path
 
 from support import REPOSITORY
 
-__all__ = ["GPUS", "HEAD", "LAYOUT", "USER", "USER_ID", "Layout"]
+__all__ = ["GPUS", "HEAD", "LAYOUT", "SLURM_LAYOUT", "USER", "USER_ID", "Layout"]
 
 GPUS = 4  # stand-in GPUs that each node has
 HEAD = "head"  # Slurm's controller and login node
@@ -18,16 +18,18 @@ USER_ID = 10077
 
 @dataclass(frozen=True)
 class Layout:
-    """Names, addresses and directories of the cluster that belongs to one checkout.
+    """Names, addresses and directories of a cluster that belongs to one checkout: `name` tells its clusters apart.
 
-    Two checkouts on one machine get different names and networks, so that both can run their clusters at the same time.
+    Two of them on one machine get different names and networks, so that both can run at the same time.
     """
 
     repository: Path
+    name: str = "cluster"
 
     @property
     def tag(self) -> str:
-        return hashlib.sha256(str(self.repository).encode()).hexdigest()[:8]
+        own = "" if self.name == "cluster" else f" {self.name}"
+        return hashlib.sha256(f"{self.repository}{own}".encode()).hexdigest()[:8]
 
     @property
     def network(self) -> str:
@@ -68,7 +70,7 @@ class Layout:
 
     @property
     def directory(self) -> Path:
-        return self.repository / ".cache" / "cluster"
+        return self.repository / ".cache" / self.name
 
     @property
     def sockets(self) -> Path:
@@ -97,3 +99,5 @@ class Layout:
 
 
 LAYOUT = Layout(REPOSITORY)
+# The tests of Slurm have nodes of their own: what they break is not what the tests of Docker nodes use at the same time.
+SLURM_LAYOUT = Layout(REPOSITORY, "slurm-cluster")

@@ -33,11 +33,11 @@ def test_a_job_gets_gpus_on_several_nodes_and_sees_this_machines_files(slurm: Sl
     assert [states[node.name] for node in slurm.nodes] == ["idle", "idle", "idle"]
 
 
-def test_a_user_submits_on_the_login_node(slurm: Slurm, docker_cluster: Cluster) -> None:
-    out = docker_cluster.shared / "job.out"
-    command = ["ssh", "-F", str(docker_cluster.ssh_config), f"{docker_cluster.user}@head"]
+def test_a_user_submits_on_the_login_node(slurm: Slurm, slurm_nodes: Cluster) -> None:
+    out = slurm_nodes.shared / "job.out"
+    command = ["ssh", "-F", str(slurm_nodes.ssh_config), f"{slurm_nodes.user}@head"]
     command += [
-        f"cd {docker_cluster.shared} && sbatch --parsable --wait --output=job.out --wrap='id -un; squeue -h -o %u'"
+        f"cd {slurm_nodes.shared} && sbatch --parsable --wait --output=job.out --wrap='id -un; squeue -h -o %u'"
     ]
     done = subprocess.run(command, check=False, capture_output=True, text=True, timeout=60, stdin=subprocess.DEVNULL)
     assert done.returncode == 0, done.stderr

@@ -2,12 +2,16 @@
 
 from __future__ import annotations
 
+import ssl
+import subprocess
 from collections.abc import Iterator
 from pathlib import Path
 
 import pytest
+from docker_parts import program
 from web_server import WebServer, web_server
 
+from tfjob.datasets import web as module
 from tfjob.datasets.cache import Cache
 
 
@@ -20,3 +24,20 @@ def web() -> Iterator[WebServer]:
 @pytest.fixture
 def cache(tmp_path: Path) -> Cache:
     return Cache(tmp_path / "store" / "datasets")
+
+
+@pytest.fixture
+def secure(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Iterator[WebServer]:
+    """A server that proves who it is with a certificate that SSL_CERT_FILE names."""
+    openssl = program("openssl", "openssl")
+    key, certificate = str(tmp_path / "key.pem"), str(tmp_path / "certificate.pem")
+    asked = ["-subj", "/CN=here", "-addext", "subjectAltName=IP:127.0.0.1", "-days", "2"]
+    command = [openssl, "req", "-x509", "-newkey", "rsa:2048", "-nodes", "-keyout", key, "-out", certificate, *asked]
+    subprocess.run(command, check=True, capture_output=True)
+    context = ssl.SSLContext(ssl.PROTOCOL_TLS_SERVER)
+    context.load_cert_chain(certificate, key)
+    monkeypatch.setenv("SSL_CERT_FILE", certificate)
+    module._tls.cache_clear()
+    with web_server(context) as server:
+        yield server
+    module._tls.cache_clear()

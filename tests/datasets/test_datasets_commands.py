@@ -60,6 +60,7 @@ def test_all_problems_of_a_file_are_told_at_once(job: Tfjob) -> None:
           - {path: https://host/, sha256: abc}
           - {path: '*.txt', sha256: "%s"}
           - s3:///key
+          - hdfs://me@host:8020/a
         """
         % ("0" * 64),
     )
@@ -75,6 +76,7 @@ def test_all_problems_of_a_file_are_told_at_once(job: Tfjob) -> None:
         'words.yml:8:35: paths[4].sha256: found text "abc"; a SHA-256 as 64 digits',
         "words.yml:9:29: paths[5].sha256: found a sha256 for ",
         'words.yml:10:5: paths[6]: found "s3:///key", which names no bucket',
+        'words.yml:11:5: paths[7]: found the user "me" in "hdfs://me@host:8020/a"; an address without one is allowed',
     ):
         assert line in failed
     assert "hidden" not in failed

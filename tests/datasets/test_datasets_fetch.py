@@ -20,7 +20,7 @@ from tfjob.errors import ExitCode, PreparationError
 from tfjob.spec import addresses
 
 QUICK = Settings(connections=4, timeout_s=5, tries=3, pause_s=0.01)
-IMPATIENT = Settings(connections=4, timeout_s=0.3, tries=2, pause_s=0.01)
+IMPATIENT = Settings(connections=4, timeout_s=1, tries=2, pause_s=0.01)
 BIG = os.urandom(3 << 20)
 
 
@@ -144,7 +144,7 @@ def test_redirects_are_followed(web: WebServer, cache: Cache) -> None:
 
 
 def test_a_slow_answer_is_no_failure(web: WebServer, cache: Cache) -> None:
-    url = web.put("slow", bytes(40_000), Slow(4000, 0.1))
+    url = web.put("slow", bytes(40_000), Slow(2000, 0.1))
     assert got(cache, url, settings=IMPATIENT)[url].size == 40_000
     assert len(web.requests) == 1
 

@@ -14,6 +14,9 @@ from pathlib import Path
 import pytest
 from docker_parts import program
 from support import Tfjob, eventually
+from web_server import web_server
+
+from tfjob.datasets.sftp import sftp_file_system
 
 pytestmark = pytest.mark.xdist_group("stores")
 
@@ -137,8 +140,11 @@ def sshd(tmp_path_factory: pytest.TempPathFactory) -> Iterator[tuple[Path, int]]
         "StrictModes no\nPermitRootLogin prohibit-password\nUsePAM no\nPidFile none\nSubsystem sftp internal-sftp\n"
     )
     Path("/run/sshd").mkdir(exist_ok=True)
+    as_others = ["setpriv", "--bounding-set", "-dac_override,-dac_read_search"]  # whom modes of files keep out
     process = subprocess.Popen(
-        [sshd, "-D", "-e", "-f", home / "sshd_config"], stderr=(home / "sshd.log").open("wb"), stdin=subprocess.DEVNULL
+        [*as_others, sshd, "-D", "-e", "-f", home / "sshd_config"],
+        stderr=(home / "sshd.log").open("wb"),
+        stdin=subprocess.DEVNULL,
     )
     try:
         eventually(lambda: process.poll() is None and _listens(port), "sshd listens", 20)
@@ -171,6 +177,36 @@ def test_files_of_a_server_come_by_sftp(box: Tfjob, tmp_path: Path) -> None:
     assert f"a{hashlib.sha256(big).hexdigest()}" in box("submit", "job.yml").stdout
     (tmp_path / "there" / "a").write_text("changed")
     assert f"changed{hashlib.sha256(big).hexdigest()}" in box("submit", "job.yml").stdout
+
+
+def test_what_is_no_ssh_server_is_told_without_a_traceback(box: Tfjob) -> None:
+    with web_server() as web:
+        place = web.address.removeprefix("http://")
+        write(box, f"sftp://{place}/a", "ls")
+        failed = box("submit", "job.yml", exit_code=4).stderr
+    assert failed.splitlines()[0].startswith("tfjob: the host 127.0.0.1 can't be reached by ssh: ")
+
+
+def test_a_lost_connection_to_a_server_is_made_again(
+    box: Tfjob, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setenv("HOME", box.environ["HOME"])
+    monkeypatch.setenv("SSH_AUTH_SOCK", "")
+    (tmp_path / "a").write_text("a")
+    address = f"sftp://box{tmp_path}/a"
+    files, path = sftp_file_system(address)
+    files.client.get_transport().sock.close()
+    eventually(lambda: not files.client.get_transport().is_active(), "the loss is noticed")
+    files, path = sftp_file_system(address)
+    assert files.cat_file(path) == b"a"
+
+
+def test_a_directory_that_can_not_be_listed_is_told(box: Tfjob, tmp_path: Path) -> None:
+    (tmp_path / "there" / "deep").mkdir(parents=True)
+    (tmp_path / "there" / "a").write_text("a")
+    (tmp_path / "there" / "deep").chmod(0)
+    write(box, f"sftp://box{tmp_path}/there", "ls")
+    assert f"the store does not give sftp://box{tmp_path}/there to us: " in box("submit", "job.yml", exit_code=4).stderr
 
 
 def test_a_server_whose_key_is_not_known_is_refused(box: Tfjob, tmp_path: Path, sshd: tuple[Path, int]) -> None:

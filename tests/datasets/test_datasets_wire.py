@@ -4,16 +4,13 @@ from __future__ import annotations
 
 import hashlib
 import socket
-import ssl
-import subprocess
 import threading
 from collections.abc import Callable, Iterator
 from pathlib import Path
 from typing import TYPE_CHECKING
 
 import pytest
-from docker_parts import program
-from web_server import Redirect, web_server
+from web_server import Redirect
 
 from tfjob.datasets import web as module
 from tfjob.datasets.cache import Cache
@@ -128,7 +125,6 @@ def test_credentials_of_netrc_go_to_their_host_only(
 ) -> None:
     (tmp_path / "netrc").write_text("machine 127.0.0.1 login me password hidden\n")
     monkeypatch.setenv("NETRC", str(tmp_path / "netrc"))
-    module._netrc.cache_clear()
     asked: list[bytes] = []
 
     def answer(request: bytes) -> bytes:
@@ -136,10 +132,7 @@ def test_credentials_of_netrc_go_to_their_host_only(
         return f"HTTP/1.1 302 Found\r\nLocation: {web.url('a')}\r\nContent-Length: 0\r\n\r\n".encode()
 
     web.put("a", b"content")
-    try:
-        assert content(cache, f"{serve(answer)}/a") == b"content"
-    finally:
-        module._netrc.cache_clear()
+    assert content(cache, f"{serve(answer)}/a") == b"content"
     assert b"Authorization: Basic bWU6aGlkZGVu" in asked[0]
     assert "Authorization" not in web.asked("a")[0]
 
@@ -163,23 +156,6 @@ def test_a_proxy_is_asked_for_the_whole_address(cache: Cache, serve: Serve, monk
             cached.cache_clear()
     assert asked[0].startswith(b"GET http://data.invalid/a.txt HTTP/1.1\r\nHost: data.invalid\r\n")
     assert b"Proxy-Authorization: Basic " in asked[0]
-
-
-@pytest.fixture
-def secure(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Iterator[WebServer]:
-    """A server that proves who it is with a certificate that SSL_CERT_FILE names."""
-    openssl = program("openssl", "openssl")
-    key, certificate = str(tmp_path / "key.pem"), str(tmp_path / "certificate.pem")
-    asked = ["-subj", "/CN=here", "-addext", "subjectAltName=IP:127.0.0.1", "-days", "2"]
-    command = [openssl, "req", "-x509", "-newkey", "rsa:2048", "-nodes", "-keyout", key, "-out", certificate, *asked]
-    subprocess.run(command, check=True, capture_output=True)
-    context = ssl.SSLContext(ssl.PROTOCOL_TLS_SERVER)
-    context.load_cert_chain(certificate, key)
-    monkeypatch.setenv("SSL_CERT_FILE", certificate)
-    module._tls.cache_clear()
-    with web_server(context) as server:
-        yield server
-    module._tls.cache_clear()
 
 
 def test_a_server_proves_who_it_is(cache: Cache, secure: WebServer, monkeypatch: pytest.MonkeyPatch) -> None:

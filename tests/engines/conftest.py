@@ -25,7 +25,7 @@ __all__ = ["docker_daemon", "docker_engine", "slurm_cluster", "test_base"]
 MakeBench = Callable[..., Bench]
 
 
-MARKS = {"slurm": (pytest.mark.root, pytest.mark.xdist_group("cluster"))}
+MARKS = {"slurm": (pytest.mark.root, pytest.mark.xdist_group("cluster"), pytest.mark.xdist_group("slurm"))}
 
 
 @pytest.fixture(params=[pytest.param(name, marks=MARKS.get(name, ())) for name in ENGINES])

@@ -5,6 +5,7 @@ from __future__ import annotations
 import ast
 import json
 import os
+import shutil
 import signal
 import subprocess
 import sys
@@ -16,18 +17,18 @@ from typing import Any
 import pytest
 from support import eventually
 
+from tfjob import entrypoint
+from tfjob.engines import run_files
 from tfjob.engines.cluster import agent as program
 from tfjob.engines.cluster import agent_system
 from tfjob.engines.cluster.agent_system import copy_tree, free_ports, interface_of, link
 from tfjob.engines.cluster.container import KEEP
 from tfjob.entrypoint import is_listening
 
-FILE = Path(program.__file__)
+SOURCES = (*Path(program.__file__).parent.glob("agent*.py"), Path(run_files.__file__))
 
 
-@pytest.mark.parametrize(
-    "file", sorted([*FILE.parent.glob("agent*.py"), *FILE.parent.glob("node_*.py")]), ids=lambda file: file.name
-)
+@pytest.mark.parametrize("file", sorted([*SOURCES, *SOURCES[0].parent.glob("node_*.py")]), ids=lambda file: file.name)
 def test_it_runs_on_python_3_8(file: Path) -> None:
     tree = ast.parse(file.read_text(), feature_version=(3, 8))
     imported = {
@@ -40,12 +41,21 @@ def test_it_runs_on_python_3_8(file: Path) -> None:
     assert "match" not in {type(node).__name__.lower() for node in ast.walk(tree)}
 
 
+@pytest.fixture(scope="session")
+def program_file(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    """The agent with its modules beside it, as they lie in a container."""
+    directory = tmp_path_factory.mktemp("programs")
+    for source in (*SOURCES, Path(entrypoint.__file__)):
+        shutil.copy(source, directory)
+    return directory / "agent.py"
+
+
 class Agent:
     """An agent at work: what it says is gathered."""
 
-    def __init__(self, run: Path) -> None:
+    def __init__(self, file: Path, run: Path) -> None:
         self.process = subprocess.Popen(
-            [sys.executable, "-I", "-S", str(FILE), "serve", str(run), "2", "127.0.0.1"],
+            [sys.executable, "-I", "-S", str(file), "serve", str(run), "2", "127.0.0.1"],
             stdin=subprocess.PIPE,
             stdout=subprocess.PIPE,
         )
@@ -106,8 +116,8 @@ def run(tmp_path: Path) -> Path:
 
 
 @pytest.fixture
-def agents(run: Path) -> Iterator[list[Agent]]:
-    found: list[Agent] = [Agent(run)]
+def agents(program_file: Path, run: Path) -> Iterator[list[Agent]]:
+    found: list[Agent] = [Agent(program_file, run)]
     yield found
     for one in found:
         one.process.kill()
@@ -169,7 +179,7 @@ def test_a_file_that_becomes_a_directory_is_gone_first(agent: Agent, run: Path) 
     ]
 
 
-def test_what_an_earlier_attempt_left_is_not_sent_again(agents: list[Agent], run: Path) -> None:
+def test_what_an_earlier_attempt_left_is_not_sent_again(agents: list[Agent], program_file: Path, run: Path) -> None:
     (run / "outputs/old").write_text("of the first attempt")
     (run / "outputs/changed").write_text("of the first attempt")
     first = agents[0]
@@ -179,7 +189,7 @@ def test_what_an_earlier_attempt_left_is_not_sent_again(agents: list[Agent], run
     first.sync()
     assert first.data == {"outputs/new": b"of the second"}
     first.end()
-    agents.append(Agent(run))  # after a connection that broke, or for another supervisor
+    agents.append(Agent(program_file, run))  # after a connection that broke, or for another supervisor
     (run / "outputs/changed").write_text("of the second attempt")
     agents[1].have("main-0", files={})
     agents[1].sync()
@@ -203,7 +213,7 @@ def test_tasks_are_told_to_end_while_much_is_sent(agent: Agent, run: Path) -> No
     assert not agent.kinds("synced")
 
 
-def test_an_end_from_outside_is_not_the_tasks_own(agent: Agent, run: Path) -> None:
+def test_an_end_from_outside_is_not_the_tasks_own(agent: Agent, program_file: Path, run: Path) -> None:
     agent.have("main-0")
     agent.prepare("main-0")
     task = subprocess.Popen(["sleep", "600"])
@@ -211,7 +221,7 @@ def test_an_end_from_outside_is_not_the_tasks_own(agent: Agent, run: Path) -> No
     (run / "tasks/main-0/started.json").write_text(json.dumps(report))
     eventually(lambda: agent.kinds("report"), "it has started")
     signal.pthread_sigmask(signal.SIG_BLOCK, {signal.SIGTERM})  # which it inherits: so none comes too early
-    keeper = subprocess.Popen([sys.executable, "-I", "-S", "-c", KEEP, str(FILE), "end", str(run)])
+    keeper = subprocess.Popen([sys.executable, "-I", "-S", "-c", KEEP, str(program_file), "end", str(run)])
     signal.pthread_sigmask(signal.SIG_UNBLOCK, {signal.SIGTERM})
     keeper.terminate()
     assert task.wait(10) == -signal.SIGTERM

@@ -49,7 +49,8 @@ def test_archive_and_bundle_have_the_same_in_them() -> None:
     bundle = json.loads(bundle_of(run))
     programs = {path for path, _ in bundle["programs"]}
     modules = Path(agent.__file__).parent.glob("agent*.py")
-    assert programs == {*(AGENT.replace("agent.py", file.name) for file in modules), ENTRYPOINT}
+    named = ["run_files.py", *(file.name for file in modules)]
+    assert programs == {*(AGENT.replace("agent.py", name) for name in named), ENTRYPOINT}
     assert {*(path for path, _ in bundle["directories"]), *programs} <= {*members}
     assert {*members} - {path for path, _ in bundle["directories"]} == {"/tfjob", *programs, "/etc/passwd"}
     assert (members[f"/tfjob/{run.id}/outputs"].uid, members[AGENT].uid, members["/etc/passwd"].uid) == (1234, 0, 0)

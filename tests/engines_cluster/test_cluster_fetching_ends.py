@@ -12,7 +12,7 @@ from uuid import uuid4
 
 import pytest
 from support import eventually
-from web_server import Hang, WebServer, web_server
+from web_server import Cut, Fault, Hang, Redirect, Status, WebServer, web_server
 
 from tfjob.datasets.wanted import Settings
 from tfjob.dockerapi.api import DockerApi
@@ -88,6 +88,28 @@ class TestAddresses:
         ]
 
 
+def test_the_program_keeps_its_connections_where_servers_have_the_files(tmp_path: Path, web: WebServer) -> None:
+    faults: dict[int, Fault] = {7: Cut(3), 20: Status(503), 30: Redirect("/elsewhere.bin")}
+    web.put("elsewhere.bin", CONTENT)
+    plain = [web.put(f"{number}.bin", CONTENT) for number in range(40)]
+    order = fetching(*plain).order()
+    assert isinstance(order, bytes)
+    command = [sys.executable, "-I", str(node_fetch.__file__), str(tmp_path)]
+    facts = json.dumps({**json.loads(order), "connections": 2, "pause_s": 0.01}).encode() + b"\n"
+    for most, faulty in ((2, {}), (100, faults)):
+        opened = web.opened
+        for number, fault in faulty.items():
+            web.faults[f"/{number}.bin"] = [fault, None]
+        with subprocess.Popen(command, stdin=subprocess.PIPE, stdout=subprocess.PIPE) as program:
+            assert program.stdin is not None
+            assert program.stdout is not None
+            program.stdin.write(facts)
+            program.stdin.flush()
+            assert json.loads(program.stdout.read().splitlines()[-1]) == {"end": "done"}
+        assert {path.read_bytes() for path in tmp_path.iterdir()} == {CONTENT}
+        assert web.opened - opened <= most
+
+
 def test_the_program_ends_when_it_hears_nothing(tmp_path: Path, web: WebServer) -> None:
     one = fetching(web.put("a.bin", CONTENT, Hang(1)))
     order = one.order()
@@ -150,6 +172,22 @@ class TestOnAnEngine:
         begun = len(web.requests)
         assert module._fetch_on(one, ("node1", api)).args == ("given up",)  # type: ignore[union-attr]
         assert len(web.requests) == begun
+
+    def test_what_takes_long_goes_on_by_addresses_signed_anew(
+        self, api: DockerApi, test_base: str, web: WebServer, monkeypatch: pytest.MonkeyPatch
+    ) -> None:
+        old = web.put("old", CONTENT, Cut(3), Status(503))
+        signed = [old, web.put("new", CONTENT)]
+        monkeypatch.setattr(
+            "tfjob.datasets.stores.signed_address", lambda *_: signed.pop(0) if signed[1:] else signed[0]
+        )
+        for name, value in {"_SAY_S": 0.1, "_SIGNED_S": 0, "_FRESH_S": -1.0}.items():
+            monkeypatch.setattr(module, name, value)
+        one = fetching("s3://bucket/a", image=test_base)
+        volume = module._fetch_on(one, ("node1", api))
+        assert on_node(api, [one.tree]) == {one.tree.digest: volume}
+        assert [asked["Range"] for asked in web.asked("new")] == ["bytes=3-"]
+        api.remove_volume(str(volume))
 
     def test_who_waits_for_another_run_says_so(self, api: DockerApi) -> None:
         other, one = fetching("http://host/a"), fetching("http://host/a")

@@ -12,7 +12,7 @@ from typing import TYPE_CHECKING, Any, Literal
 
 import pytest
 import yaml
-from cluster.layout import LAYOUT, USER, USER_ID
+from cluster.layout import SLURM_LAYOUT, USER, USER_ID
 from cluster_parts import described
 from docker_parts import CannotRunError, docker_daemon, docker_engine, program, test_base  # noqa: F401  # fixtures
 from engines.engine_bench import task
@@ -106,7 +106,7 @@ def base(slurm_cluster: Slurm) -> str:
     """The base image in the engine of every node; the first one's is that of the login node."""
     del slurm_cluster
     try:
-        return described().load_base_image()
+        return described(SLURM_LAYOUT).load_base_image()
     except CannotRunError as reason:
         pytest.skip(str(reason))
 
@@ -114,7 +114,7 @@ def base(slurm_cluster: Slurm) -> str:
 @pytest.fixture
 def site_of(tfjob: Tfjob, slurm: Slurm, base: str) -> Iterator[Callable[[str], Site]]:
     """Make a site. What is in its workspace and store is seen by the nodes' Docker Engines too."""
-    shared = LAYOUT.shared / "containers-on-slurm"
+    shared = SLURM_LAYOUT.shared / "containers-on-slurm"
     storage = shared / "storage.conf"
     project = shared / tfjob.directory.parent.name
     project.mkdir(parents=True, exist_ok=True)
@@ -386,7 +386,9 @@ class User:
         prepared = Prepared(
             None, {"environment.path": os.defpath}, image=node.image_id(self.base), python="/usr/bin/python3"
         )
-        images = LAYOUT.shared / "containers-on-slurm" / "users-images"  # what Apptainer makes serves all its tests
+        images = (
+            SLURM_LAYOUT.shared / "containers-on-slurm" / "users-images"
+        )  # what Apptainer makes serves all its tests
         SlurmEngine(environ={"DOCKER_HOST": node.docker_host}, cache=self.directory, images=images).keep(
             made_plan, run, prepared
         )
@@ -411,7 +413,7 @@ class User:
 
 @pytest.fixture
 def user(slurm: Slurm, base: str) -> Iterator[User]:
-    directory = LAYOUT.shared / "containers-on-slurm" / "user"
+    directory = SLURM_LAYOUT.shared / "containers-on-slurm" / "user"
     shutil.rmtree(directory, ignore_errors=True)  # of a test that was killed
     directory.mkdir(parents=True)
     yield User(slurm, directory, base)

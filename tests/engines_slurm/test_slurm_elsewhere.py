@@ -5,13 +5,16 @@ from __future__ import annotations
 import contextlib
 import json
 import os
+import shutil
 import signal
 import subprocess
+from collections.abc import Iterator
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 import pytest
 import yaml
+from cluster.layout import SLURM_LAYOUT
 from cluster_parts import described
 from docker_parts import CannotRunError
 from support import Tfjob, eventually
@@ -32,7 +35,7 @@ class Site:
         self.slurm = slurm
         self.directory = directory
 
-    def target(self, **keys: str) -> None:
+    def target(self, **keys: Any) -> None:
         """Define the target anew."""
         target = {"kind": "slurm", "login": self.slurm.login_url, "directory": str(self.directory), "partition": "gpu"}
         self.tfjob.write("far.yml", yaml.safe_dump({"name": "far", **target, **keys}))
@@ -59,6 +62,34 @@ class Site:
         pid: int = self.tfjob.record(run)["supervisor"]["pid"]
         return pid
 
+    def received(self) -> int:
+        """Bytes that have come to the login node."""
+        lines = self.slurm.head.exec(["cat", "/proc/net/dev"]).splitlines()
+        return int(next(line for line in lines if "eth0:" in line).split(":")[1].split()[0])
+
+    @contextlib.contextmanager
+    def away(self, run: str) -> Iterator[None]:
+        """The login node can't be reached by the supervisor of a run, nor by who looks at it."""
+        config = Path(self.tfjob.environ["TFJOB_SSH_CONFIG"])
+        text = config.read_text()
+        config.write_text("Host *\n  Port 9\n" + text)
+        for pid in logins(self.supervisor(run)):
+            with contextlib.suppress(ProcessLookupError):
+                os.kill(pid, signal.SIGKILL)
+        yield
+        config.write_text(text)
+
+    def left_behind(self) -> str:
+        """A run that was canceled while the login node was away: its record says so, and its job goes on."""
+        run = self.submit(FOREVER)
+        eventually(lambda: self.here(run, "logs/main.log"), "the first word")
+        os.kill(self.supervisor(run), signal.SIGKILL)
+        file = self.tfjob.run_directory(run) / "record.json"
+        notes = [f"what it wrote is in {self.there(run)} on {self.slurm.login_url}", "scancel 1"]
+        record = {**json.loads(file.read_text()), "state": "Canceled", "outcome": "Canceled", "notes": notes}
+        file.write_text(json.dumps({**record, "ended": record["created"]}))
+        return run
+
     def left(self) -> list[Path]:
         return list((self.directory / "runs").glob("*/*"))
 
@@ -66,8 +97,11 @@ class Site:
 @pytest.fixture
 def site(tfjob: Tfjob, slurm: Slurm, tmp_path: Path) -> Site:
     """A cluster that is the target `far`."""
-    tfjob.environ["TFJOB_SSH_CONFIG"] = str(slurm.layout.etc / "ssh_config")
+    config = tmp_path / "ssh_config"
+    shutil.copy(slurm.layout.etc / "ssh_config", config)
+    tfjob.environ["TFJOB_SSH_CONFIG"] = str(config)
     shared = slurm.layout.shared / "elsewhere" / tmp_path.name
+    shutil.rmtree(shared, ignore_errors=True)  # of an earlier session: the cluster's files stay
     made = Site(tfjob, slurm, shared)
     made.target()
     return made
@@ -97,6 +131,27 @@ def test_a_run_is_sent_and_all_it_wrote_comes_home(site: Site) -> None:
     assert "hunter2" not in "".join(
         path.read_text(errors="replace") for path in site.tfjob.run_directory(run).rglob("*") if path.is_file()
     )
+
+
+def test_a_second_run_of_the_same_code_and_data_sends_next_to_nothing(site: Site) -> None:
+    site.tfjob.write("code/train.py", "import sys; print(open(sys.argv[1]).read(3)); open('train.py', 'a').write('#')")
+    (site.tfjob.directory / "code" / "table").write_bytes(os.urandom(2_000_000))
+    site.tfjob.write("data/a.txt", "rows")
+    (site.tfjob.directory / "data" / "more").write_bytes(os.urandom(2_000_000))
+    command = "python3 -S train.py ${{ dataset.rows }}/a.txt; echo mine >${{ dataset.own }}/a.txt"
+    datasets = {"rows": {"paths": ["data"]}, "own": {"paths": ["data"], "mode": "download"}}
+    sent = []
+    for _ in range(2):
+        before = site.received()
+        run = site.submit(command, code="code", dataset=datasets)
+        assert site.ended(run)["state"] == "Completed"
+        assert site.here(run, "logs/main.log") == "row\n"
+        sent.append(site.received() - before)
+    assert sent[0] > 4_000_000
+    assert sent[1] < 300_000  # logins, commands of Slurm, and the run's own files
+    kept = site.directory / "store" / "trees"
+    assert {path.read_text() for path in kept.glob("*/a.txt")} == {"rows"}
+    assert {path.read_text()[-2:] for path in kept.glob("*/train.py")} == {"')"}
 
 
 def test_workers_and_a_failure_with_its_last_words(site: Site) -> None:
@@ -161,12 +216,49 @@ def test_a_cut_connection_and_a_killed_supervisor_harm_nothing(site: Site) -> No
     assert site.left() == []
 
 
+def test_a_login_node_that_is_away_is_told_and_waited_for(site: Site) -> None:
+    run = site.submit("echo begun; until [ -e outputs/go ]; do sleep 0.1; done; echo ended")
+    eventually(lambda: site.here(run, "logs/main.log"), "the first word")
+    with site.away(run):
+        words = "now         the login node can't be reached since "
+        eventually(lambda: words in site.tfjob("show", run).stdout, "words for it")
+        assert site.tfjob.record(run)["state"] == "Running"
+        (site.there(run) / "outputs" / "go").touch()
+        state = site.there(run) / "slurm" / "state.json"
+        eventually(lambda: json.loads(state.read_text())["phase"] == "over", "the end of the job")
+        assert site.here(run, "logs/main.log") == "begun\n"
+    record = site.ended(run)
+    assert (record["state"], record["notes"], site.here(run, "logs/main.log")) == ("Completed", [], "begun\nended\n")
+    assert site.left() == []
+
+
+def test_what_a_run_left_while_the_login_node_was_away_is_fetched_and_removed_later(site: Site, slurm: Slurm) -> None:
+    others = site.directory / "runs" / "another-workspace" / "2026"
+    (others / "slurm").mkdir(parents=True)
+    first = site.left_behind()
+    done = site.tfjob("compute", "clean", "far").stdout
+    assert done == f"{slurm.login_url}  removed the directory of run {first}\n"
+    second = site.left_behind()
+    other = site.submit("until [ -e outputs/go ]; do sleep 0.1; done")
+    eventually(lambda: len(site.tfjob.record(second)["notes"]) == 1, "the next run finishes it")
+    (site.there(other) / "outputs" / "go").touch()
+    site.ended(other)
+    for run in (first, second):
+        record = site.tfjob.record(run)
+        assert record["notes"][0].startswith("what it left on the cluster was brought home and removed at ")
+        assert (record["state"], [one["path"] for one in record["outputs"]]) == ("Canceled", ["last"])
+    assert site.left() == [others]
+    assert site.tfjob("compute", "clean", "far").stdout == f"{slurm.login_url}  nothing was left\n"
+    assert "removed the kept trees/" in site.tfjob("compute", "clean", "far", "--kept").stdout
+
+
 def test_nodes_fetch_an_image_themselves(site: Site) -> None:
     try:
-        image = described().load_base_image()
+        image = described(SLURM_LAYOUT).load_base_image()
     except CannotRunError as reason:
         pytest.skip(str(reason))
     site.target(runtime="docker")
+    site.tfjob.environ["DOCKER_HOST"] = "unix:///nowhere.sock"
     command = "test ! -e /run/lab; cat $1 >outputs/copy; echo ${{ run.dir }}"
     run = site.submit(
         command.replace("$1", "${{ dataset.rows }}"),
@@ -179,17 +271,11 @@ def test_nodes_fetch_an_image_themselves(site: Site) -> None:
     assert site.left() == []
 
 
-def test_what_cannot_be_done_from_elsewhere_is_refused(site: Site) -> None:
-    packages = {"conda": {"dependencies": ["python=3.11", {"pip": ["six"]}]}}
-    for keys, words in (
-        ({"environment": packages}, "the environment is made of packages"),
-        ({"compute": {"target": "near"}}, "it has no directory"),
-    ):
-        job = {"name": "job", "command": "true", "compute": {"target": "far"}, **keys}
-        site.tfjob.write("near.yml", "name: near\nkind: slurm\nlogin: ssh://root@head\n")
-        site.tfjob("compute", "create", "-f", "near.yml", exit_code=None)
-        site.tfjob.write("job.yml", yaml.safe_dump(job))
-        assert words in site.tfjob("submit", "job.yml", exit_code=2).stderr
+def test_a_target_without_a_directory_is_refused(site: Site) -> None:
+    site.tfjob.write("near.yml", "name: near\nkind: slurm\nlogin: ssh://root@head\n")
+    site.tfjob("compute", "create", "-f", "near.yml", exit_code=None)
+    site.tfjob.write("job.yml", yaml.safe_dump({"name": "job", "command": "true", "compute": {"target": "near"}}))
+    assert "it has no directory" in site.tfjob("submit", "job.yml", exit_code=2).stderr
 
 
 def test_a_login_that_is_refused_is_told(site: Site) -> None:

@@ -167,5 +167,5 @@ def test_what_the_job_needs_lies_in_the_run_directory(site: Site) -> None:
         for path in site.run.path.rglob("*")
         if path.is_file() and path.suffix != ".pyc"
     )
-    programs = sorted(f"program/{name}" for name in (*PROGRAMS, "entrypoint.py"))
+    programs = sorted(f"program/{name}" for name in (*PROGRAMS, "run_files.py", "entrypoint.py"))
     assert found == ["gang.json", "job.sh", *programs]

@@ -24,6 +24,7 @@ import tfjob.engines.slurm.program
 from tfjob.engines.base import Prepared
 from tfjob.engines.slurm.engine import SlurmEngine
 from tfjob.engines.slurm.gang import FLAGS, gang_of
+from tfjob.engines.slurm.kept_there import KEEPING
 from tfjob.engines.slurm.programs import PROGRAMS, place_programs
 from tfjob.engines.slurm.report import read_report, statuses_of
 from tfjob.planning.plan import Plan
@@ -48,10 +49,10 @@ def path_as_it_was() -> Iterator[None]:
     sys.path[:] = before
 
 
-@pytest.mark.parametrize("name", PROGRAMS)
+@pytest.mark.parametrize("name", [*PROGRAMS, *KEEPING, "../../run_files.py"])
 def test_they_run_under_old_pythons_and_import_nothing_of_tfjob(name: str) -> None:
     tree = ast.parse((PROGRAM / name).read_text(), feature_version=(3, 8))
-    own = {program.removesuffix(".py") for program in PROGRAMS}
+    own = {program.removesuffix(".py") for program in (*PROGRAMS, *KEEPING)}
     imports = {
         one.names[0].name if isinstance(one, ast.Import) else str(one.module)
         for one in ast.walk(tree)
@@ -61,6 +62,8 @@ def test_they_run_under_old_pythons_and_import_nothing_of_tfjob(name: str) -> No
         "typing",
         "tfjob",
         "entrypoint",
+        "run_files",
+        "tfjob.engines.run_files",
         "collections.abc",
         "tfjob.engines.slurm.program",
         *(f"tfjob.engines.slurm.program.{name}" for name in own),
@@ -69,7 +72,7 @@ def test_they_run_under_old_pythons_and_import_nothing_of_tfjob(name: str) -> No
 
 
 def test_all_of_them_are_taken_along() -> None:
-    assert {path.name for path in PROGRAM.glob("*.py")} == {*PROGRAMS, "__init__.py"}
+    assert {path.name for path in PROGRAM.glob("*.py")} == {*PROGRAMS, *KEEPING, "__init__.py"}
 
 
 class TestBinding:
@@ -196,14 +199,18 @@ class TestPlacing:
             place_programs(tmp_path / name, sys.executable, tmp_path / "cache")
         [kept] = (tmp_path / "cache" / "slurm-programs").iterdir()
         tag = sys.implementation.cache_tag
-        expected = sorted(f"{program.removesuffix('.py')}.{tag}.pyc" for program in (*PROGRAMS, "entrypoint.py"))
+        expected = sorted(
+            f"{program.removesuffix('.py')}.{tag}.pyc" for program in (*PROGRAMS, "run_files.py", "entrypoint.py")
+        )
         for directory in (kept, tmp_path / "one" / "__pycache__", tmp_path / "two" / "__pycache__"):
             assert sorted(path.name for path in directory.iterdir()) == expected
 
     def test_a_python_that_cannot_compile_is_no_hindrance(self, tmp_path: Path) -> None:
         place_programs(tmp_path / "one", "/bin/false", tmp_path / "cache")
         place_programs(tmp_path / "two", None, tmp_path / "cache")
-        assert sorted(path.name for path in (tmp_path / "two").iterdir()) == sorted((*PROGRAMS, "entrypoint.py"))
+        assert sorted(path.name for path in (tmp_path / "two").iterdir()) == sorted(
+            (*PROGRAMS, "run_files.py", "entrypoint.py")
+        )
 
 
 @pytest.mark.parametrize("python", pythons())

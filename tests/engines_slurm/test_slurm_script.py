@@ -46,6 +46,8 @@ GOLDEN = """\
 module load cuda/12.4
 export NCCL_DEBUG=WARN
 
+[ -x /shared/store/prefix/bin/python3 ] || { echo "$(hostname) lacks" /shared/store/prefix/bin/python3 \
+"or the Python that it is a link to" >&2; exit 127; }
 exec /shared/store/prefix/bin/python3 -E -s -S -X utf8 /shared/ws/.tfjob/runs/digits-7k2m9x/slurm/program/start.py \
 batch /shared/ws/.tfjob/runs/digits-7k2m9x
 """
@@ -126,6 +128,16 @@ def test_no_path_breaks_the_script(name: str, tmp_path: Path) -> None:
     line = re.search(r'^#SBATCH "?(--chdir=.*?)"?$', text, re.MULTILINE)
     assert line is not None
     assert re.sub(r'\\(["\\])', r"\1", line[1]) == f"--chdir={run.path}"
+
+
+def test_a_node_that_lacks_the_python_says_so(tmp_path: Path) -> None:
+    python = tmp_path / "store's" / "python3"
+    python.parent.mkdir()
+    python.symlink_to("/usr/bin/python3.0")
+    text = render_script(slurm_plan(), RUN, str(python))
+    done = subprocess.run(["bash", "-c", text], capture_output=True, text=True, check=False)
+    assert done.returncode == 127
+    assert done.stderr.endswith(f" lacks {python} or the Python that it is a link to\n")
 
 
 def test_what_plan_shows_has_names_for_what_is_not_known(tmp_path: Path) -> None:

@@ -107,10 +107,13 @@ def test_a_hit_starts_no_program_and_takes_milliseconds(
     shutil.rmtree(packages.folder)
     monkeypatch.setattr("tfjob.environments.preparation.find_uv", lambda: pytest.fail("uv was wanted"))
     monkeypatch.setattr("subprocess.Popen", lambda *_, **__: pytest.fail("a program was started"))
-    start = time.perf_counter()
-    assert made("alpha") == prefix
-    assert time.perf_counter() - start < 0.05
-    assert made.steps == []
+    took = []
+    for _ in range(10):
+        start = time.perf_counter()
+        assert made("alpha") == prefix
+        took.append(time.perf_counter() - start)
+        assert made.steps == []
+    assert min(took) < 0.05  # somebody else may have had the processor meanwhile, but not each time
     assert made.store.find(Definition(requirements=("alpha",)), Machine()) == prefix
     assert made.store.find(Definition(requirements=("alpha", "alpha")), Machine()) is None
     assert Store(made.store.root / "elsewhere").find(Definition(), Machine()) is None

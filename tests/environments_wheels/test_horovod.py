@@ -1,17 +1,23 @@
-"""Real Horovod: compiled once on this machine, kept in the store of the tests, and trained with on two ranks."""
+"""Real Horovod: compiled once, kept in the store of the tests, and used here and in containers. `tests/specs` trains with it."""
 
 from __future__ import annotations
 
 import json
+import platform
 import re
 import shutil
 import tempfile
 from pathlib import Path
+from typing import TYPE_CHECKING
 
 import pytest
-from support import REPOSITORY, Tfjob, processes_of
+from docker_parts import docker_daemon, docker_engine, test_base  # noqa: F401  # fixtures
+from support import REPOSITORY, Tfjob
 
 from tfjob.environments.place import Machine
+
+if TYPE_CHECKING:
+    from docker_parts import Daemon
 
 pytestmark = [
     pytest.mark.usefixtures("compilers"),
@@ -33,7 +39,7 @@ WHEEL = {
     "mpi": "openmpi 5.0.11",
     "cuda": "",
     "platform": Machine().platform,
-    "place": "",
+    "system": "debian 12",
 }
 RANKS = ["rank 0 True", "rank 1 True"]
 
@@ -44,20 +50,15 @@ def specs(tfjob: Tfjob) -> Tfjob:
     return Tfjob(tfjob.directory / "specs", tfjob.environ)
 
 
-def test_two_ranks_train_and_end_with_identical_weights(specs: Tfjob) -> None:
-    done = specs("submit", "digits-horovod.yml", timeout_s=800)
-    assert re.search(r"weights [0-9a-f]{12} identical on 2 ranks", done.stdout)
-    record = specs.show()
-    outputs = {one["path"] for one in record["outputs"]}
-    assert {"model/saved_model.pb", "weights-rank-0.txt", "weights-rank-1.txt"} <= outputs
-    folder = specs.run_directory(record["id"]) / "outputs"
-    first, second = ((folder / f"weights-rank-{rank}.txt").read_text() for rank in (0, 1))
-    assert first == second
-    assert re.fullmatch(r"[0-9a-f]{64}\n", first)
-    assert processes_of(record["id"]) == []
-
-
-def test_it_is_compiled_once_and_every_environment_that_fits_has_the_same_wheel(specs: Tfjob) -> None:
+@pytest.mark.root
+def test_it_is_compiled_once_for_this_machine_for_containers_and_for_other_environments(
+    specs: Tfjob,
+    docker_engine: Daemon,  # noqa: F811
+    test_base: str,  # noqa: F811
+) -> None:
+    release = platform.freedesktop_os_release()
+    if (release["ID"], release.get("VERSION_ID")) != ("debian", "12"):
+        pytest.skip("this machine is not of the release of the tests' base image, Debian 12")
     kept = Path(specs.environ["TFJOB_STORE"])
     for folder in ("uv", "wheels"):
         (kept / folder).mkdir(parents=True, exist_ok=True)
@@ -72,13 +73,17 @@ def test_it_is_compiled_once_and_every_environment_that_fits_has_the_same_wheel(
         listed = [json.loads(path.read_text()) for path in kept.glob("wheels/*/wheel.json")]
         assert any(all(one[name] == value for name, value in WHEEL.items()) for one in listed)
 
-        environment = tfjob.directory / "environment-horovod.yml"
-        environment.write_text(environment.read_text().replace("- openmpi", "- colorama==0.4.6\n      - openmpi"))
-        said = tfjob("submit", "look.yml", timeout_s=300)
-        assert sorted(re.findall(r"rank \d \S+", said.stdout)) == RANKS
-        assert "building horovod" not in said.stdout + said.stderr
     finally:
         shutil.rmtree(store)
+
+    environment = specs.directory / "environment-horovod.yml"
+    environment.write_text(environment.read_text().replace("- openmpi", "- colorama==0.4.6\n      - openmpi"))
+    specs("init")
+    specs.write(".tfjob/config.yml", f"images: {{cpu: '{test_base}'}}\n")
+    inside = Tfjob(specs.directory, {**specs.environ, "DOCKER_HOST": docker_engine.host})
+    said = inside("submit", "look.yml", "--set", "compute.runtime=docker", timeout_s=300)
+    assert sorted(re.findall(r"rank \d \S+", said.stdout)) == RANKS
+    assert "building horovod" not in said.stdout + said.stderr
 
 
 def test_ranks_that_do_not_average_their_gradients_fail(specs: Tfjob) -> None:

@@ -158,6 +158,7 @@ def test_the_mpi_of_the_place_is_taken_where_the_lock_has_none(shop: Shop, monke
     monkeypatch.setenv("PATH", f"{programs}:{os.environ['PATH']}")
     first = shop.prepare(lock)["tiny"]
     assert "Open MPI 4.1.4): about" in shop.steps[0]
+    assert "place" in json.loads((first.parent / "wheel.json").read_text())  # another image's MPI is another one
     shop.program(programs / "mpirun", "echo 'mpirun (Open MPI) 5.0.1'")
     assert shop.prepare(lock)["tiny"] != first
 
@@ -181,6 +182,7 @@ def test_it_is_built_for_gpus_where_all_that_needs_is_there(shop: Shop, monkeypa
     facts = json.loads((made.parent / "wheel.json").read_text())
     assert facts["cuda"] == "Cuda compilation tools, release 12.2, V12.2.140"
     assert facts["variables"]["TINY_GPU"] == "1"
+    assert "place" in facts
 
 
 def test_two_at_once_build_one_wheel(shop: Shop) -> None:

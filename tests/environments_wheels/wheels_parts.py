@@ -27,6 +27,8 @@ if TYPE_CHECKING:
     from collections.abc import Mapping
     from pathlib import Path
 
+    from tfjob.environments.place import Place
+
 RECIPES = """
 tiny:
   versions: ["1.0"]
@@ -117,8 +119,8 @@ class Shop:
         options: dict[str, Any] = {"asked": [], "base": None, "conda": None, "python_version": version}
         return Lock.make(definition="d" * 64, platform=Machine().platform, pip_text=pip_text, **options)
 
-    def prepare(self, lock: Lock, **others: Any) -> dict[str, Path]:
-        """Prepare the wheels of a lock."""
+    def prepare(self, lock: Lock, place: Place | None = None, **others: Any) -> dict[str, Path]:
+        """Prepare the wheels of a lock, for this machine or another place."""
         self.steps.clear()
         self.log.clear()
         work = self.root / "building" / f"work-{os.getpid()}"
@@ -127,7 +129,7 @@ class Shop:
             fcntl.flock(holds, fcntl.LOCK_EX)
             return wheels.prepare(
                 lock,
-                Machine(),
+                place or Machine(),
                 sys.executable,
                 store_root=self.root,
                 uv=self.uv,

@@ -9,8 +9,7 @@ from pathlib import Path
 from typing import TYPE_CHECKING
 
 import pytest
-from cluster_parts import docker_cluster, nodes  # noqa: F401  # fixtures
-from slurm_parts import slurm, slurm_cluster  # noqa: F401  # fixtures
+from slurm_parts import slurm, slurm_cluster, slurm_nodes  # noqa: F401  # fixtures
 
 from tfjob.targets.definition import SlurmDefinition
 from tfjob.targets.slurm_probing import probe_slurm
@@ -60,8 +59,8 @@ def test_a_machine_without_slurm_is_no_login_node(tmp_path: Path, monkeypatch: p
     assert messages(SlurmDefinition("site"), tmp_path) == [("error", "sinfo says: error: no controller")]
 
 
-def test_the_command_asks_by_ssh(slurm: Slurm, docker_cluster: Cluster, tfjob: Tfjob) -> None:
-    tfjob.environ.update(docker_cluster.ssh_environ)
+def test_the_command_asks_by_ssh(slurm: Slurm, slurm_nodes: Cluster, tfjob: Tfjob) -> None:
+    tfjob.environ.update(slurm_nodes.ssh_environ)
     tfjob.write("site.yml", f"name: site\nkind: slurm\nlogin: {slurm.login_url}\ndirectory: /tmp/tfjob-of-tests\n")
     tfjob("compute", "create", "-f", "site.yml")
     shown = tfjob("compute", "test", "site").stdout

@@ -184,6 +184,7 @@ def _facts(found: Registered) -> list[tuple[str, str]]:
             ("runtime", definition.runtime),
             ("sbatch", " ".join(definition.sbatch_options)),
             ("set-up", "; ".join(definition.setup)),
+            ("kept", f"at most {definition.kept_limit_gib:g} GiB for later runs" if definition.login else ""),
         ]
     return [*facts, ("created", found.created[:10]), ("updated", found.updated[:10])]
 

@@ -28,30 +28,41 @@ def clean(
     ] = False,
     output: TableOutput = TableFormat.table,
 ) -> None:
-    """Remove containers and leases of this workspace's runs that are over. Ends with 5 if a node does not answer.
+    """Remove what this workspace's runs that are over left on a target. Ends with 5 if a node does not answer.
 
-    A run does this itself at its end, and the next one for what it finds; this is for a node that was away meanwhile.
+    On nodes with Docker these are containers and leases; on a Slurm cluster that has a login, the directories of runs, of which
+    what the jobs wrote is brought home first. A run does this itself at its end, and the next one for what it finds; this is for a
+    node that was away meanwhile.
     """
     from tfjob.targets.registered import Targets  # noqa: PLC0415  # not for `tfjob compute --help`
 
     workspace = open_workspace()
     definition = Targets(workspace.compute).get(target).definition if target != "local" else None
-    if definition is None or definition.kind != "docker":
-        raise UsageError(f"{target} has no nodes with Docker Engines to clean", "Name a target of the kind docker.")
-    from tfjob.engines.cluster.clean import clean_target  # noqa: PLC0415
+    if definition is not None and definition.kind == "slurm" and definition.login is not None:
+        from tfjob.runs.left import clean_elsewhere  # noqa: PLC0415
 
-    cleaned = clean_target(definition, workspace.runs, os.environ, kept=kept)
+        there = clean_elsewhere(definition, workspace, os.environ, kept=kept)
+        cleaned = [(definition.login, there.removed, there.problem)]
+    elif definition is not None and definition.kind == "docker":
+        from tfjob.engines.cluster.clean import clean_target  # noqa: PLC0415
+
+        found = clean_target(definition, workspace.runs, os.environ, kept=kept)
+        cleaned = [(one.node, one.removed, one.problem) for one in found]
+    else:
+        raise UsageError(
+            f"{target} has nothing to clean", "Name a target with Docker Engines, or a Slurm cluster that has a login."
+        )
     if output is not TableFormat.table:
-        nodes = [{"name": one.node, "removed": list(one.removed), "problem": one.problem or None} for one in cleaned]
+        nodes = [{"name": name, "removed": list(lines), "problem": problem or None} for name, lines, problem in cleaned]
         print_document({"name": target, "nodes": nodes}, output)
     else:
-        for one in cleaned:
-            name = colored(one.node, "bold", sys.stdout)
-            for line in one.removed:
+        for node, lines, problem in cleaned:
+            name = colored(node, "bold", sys.stdout)
+            for line in lines:
                 print(f"{name}  removed the {line}")
-            if one.problem:
-                print(f"{name}  {colored(one.problem, 'red', sys.stdout)}")
-            elif not one.removed:
+            if problem:
+                print(f"{name}  {colored(problem, 'red', sys.stdout)}")
+            elif not lines:
                 print(f"{name}  nothing was left")
-    if any(one.problem for one in cleaned):
+    if any(problem for _, _, problem in cleaned):
         sys.exit(ExitCode.TARGET_FAILED)

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import os
 from enum import StrEnum
 from pathlib import Path
 from typing import TYPE_CHECKING, Annotated, Any
@@ -9,7 +10,7 @@ from typing import TYPE_CHECKING, Annotated, Any
 import typer
 
 from tfjob.cli.building import building
-from tfjob.cli.options import DocumentOutput, complete_environment
+from tfjob.cli.options import DocumentOutput, complete_environment, complete_target
 from tfjob.cli.output import plural, print_document, shown_path, size
 from tfjob.errors import UsageError
 from tfjob.workspace import default_config, find_workspace
@@ -64,12 +65,40 @@ def place_of(asked: ResolvedEnvironment, runtime: Runtime, store: Path, screen: 
     return base_image(asked.base or "", store_root=store, log=screen.log, progress=screen.progress)
 
 
+def _login_node(name: str, runtime: Runtime, store: Path) -> Place:
+    """A cluster that is used by way of a login node. Raises UsageError for a target that is none, NotFound."""
+    from tfjob.engines.slurm.login import Login  # noqa: PLC0415  # only for its targets
+    from tfjob.engines.slurm.place import LoginNode  # noqa: PLC0415
+    from tfjob.targets.definition import SlurmDefinition  # noqa: PLC0415
+    from tfjob.targets.registered import Targets  # noqa: PLC0415
+
+    workspace = find_workspace()
+    found = Targets(workspace.compute if workspace else None).get(name).definition
+    if not isinstance(found, SlurmDefinition) or found.login is None or found.directory is None:
+        raise UsageError(
+            f"target {name} is no Slurm cluster with `login` and `directory`",
+            "For this machine, and a cluster that it is a login node of, leave --target out; for containers, say --runtime docker.",
+        )
+    if runtime is Runtime.docker:
+        raise UsageError("a lock for containers is for their base image, wherever they run", "Leave --target out.")
+    return LoginNode(Login(found.login, os.environ), Path(found.directory) / "store", store, os.environ)
+
+
 def lock(
     environment: What,
     runtime: RuntimeOption = Runtime.process,
     to: Annotated[
         Path | None,
         typer.Option("--to", help="Write it there. [default: beside the conda file]", show_default=False),
+    ] = None,
+    target: Annotated[
+        str | None,
+        typer.Option(
+            "--target",
+            help="Lock it for a Slurm cluster that is used from elsewhere: this target's login node.",
+            show_default=False,
+            autocompletion=complete_target,
+        ),
     ] = None,
 ) -> None:
     """Solve an environment, and write the version and hash of every package to a file that later builds follow."""
@@ -83,7 +112,7 @@ def lock(
             "Name an environment of conda and pip packages.",
         )
     with building("Locking") as screen:
-        place = place_of(asked, runtime, store, screen)
+        place = place_of(asked, runtime, store, screen) if target is None else _login_node(target, runtime, store)
         made = Store(store).solve(asked.definition, place, log=screen.log, progress=screen.progress)
     path = to or asked.lock_path
     if path is None:

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+import os
 import sys
 from pathlib import Path
 from signal import Signals
@@ -24,6 +25,8 @@ if TYPE_CHECKING:
     from tfjob.runs.record import Attempt, Record
 
 __all__ = ["list_runs", "logs", "show"]
+
+_TAIL_BYTES = 1 << 16
 
 
 def list_runs(
@@ -154,6 +157,7 @@ def _print_record(record: Record) -> None:
             + (f", a rerun of {record.rerun_of}" if record.rerun_of else ""),
         ),
         ("target", record.target),
+        ("now", _now(record)),
         *_where(record),
         *_data(record),
         ("overrides", " ".join(f"--set {one}" for one in record.overrides)),
@@ -181,6 +185,26 @@ def _print_record(record: Record) -> None:
             print(f"... and {record.output_count - 20} more: tfjob show {record.id} -o json")
     for path in record.left_in_work:
         print(f"kept, though written outside of ./outputs: {path}")
+
+
+def _now(record: Record) -> str:
+    """What the phase that lasts is at, by the run's last events."""
+    if record.is_over:
+        return ""
+    try:
+        with RunDirectory(Path(record.dir)).events.open("rb") as file:
+            file.seek(max(file.seek(0, os.SEEK_END) - _TAIL_BYTES, 0))
+            lines = file.read().splitlines()
+    except OSError:
+        return ""
+    for line in reversed(lines):
+        try:
+            event = json.loads(line)
+        except ValueError:  # half a line
+            continue
+        if event["event"] in ("progress", "phase"):
+            return str(event.get("message", ""))
+    return ""
 
 
 def _where(record: Record) -> list[tuple[str, str]]:

@@ -22,6 +22,7 @@ __all__ = [
     "TargetName",
     "complete_dataset",
     "complete_environment",
+    "complete_target",
 ]
 
 
@@ -69,7 +70,7 @@ def complete_environment(incomplete: str) -> list[str]:
     return sorted(name for name in names if name.startswith(incomplete))
 
 
-def _complete_target(incomplete: str) -> list[str]:
+def complete_target(incomplete: str) -> list[str]:
     """Names of compute targets for the shell's completion."""
     from tfjob.targets.registered import Targets  # noqa: PLC0415  # only when the shell asks
     from tfjob.workspace import find_workspace  # noqa: PLC0415
@@ -101,7 +102,7 @@ RunName = Annotated[
 ]
 TargetName = Annotated[
     str,
-    typer.Argument(metavar="TARGET", help="Its name.", show_default=False, autocompletion=_complete_target),
+    typer.Argument(metavar="TARGET", help="Its name.", show_default=False, autocompletion=complete_target),
 ]
 Set = Annotated[
     list[str] | None,

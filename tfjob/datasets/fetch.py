@@ -1,5 +1,7 @@
 """Many files fetched at once into the cache: by several threads, resumed where they broke, tried again, and verified.
 
+Where there are hundreds of the web, processes beside this one fetch what is small and makes no trouble (`workers.py`).
+
 A file that is being fetched lies under `partial` and is locked; others who want it wait and then find it. It becomes an
 object only when it is whole and has the content it must have. Of what the cache holds already, servers are asked
 whether it has changed, where nothing was promised that makes asking needless.
@@ -13,7 +15,7 @@ import os
 import shutil
 import threading
 import time
-from collections import deque
+from collections import Counter, deque
 from typing import TYPE_CHECKING, Final, NamedTuple
 
 from tfjob.datasets.cache import Known
@@ -24,9 +26,10 @@ from tfjob.spec import addresses
 from tfjob.spec.addresses import WEB, is_web, scheme_of, shown_address
 
 if TYPE_CHECKING:
-    from collections.abc import Callable, Iterator, Sequence
+    from collections.abc import Callable, Iterable, Iterator, Sequence
 
     from tfjob.datasets.cache import Cache
+    from tfjob.datasets.workers import Worker, Workers
 
 __all__ = ["HOUR_S", "Fetched", "fetch"]
 
@@ -55,6 +58,18 @@ def fetch(wanted: Sequence[Wanted], cache: Cache, settings: Settings, progress: 
     can't be had, once the others have stopped; what came of large files is kept for the next try.
     """
     unique = {one.source: one for one in wanted}
+    if len(unique) < settings.many:
+        return _fetch(unique, cache, settings, progress)
+    from tfjob.datasets.workers import alone  # noqa: PLC0415  # few files have no use for it
+
+    try:
+        with alone(cache, unique, progress):
+            return _fetch(unique, cache, settings, progress)
+    except OSError as error:
+        raise unwritable(cache, error) from error
+
+
+def _fetch(unique: dict[str, Wanted], cache: Cache, settings: Settings, progress: Callable[[str], None]) -> Fetched:
     known = cache.known(list(unique))
     many = sum(map(is_web, unique)) > addresses.MANY
     found: dict[str, Known] = {}
@@ -71,6 +86,7 @@ def fetch(wanted: Sequence[Wanted], cache: Cache, settings: Settings, progress: 
     _refuse_full_disk(cache, transfer.total_bytes)
     crew = _Crew(missing, known, transfer)
     try:
+        crew.begin()
         found |= dict(crew.results(progress))
     finally:
         crew.end()
@@ -99,26 +115,83 @@ def _at_hand(  # noqa: PLR0911  # a table of what needs no asking
     return known if cache.has(known.sha256, known.size) else None
 
 
+_Result = tuple[str, Known, "int | Worker"]
+"""What an address holds, and who holds the lock of the file it was fetched into: a descriptor, or a worker."""
+
+
 class _Crew:
-    """The threads that fetch, and what they bring."""
+    """The threads that fetch, and workers where there is enough for them; and what they bring."""
 
     def __init__(self, missing: deque[Wanted], known: dict[str, Known], transfer: Transfer) -> None:
         self._missing = missing
         self._count = len(missing)
         self._known = known
         self._transfer = transfer
-        self._results: deque[tuple[str, Known, int] | BaseException] = deque()
+        self._results: deque[_Result | BaseException] = deque()
         self._wake = threading.Event()
-        self._working = min(transfer.settings.connections, len(missing))
+        self._most = transfer.settings.connections
+        self._working = 0
         self._fetchers: list[Fetcher] = []
-        self._threads = [threading.Thread(target=self._work, daemon=True) for _ in range(self._working)]
-        for thread in self._threads:
+        self._threads: list[threading.Thread] = []
+        self._workers: Workers | None = None
+
+    def begin(self) -> None:
+        """Start to fetch."""
+        if self._count >= self._transfer.settings.many:
+            new = [one for one in self._missing if is_web(one.source) and not self._is_held(one)]
+            if len(new) >= self._transfer.settings.many and self._most > 1:
+                self._begin_workers(new)
+        self._engage()
+
+    def _begin_workers(self, new: list[Wanted]) -> None:
+        """Have processes fetch those files that they can."""
+        from tfjob.datasets.workers import Workers, plain_files  # noqa: PLC0415  # few files have no use for it
+
+        self._workers = Workers(len(new), self._transfer, self._came, self._left, self._all_left)
+        plain = plain_files(new, self._transfer.settings)  # they load meanwhile
+        if not plain:
+            self._workers.end()
+            return
+        chosen = {one.wanted.source for one in plain}
+        self._missing = deque(one for one in self._missing if one.source not in chosen)
+        self._most = 1  # all other connections are those of the workers
+        self._workers.begin(plain)
+
+    def _engage(self) -> None:
+        """Start as many threads as there is work for; those that find none end by themselves."""
+        with self._transfer.lock:
+            if self._transfer.stop.is_set():
+                return
+            more = min(self._most - self._working, len(self._missing))
+            threads = [threading.Thread(target=self._work, daemon=True) for _ in range(more)]
+            self._working += len(threads)
+            self._threads += threads
+        for thread in threads:
             thread.start()
+
+    def _is_held(self, wanted: Wanted) -> bool:
+        known = self._known.get(wanted.source)
+        return known is not None and self._transfer.cache.has(known.sha256, known.size)
+
+    def _came(self, results: list[tuple[str, Known, Worker]]) -> None:
+        """Hear from a worker what came."""
+        self._results.extend(results)
+        self._wake.set()
+
+    def _left(self, files: Iterable[Wanted]) -> None:
+        """Hear what workers do not fetch."""
+        self._missing.extend(files)
+        self._engage()
+
+    def _all_left(self) -> None:
+        """Hear that the workers have nothing to do any more: their connections are free."""
+        self._most = self._transfer.settings.connections
+        self._engage()
 
     def results(self, progress: Callable[[str], None]) -> Iterator[tuple[str, Known]]:
         """Yield what each address holds, once that is noted in the cache. Raises what kept a file from being had."""
         began = reported = time.monotonic()
-        batch: list[tuple[str, Known, int]] = []
+        batch: list[_Result] = []
         noted = began
         done = 0
         while done < self._count:
@@ -144,6 +217,8 @@ class _Crew:
     def end(self) -> None:
         """Stop the threads; those that wait for a server are made to fail, or left to themselves if that can't be."""
         self._transfer.stop.set()
+        if self._workers is not None:
+            self._workers.end()
         last = time.monotonic() + _PATIENCE_S
         for thread in self._threads:
             while thread.is_alive() and time.monotonic() < last:
@@ -152,18 +227,24 @@ class _Crew:
                 thread.join(0.2)
         while self._results:
             left = self._results.popleft()
-            if not isinstance(left, BaseException):
+            if not isinstance(left, BaseException) and isinstance(left[2], int):
                 os.close(left[2])
 
-    def _note(self, batch: list[tuple[str, Known, int]]) -> list[tuple[str, Known]]:
+    def _note(self, batch: list[_Result]) -> list[tuple[str, Known]]:
         """Note what was fetched, and only then let others see that nobody fetches it any more."""
         rows = [(source, known) for source, known, _ in batch]
         try:
             if rows:
                 self._transfer.cache.remember(rows)
         finally:
-            for _, _, descriptor in batch:
-                os.close(descriptor)
+            counts: Counter[Worker] = Counter()
+            for _, _, holder in batch:
+                if isinstance(holder, int):
+                    os.close(holder)
+                else:
+                    counts[holder] += 1
+            for worker, count in counts.items():
+                worker.noted(count)
             batch.clear()
         return rows
 
@@ -174,11 +255,13 @@ class _Crew:
         except BaseException as error:  # noqa: BLE001  # it is raised again by who waits for the results
             self._results.append(error)
             self._wake.set()
+            return
         with self._transfer.lock:
             self._working -= 1
             is_last = not self._working
         if is_last:
             self._wake.set()
+        self._engage()  # for what was added since this one found nothing
 
     def _fetch_on(self) -> None:
         fetchers: dict[str, Fetcher] = {}

@@ -29,6 +29,7 @@ def sftp_file_system(address: str) -> tuple[Any, str]:
     """
     parts = urlsplit(address)
     made = _kind()(parts.hostname or "", port=parts.port or 0, username=parts.username or "")
+    made.connect_again()
     return made, unquote(parts.path) or "/"
 
 
@@ -42,6 +43,16 @@ def _kind() -> Any:
         def _connect(self) -> None:
             self.client = _connected(self.host, self.ssh_kwargs)
             self.ftp = self.client.open_sftp()
+
+        def connect_again(self) -> None:
+            """Connect if the connection was lost: fsspec gives a thread the same object for as long as it lives."""
+            transport = self.client.get_transport()
+            if transport is None or not transport.is_active():
+                self._connect()
+
+        def walk(self, path: str, maxdepth: int | None = None, **options: Any) -> Any:
+            """Raises what keeps a directory from being listed. fsspec's own leaves such a directory out."""
+            return super().walk(path, maxdepth, **{**options, "on_error": "raise"})
 
     return Sftp
 
@@ -79,7 +90,8 @@ def _connected(host: str, asked: Mapping[str, Any]) -> Any:
         ) from error
     except (paramiko.SSHException, OSError) as error:
         hint = f"If its key is not known yet, log in once and look at it: ssh {host}"
-        raise PreparationError(f"the host {host} can't be reached by ssh: {error}", hint) from error
+        why = (error.strerror if isinstance(error, OSError) else None) or error
+        raise PreparationError(f"the host {host} can't be reached by ssh: {why}", hint) from error
     return client
 
 

@@ -6,13 +6,14 @@ that the packages find by themselves: variables of the shell, and their own file
 
 from __future__ import annotations
 
+import logging
 import posixpath
 from typing import TYPE_CHECKING, Any, Final
 
 from tfjob.datasets.files import Remote
 from tfjob.datasets.web import Transient
 from tfjob.datasets.web_fetch import Sink
-from tfjob.errors import PreparationError
+from tfjob.errors import PreparationError, TfjobError
 from tfjob.spec.addresses import scheme_of, shown_address
 
 if TYPE_CHECKING:
@@ -30,7 +31,7 @@ PACKAGES: Final = {
     "abfs": ("az", "adlfs"),
     "abfss": ("az", "adlfs"),
     "sftp": ("sftp", "fsspec and paramiko"),
-    "hdfs": ("hdfs", "fsspec and pyarrow"),
+    "hdfs": ("hdfs", "fsspec and hdfs-native"),
 }
 """Scheme → the extra of tfjob that reads it, and the packages in it."""
 
@@ -40,6 +41,11 @@ _KINDS: Final = {
     "PartialCredentialsError": "the credentials are not complete",
     "EndpointConnectionError": "the store can't be reached",
 }
+_SERVERS: Final = ("sftp", "hdfs")
+"""Their addresses name a host."""
+_TALKATIVE: Final = ("adlfs", "azure", "fsspec", "gcsfs", "paramiko", "s3fs")
+"""Libraries that log what they then raise, with a traceback. Where nobody has set up logging, that went to stderr."""
+_NOWHERE: Final = logging.NullHandler()
 _GONE: Final = (FileNotFoundError, NotADirectoryError)
 
 
@@ -52,6 +58,8 @@ def list_store(address: str) -> list[Remote]:
     files, path = _file_system(address)
     try:
         found = list(_found(files, path))
+    except TfjobError:  # Ctrl-C, too
+        raise
     except Exception as error:
         raise _in_words(error, shown) from error
     if not found:
@@ -59,7 +67,7 @@ def list_store(address: str) -> list[Remote]:
             f"there is no file {shown}", "Check the address, and whether the credentials in this shell may see it."
         )
     start = address[: len(scheme) + 3]
-    host = address[len(start) :].partition("/")[0] if scheme in {"sftp", "hdfs"} else ""
+    host = address[len(start) :].partition("/")[0] if scheme in _SERVERS else ""
     rows = []
     for facts, name in found:
         full = f"{start}{host}{facts['name']}" if host else f"{start}{facts['name']}"
@@ -115,12 +123,12 @@ def _blocks(files: Any, path: str, start: int, wanted: Wanted) -> Iterator[bytes
                 file.prefetch(wanted.size)
             while data := file.read(_BLOCK_BYTES):
                 yield data
+    except TfjobError:
+        raise
     except Exception as error:
-        shown = shown_address(wanted.source)
-        explained = _in_words(error, shown)
         if isinstance(error, (PermissionError, *_GONE, ImportError)):
-            raise explained from error
-        raise Transient(explained.message) from error
+            raise _in_words(error, shown_address(wanted.source)) from error
+        raise Transient(_reason(error)) from error
 
 
 def _found(files: Any, path: str) -> Iterator[tuple[dict[str, Any], str]]:
@@ -163,6 +171,8 @@ def _tag(facts: dict[str, Any]) -> str:
 
 
 def _file_system(address: str) -> tuple[Any, str]:
+    for name in _TALKATIVE:
+        logging.getLogger(name).addHandler(_NOWHERE)
     scheme = scheme_of(address) or ""
     extra, packages = PACKAGES[scheme]
     try:
@@ -172,6 +182,10 @@ def _file_system(address: str) -> tuple[Any, str]:
             from tfjob.datasets.sftp import sftp_file_system  # noqa: PLC0415  # the same
 
             return sftp_file_system(address)
+        if scheme == "hdfs":
+            from tfjob.datasets.hdfs import hdfs_file_system  # noqa: PLC0415  # the same
+
+            return hdfs_file_system(address)
         files: Any
         path: str
         files, path = fsspec.core.url_to_fs(address, **_options(scheme))
@@ -180,7 +194,7 @@ def _file_system(address: str) -> tuple[Any, str]:
             f"{scheme}:// needs {packages}, which tfjob's Python does not have ({error})",
             f"Install it beside tfjob: pip install 'tfjob[{extra}]'",
         ) from error
-    except PreparationError:
+    except TfjobError:
         raise
     except Exception as error:
         raise _in_words(error, shown_address(address)) from error
@@ -194,8 +208,6 @@ def _options(scheme: str) -> dict[str, Any]:
 
 def _in_words(error: Exception, shown: str) -> PreparationError:
     """The error that a store's library raised, as one of ours."""
-    if isinstance(error, PreparationError):
-        return error
     if isinstance(error, _GONE):
         return PreparationError(f"there is no file {shown}", "Check the address.")
     if isinstance(error, PermissionError):
@@ -203,8 +215,12 @@ def _in_words(error: Exception, shown: str) -> PreparationError:
             f"the store does not give {shown} to us: {error}",
             "Check the address, and that the credentials in this shell may read it.",
         )
-    what = _KINDS.get(type(error).__name__) or f"{type(error).__name__}: {error}"
     return PreparationError(
-        f"{shown} can't be read: {what}",
+        f"{shown} can't be read: {_reason(error)}",
         "Check the address and the network; credentials are taken from where the store's own library looks for them.",
     )
+
+
+def _reason(error: Exception) -> str:
+    plain = type(error) in {OSError, TimeoutError}
+    return _KINDS.get(type(error).__name__) or (str(error) if plain else f"{type(error).__name__}: {error}")

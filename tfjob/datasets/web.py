@@ -9,8 +9,6 @@ from __future__ import annotations
 import base64
 import contextlib
 import functools
-import netrc
-import os
 import re
 import socket
 import ssl
@@ -19,19 +17,20 @@ import urllib.request
 from collections.abc import Mapping
 from dataclasses import dataclass
 from email.utils import parsedate_to_datetime
-from typing import Any, Final, NamedTuple
+from typing import Final, NamedTuple
 from urllib.parse import SplitResult, quote, urljoin, urlsplit
 
+from tfjob.datasets.connections import PATIENCE, tag_from
+from tfjob.datasets.passwords import passwords
 from tfjob.datasets.wire import Garbled, Head, Wire, connect
 from tfjob.errors import PreparationError
 from tfjob.spec.addresses import shown_address
 from tfjob.version import __version__
 
-__all__ = ["Answer", "Session", "Transient", "tag_of"]
+__all__ = ["Answer", "Session", "Transient", "common_headers", "is_direct", "split_address", "tag_of"]
 
 _REDIRECTS: Final = {301, 302, 303, 307, 308}
 _MOST_REDIRECTS: Final = 10
-_BUSY: Final = {408, 425, 429, 500, 502, 503, 504}
 _LONGEST_WAIT_S: Final = 60.0
 _KEEPABLE_BYTES: Final = 64 * 1024
 _PLAIN: Final = re.compile(r"(https?://[A-Za-z0-9_.:-]+)(/[A-Za-z0-9_./~-]*)")
@@ -72,10 +71,10 @@ class Answer:
         """A header by its name in lower case; empty where there is none."""
         return self.head.headers.get(name, "")
 
-    def read(self, most: int) -> bytes:
-        """Read what is there of the body, at most so many bytes; nothing at its end. Raises Transient when it breaks."""
+    def read_into(self, room: memoryview) -> int:
+        """Read what is there of the body, as far as there is room; how much that was: 0 at its end. Raises Transient when it breaks."""
         try:
-            return self.wire.read(most)
+            return self.wire.read_into(room)
         except (OSError, Garbled) as error:
             raise _in_words(error, self.address) from error
 
@@ -83,7 +82,8 @@ class Answer:
         """Leave the body. A short one is read, so that the connection can be used again."""
         with contextlib.suppress(OSError, Garbled):
             if self.length is not None and self.length <= _KEEPABLE_BYTES:
-                while self.wire.read(_KEEPABLE_BYTES):
+                room = memoryview(bytearray(_KEEPABLE_BYTES))
+                while self.wire.read_into(room):
                     pass
         self.drop()
 
@@ -95,10 +95,34 @@ class Answer:
 
 def tag_of(answer: Answer) -> str:
     """What tells this content from another at the same address: a strong ETag, or else the time of change; empty without."""
-    tag = answer.header("etag")
-    if tag and not tag.startswith("W/"):
-        return tag
-    return answer.header("last-modified") or tag
+    return tag_from(answer.header("etag"), answer.header("last-modified"))
+
+
+def split_address(address: str) -> tuple[str, str]:
+    """The origin (``http://host:port``) and the target of a request: path and query, quoted where they must be."""
+    plain = _PLAIN.fullmatch(address)
+    if plain:
+        return plain[1], plain[2]
+    parts = urlsplit(address)
+    return f"{parts.scheme}://{parts.netloc}", _target(parts)
+
+
+def is_direct(origin: str) -> bool:
+    """Whether no proxy is between us and an origin."""
+    return _proxy(urlsplit(origin)) is None
+
+
+def common_headers(origin: str, *, own: bool = True) -> dict[str, str]:
+    """What stands in all requests to an origin; a name and a password too, where it is the user's `own` address."""
+    parts = urlsplit(origin)
+    host = parts.netloc.rpartition("@")[2].encode("idna" if not parts.netloc.isascii() else "ascii").decode()
+    common = {
+        "Host": host,
+        "User-Agent": f"tfjob/{__version__}",
+        "Accept": "*/*",
+        "Accept-Encoding": "identity",
+    }
+    return common | _authorization(parts) if own else common
 
 
 class _Place(NamedTuple):
@@ -151,10 +175,9 @@ class Session:
                 wire.socket.shutdown(socket.SHUT_RDWR)
 
     def _ask(self, method: str, address: str, headers: Mapping[str, str], *, own: bool) -> Answer:
-        plain = _PLAIN.fullmatch(address)
-        origin = plain[1] if plain else "{0.scheme}://{0.netloc}".format(urlsplit(address))
+        origin, target = split_address(address)
         place = self._places.get((origin, own)) or self._place(origin, own=own)
-        target = place.before + (plain[2] if plain else _target(urlsplit(address)))
+        target = place.before + target
         sent = {**place.headers, **headers} if headers else place.headers
         for attempt in (1, 2):
             wire = self._kept.get(origin)
@@ -176,20 +199,11 @@ class Session:
 
     def _place(self, origin: str, *, own: bool) -> _Place:
         """What all requests to a host have in common, found once; to a proxy the target is the address (RFC 9112, 3.2.2)."""
-        parts = urlsplit(origin)
-        host = parts.netloc.rpartition("@")[2].encode("idna" if not parts.netloc.isascii() else "ascii").decode()
-        common = {
-            "Host": host,
-            "User-Agent": f"tfjob/{__version__}",
-            "Accept": "*/*",
-            "Accept-Encoding": "identity",
-        }
-        if own:
-            common |= _authorization(parts)
+        parts, common = urlsplit(origin), common_headers(origin, own=own)
         proxy = _proxy(parts) if parts.scheme == "http" else None
         if proxy is not None:
             common |= _proxy_authorization(proxy)
-        place = _Place(f"http://{host}" if proxy is not None else "", common)
+        place = _Place(f"http://{common['Host']}" if proxy is not None else "", common)
         self._places[origin, own] = place
         return place
 
@@ -252,7 +266,7 @@ def _refusal(answer: Answer, address: str) -> Exception:
     if answer.address != address:
         shown += f" (redirected to {shown_address(answer.address)})"
     reason = answer.head.reason
-    if status in _BUSY:
+    if status in PATIENCE:
         return Transient(f"the server answered {status} {reason}".rstrip(), _wait_s(answer.header("retry-after")))
     if status in {404, 410}:
         return PreparationError(f"there is no file {shown} ({status} {reason})", "Check the address.")
@@ -310,20 +324,8 @@ def _proxy_authorization(proxy: SplitResult) -> dict[str, str]:
 
 
 def _authorization(parts: SplitResult) -> dict[str, str]:
-    found = _netrc().get(parts.hostname or "")
+    found = passwords().get(parts.hostname or "")
     return {"Authorization": _basic(*found)} if found else {}
-
-
-@functools.cache
-def _netrc() -> dict[str, tuple[str, str]]:
-    path = os.environ.get("NETRC") or os.path.expanduser("~/.netrc")
-    try:
-        hosts: dict[str, Any] = netrc.netrc(path).hosts
-    except (FileNotFoundError, NotADirectoryError, PermissionError):  # none, or somebody else's
-        return {}
-    except (OSError, netrc.NetrcParseError) as error:
-        raise PreparationError(f"{path} can't be used: {error}", "Repair it, or remove it.") from error
-    return {host: (login or "", password or "") for host, (login, _, password) in hosts.items() if host != "default"}
 
 
 def _basic(name: str, password: str) -> str:

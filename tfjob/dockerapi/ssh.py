@@ -264,7 +264,7 @@ class SshTransport:
         timer = threading.Timer(max(deadline - time.monotonic(), 0.0), self._process.kill)
         timer.start()
         try:
-            return any(line == _READY for line in self._process.stdout)
+            return any(line.endswith(_READY) for line in self._process.stdout)
         finally:
             timer.cancel()
 

@@ -9,6 +9,7 @@ from __future__ import annotations
 
 from collections.abc import Callable, Mapping
 from dataclasses import dataclass, field
+from pathlib import Path
 from typing import TYPE_CHECKING, Any, Literal, Protocol
 
 from tfjob.planning.plan import Plan
@@ -45,7 +46,8 @@ class Prepared:
     `values` are bindings for the plan's expressions (``environment.path``, ``environment.prefix``, ``restart.count``); `key` names the
     prefix, None for the machine's or image's own packages. The rest is for containers: the `image` they are started
     from (an id the engine knows), what has to be mounted for the environment, and the `python` in them (a path there)
-    that can run tfjob's entrypoint. `bake` says what an image that was baked here is made of, for engines that lack it.
+    that can run tfjob's entrypoint. `bake` says what an image that was baked here is made of, for engines that lack it; `prefix`
+    is where this machine keeps packages that tasks use or mount, for engines that send them.
     """
 
     key: str | None
@@ -54,6 +56,7 @@ class Prepared:
     python: str | None = None
     mounts: tuple[Mount, ...] = ()
     bake: Callable[[], Bake] | None = None
+    prefix: Path | None = None
 
 
 @dataclass(frozen=True)

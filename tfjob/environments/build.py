@@ -131,6 +131,7 @@ def build(
     if recipe.interpreter is None:
         relocation.rewrite(stage, recipe.final)
     _compile(doing)
+    recipe.place.settle(stage, recipe.interpreter)
     size_bytes = _make_read_only(stage)
     marker = {
         "key": recipe.key,
@@ -200,6 +201,12 @@ def _compile(doing: _Work) -> None:
         if left and shared[path]:
             left = bytecode.link(stage, left, path, recipe.cache_tag)
     if not left:
+        return
+    if recipe.interpreter is not None and not recipe.place.starts(recipe.interpreter):
+        minor = ".".join(recipe.lock.python_version.split(".")[:2])
+        doing.progress(
+            f"imports will take longer: what they read first is compiled by a Python {minor}, which is not here"
+        )
         return
     doing.progress(f"compiling {len(left)} of {count} file{'s' * (count != 1)}")
     left.sort(key=lambda source: source.size_bytes, reverse=True)

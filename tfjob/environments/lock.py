@@ -34,7 +34,7 @@ Solved for Python {python} on {platform}{base}, from:
 {asked}
 Keep it beside the job: with it, the same files are installed again, whatever is released meanwhile.
 `conda:` is a lock file of rattler (of pixi); `pip:` is a requirements file, for `pip install --require-hashes -r`.
-It fits this definition and this platform only. Do not edit it: make a new one with `tfjob env lock`."""
+It fits this definition and this platform, or one with a newer C library. Do not edit it: make a new one with `tfjob env lock`."""
 _NO_PIP = 'pip: ""\n'
 _SHA256 = re.compile(r"[0-9a-f]{64}")
 _ENVIRONMENT = "default"

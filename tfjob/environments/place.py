@@ -1,7 +1,8 @@
 """A place is where a prefix is used: it has certain Pythons, a C library, and programs are run in it.
 
 A prefix fits only the place it was made for. `Machine` is this machine, where a prefix is used where the store keeps
-it; a base image is another place (`tfjob.images.base`), where it is seen at ``/opt/env``.
+it; a base image is another place (`tfjob.images.base`), where it is seen at ``/opt/env``; and so is a cluster that is used
+from elsewhere (`tfjob.engines.slurm.place`): its prefixes are made on this machine, and sent.
 """
 
 from __future__ import annotations
@@ -58,8 +59,25 @@ class Place(Protocol):
         """
         ...
 
+    @property
+    def has_own_programs(self) -> bool:
+        """Whether programs that are run in it find its own compilers and MPI. Not where prefixes are made on another machine."""
+        ...
+
+    def uv_arguments(self, interpreter: Interpreter | None) -> tuple[str, ...]:
+        """What uv must be told to choose packages for it and that Python of it; nothing where uv sees that."""
+        ...
+
+    def starts(self, interpreter: Interpreter) -> bool:
+        """Whether that Python, or one that compiles to the same bytecode, can be started while a prefix is made."""
+        ...
+
     def final(self, prefix: Path) -> Path:
         """Where the prefix that the store keeps at `prefix` is seen by the tasks that use it."""
+        ...
+
+    def settle(self, stage: Path, interpreter: Interpreter | None) -> None:
+        """Change what in a prefix is of the machine it was made on, as the last step. Raises PreparationError where it can't be used."""
         ...
 
     def has(self, interpreter: Mapping[str, object]) -> bool:
@@ -70,8 +88,8 @@ class Place(Protocol):
         """What changes when a Python of this place is replaced. A JSON object."""
         ...
 
-    def builder(self, *, log: Callable[[str], None], progress: Callable[[str], None]) -> Place:
-        """This place with compilers, to build source packages in: itself where they are nobody's to add."""
+    def builder(self, python: str, *, log: Callable[[str], None], progress: Callable[[str], None]) -> Place:
+        """This place with compilers, to build source packages in by a Python (a path): itself where they are nobody's to add."""
         ...
 
     def run(
@@ -125,9 +143,25 @@ class Machine:
         found = (one.into_generic() for one in VirtualPackage.detect())
         return {one.name.normalized: f"{one.version}={one.build_string}" for one in found}
 
+    @property
+    def has_own_programs(self) -> bool:
+        """They are this machine's."""
+        return True
+
+    def uv_arguments(self, interpreter: Interpreter | None) -> tuple[str, ...]:  # noqa: ARG002
+        """None: uv sees what this machine is."""
+        return ()
+
+    def starts(self, interpreter: Interpreter) -> bool:  # noqa: ARG002
+        """They are this machine's."""
+        return True
+
     def final(self, prefix: Path) -> Path:
         """Where the store keeps it."""
         return prefix
+
+    def settle(self, stage: Path, interpreter: Interpreter | None) -> None:
+        """Nothing is to be done: it was made here."""
 
     def has(self, interpreter: Mapping[str, object]) -> bool:
         """Whether that file still has the same size and time."""
@@ -140,7 +174,7 @@ class Machine:
         """Its path, size and time. Raises OSError when it is gone."""
         return _stat(str(interpreter.path))
 
-    def builder(self, *, log: Callable[[str], None], progress: Callable[[str], None]) -> Place:  # noqa: ARG002
+    def builder(self, python: str, *, log: Callable[[str], None], progress: Callable[[str], None]) -> Place:  # noqa: ARG002
         """Itself: what a machine lacks is installed by whoever it belongs to."""
         return self
 

@@ -14,7 +14,18 @@ from typing import TYPE_CHECKING, Any
 if TYPE_CHECKING:
     from collections.abc import Mapping
 
-__all__ = ["BUILDER", "MARKER", "Prefix", "modified_ns", "platform_name", "read_json", "read_prefix", "variables"]
+__all__ = [
+    "BUILDER",
+    "MARKER",
+    "Prefix",
+    "glibc_of",
+    "modified_ns",
+    "platform_name",
+    "read_json",
+    "read_prefix",
+    "runs_on",
+    "variables",
+]
 
 # The file that is written last into a prefix; the metadata in it are of `build.build`.
 MARKER = "tfjob-prefix.json"
@@ -77,6 +88,19 @@ def platform_name() -> str:
     except (ValueError, OSError):
         libc = ""
     return f"linux-{os.uname().machine}-{libc.replace(' ', '') or 'other'}"
+
+
+def runs_on(made_for: str, there: str) -> bool:
+    """Whether what was made or chosen for one kind of machine runs on another: on the same processor, with no older C library."""
+    if made_for == there:
+        return True
+    least, has = glibc_of(made_for), glibc_of(there)
+    return made_for.rpartition("-")[0] == there.rpartition("-")[0] and bool(least) and least <= has
+
+
+def glibc_of(platform: str) -> tuple[int, ...]:
+    """The version of a platform's C library, to be compared; empty where it is not GNU's."""
+    return tuple(int(part) for part in platform.rpartition("-glibc")[2].split(".") if part.isdigit())
 
 
 def read_json(path: Path) -> Mapping[str, Any] | None:

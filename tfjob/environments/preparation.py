@@ -7,6 +7,7 @@ killed one leaves nothing that looks finished.
 from __future__ import annotations
 
 import contextlib
+import dataclasses
 import errno
 import os
 from pathlib import Path
@@ -19,7 +20,7 @@ from tfjob.environments.building import Building
 from tfjob.environments.interpreters import choose, fitting
 from tfjob.environments.lock import Lock
 from tfjob.environments.pip_settings import configuration_files, uv_settings
-from tfjob.environments.prefix import BUILDER, MARKER, Prefix, read_json, read_prefix
+from tfjob.environments.prefix import BUILDER, MARKER, Prefix, read_json, read_prefix, runs_on
 from tfjob.environments.processes import interruptible
 from tfjob.environments.solving import Solving
 from tfjob.environments.solving import solve as solve_definition
@@ -118,6 +119,7 @@ class _Preparation:
         else:
             interpreter = self._python()
             lock = None
+        self._tell_uv(interpreter)
         into = self._into(interpreter, given)
         lock = self._kept(lock, into, interpreter)
         key = self._key(lock, interpreter)
@@ -149,9 +151,15 @@ class _Preparation:
     def solved(self) -> Lock:
         """Return a new lock."""
         interpreter = self._python()
+        self._tell_uv(interpreter)
         into = self._into(interpreter, None)
         with self.building.holding(digest_of(["solve", into.name])[:32], self.progress) as (work, holds):
             return self._solve(interpreter, into, work, holds)
+
+    def _tell_uv(self, interpreter: Interpreter | None) -> None:
+        """Have uv choose packages for the place and its Python where it can't see what they are."""
+        told = (*self.uv.settings.arguments, *self.place.uv_arguments(interpreter))
+        self.uv = dataclasses.replace(self.uv, settings=dataclasses.replace(self.uv.settings, arguments=told))
 
     def _into(self, interpreter: Interpreter | None, given: str | None) -> Path:
         version = interpreter.version_text if interpreter is not None else None
@@ -199,8 +207,8 @@ class _Preparation:
     def _given(self, text: str) -> tuple[Lock, Interpreter | None]:
         """Return the lock that `text` is, and the Python of the place it was solved for.
 
-        A Python of the same minor version takes the same files; that it is another is said. Raises UsageError for a lock of
-        another definition or platform, PreparationError when the place has no such Python.
+        A Python of the same minor version takes the same files; that it is another is said. So does a newer C library. Raises
+        UsageError for a lock of another definition or platform, PreparationError when the place has no such Python.
         """
         lock, place = Lock.parse(text), self.place
         again = "Make a lock of this definition, for this platform: `tfjob env lock`."
@@ -208,7 +216,7 @@ class _Preparation:
             raise UsageError(
                 "the lock is of another definition; this one changed since it was locked, or never was", again
             )
-        if lock.platform != place.platform:
+        if not runs_on(lock.platform, place.platform):
             raise UsageError(f"the lock is for {lock.platform}; {place.name} is {place.platform}", again)
         if lock.conda is not None:
             return lock, None
@@ -237,6 +245,7 @@ class _Preparation:
         parts: list[Any] = [lock.digest(), place.identity, place.platform, BUILDER]
         if interpreter is not None:
             parts += [interpreter.version_text, interpreter.cache_tag, str(interpreter.path)]
+            parts += [] if place.starts(interpreter) else ["without bytecode"]
         else:
             parts += ["conda", str(place.final(self.store.prefix("key")))]
         return digest_of(parts)[:32]

@@ -46,6 +46,7 @@ class Recipe:
     tools: tuple[str, ...]
     programs: tuple[Program, ...]
     variables: Mapping[str, str]
+    files: Mapping[str, str]
     passed: tuple[str, ...]
     digest: str
     """What changes when the same sources would be built in another way."""
@@ -61,7 +62,7 @@ def load(file: Path = _FILE) -> tuple[Recipe, ...]:
 
 def _recipe(package: str, entry: Mapping[str, Any]) -> Recipe:
     gpu = entry.get("gpu", {})
-    builds = [entry.get(key) for key in ("number", "tools", "variables")]
+    builds = [entry.get(key) for key in ("number", "tools", "variables", "files")]
     return Recipe(
         package=package,
         versions=tuple(entry["versions"]),
@@ -79,6 +80,7 @@ def _recipe(package: str, entry: Mapping[str, Any]) -> Recipe:
             Program(title, tuple(one["names"]), one["debian"]) for title, one in entry.get("programs", {}).items()
         ),
         variables=dict(entry.get("variables", {})),
+        files=dict(entry.get("files", {})),
         passed=tuple(entry.get("passed", ())),
         digest=digest_of(builds),
     )

@@ -62,7 +62,7 @@ def solve(definition: Definition, interpreter: Interpreter | None, solving: Solv
         asked=_asked(definition),
         python_version=python_version,
         platform=place.platform,
-        base=place.pinned or place.identity or None,
+        base=place.pinned or None,
         pip_text="",
         conda=mapping,
     )

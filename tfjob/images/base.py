@@ -7,7 +7,6 @@ the digest of its configuration and so of all its content. From then on, knowing
 from __future__ import annotations
 
 import contextlib
-import json
 import os
 import re
 import tempfile
@@ -16,7 +15,7 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 from tfjob.durable import replace_json
-from tfjob.environments.interpreters import Interpreter
+from tfjob.environments import looking
 from tfjob.environments.prefix import read_json
 from tfjob.errors import PreparationError
 from tfjob.images.container import Mount, needs_local, run_in_container
@@ -26,6 +25,8 @@ from tfjob.images.mounts import mounts_for, passed_on
 if TYPE_CHECKING:
     from collections.abc import Callable, Mapping, Sequence
 
+    from tfjob.environments.interpreters import Interpreter
+
 __all__ = ["DEFAULT_PATH", "BaseImage", "base_image"]
 
 # PATH in a container whose image sets none: Docker's own.
@@ -33,19 +34,14 @@ DEFAULT_PATH = "/usr/local/sbin:/usr/local/bin:/usr/sbin:/usr/bin:/sbin:/bin"
 _FINAL = Path("/opt/env")
 # Raise it when the inspection finds more than it did.
 _INSPECTION = 2
-_SHARED_LIBC = re.compile(r"(\d+\.\d+)\s*$|version (\d+\.\d+)")
-_QUESTION = (
-    "import json, sys; one = sys.implementation; print(json.dumps([one.name, list(sys.version_info), one.cache_tag, "
-    "getattr(sys, 'abiflags', '')], separators=(',', ':')))"
-)
 
 
 @dataclass(frozen=True)
 class BaseImage:
     """An image that packages are made for, and what is in it.
 
-    `image` is its id, `reference` how it was asked for, `pinned` the name that gets the same from a registry (empty for
-    an image that came from none). `search_path` is its PATH, empty when it sets none. `tools` are the programs of
+    `image` is its id, `reference` how it was asked for, `pinned` the name that gets the same from a registry (its
+    id, for an image that came from none). `search_path` is its PATH, empty when it sets none. `tools` are the programs of
     interest it has: sshd, ssh, bash, tar, apt-get, and so on. `cuda` is the version of CUDA it says it holds.
     """
 
@@ -83,9 +79,25 @@ class BaseImage:
         found = {"__unix": "0", "__linux": kernel[0] if kernel else "0", "__glibc": glibc, "__archspec": "1"}
         return {**found, "__cuda": self.cuda} if self.cuda else found
 
+    @property
+    def has_own_programs(self) -> bool:
+        """They run in it."""
+        return True
+
+    def uv_arguments(self, interpreter: Interpreter | None) -> tuple[str, ...]:  # noqa: ARG002
+        """None: uv runs in it and sees what it is."""
+        return ()
+
+    def starts(self, interpreter: Interpreter) -> bool:  # noqa: ARG002
+        """In a container."""
+        return True
+
     def final(self, prefix: Path) -> Path:  # noqa: ARG002  # the same for every prefix
         """``/opt/env``, in every container."""
         return _FINAL
+
+    def settle(self, stage: Path, interpreter: Interpreter | None) -> None:
+        """Nothing is to be done: it was made in the image."""
 
     def has(self, interpreter: Mapping[str, object]) -> bool:
         """Whether it is a Python of this very image."""
@@ -95,7 +107,7 @@ class BaseImage:
         """Its path, its version and the image's id: an image never changes."""
         return {"path": str(interpreter.path), "version": interpreter.version_text, "image": self.image}
 
-    def builder(self, *, log: Callable[[str], None], progress: Callable[[str], None]) -> BaseImage:
+    def builder(self, python: str, *, log: Callable[[str], None], progress: Callable[[str], None]) -> BaseImage:  # noqa: ARG002
         """The image with compilers in one more layer. What is built there runs on the image itself."""
         from tfjob.images.added import COMPILERS, added  # noqa: PLC0415  # it needs this module's class
 
@@ -188,7 +200,6 @@ def base_image(
 
 def _inspect(image: str, called: str, log: Callable[[str], None]) -> dict[str, Any]:
     """Look into an image by a container of it. Raises PreparationError when the engine cannot run one."""
-    script = Path(__file__).with_name("inspect.sh").read_text(encoding="utf-8")
     lines: list[str] = []
     errors: list[str] = []
 
@@ -199,7 +210,7 @@ def _inspect(image: str, called: str, log: Callable[[str], None]) -> dict[str, A
     try:
         code = run_in_container(
             image,
-            ["/bin/sh", "-c", script, "sh", _QUESTION],
+            ["/bin/sh", "-c", looking.script(), "sh", looking.QUESTION],
             doing=f"look into {called}",
             environment={},
             on_line=take,
@@ -210,27 +221,17 @@ def _inspect(image: str, called: str, log: Callable[[str], None]) -> dict[str, A
         if any("/bin/sh" in said and "no such file" in said.lower() for said in [error.message, *errors]):
             return _without_shell(image, called, log)
         raise
-    pairs = [line.partition(" ")[::2] for line in lines]
-    first = dict(reversed(pairs))
-    glibc = _SHARED_LIBC.search(first.get("libc", ""))
-    libc = "glibc"
-    if "musl" in first or glibc is None or code:
-        libc = "musl as its C library" if "musl" in first else "no GNU C library that tells its version"
-    return {
-        "machine": first.get("machine", os.uname().machine),
-        "libc": libc,
-        "glibc": (glibc[1] or glibc[2]) if glibc is not None else "",
-        "system": first.get("system", ""),
-        "tools": sorted({value for key, value in pairs if key == "tool"}),
-        "pythons": [python for key, value in pairs if key == "python" if (python := _python(value)) is not None],
-    }
+    found = looking.answered(lines)
+    if code and found["libc"] == "glibc":
+        found["libc"] = "no GNU C library that tells its version"
+    return found
 
 
 def _without_shell(image: str, called: str, log: Callable[[str], None]) -> dict[str, Any]:
     """Look into an image that has no shell: only for a Python, which is all that an image used as it is needs."""
     from tfjob.images.without_shell import answer_without_shell  # noqa: PLC0415  # only for such an image
 
-    python = _python(answer_without_shell(image, _QUESTION, doing=f"look into {called}", log=log))
+    python = looking.python_of(answer_without_shell(image, looking.QUESTION, doing=f"look into {called}", log=log))
     return {
         "shell": False,
         "machine": os.uname().machine,
@@ -242,18 +243,6 @@ def _without_shell(image: str, called: str, log: Callable[[str], None]) -> dict[
     }
 
 
-def _python(answer: str) -> dict[str, Any] | None:
-    """Return what a Python of the image said about itself; None when it is not one to build on."""
-    said, _, path = answer.partition(" /")
-    try:
-        implementation, version, cache_tag, flags = json.loads(said)
-    except ValueError:
-        return None
-    if implementation != "cpython" or version[:2] < [3, 8] or version[3] != "final" or flags:
-        return None
-    return {"path": f"/{path}", "version": version[:3], "cache_tag": cache_tag}
-
-
 def _described(reference: str, found: Mapping[str, Any], facts: Mapping[str, Any], store_root: Path) -> BaseImage:
     """Put together what the engine says of an image and what was found in it."""
     config = found.get("Config") or {}
@@ -262,20 +251,16 @@ def _described(reference: str, found: Mapping[str, Any], facts: Mapping[str, Any
     cuda = (
         variables.get("CUDA_VERSION") or labels.get("com.nvidia.cudnn.cuda.version") or labels.get("cuda.version", "")
     )
-    pythons = [
-        Interpreter(Path(one["path"]), (one["version"][0], one["version"][1], one["version"][2]), one["cache_tag"])
-        for one in facts["pythons"]
-    ]
     version = re.match(r"\d+\.\d+", str(cuda))
     return BaseImage(
         reference=reference,
         image=str(found["Id"]),
-        pinned=next(iter(found.get("RepoDigests") or []), ""),
+        pinned=next(iter(found.get("RepoDigests") or []), str(found["Id"])),
         system=facts["system"],
-        platform=f"linux-{facts['machine']}-" + (f"glibc{facts['glibc']}" if facts["libc"] == "glibc" else "other"),
+        platform=looking.platform_of(facts),
         search_path=variables.get("PATH", ""),
         user=str(config.get("User") or ""),
-        interpreters=tuple(sorted(pythons, key=lambda one: one.version, reverse=True)),
+        interpreters=looking.interpreters_of(facts),
         tools=frozenset(facts["tools"]),
         cuda=version[0] if version else "",
         store_root=store_root,

@@ -8,13 +8,15 @@ from typing import TYPE_CHECKING
 
 from tfjob.engines.base import Engine
 from tfjob.planning.plan import Plan
+from tfjob.targets.definition import SlurmDefinition
 from tfjob.targets.local import local_target
 from tfjob.workspace import Workspace
 
 if TYPE_CHECKING:
     from tfjob.engines.cluster.logins import Logins
+    from tfjob.engines.slurm.elsewhere import ElsewhereEngine
 
-__all__ = ["engine_of"]
+__all__ = ["engine_elsewhere", "engine_of"]
 
 
 def engine_of(
@@ -52,11 +54,9 @@ def engine_of(
             reaching=reaching,
         )
     if logins is not None:
-        logins.close()
+        logins.leave()
     if plan.slurm is not None and plan.slurm.login is not None:
-        from tfjob.engines.slurm.elsewhere import ElsewhereEngine  # noqa: PLC0415  # only for its targets
-
-        return ElsewhereEngine(plan.slurm, environ=environ, cache=workspace.root / "cache")
+        return engine_elsewhere(plan.slurm, workspace, environ)
     if plan.slurm is not None:
         from tfjob.engines.slurm.engine import SlurmEngine  # noqa: PLC0415  # only for its targets
 
@@ -73,3 +73,12 @@ def engine_of(
     from tfjob.engines.process import ProcessEngine  # noqa: PLC0415  # the same for processes
 
     return ProcessEngine(target.nodes[0], environ=environ)
+
+
+def engine_elsewhere(target: SlurmDefinition, workspace: Workspace, environ: Mapping[str, str]) -> ElsewhereEngine:
+    """The engine of a Slurm cluster that is used by way of a login node."""
+    from tfjob.datasets.cache import Cache  # noqa: PLC0415  # the same
+    from tfjob.engines.slurm.elsewhere import ElsewhereEngine  # noqa: PLC0415  # only for its targets
+
+    datasets = Cache(workspace.config.dataset_cache)
+    return ElsewhereEngine(target, environ=environ, cache=workspace.root / "cache", datasets=datasets)

@@ -8,7 +8,7 @@ import time
 from collections.abc import Callable, Iterator, Sequence
 from dataclasses import dataclass, replace
 from pathlib import Path
-from typing import TYPE_CHECKING, Any, NamedTuple
+from typing import TYPE_CHECKING, NamedTuple
 
 from tfjob.datasets.cache import Cache
 from tfjob.datasets.files import SHA256, DatasetFiles, change_since, is_address, whole_directory, with_marks
@@ -30,6 +30,7 @@ _MANY = 256
 """Files from which on a mount is one link: to their directory, or to a tree of links in the cache, made once for all runs."""
 _GIB = 1 << 30
 _JUST_S = 5.0
+_SEEN = "seen:"
 
 
 if TYPE_CHECKING:
@@ -43,7 +44,7 @@ class _Ready(NamedTuple):
     dataset: DatasetPlan
     tree: Path | None = None
     directory: str | None = None
-    encoded: Any = None
+    text: str = ""
 
 
 @dataclass(frozen=True)
@@ -84,19 +85,19 @@ class RunData:
         with self.cache.filling():  # what is known is not evicted before it is used
             known = {one.name: found for one in asked if (found := self._kept(one)) is not None}
         missing = [one for one in asked if one.marks and one.name not in known and not self._is_left_to_nodes(one)]
-        self._make_room(missing)
+        has_room = self._make_room(missing)
         with self.cache.filling():
             fetched = self._fetch(missing, progress) if missing else None
             ready = [self._ready(dataset, known.get(dataset.name), fetched) for dataset in asked]
             datasets = tuple(one.dataset for one in ready)
             if any(dataset.marks for dataset in asked):
-                lines = ",\n".join(json.dumps(one.encoded or encode(one.dataset)) for one in ready)
+                lines = ",\n".join(one.text or _text(one.dataset) for one in ready)
                 replace_text(self.run.fetched, f"[{lines}]\n", force=False)
             for one in ready:
                 self._use(one)
             self._place(datasets)
         self._note_contents(datasets)
-        if fetched is not None and fetched.received_bytes:
+        if fetched is not None and fetched.received_bytes and not has_room:
             from tfjob.datasets.eviction import evict  # noqa: PLC0415  # where something came
 
             evict(self.cache, limit_bytes=int(self.limit_gib * _GIB))
@@ -105,7 +106,8 @@ class RunData:
     def _fetch(self, missing: Sequence[DatasetPlan], progress: Callable[[str], None]) -> Fetched:
         from tfjob.datasets.fetch import fetch  # noqa: PLC0415  # 40 ms with all it stands on
 
-        wanted = [one for dataset in missing for one in _wanted(dataset)]
+        rerun_of = read_record(self.run).rerun_of or ""
+        wanted = [one for dataset in missing for one in _wanted(dataset, rerun_of)]
         return fetch(wanted, self.cache, self.settings, progress)
 
     def _is_just_planned(self) -> bool:
@@ -157,17 +159,22 @@ class RunData:
         """Whether nodes fetch a dataset, and nothing of it has to be looked at here: bytes and SHA-256 of every file are known."""
         return self.nodes_fetch and is_remote(dataset) and all(size >= 0 for _, _, size in dataset.files)
 
-    def _make_room(self, missing: Sequence[DatasetPlan]) -> None:
-        needed = sum(
-            max(size, 0)
+    def _make_room(self, missing: Sequence[DatasetPlan]) -> bool:
+        """Free what is needed for what is known to come; whether that is all there is to it."""
+        sizes = [
+            size
             for dataset in missing
             for (source, _, size), mark in zip(dataset.files, dataset.marks, strict=True)
-            if is_address(source) and not os.path.exists(self.cache.object(mark.rpartition(":")[2]))
-        )
-        if needed:
-            from tfjob.datasets.eviction import evict  # noqa: PLC0415  # see above
+            if source[0] != "/"
+            and not (mark.startswith((SHA256, _SEEN)) and os.path.exists(self.cache.object(mark.rpartition(":")[2])))
+        ]
+        needed = sum(max(size, 0) for size in sizes)
+        if not needed:
+            return False
+        from tfjob.datasets.eviction import evict  # noqa: PLC0415  # see above
 
-            evict(self.cache, limit_bytes=int(self.limit_gib * _GIB), needed_bytes=needed)
+        is_free = not evict(self.cache, limit_bytes=int(self.limit_gib * _GIB), needed_bytes=needed).is_busy
+        return is_free and min(sizes) >= 0
 
     def _kept(self, dataset: DatasetPlan) -> _Ready | None:
         """A large dataset as an earlier run of the last hour had it: neither servers nor files need to be looked at."""
@@ -185,7 +192,7 @@ class RunData:
             found = decode(DatasetPlan, encoded)
         except (OSError, ValueError, KeyError, TypeError):
             return None
-        return _Ready(found, tree, encoded=encoded) if tree is not None else None
+        return _Ready(found, tree, text=json.dumps(encoded)) if tree is not None else None
 
     def _ready(self, dataset: DatasetPlan, kept: _Ready | None, fetched: Fetched | None) -> _Ready:
         """The dataset as it was fetched, and what one link can lead to, if it is mounted by one."""
@@ -203,8 +210,10 @@ class RunData:
             checked = min(come[source].checked or time.time() for source, _, _ in dataset.files)
             path = self.cache.resolved(_asked(dataset))
             path.parent.mkdir(exist_ok=True)
-            facts = {"checked": checked, "tree": tree.name, "dataset": encode(now)}
-            replace_text(path, json.dumps(facts), force=False)
+            text = _text(now)  # it has a row for each file: written twice, it is made once
+            facts = json.dumps({"checked": checked, "tree": tree.name})
+            replace_text(path, f'{facts[:-1]}, "dataset": {text}}}', force=False)
+            return _Ready(now, tree, text=text)
         return _Ready(now, tree)
 
     def _use(self, ready: _Ready) -> None:
@@ -248,6 +257,12 @@ class RunData:
                 continue
 
 
+def _text(dataset: DatasetPlan) -> str:
+    """The JSON of a dataset. Its files are rows of plain values, which need no encoding one by one."""
+    encoded = encode(replace(dataset, files=(), marks=()))
+    return json.dumps({**encoded, "files": dataset.files, "marks": dataset.marks})
+
+
 def _has_local(dataset: DatasetPlan) -> bool:
     return not dataset.marks or any(not is_address(source) for source, _, _ in dataset.files)
 
@@ -277,13 +292,13 @@ def _as_tree(dataset: DatasetPlan) -> bool:
     return bool(dataset.marks) or (dataset.mode == "mount" and dataset.file_count >= _MANY)
 
 
-def _wanted(dataset: DatasetPlan) -> Iterator[Wanted]:
+def _wanted(dataset: DatasetPlan, rerun_of: str) -> Iterator[Wanted]:
     from tfjob.datasets.wanted import Wanted  # noqa: PLC0415  # see above
 
     of = dataset.registered or f"dataset {dataset.name}"
     for (source, _, size), mark in zip(dataset.files, dataset.marks, strict=True):
         if is_address(source):
-            yield Wanted(source, size, mark, of)
+            yield Wanted(source, size, mark, of, rerun_of)
 
 
 def _rows(dataset: DatasetPlan) -> Iterator[tuple[str, str, int, str]]:

@@ -18,7 +18,9 @@ from tfjob.rundir import RunDirectory
 if TYPE_CHECKING:
     from collections.abc import Iterator
 
+    from tfjob.engines.slurm.elsewhere import ElsewhereEngine
     from tfjob.environments.definition import Definition
+    from tfjob.environments.place import Place
     from tfjob.environments.prefix import Prefix
     from tfjob.images.environment import ContainerEnvironment
 
@@ -37,44 +39,49 @@ class _Told(NamedTuple):
 
 
 def prepare_environment(
-    plan: Plan, run: RunDirectory, store: Path, environ: Mapping[str, str], progress: Say
+    plan: Plan,
+    run: RunDirectory,
+    store: Path,
+    environ: Mapping[str, str],
+    progress: Say,
+    *,
+    elsewhere: ElsewhereEngine | None = None,
 ) -> Prepared:
     """Find or build the plan's environment. The build's log and the lock go to the run directory.
 
-    Raises PreparationError when it can't be made, TargetError when a Docker Engine is needed and none answers.
+    `elsewhere` is the engine of a run on a cluster that is used from elsewhere: packages are made for that. Raises PreparationError
+    when it can't be made, TargetError when a Docker Engine is needed and none answers, or the login node does not.
     """
     asked = plan.environment
     if asked is not None and plan.slurm is not None and _is_left_to_nodes(plan, asked, run):
-        why = "" if plan.slurm.login else "no Docker Engine answers here: "
-        progress(f"{why}the nodes fetch the image {asked.image}")
-        return Prepared(None, {})
-    if plan.slurm is not None and plan.slurm.login is not None:
-        progress("the nodes' own Python")
+        progress(f"no Docker Engine answers here: the nodes fetch the image {asked.image}")
         return Prepared(None, {})
     if plan.runtime == "docker" and asked is not None:
-        with _build_log(run) as log:
+        with _build_log(run) as log, _explained(elsewhere):
             found = _container(plan, asked, store, _Told(_lock(run), _image(run), log, progress))
         return _for_containers(found, run, store, progress)
+    if elsewhere is not None:
+        if asked is None or asked.definition is None:
+            progress("the nodes' own Python")
+            return Prepared(None, {})
+        return _on_cluster(asked.definition, run, store, elsewhere, progress)
     path = base_path(environ)
     if asked is None or asked.definition is None:
         python = shutil.which("python3", path=path)
         progress(f"this machine's own Python, {python}" if python else "no environment, and no python3 on PATH")
         return Prepared(None, {"environment.path": path})
-    prefix = _on_machine(asked.definition, run, store, progress)
+    from tfjob.environments.place import Machine  # noqa: PLC0415  # only jobs with an environment pay for it
+
+    prefix = _prefix(asked.definition, Machine(), run, store, progress)
     _tell(prefix, run, progress)
     values = {"environment.path": f"{prefix.final}/bin:{path}", "environment.prefix": str(prefix.final)}
     return Prepared(prefix.key, values)
 
 
 def _is_left_to_nodes(plan: Plan, asked: EnvironmentPlan, run: RunDirectory) -> bool:
-    """Whether a job of Slurm's names an image, and this machine has no Docker Engine to fetch it by: login nodes seldom have.
-
-    Nor can an image be put from here where the nodes of a cluster see it that is used by ssh.
-    """
+    """Whether a job of Slurm's names an image, and this machine has no Docker Engine to fetch it by: login nodes seldom have."""
     if plan.runtime != "docker" or asked.image is None or _image(run) is not None:
         return False
-    if plan.slurm is not None and plan.slurm.login is not None:
-        return True
     from tfjob.images.engine import find_image  # noqa: PLC0415  # only jobs in containers pay for it
 
     try:
@@ -84,17 +91,43 @@ def _is_left_to_nodes(plan: Plan, asked: EnvironmentPlan, run: RunDirectory) -> 
     return False
 
 
-def _on_machine(definition: Definition, run: RunDirectory, store: Path, progress: Say) -> Prefix:
-    from tfjob.environments.place import Machine  # noqa: PLC0415  # only jobs with an environment pay for it
-    from tfjob.environments.store import Store  # noqa: PLC0415
+def _prefix(definition: Definition, place: Place, run: RunDirectory, store: Path, progress: Say) -> Prefix:
+    from tfjob.environments.store import Store  # noqa: PLC0415  # only jobs with an environment pay for it
 
-    keeper, place, lock = Store(store), Machine(), _lock(run)
+    keeper, lock = Store(store), _lock(run)
     prefix = keeper.find(definition, place, lock)
     if prefix is None:
         with _build_log(run) as log:
             prefix = keeper.prepare(definition, place, lock=lock, log=log, progress=progress)
     _hold(prefix, store)
     return prefix
+
+
+def _on_cluster(
+    definition: Definition, run: RunDirectory, store: Path, elsewhere: ElsewhereEngine, progress: Say
+) -> Prepared:
+    """The packages for a cluster that is used from elsewhere. Its engine sends them."""
+    place = elsewhere.place(store)
+    if definition.channels:
+        place.require_same_processor()
+    prefix = _prefix(definition, place, run, store, progress)
+    _tell(prefix, run, progress)
+    values = {"environment.path": f"{prefix.final}/bin", "environment.prefix": str(prefix.final)}
+    return Prepared(prefix.key, values, prefix=prefix.path)
+
+
+@contextmanager
+def _explained(elsewhere: ElsewhereEngine | None) -> Iterator[None]:
+    """Say what else can be done where no Docker Engine answers here."""
+    try:
+        yield
+    except TargetError as error:
+        if elsewhere is None:
+            raise
+        raise TargetError(
+            f"what the job's containers are started from is made here, and sent to the cluster: {error.message}",
+            f"{error.hint} Or name an image that the nodes can fetch, or submit from a login node.".lstrip(),
+        ) from error
 
 
 def _for_containers(found: ContainerEnvironment, run: RunDirectory, store: Path, progress: Say) -> Prepared:
@@ -116,6 +149,7 @@ def _for_containers(found: ContainerEnvironment, run: RunDirectory, store: Path,
         python=found.python,
         mounts=mounts,
         bake=found.bake,
+        prefix=found.prefix.path if found.prefix is not None and found.mount else None,
     )
 
 

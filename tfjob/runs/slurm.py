@@ -27,6 +27,7 @@ from tfjob.runs.record import Attempt, Failure, Supervisor, TaskRecord, iso
 from tfjob.runs.supervision import Supervision
 from tfjob.runs.tail import last_lines
 from tfjob.runs.verdict import Verdict, describe_end
+from tfjob.runs.waited import Waited
 from tfjob.runs.working import clear_copies, make_kept, make_work
 
 __all__ = ["SlurmSupervision"]
@@ -58,7 +59,10 @@ class SlurmSupervision(Supervision):
     ) -> None:
         super().__init__(run, plan, engine=engine, prepare=prepare, snapshots=snapshots, data=data)
         self._slurm = engine
+        self._slurm.tell = self._chronicle.progress
         self._hint = ""
+        self._away = ""
+        self._placed = ""
 
     def _try(self, before: Supervisor | None) -> Verdict:
         """Submit the job, if it was not, and follow it to its end."""
@@ -76,9 +80,19 @@ class SlurmSupervision(Supervision):
             self._chronicle.enter("Scaling")
         handle = self._slurm.submit(plan, run)
         self._handle = handle
+        if self._slurm.makes_work:
+            self._finish_others()
         if before is None:
             self._chronicle.progress(f"job {handle.job} of Slurm")
         return self._follow(handle)
+
+    def _finish_others(self) -> None:
+        """Do, beside this run, what could not be done on the cluster at the end of others."""
+        from tfjob.engines.slurm.elsewhere import ElsewhereEngine  # noqa: PLC0415  # only for its targets
+        from tfjob.runs.left import finish_soon  # noqa: PLC0415  # the same
+
+        assert isinstance(self._slurm, ElsewhereEngine)  # noqa: S101  # no other makes work there
+        finish_soon(self._run, self._slurm, self._snapshots)
 
     def _adopt_quietly(self) -> None:
         """Take over what may still run, only to end it."""
@@ -90,7 +104,8 @@ class SlurmSupervision(Supervision):
 
     def _follow(self, handle: Handle) -> Verdict:
         """Bring the record up to what the job says until it is over. Raises CancelRequested where that is how it ended."""
-        began = waited = time.monotonic()
+        began = time.monotonic()
+        waited = Waited(began)
         beaten = 0.0
         while True:
             if time.monotonic() - beaten > _BEAT_S:
@@ -102,9 +117,7 @@ class SlurmSupervision(Supervision):
             if view.stage == "over":
                 return self._verdict(view)
             raise_if_canceled(self._run)
-            if view.stage == "running":
-                waited = now
-            self._refuse_long_wait(view, now - waited)
+            self._refuse_long_wait(view, waited.look(view, now))
             time.sleep(_QUICK_S if now - began < _QUICK_FOR_S else _SLOW_S)
 
     def _refuse_long_wait(self, view: JobView, waited_s: float) -> None:
@@ -128,15 +141,23 @@ class SlurmSupervision(Supervision):
             self._chronicle.enter("Scaling")
         if self._record.state == "Running":
             self._note_changes(statuses_of(self._plan, report, is_over=view.stage == "over"))
-        elif view.message:
-            self._waiting(view.message)
+            self._tell_away(view)
+        elif view.away or view.message:
+            self._waiting(view.away or view.message)
+
+    def _tell_away(self, view: JobView) -> None:
+        """Say of a job that runs when nothing is heard of it any more, and when it is."""
+        if view.away != self._away and view.stage != "over":
+            self._away = view.away
+            self._chronicle.progress(view.away or self._placed or "the login node is back")
 
     def _place(self, report: Report) -> None:
         names = [name for name, _ in report.nodes]
         tasks = tuple(TaskRecord(task.name, task.type, names[task.node]) for task in self._plan.all_tasks)
         self._chronicle.change(tasks=tasks)
         count = f"{len(self._plan.tasks)} task" + ("s" if len(self._plan.tasks) > 1 else "")
-        self._chronicle.progress(f"{count} on {', '.join(names)}")
+        self._placed = f"{count} on {', '.join(names)}"
+        self._chronicle.progress(self._placed)
 
     def _note_attempts(self, report: Report) -> None:
         """Note the attempts that were followed by another: the job has tried again by itself, or Slurm has started it again."""
@@ -164,6 +185,9 @@ class SlurmSupervision(Supervision):
             raise TargetError(
                 f"the job did not run: {end.message}", f"Slurm's and the job's own words: {self._slurm_log()}"
             )
+        if end.kind == "failure" and view.report is None:  # what its script says is all there is
+            said = last_lines(self._slurm_log())[-1:]
+            return Verdict("failed", None, "; ".join((end.message, *said)), _kind(end))
         status = self._status(view.report, end)
         self._hint = _HINTS.get(end.kind or "", "")
         return Verdict("failed", status, end.message or (describe_end(status) if status else ""), _kind(end))

@@ -10,6 +10,7 @@ redoes what was not finished, and adopts tasks that still run.
 
 from __future__ import annotations
 
+import gc
 import json
 import os
 import signal
@@ -44,12 +45,14 @@ from tfjob.workspace import Workspace
 
 if TYPE_CHECKING:
     from tfjob.engines.cluster.logins import Logins
+    from tfjob.engines.slurm.elsewhere import ElsewhereEngine
     from tfjob.runs.data import RunData
 
 _PATH_BYTES = 8192
 _FOR_THE_SUPERVISOR = (
     "CUDA_VISIBLE_DEVICES",
     "SLURM_CONF",
+    "CONDA_OVERRIDE_CUDA",
     *("SSH_AUTH_SOCK", "TFJOB_SSH_CONFIG"),
     *("DOCKER_HOST", "DOCKER_CONFIG", "DOCKER_CERT_PATH", "DOCKER_TLS_VERIFY", "DOCKER_CONTEXT"),
 )
@@ -58,9 +61,11 @@ _FOR_THE_SUPERVISOR = (
 
 def main() -> None:
     """Wait for a run, then take it to its end. Whatever keeps this from being done is in the run's record."""
+    gc.set_threshold(100_000)  # a dataset may have tens of thousands of rows: looked through for garbage, there is none
     run, logins = _receive()
     if run is None:
         if logins is not None:
+            os.dup2(os.open(os.devnull, os.O_WRONLY), 2)  # whoever reads what the command says shall not wait for nodes
             logins.close()
         return
     entrypoint.prctl(entrypoint.PR_SET_CHILD_SUBREAPER, 1)  # what escapes from a killed task comes here
@@ -98,9 +103,10 @@ def _supervision(run: RunDirectory, logins: Logins | None) -> Supervision:
             )
         if plan.cluster is not None:
             _borrow_engine(plan, engine)
-        return prepare_environment(plan, run, store, environ, progress)
+        return prepare_environment(plan, run, store, environ, progress, elsewhere=_elsewhere(plan, engine))
 
-    data = _data(plan, run, workspace, here=engine.shares_run_directory) if plan.datasets else None
+    here = engine.shares_run_directory and (plan.slurm is None or plan.slurm.login is None)
+    data = _data(plan, run, workspace, here=here) if plan.datasets else None
     if plan.slurm is not None:
         from tfjob.engines.slurm.engine import SlurmEngine  # noqa: PLC0415  # only for its targets
         from tfjob.runs.slurm import SlurmSupervision  # noqa: PLC0415  # the same
@@ -124,6 +130,16 @@ def _borrow_engine(plan: Plan, engine: Engine) -> None:
     for name in ("DOCKER_HOST", "DOCKER_TLS_VERIFY", "DOCKER_CERT_PATH", "DOCKER_CONTEXT") if lent else ():
         os.environ.pop(name, None)
     os.environ.update(lent)
+
+
+def _elsewhere(plan: Plan, engine: Engine) -> ElsewhereEngine | None:
+    """The engine, where it is that of a cluster used from elsewhere."""
+    if plan.slurm is None or plan.slurm.login is None:
+        return None
+    from tfjob.engines.slurm.elsewhere import ElsewhereEngine  # noqa: PLC0415  # only for its targets
+
+    assert isinstance(engine, ElsewhereEngine)  # noqa: S101  # the plan says so to both
+    return engine
 
 
 def _shared(plan: Plan) -> Path | None:

@@ -98,4 +98,7 @@ def _store(parts: SplitResult, address: str) -> tuple[str, str] | None:
     if not parts.netloc and parts.scheme.lower() != "hdfs":
         what = "HOST" if parts.scheme.lower() == "sftp" else "BUCKET"
         return f"found {quoted(address)}, which names no {what.lower()}: {parts.scheme}://{what}/PATH is allowed", ""
+    if parts.username and parts.scheme.lower() == "hdfs":
+        hint = "The user is HADOOP_USER_NAME in the shell that submits, or that of its Kerberos ticket."
+        return f"found the user {quoted(parts.username)} in {quoted(address)}; an address without one is allowed", hint
     return None

@@ -59,7 +59,8 @@ class SlurmDefinition:
 
     `directory` is on the file system that all nodes share, for what a run needs there when this machine does not share it.
     `runtime` is how containers run: one of them, or auto for the first that the site has. `sbatch_options` are passed on as
-    they are (``--exclusive``, ``--reservation=x``).
+    they are (``--exclusive``, ``--reservation=x``). `kept_limit_gib` is how much is kept below `directory` for later runs, where
+    there is a login.
     """
 
     name: str
@@ -72,5 +73,6 @@ class SlurmDefinition:
     runtime: Literal["auto", "pyxis", "apptainer", "podman", "docker", "none"] = "auto"
     sbatch_options: tuple[str, ...] = ()
     setup: tuple[str, ...] = ()
+    kept_limit_gib: float = 100.0
     description: str = ""
     kind: Literal["slurm"] = "slurm"

@@ -311,5 +311,5 @@ def _labels(node: Node) -> Pairs:
 
 def _slurm(root: Node, name: str) -> SlurmDefinition:
     texts_of = ("login", "directory", "partition", "account", "qos", "constraint", "runtime", "description")
-    keys = {**dict.fromkeys(texts_of, str), "sbatch_options": tuple, "setup": tuple}
+    keys = {**dict.fromkeys(texts_of, str), "sbatch_options": tuple, "setup": tuple, "kept_limit_gib": float}
     return SlurmDefinition(name, **_given(root, keys))

@@ -19,7 +19,7 @@ What it is told comes as lines of JSON: ``have`` (what tfjob has already), ``pre
     problem   message
 
 Beside it lie the modules that it is made of: `agent_tasks.py` (the tasks), `agent_files.py` (what goes home),
-`agent_prepare.py` (what tasks find) and `agent_system.py` (what is asked of the system).
+`agent_prepare.py` (what tasks find) and `agent_system.py` (what is asked of the system); and ../run_files.py.
 
 When its stdin ends so does this program; tasks go on, and another one can be started that goes on from there.
 """

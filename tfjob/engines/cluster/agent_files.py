@@ -14,9 +14,9 @@ if TYPE_CHECKING:
     from collections.abc import Callable, Iterator
 
 if TYPE_CHECKING or __package__:
-    from tfjob.engines.cluster.agent_system import directories, is_same, walk
+    from tfjob.engines.run_files import empty_directories, is_same, walk
 else:  # in a container: it lies beside this file
-    from agent_system import directories, is_same, walk
+    from run_files import empty_directories, is_same, walk
 
 CHUNK_BYTES = 1 << 18
 LEFT = "left.json"
@@ -108,7 +108,7 @@ class Files:
     def send_outputs(self) -> None:
         """Send what is new or has changed since it was sent, and tell what is gone."""
         files = {path: (status.st_size, status.st_mtime_ns) for path, status in self.outputs()}
-        empty = set(directories(self.run, "outputs"))
+        empty = set(empty_directories(self.run, "outputs"))
         for path in [one for one in self.sent if one.startswith("outputs/") and one not in files.keys() | empty]:
             self.say("gone", path=path)  # before what may now stand in its place
             del self.sent[path]

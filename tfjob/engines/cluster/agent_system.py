@@ -6,12 +6,11 @@ import fcntl
 import os
 import signal
 import socket
-import stat
 import struct
 
 TYPE_CHECKING = False  # typing.TYPE_CHECKING, without importing typing
 if TYPE_CHECKING:
-    from collections.abc import Callable, Iterator
+    from collections.abc import Callable
 
 CHUNK_BYTES = 1 << 18
 PORTS = range(20000, 32000)
@@ -47,38 +46,6 @@ def spawn(work: Callable[[], int], log: str) -> int:
         os.write(2, traceback.format_exc().encode("utf-8", "replace"))
     finally:
         os._exit(code)
-
-
-def walk(run: str, below: str) -> Iterator[tuple[str, os.stat_result]]:
-    """Files and links below a directory of the run, by their paths in it. Pipes and sockets are no files."""
-    top = os.path.join(run, below)
-    for parent, names, files in os.walk(top):
-        links = [name for name in names if os.path.islink(os.path.join(parent, name))]
-        for name in sorted(files + links):
-            path = os.path.join(parent, name)
-            try:
-                status = os.lstat(path)
-            except OSError:
-                continue
-            if stat.S_ISREG(status.st_mode) or stat.S_ISLNK(status.st_mode):
-                yield os.path.relpath(path, run), status
-
-
-def directories(run: str, below: str) -> Iterator[str]:
-    """Directories without anything in them: some formats have such."""
-    top = os.path.join(run, below)
-    for parent, names, files in os.walk(top):
-        if not names and not files and parent != top:
-            yield os.path.relpath(parent, run)
-
-
-def is_same(original: str, status: os.stat_result) -> bool:
-    """Whether a file is as it was when it was copied: of the same size and time."""
-    try:
-        before = os.lstat(original)
-    except OSError:
-        return False
-    return (before.st_size, int(before.st_mtime)) == (status.st_size, int(status.st_mtime))
 
 
 def copy_tree(source: str, target: str) -> None:

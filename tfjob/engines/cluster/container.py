@@ -13,6 +13,7 @@ from types import ModuleType
 from typing import Any, Final
 
 from tfjob import entrypoint
+from tfjob.engines import run_files
 from tfjob.engines.base import Prepared
 from tfjob.engines.cluster import agent, agent_files, agent_prepare, agent_system, agent_tasks
 from tfjob.engines.cluster.leases import RunKey
@@ -105,6 +106,7 @@ _MODULES: Final = (
     (agent_prepare, f"{PROGRAMS}/agent_prepare.py"),
     (agent_system, f"{PROGRAMS}/agent_system.py"),
     (agent_tasks, f"{PROGRAMS}/agent_tasks.py"),
+    (run_files, f"{PROGRAMS}/run_files.py"),
     (entrypoint, ENTRYPOINT),
 )
 

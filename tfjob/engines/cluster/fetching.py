@@ -12,8 +12,6 @@ A volume ``tfjob-fetches-DIGEST`` says which run fetches a tree on a node: of tw
 from __future__ import annotations
 
 import json
-import netrc
-import os
 import threading
 import time
 from collections.abc import Callable, Collection, Iterator, Mapping, Sequence
@@ -24,6 +22,7 @@ from types import ModuleType
 from typing import Any, Final
 from urllib.parse import quote, urlsplit
 
+from tfjob.datasets.passwords import passwords
 from tfjob.datasets.wanted import Settings
 from tfjob.dockerapi.api import DockerApi, RefusalError
 from tfjob.dockerapi.stream import STDOUT, Hijacked
@@ -48,7 +47,7 @@ _BEAT_S: Final = 60.0
 """So long the program goes on when it hears nothing."""
 _FETCHES: Final = "tfjob.fetches"
 _SIGNED_S: Final = 6 * 3600
-"""How long the address lives that a node gets of an object."""
+"""How long the address lives that a node gets of an object; after half of that, the node gets another."""
 _FRESH_S: Final = 600.0
 """Signed longer ago than this, it is signed again for the next node."""
 _TIMEOUT_S: Final = 60.0
@@ -106,6 +105,17 @@ class Fetching:
             if self._order is None or time.monotonic() - self._order[1] > _FRESH_S:
                 self._order = _order(self), time.monotonic()
             return self._order[0]
+
+    def beat(self, signed: float) -> tuple[bytes, float]:
+        """What tells the program that somebody is here, and when its addresses were signed: anew after half of their life."""
+        now = time.monotonic()
+        if now - signed < _SIGNED_S / 2 or all(is_web(one.address) for one in self.tree.remote):
+            return b"\n", signed
+        order = self.order()
+        if isinstance(order, Unreached):
+            return b"\n", now
+        addresses = [row[0] for row in json.loads(order)["files"]]
+        return json.dumps({"addresses": addresses}).encode() + b"\n", now
 
     def give_up(self) -> None:
         """End it on every node."""
@@ -186,8 +196,8 @@ def _order(fetching: Fetching) -> bytes | Unreached:
 def _known_hosts() -> Collection[str]:
     """The hosts of the web that have a name and a password in ~/.netrc (or NETRC): no node hears them."""
     try:
-        return netrc.netrc(os.environ.get("NETRC") or os.path.expanduser("~/.netrc")).hosts
-    except (OSError, netrc.NetrcParseError):  # where it is needed here, its trouble is told
+        return passwords().keys()
+    except PreparationError:  # where it is needed here, its trouble is told
         return ()
 
 
@@ -315,10 +325,12 @@ def _container(fetching: Fetching, api: DockerApi, volume: str) -> Iterator[str]
 def _heard(fetching: Fetching, name: str, stream: Hijacked) -> Mapping[str, Any]:
     """Hear the program until it says its last word; tell it now and then that somebody is here."""
     buffer, said = b"", b""
-    next_beat = time.monotonic() + _SAY_S
+    signed = time.monotonic()
+    next_beat = signed + _SAY_S
     while (frame := stream.read_frame()) is not None:
         if time.monotonic() > next_beat:
-            stream.write(b"\n")
+            line, signed = fetching.beat(signed)
+            stream.write(line)
             next_beat = time.monotonic() + _SAY_S
         kind, data = frame
         if kind != STDOUT:

@@ -4,8 +4,9 @@
 
 Its stdin has one line of JSON: ``files``, a list of [address, name, bytes or -1, SHA-256], ``connections`` at once,
 ``timeout_s`` to wait for an answer, ``tries`` and the first ``pause_s`` between them, and ``beat_s``. Addresses may be
-signed: they are in no argument and no variable. Then a line comes now and then: when there has been none for ``beat_s``, or
-stdin ends, before it is done, so does this program.
+signed: they are in no argument and no variable. Then a line comes now and then, empty or with ``addresses``, the same ones signed
+anew, for what is asked for from then on. When there has been no line for ``beat_s``, or stdin ends, before it is done, so does
+this program.
 
 It says a line of JSON each: {"done": files, "bytes": received} now and then; at the end {"end": "done"}, or
 {"end": "sum" | "full" | "failed", "index": of the file, "message": why}. A file has its name only when all of it is there
@@ -71,6 +72,57 @@ class SameKind(urllib.request.HTTPRedirectHandler):
         return super().redirect_request(req, fp, code, msg, headers, newurl)
 
 
+class Connections:
+    """What one thread asks with: a connection that is kept for each server; urllib, with one for each request, where that is not all."""
+
+    def __init__(self) -> None:
+        self.opener = urllib.request.build_opener(SameKind())
+        self.kept: dict[Any, http.client.HTTPConnection] = {}
+        self.used: tuple[Any, http.client.HTTPConnection] | None = None
+        self.others: set[Any] = set()  # servers that redirect, or refuse
+        self.is_direct = not urllib.request.getproxies()
+
+    def open(self, request: urllib.request.Request, timeout_s: float) -> Any:
+        """The answer to a request. Raises what urllib raises."""
+        if self.used is not None:  # what came over it last was not read to its end
+            self.used[1].close()
+            self.used = None
+        key = request.type, request.host
+        answer = self.ask(key, request, timeout_s) if self.is_direct and key not in self.others else None
+        return answer or self.opener.open(request, timeout=timeout_s)
+
+    def ask(self, key: Any, request: urllib.request.Request, timeout_s: float) -> Any:
+        """The answer of a server that has the file at this very address; None for any other."""
+        connection = self.kept.pop(key, None)
+        is_new = connection is None
+        if connection is None:
+            kind = http.client.HTTPSConnection if request.type == "https" else http.client.HTTPConnection
+            connection = kind(request.host, timeout=timeout_s)
+        else:
+            connection.sock.settimeout(timeout_s)
+        try:
+            connection.request("GET", request.selector, headers=dict(request.header_items()))
+            answer = connection.getresponse()
+        except (OSError, http.client.HTTPException):
+            connection.close()
+            if is_new:
+                raise
+            return None  # servers close connections that were used: another is made
+        if answer.status not in (200, 206):
+            connection.close()
+            self.others.add(key)
+            return None
+        if not answer.will_close:
+            self.used = key, connection
+        return answer
+
+    def keep(self) -> None:
+        """Keep the connection that was used last: all that came over it was read."""
+        if self.used is not None:
+            self.kept[self.used[0]] = self.used[1]
+            self.used = None
+
+
 class Files:
     """The files that are fetched into one directory, by several threads."""
 
@@ -83,8 +135,16 @@ class Files:
         self.lock = threading.Lock()
         self.waiting: queue.Queue[tuple[int, list[Any]]] = queue.Queue()
         self.ended: queue.Queue[Refused | None] = queue.Queue()
+        self.heard = b""
         for row in enumerate(order["files"]):
             self.waiting.put(row)
+
+    def hear(self, data: bytes) -> None:
+        """Take what stdin says: addresses in the place of those that were signed long ago."""
+        *lines, self.heard = (self.heard + data).split(b"\n")
+        for line in filter(None, lines):
+            for index, address in enumerate(json.loads(line)["addresses"]):
+                self.order["files"][index][0] = address
 
     def fetch(self) -> Refused | None:
         """Fetch all of them; what kept one from being fetched is returned."""
@@ -107,7 +167,7 @@ class Files:
 
     def work(self) -> None:
         """Fetch one file after the other, until there are none."""
-        opener = urllib.request.build_opener(SameKind())
+        opener = Connections()
         while True:
             try:
                 index, row = self.waiting.get_nowait()
@@ -124,13 +184,13 @@ class Files:
             with self.lock:
                 self.done += 1
 
-    def one(self, opener: Any, index: int, row: list[Any]) -> None:
+    def one(self, opener: Connections, index: int, row: list[Any]) -> None:
         """Fetch one file, again where that may help. What brings it further does not count as a failure."""
-        address, name, size, expected = row
+        _, name, size, expected = row
         path = os.path.join(self.directory, PARTS, str(index))
         failures, furthest = 0, 0
         with open(path, "wb") as file:
-            part = Part(self, file, address, size)
+            part = Part(self, file, row, size)
             while True:
                 try:
                     part.take(opener)
@@ -160,24 +220,24 @@ class Files:
 class Part:
     """What came of one file so far."""
 
-    def __init__(self, files: Files, file: Any, address: str, size: int) -> None:
+    def __init__(self, files: Files, file: Any, row: list[Any], size: int) -> None:
         self.files = files
         self.file = file
-        self.address = address
+        self.row = row  # whose address may be another at the next try
         self.size = size
         self.tag = ""  # what the server calls the content
         self.was_answered = False
 
-    def take(self, opener: Any) -> None:
+    def take(self, opener: Connections) -> None:
         """Fetch what is missing. Raises Broken and Refused, and OSError when it can't be written."""
         start = self.file.tell() if self.tag else self.again()
         headers = {"User-Agent": "tfjob", "Accept-Encoding": "identity"}
         if start:
             headers.update({"Range": f"bytes={start}-", "If-Range": self.tag})
-        request = urllib.request.Request(self.address, headers=headers)  # noqa: S310  # tfjob says http or https
+        request = urllib.request.Request(self.row[0], headers=headers)  # noqa: S310  # tfjob says http or https
         timeout_s = self.files.order["timeout_s"]
         try:
-            answer = opener.open(request, timeout=timeout_s if self.was_answered else min(timeout_s, IN_VAIN_S))
+            answer = opener.open(request, timeout_s if self.was_answered else min(timeout_s, IN_VAIN_S))
         except urllib.error.HTTPError as error:
             self.was_answered = True
             with error:
@@ -198,6 +258,7 @@ class Part:
             if self.size >= 0 and total >= 0 and total != self.size:
                 raise Refused("sum", f"it has {total} bytes, not {self.size}")
             self.receive(answer, max(self.size, total))
+        opener.keep()
 
     def receive(self, answer: Any, total: int) -> None:
         """Write what comes, until it ends."""
@@ -279,10 +340,12 @@ def heard(within_s: float) -> bytes:
     return os.read(0, PIECE) if select.select([0], [], [], within_s)[0] else b""
 
 
-def end_with_stdin(beat_s: float) -> None:
-    """End when nobody listens any more, and the container with it: as long as it runs, the run is taken to live."""
-    while heard(beat_s):
-        pass
+def end_with_stdin(files: Files, beat_s: float) -> None:
+    """Hear stdin. End when nobody listens any more, and the container with it: as long as it runs, the run is taken to live."""
+    data = heard(beat_s)
+    while data:
+        files.hear(data)
+        data = heard(beat_s)
     if os.getppid() == 0:  # started by an engine, beside the container's first process
         os.kill(1, signal.SIGTERM)
     os._exit(1)
@@ -297,8 +360,8 @@ def main() -> None:
             sys.exit(1)
         order += data
     facts = json.loads(order)
-    threading.Thread(target=end_with_stdin, args=(facts["beat_s"],), daemon=True).start()
     files = Files(sys.argv[1], facts)
+    threading.Thread(target=end_with_stdin, args=(files, facts["beat_s"]), daemon=True).start()
     failure = files.fetch()
     if failure is None:
         say(end="done")

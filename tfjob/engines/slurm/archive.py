@@ -5,6 +5,7 @@ from __future__ import annotations
 import json
 import os
 import time
+from collections.abc import Iterator
 from hashlib import sha256
 from pathlib import Path
 from typing import Final
@@ -15,7 +16,10 @@ from tfjob.engines.base import Waiting
 from tfjob.errors import PreparationError
 from tfjob.rundir import RunDirectory
 
-__all__ = ["image_directory", "keep_image"]
+__all__ = ["ARCHIVE", "image_directory", "keep_image", "saved_image"]
+
+ARCHIVE: Final = "image.tar"
+"""What an image's archive is called, in the directory of its own."""
 
 _PATIENT_S: Final = 24 * 3600.0
 _TIMEOUT_S: Final = 60.0
@@ -31,7 +35,7 @@ def keep_image(image: str, images: Path, api: DockerApi, told: Waiting) -> Path:
     PreparationError when it can't be written.
     """
     directory = images / image.removeprefix("sha256:")
-    archive = directory / "image.tar"
+    archive = directory / ARCHIVE
     try:
         directory.mkdir(parents=True, exist_ok=True)
         while not archive.exists():
@@ -67,18 +71,35 @@ def image_directory(run: RunDirectory) -> Path | None:
         return None
 
 
-def _write(image: str, archive: Path, api: DockerApi, told: Waiting) -> None:
+def saved_image(image: str, api: DockerApi) -> tuple[int, Iterator[bytes]]:
+    """An image (an id) as `docker save` writes it, in pieces; and its bytes, as the Docker Engine tells them.
+
+    Raises PreparationError when the engine has it no more, or does not give it.
+    """
     about = api.image(image, _TIMEOUT_S)
     if about is None:
         raise PreparationError(
             f"the image {image} is not in the Docker Engine at {api.address} any more", "Submit again."
         )
-    size_bytes = int(about.get("Size", 0))
-    part = archive.with_name("image.tar.part")
+    return int(about.get("Size", 0)), _pieces(image, api)
+
+
+def _pieces(image: str, api: DockerApi) -> Iterator[bytes]:
+    try:
+        with api.saved([image], _PATIENT_S) as response:
+            while data := response.read(_CHUNK_BYTES):
+                yield data
+    except RefusalError as error:
+        raise PreparationError(f"the Docker Engine at {api.address} did not give the image: {error.message}") from error
+
+
+def _write(image: str, archive: Path, api: DockerApi, told: Waiting) -> None:
+    size_bytes, pieces = saved_image(image, api)
+    part = archive.with_name(f"{ARCHIVE}.part")
     written, said = 0, time.monotonic()
     try:
-        with api.saved([image], _PATIENT_S) as response, part.open("wb") as file:
-            while data := response.read(_CHUNK_BYTES):
+        with part.open("wb") as file:
+            for data in pieces:
                 file.write(data)
                 written += len(data)
                 if time.monotonic() - said > _SAY_S:
@@ -87,7 +108,5 @@ def _write(image: str, archive: Path, api: DockerApi, told: Waiting) -> None:
             file.flush()
             os.fsync(file.fileno())
         part.rename(archive)
-    except RefusalError as error:
-        raise PreparationError(f"the Docker Engine at {api.address} did not give the image: {error.message}") from error
     finally:
         part.unlink(missing_ok=True)

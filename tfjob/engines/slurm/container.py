@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Iterable, Mapping
+from dataclasses import replace
 from pathlib import Path
 from typing import Any, Final
 
@@ -13,14 +14,14 @@ from tfjob.engines.dataset_mounts import dataset_mounts
 from tfjob.engines.docker_errors import explained
 from tfjob.engines.image_files import accounts
 from tfjob.engines.inherited import travelling_environment
-from tfjob.engines.slurm.archive import keep_image
+from tfjob.engines.slurm.archive import ARCHIVE, keep_image
 from tfjob.engines.slurm.gang import FLAGS
 from tfjob.engines.submitter import Submitter, submitter
 from tfjob.planning.plan import ContainerPlan, Plan
 from tfjob.rundir import RunDirectory
 from tfjob.spec.docker_arguments import parse
 
-__all__ = ["container_of", "only_docker", "ready_container"]
+__all__ = ["container_elsewhere", "container_of", "only_docker", "ready_container"]
 
 _PYTHON: Final = "python3"
 
@@ -46,6 +47,38 @@ def ready_container(
         who=shape.submitter,
         accounts=shape.mounts,
         mounts=(*prepared.mounts, *dataset_mounts(plan.datasets, run.datasets)),
+        environ=environ,
+    )
+
+
+def container_elsewhere(
+    plan: Plan,
+    run: RunDirectory,
+    there: RunDirectory,
+    prepared: Prepared,
+    *,
+    images: Path,
+    who: Submitter,
+    environ: Mapping[str, str],
+) -> dict[str, Any]:
+    """The same for a cluster that is used from elsewhere: `there` is the run's directory on it, `images` its directory of them.
+
+    Mounts of `prepared` are the cluster's own. Files of accounts are made in the run's directory here, and go there with it.
+    """
+    shape, archive = Shape(plan, run, prepared, who, environ), None
+    if prepared.image is not None:
+        with engine_of_tools(environ) as api, explained(api, plan, prepared):
+            shape = accounts(shape, api, None)
+        archive = images / prepared.image.removeprefix("sha256:") / ARCHIVE
+    made = [replace(one, source=str(there.path / Path(one.source).relative_to(run.path))) for one in shape.mounts]
+    return container_of(
+        plan,
+        prepared,
+        archive=archive,
+        images=images,
+        who=who,
+        accounts=made,
+        mounts=prepared.mounts,
         environ=environ,
     )
 

@@ -1,62 +1,83 @@
 """Runs a Plan as a job of a Slurm cluster that this machine is no part of: all by way of one login node, by ssh.
 
 A run has two directories. What is remembered of it is here. On the file system of the nodes, below the target's `directory`, is
-what its job sees; it is sent once, what the job writes comes home while it runs, and at the end it is removed.
+what its job sees; what the job writes comes home while it runs, and at the end it is removed. Code and data are kept there for
+later runs (kept_there.py).
 """
 
 from __future__ import annotations
 
 import hashlib
+import json
 import os
-import shlex
 import tarfile
 import time
-from collections.abc import Callable, Mapping
+from collections.abc import Callable, Mapping, Sequence
 from contextlib import suppress
 from dataclasses import replace
 from pathlib import Path
-from typing import Any, Final
+from typing import IO, TYPE_CHECKING, Any, Final
 
+from tfjob.datasets.cache import Cache
 from tfjob.durable import replace_json, replace_text
-from tfjob.engines.base import Prepared, Waiting, tell_nobody
+from tfjob.engines.base import Mount, Prepared, Waiting, tell_nobody
 from tfjob.engines.inherited import travelling_environment
-from tfjob.engines.slurm.engine import Handle, JobView, SlurmEngine
+from tfjob.engines.slurm.archive import image_directory
+from tfjob.engines.slurm.engine import LIVING, Handle, JobView, SlurmEngine, kept_job
+from tfjob.engines.slurm.environment import kept_of, require_python, send_environment, there_of
 from tfjob.engines.slurm.following import Following
-from tfjob.engines.slurm.gang import FLAGS, gang_of, program_directory, python_of
+from tfjob.engines.slurm.gang import gang_of, program_directory, python_of
+from tfjob.engines.slurm.kept_there import Kept, KeptThere
+from tfjob.engines.slurm.kept_trees import KeptTree, trees_of
 from tfjob.engines.slurm.login import Login, LoginClient, LoginLost
 from tfjob.engines.slurm.programs import place_programs
 from tfjob.engines.slurm.script import render_script
-from tfjob.errors import TargetError
+from tfjob.errors import PreparationError, TargetError
 from tfjob.planning.plan import Plan
 from tfjob.rundir import RunDirectory
 from tfjob.targets.definition import SlurmDefinition
 
-__all__ = ["ElsewhereEngine"]
+if TYPE_CHECKING:
+    from tfjob.engines.slurm.place import LoginNode
+
+__all__ = ["CLEANS", "ElsewhereEngine"]
+
+CLEANS: Final = "tfjob compute clean"
+"""The command that does for runs what could not be done at their end. Notes of what is left name it, or the run's place there."""
 
 _AGAIN_S: Final = 1.0
 _CANCELED_S: Final = 60.0
 """How long a canceled run's last outputs are waited for while the login node can't be reached."""
+_DAY_S: Final = 20 * 3600.0
+_ENDED_S: Final = 60.0
+"""How long a job that should have been ended before may take to end."""
 _LET_GO_S: Final = 30.0
 _LET_GO_LOOK_S: Final = 0.3
 _GONE: Final = frozenset({"COMPLETING", "RUNNING", "STAGE_OUT", "SIGNALING", "STOPPED"})
 
 
 class ElsewhereEngine(SlurmEngine):
-    """The engine of targets of kind slurm with a login. `cache` is a directory of the workspace where runs share what the queue said."""
+    """The engine of targets of kind slurm with a login. `cache` is a directory of the workspace where runs share what the queue said.
+
+    `datasets` is the cache that has what was fetched of a run's datasets.
+    """
 
     makes_work = True
 
-    def __init__(self, target: SlurmDefinition, *, environ: Mapping[str, str], cache: Path) -> None:
+    def __init__(self, target: SlurmDefinition, *, environ: Mapping[str, str], cache: Path, datasets: Cache) -> None:
         login = target.login or ""
         self._login = Login(login, environ)
         self._directory = Path(target.directory or "/")
         apart = cache / f"login-{hashlib.sha256(login.encode()).hexdigest()[:12]}"
         super().__init__(environ=environ, cache=apart, client=LoginClient(self._login))
+        self._target = target
+        self._kept = KeptThere(self._login, self._directory, limit_gib=target.kept_limit_gib)
+        self._datasets = datasets
         self._following: Following | None = None
         self._left = ""
 
     def keep(self, plan: Plan, run: RunDirectory, prepared: Prepared, told: Waiting = tell_nobody) -> None:
-        """Write what the job needs, and send it with code and data to the login node.
+        """Write what the job needs, and send it with what is missing there of its code and data to the login node.
 
         Raises PreparationError when it can't be put there, TargetError when the login does not work.
         """
@@ -64,14 +85,22 @@ class ElsewhereEngine(SlurmEngine):
         directory.mkdir(exist_ok=True)
         there = RunDirectory(self._directory / "runs" / _apart(run) / run.id)
         replace_text(directory / "place", str(there.path), force=False)
-        container = self._container(plan, prepared) if plan.runtime == "docker" else None
         place_programs(Path(program_directory(run)), None, self._cache)
+        trees = tuple(trees_of(plan, run, self._datasets))
+        prepared = there_of(prepared, self._kept)
+        container = self._container(plan, run, prepared, trees) if plan.runtime == "docker" else None
         replace_json(directory / "gang.json", gang_of(plan, there, prepared, container), force=False)
         python = python_of(plan, prepared.values)
         replace_text(directory / "job.sh", render_script(plan, there, python), force=False)
         told(f"sending the run to {self._login.address}")
         try:
-            self._login.send(lambda tar: _fill(tar, plan, run), _unpacking(there))
+            missing = self._kept.hold(there, {*(tree.kept for tree in trees), *kept_of(prepared), *_image(run)})
+            send_environment(plan, prepared, missing, kept=self._kept, run=there, environ=self._environ, told=told)
+            require_python(prepared, self._login)
+            for tree in trees:
+                if tree.kept in missing:
+                    self._kept.send_tree(there, tree.kept, tree.files(), told, what=tree.what)
+            self._kept.place(there, lambda stream: _fill(stream, run), [one for tree in trees for one in tree.placed])
         except BaseException:
             self._remove(there)
             raise
@@ -99,12 +128,59 @@ class ElsewhereEngine(SlurmEngine):
         self._follow(run)
         return handle
 
+    @property
+    def kept(self) -> KeptThere:
+        """What is kept there for later runs."""
+        return self._kept
+
+    def is_of(self, run: RunDirectory) -> bool:
+        """Whether a run that has a place on a cluster has it on this one."""
+        try:
+            used = json.loads(run.plan.read_bytes())["slurm"]["login"]
+            return bool(used == self._target.login) and _place(run).path.is_relative_to(self._directory / "runs")
+        except (OSError, ValueError, KeyError, TypeError):
+            return False
+
+    def finish(self, run: RunDirectory) -> bool:
+        """Do for a run that is over what could not be done at its end: end its job, bring all home, remove its directory there.
+
+        Returns whether that is done; the next try goes on from there. Raises TargetError when the login node can't be reached.
+        """
+        deadline = time.monotonic() + _ENDED_S
+        while (job := self._living(run)) is not None:
+            if not job or time.monotonic() > deadline:  # it may be another workspace's of the same name
+                return False
+            self._client.cancel(job)
+            time.sleep(_AGAIN_S)
+        if not _is_brought(run).exists():
+            following = Following(self._login, _place(run), run)
+            has_come = following.sync(lambda: following.away_since is not None)
+            following.close()
+            if not has_come and not following.is_missing:
+                return False
+            _is_brought(run).touch()
+        if not self._remove(_place(run)):
+            return False
+        (run.path / "slurm" / "removed").touch()
+        return True
+
+    def _living(self, run: RunDirectory) -> str | None:
+        """The run's job, if it is not over; empty for one that bears its name and may be another's; None where there is none."""
+        own = kept_job(run)
+        said = self._client.queue("--me", "--states=all", f"--name={run.id}", "--format=%i %T")
+        living = [line.split()[0] for line in said.splitlines() if line.split()[1] in LIVING]
+        if own is None:
+            return "" if living else None
+        return own if own in living else None
+
     def notes(self, handle: Handle) -> tuple[str, ...]:
-        """Whether Slurm has let the job go, and what could not be brought home or removed."""
+        """Whether Slurm has let the job go, what could not be brought home or removed, and what does that later."""
         left = self._left
         if not left and not _is_brought(handle.run).exists():
             left = f"what it wrote is in {_place(handle.run).path} on {self._login.address}"
-        return (*super().notes(handle), *((left,) if left else ()))
+        notes = (*super().notes(handle), *((left,) if left else ()))
+        later = f"what could not be done is done later: by the next run on {handle.plan.target}, or by {CLEANS} {handle.plan.target}"
+        return (*notes, later) if notes else ()
 
     def _script(self, run: RunDirectory) -> Path:
         return _place(run).path / "slurm" / "job.sh"
@@ -114,6 +190,8 @@ class ElsewhereEngine(SlurmEngine):
 
     def _look(self, handle: Handle) -> JobView:
         view = super()._look(handle)
+        if view.stage != "over" and (away := self._away()):
+            return replace(view, is_known=False, away=away)
         if view.stage != "over" or self._left or not self._bring(handle):
             return view
         return super()._look(handle)  # its last word has come by now
@@ -128,7 +206,7 @@ class ElsewhereEngine(SlurmEngine):
         if not _is_brought(run).exists():
             if following is None:
                 return False
-            if not following.sync(_patience(run)):
+            if not following.sync(self._patience(run)):
                 where = f"{_place(run).path} on {self._login.address}"
                 why = f"there is no {where}" if following.is_missing else f"it is in {where}: {following.trouble}"
                 self._left = f"not all that the run wrote could be brought home; {why}"
@@ -147,6 +225,28 @@ class ElsewhereEngine(SlurmEngine):
             self._left = f"the run's directory could not be removed: {_place(run).path} on {self._login.address}"
         return True
 
+    def _away(self) -> str:
+        """That the login node can't be reached, in words; nothing where it can."""
+        since = self._following.away_since if self._following is not None else None
+        if since is None:
+            return ""
+        moment = time.strftime("%H:%M" if time.time() - since < _DAY_S else "%Y-%m-%d %H:%M", time.localtime(since))
+        return f"the login node can't be reached since {moment}; what the job wrote is fetched when it is back"
+
+    def _patience(self, run: RunDirectory) -> Callable[[], bool]:
+        """Whether a run that was canceled has been waited for long enough; any other is waited for as long as it takes, and says so."""
+        begun = time.monotonic()
+        told = ""
+
+        def is_over() -> bool:
+            nonlocal told
+            if (away := self._away()) != told:
+                told = away
+                self.tell(away or "the login node is back; what the job wrote is being fetched")
+            return run.cancel_request.exists() and time.monotonic() - begun > _CANCELED_S
+
+        return is_over
+
     def _wait_for_end(self, job: str) -> None:
         """Wait until nothing of the job writes any more."""
         deadline = time.monotonic() + _LET_GO_S
@@ -158,25 +258,31 @@ class ElsewhereEngine(SlurmEngine):
                 time.sleep(_LET_GO_LOOK_S)
 
     def _remove(self, there: RunDirectory) -> bool:
-        path = shlex.quote(str(there.path))
-        above = shlex.quote(str(there.path.parent))
-        line = f"chmod -R u+rwX {path} {path}.part 2>/dev/null; rm -rf {path} {path}.part && {{ rmdir {above} 2>/dev/null || :; }}"
-        with suppress(TargetError):
-            self._login.ask(line)
-            return True
-        return False
+        try:
+            self._kept.release(there)
+        except (TargetError, PreparationError):
+            return False
+        return True
 
-    def _container(self, plan: Plan, prepared: Prepared) -> dict[str, Any]:
-        from tfjob.engines.slurm.container import container_of  # noqa: PLC0415  # only for jobs in containers
+    def place(self, store: Path) -> LoginNode:
+        """What packages are made for, in the store of this machine."""
+        from tfjob.engines.slurm.place import LoginNode  # noqa: PLC0415  # only for jobs with packages
 
-        return container_of(
+        return LoginNode(self._login, self._kept.store, store, self._environ)
+
+    def _container(
+        self, plan: Plan, run: RunDirectory, prepared: Prepared, trees: Sequence[KeptTree]
+    ) -> dict[str, Any]:
+        from tfjob.engines.slurm.container import container_elsewhere  # noqa: PLC0415  # only for jobs in containers
+
+        mounted = sorted({str(self._kept.path(tree.kept)) for tree in trees if tree.is_mounted})
+        return container_elsewhere(
             plan,
-            replace(prepared, image=None),
-            archive=None,
-            images=self._directory / "store" / "images",
+            run,
+            _place(run),
+            replace(prepared, mounts=(*prepared.mounts, *(Mount(path, path) for path in mounted))),
+            images=self._kept.store / "images",
             who=self._login.user(),
-            accounts=(),
-            mounts=(),
             environ=self._environ,
         )
 
@@ -191,38 +297,25 @@ def _place(run: RunDirectory) -> RunDirectory:
     return RunDirectory(Path((run.path / "slurm" / "place").read_text(encoding="utf-8")))
 
 
+def _image(run: RunDirectory) -> tuple[Kept, ...]:
+    """What the nodes make of the image that they fetch."""
+    directory = image_directory(run)
+    return (Kept("images", directory.name),) if directory is not None else ()
+
+
 def _is_brought(run: RunDirectory) -> Path:
     return run.path / "slurm" / "brought"
 
 
-def _patience(run: RunDirectory) -> Callable[[], bool]:
-    """Whether a run that was canceled has been waited for long enough; any other is waited for as long as it takes."""
-    begun = time.monotonic()
-    return lambda: run.cancel_request.exists() and time.monotonic() - begun > _CANCELED_S
-
-
-def _unpacking(there: RunDirectory) -> str:
-    """Shell that puts what comes as tar in its place, whole or not at all, and makes the working copies."""
-    path, above = shlex.quote(str(there.path)), shlex.quote(str(there.path.parent))
-    made = shlex.join([*FLAGS, f"{program_directory(there)}/sending.py", "make", str(there.path)])
-    return (
-        f"set -e; mkdir -p {above}; chmod -R u+rwX {path} {path}.part 2>/dev/null || :; rm -rf {path} {path}.part; "
-        f"mkdir -m 700 {path}.part; tar -x -o -f - -C {path}.part; mv {path}.part {path}; python3 {made}"
-    )
-
-
-def _fill(tar: tarfile.TarFile, plan: Plan, run: RunDirectory) -> None:
-    """What of a run its job needs, as members of an archive."""
-    slurm = run.path / "slurm"
-    for name in ("program", "gang.json", "job.sh"):
-        tar.add(slurm / name, f"slurm/{name}", filter=_anybodys)
-    tar.add(run.outputs, "outputs", filter=_anybodys)
-    tar.add(run.user_logs, "logs/user", filter=_anybodys)
-    if plan.code:
-        tar.add(run.code.resolve(), "code", filter=_anybodys)
-    if run.datasets.exists():
-        tar.dereference = True  # links here lead to files of this machine
-        tar.add(run.datasets, "datasets", filter=_anybodys)
+def _fill(stream: IO[bytes], run: RunDirectory) -> None:
+    """What of a run is its own, as tar."""
+    with tarfile.open(fileobj=stream, mode="w|") as tar:
+        for name in ("gang.json", "job.sh"):
+            tar.add(run.path / "slurm" / name, f"slurm/{name}", filter=_anybodys)
+        if (run.path / "accounts").exists():
+            tar.add(run.path / "accounts", "accounts", filter=_anybodys)
+        tar.add(run.outputs, "outputs", filter=_anybodys)
+        tar.add(run.user_logs, "logs/user", filter=_anybodys)
 
 
 def _anybodys(member: tarfile.TarInfo) -> tarfile.TarInfo:

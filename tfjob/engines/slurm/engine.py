@@ -29,7 +29,7 @@ from tfjob.planning.plan import Plan
 from tfjob.rundir import RunDirectory
 from tfjob.targets.target import Node
 
-__all__ = ["Handle", "JobView", "SlurmEngine"]
+__all__ = ["LIVING", "Handle", "JobView", "SlurmEngine", "kept_job"]
 
 _QUICK_S: Final = 2.0
 """How old the queue's answer may be while the job waits, or is about to end."""
@@ -42,16 +42,24 @@ _LAST_WORD_S: Final = 5.0
 _WAITS: Final = frozenset({"PENDING", "REQUEUED", "REQUEUE_HOLD", "SPECIAL_EXIT", "RESV_DEL_HOLD", "SUSPENDED"})
 _COMES_UP: Final = frozenset({"CONFIGURING", "POWER_UP_NODE"})
 _GOES_ON: Final = frozenset({"RUNNING", "COMPLETING", "STAGE_OUT", "SIGNALING", "RESIZING", "STOPPED"})
+LIVING: Final = _WAITS | _COMES_UP | _GOES_ON
+"""The states of a job that is not over."""
 
 
 @dataclass(frozen=True)
 class JobView:
-    """A run's job as it is now. `stage`: waiting in the queue, nodes coming up, running, or over; `message` is for people."""
+    """A run's job as it is now. `stage`: waiting in the queue, nodes coming up, running, or over; `message` is for people.
+
+    `is_known`: Slurm was asked, or has no need to be; else the stage is that of the last look. `away` says, in words, that a login
+    node elsewhere can't be reached.
+    """
 
     stage: Literal["waiting", "coming", "running", "over"]
     report: Report | None
     message: str = ""
     end: End | None = None
+    is_known: bool = True
+    away: str = ""
 
 
 @dataclass
@@ -87,6 +95,8 @@ class SlurmEngine:
         self._images = images or cache / "images"
         self._client = client or SlurmClient(environ)
         self._cache = cache
+        self.tell: Waiting = tell_nobody
+        """Hears what `look` waits for when it takes long."""
         self._queue = Queue(self._client, cache)
 
     def keep(self, plan: Plan, run: RunDirectory, prepared: Prepared, told: Waiting = tell_nobody) -> None:
@@ -112,7 +122,7 @@ class SlurmEngine:
 
     def submit(self, plan: Plan, run: RunDirectory) -> Handle:
         """Submit the job once, however often it is called. Raises TargetError when Slurm does not take it."""
-        job = _kept_job(run) or self._submitted_before(run)
+        job = kept_job(run) or self._submitted_before(run)
         submitted = 0.0
         if job is None:
             (run.path / "slurm" / "submitting").touch()
@@ -165,7 +175,7 @@ class SlurmEngine:
 
     def adopt(self, plan: Plan, run: RunDirectory) -> Handle:
         """Go on with a job that another process submitted. Submits nothing: there may be none."""
-        return Handle(plan, run, _kept_job(run) or self._submitted_before(run) or "")
+        return Handle(plan, run, kept_job(run) or self._submitted_before(run) or "")
 
     def poll(self, handle: Handle) -> tuple[TaskStatus, ...]:
         """How every task is, by the job's report."""
@@ -214,7 +224,7 @@ class SlurmEngine:
         except TargetError:
             if is_well:  # slurmctld is being started anew, say; the job runs on without it
                 return JobView("running", report)
-            return JobView(handle.view.stage, report, "Slurm can't be asked now")
+            return JobView(handle.view.stage, report, "Slurm can't be asked now", is_known=False)
         return self._view(handle, report, job)
 
     def _view(self, handle: Handle, report: Report | None, job: Job | None) -> JobView:
@@ -259,7 +269,8 @@ class SlurmEngine:
         return found[0] if found else None
 
 
-def _kept_job(run: RunDirectory) -> str | None:
+def kept_job(run: RunDirectory) -> str | None:
+    """The number of a run's job; None where none was submitted, or nobody had time to note it."""
     try:
         job: str = json.loads((run.path / "slurm" / "job.json").read_bytes())["job"]
     except FileNotFoundError:
@@ -290,8 +301,6 @@ def _unknown(client: SlurmClient, job: str) -> End:
     said = client.accounting("--jobs", job, "--allocations", "--format=State,NodeList")
     if said and (line := said.strip().splitlines()):
         state, _, nodes = line[-1].partition("|")
-        if (
-            word := state.split()[0]
-        ) not in _WAITS | _COMES_UP | _GOES_ON:  # it went on when the controller last told of it
+        if (word := state.split()[0]) not in LIVING:  # it went on when the controller last told of it
             return _end(word, nodes)
     return End("failed", f"Slurm no longer knows its job {job}, and the job left no word of how it ended", None, None)

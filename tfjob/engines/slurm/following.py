@@ -6,6 +6,7 @@ import json
 import shlex
 import subprocess
 import threading
+import time
 from collections.abc import Callable
 from contextlib import suppress
 from typing import IO, Final
@@ -22,6 +23,10 @@ _AGAIN_S: Final = 1.0
 _LOOK_S: Final = 0.1
 _MOST_TROUBLES: Final = 5
 _HELLO: Final = b'{"kind": "hello"}\n'
+_SILENT_S: Final = 25.0
+"""How long nothing may be heard over a connection: the program there says something every 15 s."""
+_BREAK_S: Final = 3.0
+"""How long a connection may take to be made again before that is worth a word."""
 _MISSING: Final = 44  # an exit code that neither sh nor ssh has
 
 
@@ -39,12 +44,20 @@ class Following:
         self._is_to_sync = False
         self._is_speaking = False
         self._troubles = 0
+        self._heard = time.time()
         self.trouble = ""
         """Why the last connection ended, or what could not be written here."""
         self.is_missing = False
         """Whether the run has no directory there."""
         self._thread = threading.Thread(target=self._follow, daemon=True)
         self._thread.start()
+
+    @property
+    def away_since(self) -> float | None:
+        """Since when nothing was heard of the login node (seconds since the epoch); None where it is there, or was a moment ago."""
+        heard = self._heard
+        is_away = time.time() - heard > (_SILENT_S if self._is_speaking else _BREAK_S)
+        return heard if is_away and not self.is_missing and not self._is_ended.is_set() else None
 
     def sync(self, is_given_up: Callable[[], bool]) -> bool:
         """Bring all there is, however often the connection breaks. Returns whether that was done before it was given up."""
@@ -111,11 +124,12 @@ class Following:
             if self._is_to_sync:
                 self._tell("sync")
             self._is_speaking = True
-        while process.stdout.readline() not in (_HELLO, b""):
+        while (line := process.stdout.readline()) and not line.endswith(_HELLO):
             pass  # the user's shell there may say other things first
         for line in process.stdout:
             if not line.endswith(b"\n"):
                 return
+            self._heard = time.time()
             word = json.loads(line)
             data = _exactly(process.stdout, word.get("length", 0))
             if data is None:

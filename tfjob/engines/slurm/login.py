@@ -4,23 +4,21 @@ from __future__ import annotations
 
 import shlex
 import subprocess
-import tarfile
-from collections.abc import Callable, Mapping, Sequence
-from contextlib import suppress
+from collections.abc import Mapping, Sequence
 from typing import Final
 
 from tfjob.dockerapi.ssh import SshHost, SshTransport
 from tfjob.engines.slurm.client import SlurmClient
 from tfjob.engines.submitter import Submitter
-from tfjob.errors import PreparationError, TargetError, TargetRefused
+from tfjob.errors import TargetError, TargetRefused
 
-__all__ = ["Login", "LoginClient", "LoginLost"]
+__all__ = ["BEGINS", "Login", "LoginClient", "LoginLost"]
 
 _CONNECT_S: Final = 20.0
 _PATIENCE_S: Final = 60.0
 _SSH_FAILED: Final = 255  # ssh(1), EXIT STATUS
 _NOT_FOUND: Final = 127  # of sh, for a program that is not there
-_BEGINS: Final = b"tfjob begins\n"
+BEGINS: Final = b"tfjob begins\n"
 """Said before an answer: the user's shell there may say other things first."""
 # The user's own variables of Slurm's commands (SBATCH_PARTITION, SQUEUE_FORMAT) would change what they do; secrets come by stdin.
 _AS_NEW: Final = (
@@ -45,7 +43,7 @@ class Login:
     ) -> subprocess.CompletedProcess[bytes]:
         """Run a line of sh there, which reads `told`. Raises LoginLost, TargetError, and subprocess.TimeoutExpired."""
         done = subprocess.run(
-            self._program(f"echo {_BEGINS.decode().strip()}; {line}"),
+            self._program(f"echo {BEGINS.decode().strip()}; {line}"),
             env=self._ssh.environ,
             input=told,
             capture_output=True,
@@ -56,7 +54,7 @@ class Login:
             raise LoginLost(
                 f"the connection to {self.address} was lost", "`tfjob compute test` shows what is the matter."
             )
-        done.stdout = done.stdout.rpartition(_BEGINS)[2]
+        done.stdout = done.stdout.rpartition(BEGINS)[2]
         return done
 
     def ask(self, line: str) -> str:
@@ -82,40 +80,6 @@ class Login:
             start_new_session=True,
         )
 
-    def send(self, fill: Callable[[tarfile.TarFile], None], line: str) -> None:
-        """Send files as tar to a line of sh there. Raises LoginLost, and PreparationError with what it says when it fails."""
-        process = subprocess.Popen(
-            self._program(f"exec 2>&1; {line}"),
-            env=self._ssh.environ,
-            stdin=subprocess.PIPE,
-            stdout=subprocess.PIPE,
-            stderr=subprocess.DEVNULL,
-            start_new_session=True,
-        )
-        assert process.stdin is not None  # noqa: S101  # a pipe
-        assert process.stdout is not None  # noqa: S101  # a pipe
-        try:
-            with suppress(BrokenPipeError):  # it has ended, and says why
-                with tarfile.open(fileobj=process.stdin, mode="w|") as tar:
-                    fill(tar)
-                process.stdin.close()
-            said = process.stdout.read()
-            code = process.wait()
-        finally:
-            if process.poll() is None:
-                process.kill()
-                process.wait()
-            with suppress(OSError):
-                process.stdin.close()
-            process.stdout.close()
-        if code == _SSH_FAILED:
-            raise LoginLost(f"the connection to {self.address} was lost while files were sent", "Submit again.")
-        if code:
-            raise PreparationError(
-                f"the run's files can't be put on {self.address}: {_last_line(said) or f'exit code {code}'}",
-                "The target's `directory` says where they go: it must be yours to write, and have room.",
-            )
-
     def user(self) -> Submitter:
         """The user there, as containers know them. Raises TargetError."""
         lines = self.ask("id -u; id -g; id -G; id -un").splitlines()
@@ -133,7 +97,7 @@ class Login:
     def _program(self, line: str) -> list[str]:
         """What runs a line of sh there. Raises LoginLost where another time it may work, TargetRefused where it will not."""
         try:
-            return self._ssh.program(f"sh -c {shlex.quote(line)}", _CONNECT_S)
+            return self._ssh.program(_for_any_shell(line), _CONNECT_S)
         except TargetRefused:
             raise
         except TargetError as error:
@@ -159,6 +123,15 @@ class LoginClient(SlurmClient):
                 "Set the target's `login` to one, or have Slurm on the PATH there for ssh, too: `ssh HOST sinfo` must work.",
             )
         return done
+
+
+def _for_any_shell(line: str) -> str:
+    """A line of sh as a word of any shell that users may have there.
+
+    Between single quotes csh reads ! and the end of a line otherwise than sh, and fish the backslash: none of them is written.
+    """
+    coded = line.translate({ord(char): f"\\0{ord(char):03o}" for char in "'!\n\\"})
+    return f"""sh -c 'eval "$(printf %b "$0")"' '{coded}'"""
 
 
 def _last_line(said: bytes) -> str:

@@ -14,6 +14,7 @@ from pathlib import Path
 from typing import Final
 
 from tfjob import entrypoint
+from tfjob.engines import run_files
 
 __all__ = ["PROGRAMS", "place_programs"]
 
@@ -21,7 +22,7 @@ PROGRAMS: Final = (
     *("batch.py", "node.py", "sending.py", "slurm.py", "start.py", "state.py", "step.py", "verdict.py", "work.py"),
     *("binding.py", "container.py", "image.py", "launching.py", "runtimes.py"),
 )
-"""The files of `program/` that go into the run directory, with the entrypoint beside them."""
+"""The files of `program/` that go into the run directory, with the entrypoint and run_files.py beside them."""
 _COMPILE_S: Final = 30.0
 
 
@@ -30,7 +31,8 @@ def place_programs(into: Path, python: str | None, cache: Path) -> None:
 
     What was compiled is kept under `cache`. A Python of another version ignores it (PEP 3147), and compiles for itself.
     """
-    sources = (*(Path(__file__).parent / "program" / name for name in PROGRAMS), Path(entrypoint.__file__))
+    own = (Path(__file__).parent / "program" / name for name in PROGRAMS)
+    sources = (*own, Path(run_files.__file__), Path(entrypoint.__file__))
     into.mkdir(parents=True, exist_ok=True)
     for source in sources:
         shutil.copyfile(source, into / source.name)

@@ -39,9 +39,17 @@ def render_script(plan: Plan, run: RunDirectory, python: str) -> str:
         *([""] if setup else []),
         *setup,
         "",
+        *_of_python(python),
         f"exec {command}",
     )
     return "".join(f"{line}\n" for line in lines)
+
+
+def _of_python(python: str) -> Iterator[str]:
+    """Words for a node that lacks an environment's Python: bash would only say that it can't be executed."""
+    if "/" in python:
+        quoted = shlex.quote(python)
+        yield f'[ -x {quoted} ] || {{ echo "$(hostname) lacks" {quoted} "or the Python that it is a link to" >&2; exit 127; }}'
 
 
 def _of_container(plan: Plan) -> Iterator[str]:

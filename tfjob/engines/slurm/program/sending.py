@@ -30,6 +30,10 @@ if TYPE_CHECKING:
     from collections.abc import Iterator
     from typing import Any
 
+    from tfjob.engines.run_files import empty_directories, is_same, walk
+else:  # it lies beside this file
+    from run_files import empty_directories, is_same, walk
+
 CHUNK_BYTES = 1 << 18
 LOOK_S = 0.2
 OUTPUTS_S = 30.0
@@ -206,37 +210,6 @@ def read(path: str) -> bytes:
             return file.read()
     except OSError:
         return b""
-
-
-def walk(run: str, below: str) -> Iterator[tuple[str, os.stat_result]]:
-    """Files and links below a directory of the run, by their paths in it. Pipes and sockets are no files."""
-    for parent, directories, files in os.walk(os.path.join(run, below)):
-        links = [name for name in directories if os.path.islink(os.path.join(parent, name))]
-        for name in sorted(files + links):
-            path = os.path.join(parent, name)
-            try:
-                status = os.lstat(path)
-            except OSError:
-                continue
-            if stat.S_ISREG(status.st_mode) or stat.S_ISLNK(status.st_mode):
-                yield os.path.relpath(path, run), status
-
-
-def empty_directories(run: str, below: str) -> Iterator[str]:
-    """Directories without anything in them: some formats have such."""
-    top = os.path.join(run, below)
-    for parent, directories, files in os.walk(top):
-        if not directories and not files and parent != top:
-            yield os.path.relpath(parent, run)
-
-
-def is_same(original: str, status: os.stat_result) -> bool:
-    """Whether a file is as it was when it was copied: of the same size and time."""
-    try:
-        before = os.lstat(original)
-    except OSError:
-        return False
-    return (before.st_size, int(before.st_mtime)) == (status.st_size, int(status.st_mtime))
 
 
 def serve(run: str) -> None:

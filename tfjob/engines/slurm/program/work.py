@@ -34,6 +34,8 @@ def make_work(at: str, wanted: dict[str, Any] | None) -> None:
         os.makedirs(at)
     else:
         shutil.copytree(os.path.realpath(wanted["code"]), at, symlinks=True, copy_function=copy_writable)
+        for parent, _, _ in os.walk(at):  # what is kept for several runs has directories that can't be written
+            os.chmod(parent, stat.S_IMODE(os.stat(parent).st_mode) | stat.S_IRWXU)
     for name, target in wanted["links"] if wanted else ():
         link(os.path.join(at, name), target)
 

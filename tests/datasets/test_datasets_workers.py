@@ -1,0 +1,342 @@
+"""Very many small files: what processes beside fetch, what they leave to threads, and what is left when one of them is killed."""
+
+from __future__ import annotations
+
+import hashlib
+import os
+import signal
+import socket
+import subprocess
+import sys
+import threading
+from collections import Counter
+from concurrent.futures import ThreadPoolExecutor
+from pathlib import Path
+
+import pytest
+from support import Tfjob, eventually
+from web_server import Cut, Hang, Redirect, Slow, Status, WebServer
+
+from tfjob.datasets import web as web_module
+from tfjob.datasets import workers
+from tfjob.datasets.cache import OBJECT_TIME_NS, Cache, Known
+from tfjob.datasets.connections import LARGEST
+from tfjob.datasets.fetch import fetch
+from tfjob.datasets.wanted import Settings, Wanted
+from tfjob.errors import PreparationError
+from tfjob.spec import addresses
+
+MANY = Settings(connections=4, timeout_s=5, tries=3, pause_s=0.01, many=20)
+
+
+def put(web: WebServer, count: int = 60) -> dict[str, bytes]:
+    """Files of the server, by their addresses."""
+    return {
+        web.put(f"{number % 7}/{number}.bin", f"file {number}".encode()): b"file %d" % number for number in range(count)
+    }
+
+
+def got(cache: Cache, urls: dict[str, bytes], *more: Wanted, settings: Settings = MANY) -> dict[str, Known]:
+    wanted = [*(Wanted(url, -1, "", "digits@1") for url in urls), *more]
+    with cache.filling():
+        return fetch(wanted, cache, settings, lambda _: None).known
+
+
+def require_whole(cache: Cache, urls: dict[str, bytes], found: dict[str, Known]) -> None:
+    for url, content in urls.items():
+        assert found[url].sha256 == hashlib.sha256(content).hexdigest()
+        path = Path(cache.object(found[url].sha256))
+        assert path.read_bytes() == content
+        assert path.stat().st_mode & 0o777 == 0o444
+        assert path.stat().st_mtime_ns == OBJECT_TIME_NS
+    assert [path.name for path in (cache.root / "partial").iterdir()] == []
+
+
+def require_no_half(root: Path) -> None:
+    for path in (root / "objects").glob("*/*"):
+        assert hashlib.sha256(path.read_bytes()).hexdigest() == path.name
+
+
+def fetches(web: WebServer) -> Counter[str]:
+    return Counter(path for _, path, headers in web.requests if "If-None-Match" not in headers)
+
+
+def children(of: int | None = None) -> list[int]:
+    """The processes that fetch small files, of this process or another."""
+    found = []
+    for task in Path(f"/proc/{of or os.getpid()}/task").iterdir():
+        for pid in (task / "children").read_text().split():
+            try:
+                command = Path(f"/proc/{pid}/cmdline").read_bytes()
+            except OSError:
+                continue
+            if b"small_files" in command:
+                found.append(int(pid))
+    return found
+
+
+def lives(pid: int) -> bool:
+    try:
+        return Path(f"/proc/{pid}/stat").read_text().rpartition(")")[2].split()[0] != "Z"
+    except OSError:
+        return False
+
+
+def test_many_are_fetched_by_processes_and_each_once(web: WebServer, cache: Cache) -> None:
+    urls = {**put(web), web.put("same.bin", b"file 7"): b"file 7", web.put("empty.bin", b""): b""}
+    found = got(cache, urls)
+    require_whole(cache, urls, found)
+    assert set(fetches(web).values()) == {1}
+    assert web.most_open <= 4
+    assert {known.tag for known in found.values()} == {known.tag for known in cache.known(list(urls)).values()}
+    assert all(known.tag.startswith('"') for known in found.values())
+    assert children() == []
+    again = got(cache, urls)
+    assert {url: known.sha256 for url, known in again.items()} == {url: known.sha256 for url, known in found.items()}
+    assert sum(fetches(web).values()) == len(urls)
+
+
+def test_few_are_not(web: WebServer, cache: Cache, monkeypatch: pytest.MonkeyPatch) -> None:
+    urls = put(web, 19)
+    monkeypatch.setattr(workers, "_PROGRAM", "import sys; sys.exit(1)")
+    require_whole(cache, urls, got(cache, urls))
+
+
+def test_processes_that_can_not_be_started_are_done_without(
+    web: WebServer, cache: Cache, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    urls = put(web)
+    monkeypatch.setattr(workers, "_PROGRAM", "import sys; sys.exit(1)")
+    require_whole(cache, urls, got(cache, urls))
+    monkeypatch.setattr(sys, "executable", "/nowhere")
+    require_whole(cache, urls, got(Cache(cache.root.parent / "another"), urls))
+
+
+def test_what_is_not_plain_is_left_to_who_can_do_it(web: WebServer, cache: Cache) -> None:
+    big = os.urandom(LARGEST + 1)
+    urls = {
+        **put(web),
+        web.put("big.bin", big, Cut(2 << 20), None): big,
+        web.put("cut.bin", b"content", Cut(3), None): b"content",
+        web.put("here.bin", b"", Redirect("/there.bin")): b"elsewhere",
+        web.put("slow.bin", b"in pieces", Slow(2, 0.02)): b"in pieces",
+    }
+    web.put("there.bin", b"elsewhere")
+    require_whole(cache, urls, got(cache, urls))
+
+
+def test_a_server_that_is_busy_is_given_its_time(web: WebServer, cache: Cache) -> None:
+    urls = {**put(web), web.put("0/busy.bin", b"late", Status(503, (("Retry-After", "0"),)), None): b"late"}
+    require_whole(cache, urls, got(cache, urls))
+
+
+def test_a_server_where_nothing_is_plain_is_asked_by_threads(web: WebServer, cache: Cache) -> None:
+    web.tells_size = False
+    urls = put(web, 200)
+    require_whole(cache, urls, got(cache, urls))
+    asked = fetches(web)
+    assert sum(asked.values()) - len(asked) < 160
+
+
+def test_a_server_that_closes_now_and_then(cache: Cache) -> None:
+    """Every second connection is closed after its first answer, without a word or with one."""
+    listener = socket.create_server(("127.0.0.1", 0))
+    answers = [b'HTTP/1.1 200 OK\r\nETag: W/"x"\r\nLast-Modified: then\r\nContent-Length: 1\r\n', b"\r\n", b"x"]
+
+    def serve(client: socket.socket, number: int) -> None:
+        with client:
+            for _ in range(1 if number % 2 else 100):
+                request = b""
+                while b"\r\n\r\n" not in request:
+                    data = client.recv(65536)
+                    if not data:
+                        return
+                    request += data
+                client.sendall(answers[0] + (b"Connection: Close\r\n" if number % 3 == 1 else b""))
+                client.sendall(answers[1])
+                client.sendall(answers[2])
+                if number % 3 == 1:
+                    return
+
+    def accept() -> None:
+        number = 0
+        while True:
+            try:
+                client, _ = listener.accept()
+            except OSError:
+                return
+            number += 1
+            threading.Thread(target=serve, args=(client, number), daemon=True).start()
+
+    threading.Thread(target=accept, daemon=True).start()
+    with listener:
+        port = listener.getsockname()[1]
+        urls = {f"http://localhost:{port}/{number}": b"x" for number in range(60)}
+        found = got(cache, urls)
+    require_whole(cache, urls, found)
+    assert {known.tag for known in found.values()} == {"then"}
+
+
+@pytest.mark.parametrize(
+    ("fault", "message"),
+    [
+        (Status(404), r"there is no file \S+/0/fault.bin \(404 Not Found\)"),
+        (Status(503), r"the server answered 503 Service Unavailable \(tried 2 times\)"),
+        (Cut(4), r"the answer ended after 4 of 7 bytes \(tried 2 times\)"),
+        (Hang(4), r"127\.0\.0\.1:\d+ sends nothing \(tried 2 times\)"),
+    ],
+)
+def test_each_fault_has_its_own_words(web: WebServer, cache: Cache, fault: Status | Cut | Hang, message: str) -> None:
+    urls = {**put(web), web.put("0/fault.bin", b"content", fault): b"content"}
+    settings = Settings(connections=4, timeout_s=0.5, tries=2, pause_s=0.01, many=20)
+    with pytest.raises(PreparationError, match=message):
+        got(cache, urls, settings=settings)
+    assert children() == []
+    assert not os.path.exists(cache.object(hashlib.sha256(b"content").hexdigest()))
+
+
+@pytest.mark.parametrize(
+    ("mark", "size", "message"),
+    [
+        (f"sha256:{'0' * 64}", -1, "and 0{64} is asked for"),
+        (f"seen:{'0' * 64}", -1, "has changed since digits@1 was registered: its SHA-256 was"),
+        ('tag:"before"', -1, "its server called it"),
+        (f"seen:{'0' * 64}", 4, "it had 4 bytes and has 7"),
+    ],
+)
+def test_what_has_changed_is_refused_and_not_kept(
+    web: WebServer, cache: Cache, mark: str, size: int, message: str
+) -> None:
+    url = web.put("0/changed.bin", b"changed")
+    with pytest.raises(PreparationError, match=message):
+        got(cache, put(web), Wanted(url, size, mark, "digits@1"))
+    assert not os.path.exists(cache.object(hashlib.sha256(b"changed").hexdigest()))
+
+
+def test_several_who_want_the_same_fetch_it_once(web: WebServer, cache: Cache, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(addresses, "MANY", 100)
+    urls = put(web, 120)
+    with ThreadPoolExecutor(3) as pool:
+        found = list(pool.map(lambda _: got(Cache(cache.root), urls), range(3)))
+    for one in found:
+        require_whole(cache, urls, one)
+    assert [len(web.requests), set(fetches(web).values())] == [120, {1}]
+
+
+def test_a_process_that_is_killed_costs_nothing_but_time(web: WebServer, cache: Cache) -> None:
+    urls = put(web, 200)
+    for path in list(web.files)[::5]:
+        web.faults[path] = [Slow(3, 0.01)]
+    with ThreadPoolExecutor(1) as pool:
+        fetching = pool.submit(got, cache, urls)
+        eventually(lambda: len(web.requests) > 20, "they fetch")
+        for pid in children()[:1]:
+            os.kill(pid, signal.SIGKILL)
+        require_whole(cache, urls, fetching.result(60))
+
+
+def test_who_is_interrupted_ends_the_processes(web: WebServer, cache: Cache) -> None:
+    urls = {**put(web), web.put("hangs.bin", b"content", Hang(3)): b"content"}
+
+    class Stop(BaseException):
+        pass
+
+    def progress(_: str) -> None:
+        raise Stop
+
+    with cache.filling(), pytest.raises(Stop):
+        fetch([Wanted(url, -1, "", "x") for url in urls], cache, MANY, progress)
+    assert children() == []
+    assert not [one for one in threading.enumerate() if "_talk" in one.name or "_work" in one.name]
+
+
+_FETCH = """
+import sys
+from pathlib import Path
+from tfjob.datasets.cache import Cache
+from tfjob.datasets.fetch import fetch
+from tfjob.datasets.wanted import Settings, Wanted
+cache = Cache(Path(sys.argv[1]))
+with cache.filling():
+    fetch([Wanted(url, -1, "", "x") for url in sys.argv[2:]], cache, Settings(many=20), print)
+"""
+
+
+def test_processes_do_not_outlive_who_was_killed_and_what_came_is_whole(web: WebServer, cache: Cache) -> None:
+    urls = put(web, 120)
+    for path in sorted(web.files)[60:]:
+        web.faults[path] = [Hang(2), Hang(2), None]
+    process = subprocess.Popen([sys.executable, "-c", _FETCH, str(cache.root), *urls], stdout=subprocess.DEVNULL)
+    eventually(lambda: len(web.requests) > 40, "it fetches")
+    workers = children(process.pid)
+    assert workers
+    process.kill()
+    process.wait()
+    eventually(lambda: not any(map(lives, workers)), "they end")
+    require_no_half(cache.root)
+    web.faults.clear()
+    require_whole(cache, urls, got(cache, urls))
+
+
+def test_an_interrupt_of_the_terminal_ends_all_and_nothing_looks_whole(
+    tfjob: Tfjob, web: WebServer, tmp_path: Path
+) -> None:
+    urls = put(web, 310)
+    for path in sorted(web.files)[100:]:
+        web.faults[path] = [Hang(2)]
+    environ = {**os.environ, **tfjob.environ, "TFJOB_STORE": str(tmp_path / "store")}
+    tfjob.write("urls.txt", "\n".join(urls))
+    job = Tfjob(tfjob.directory, environ)
+    web_faults, web.faults = web.faults, {}
+    job("dataset", "create", "--name", "many", "--paths-from", "urls.txt")
+    web.faults = web_faults
+    before = len(web.requests)
+    program_of = Path(sys.executable).with_name("tfjob")
+    process = subprocess.Popen(
+        [program_of, "dataset", "download", "many"],
+        cwd=tfjob.directory,
+        env=environ,
+        stdout=subprocess.PIPE,
+        stderr=subprocess.PIPE,
+        start_new_session=True,
+    )
+    eventually(lambda: len(web.requests) > before + 90, "it fetches")
+    workers = children(process.pid)
+    assert workers
+    os.killpg(process.pid, signal.SIGINT)
+    process.communicate(timeout=60)
+    assert process.returncode == 130
+    eventually(lambda: not any(map(lives, workers)), "they end")
+    assert not (tfjob.directory / "many").exists()
+    require_no_half(tmp_path / "store" / "datasets")
+
+
+@pytest.mark.root
+def test_a_full_disk_is_told(tmp_path: Path, web: WebServer) -> None:
+    if os.geteuid():
+        pytest.skip("needs root: a small file system is mounted")
+    small = tmp_path / "small"
+    small.mkdir()
+    mounted = subprocess.run(
+        ["mount", "-t", "tmpfs", "-o", "size=1m", "tmpfs", small], capture_output=True, check=False
+    )
+    if mounted.returncode:
+        pytest.skip(f"tmpfs can't be mounted here: {mounted.stderr.decode()}")
+    try:
+        cache = Cache(small / "cache")
+        urls = {web.put(f"{number}", content): content for number in range(60) if (content := os.urandom(30_000))}
+        with pytest.raises(PreparationError, match="is full"):
+            got(cache, urls)
+        require_no_half(cache.root)
+        assert sum(path.stat().st_size for path in (cache.root / "partial").iterdir()) == 0
+    finally:
+        subprocess.run(["umount", "-l", small], check=True)
+
+
+def test_servers_with_tls_prove_who_they_are(secure: WebServer, cache: Cache, monkeypatch: pytest.MonkeyPatch) -> None:
+    urls = {**put(secure, 40), secure.put("larger.bin", large := os.urandom(100_000)): large}
+    require_whole(cache, urls, got(cache, urls))
+    monkeypatch.delenv("SSL_CERT_FILE")
+    web_module._tls.cache_clear()
+    with pytest.raises(PreparationError, match=r"127\.0\.0\.1:\d+ can't prove who it is: self.signed"):
+        got(Cache(cache.root.parent / "another"), urls)

@@ -1,0 +1,308 @@
+"""Very many small files of the web, fetched by processes beside this one (`small_files.py`), as many as there are processors.
+
+They do what is plain, and quickly. What they leave is fetched as few files are: it is those who fetch in threads that try
+again, follow redirects, and tell what is wrong. Where a server asks for patience, or much is left, they are given no more.
+"""
+
+from __future__ import annotations
+
+import contextlib
+import fcntl
+import hashlib
+import json
+import os
+import subprocess
+import sys
+import threading
+import time
+from collections import Counter, deque
+from collections.abc import Callable, Iterable, Iterator, Sequence
+from contextlib import contextmanager
+from pathlib import Path
+from typing import TYPE_CHECKING, Any, Final, NamedTuple
+from urllib.parse import urlsplit
+
+from tfjob.datasets.cache import OBJECT_TIME_NS, Known
+from tfjob.datasets.connections import LARGEST, PATIENCE
+from tfjob.datasets.web import common_headers, is_direct, split_address
+from tfjob.durable import digest_of
+from tfjob.errors import PreparationError
+
+if TYPE_CHECKING:
+    from tfjob.datasets.cache import Cache
+    from tfjob.datasets.wanted import Settings, Transfer, Wanted
+
+__all__ = ["Worker", "Workers", "alone", "plain_files"]
+
+_PROGRAM: Final = "import sys; sys.path.insert(0, sys.argv[1]); from tfjob.datasets.small_files import main; main()"
+_MOST: Final = 8
+_DEALT_AT_ONCE: Final = 50
+_IN_HAND: Final = 100
+_UNNOTED: Final = 600
+"""So many files that came a worker may hold the locks of: each is a descriptor, and those are often 1024."""
+_MOST_LEFT: Final = 100
+_PATIENCE_S: Final = 5.0
+_LOOK_S: Final = 0.3
+
+
+class Plain(NamedTuple):
+    """A file that workers may fetch, the origin it comes from, and the target of the request."""
+
+    wanted: Wanted
+    origin: str
+    target: str
+
+
+def plain_files(wanted: Iterable[Wanted], settings: Settings) -> list[Plain]:
+    """Those of files of the web, none of which is in the cache, that workers may fetch; none where they are few.
+
+    All from one server come one after the other: its connections stay open, and what is noted of them lies side by side.
+    """
+    small = [Plain(one, *split_address(one.source)) for one in wanted if one.size <= LARGEST]
+    counts = Counter([one.origin for one in small])
+    good = {origin for origin, count in counts.items() if count * 3 >= settings.many and is_direct(origin)}
+    chosen = [one for one in small if one.origin in good]
+    return sorted(chosen, key=lambda one: one.wanted.source) if len(chosen) >= settings.many else []
+
+
+@contextmanager
+def alone(cache: Cache, sources: Iterable[str], progress: Callable[[str], None]) -> Iterator[None]:
+    """Let no other process fetch the very same files meanwhile. Waits for one that does; what `progress` raises ends that."""
+    path = f"{cache.root}/partial/many-{digest_of(list(sources))[:40]}"
+    while True:
+        descriptor = os.open(path, os.O_RDWR | os.O_CREAT | os.O_CLOEXEC, 0o644)
+        try:
+            while not _is_ours(descriptor):
+                progress("waiting for another run that fetches the same data")
+                time.sleep(_LOOK_S)
+            if os.fstat(descriptor).st_nlink:
+                try:
+                    yield
+                finally:
+                    with contextlib.suppress(OSError):
+                        os.unlink(path)
+                return
+        finally:
+            os.close(descriptor)
+
+
+def _is_ours(descriptor: int) -> bool:
+    try:
+        fcntl.flock(descriptor, fcntl.LOCK_EX | fcntl.LOCK_NB)
+    except BlockingIOError:
+        return False
+    return True
+
+
+class Workers:
+    """The processes, and what they have not fetched yet.
+
+    `came` is told what came; its worker holds the locks until it is told that they are noted. `left` is told what is
+    not fetched by workers; `ended`, when the last of them has nothing in hand. All three are called by other threads.
+    """
+
+    def __init__(
+        self,
+        most: int,
+        transfer: Transfer,
+        came: Callable[[list[tuple[str, Known, Worker]]], None],
+        left: Callable[[Iterable[Wanted]], None],
+        ended: Callable[[], None],
+    ) -> None:
+        """Start them, for so many files; they use all connections that may be open at once, but for one.
+
+        They load what they need until `begin` says what to fetch.
+        """
+        self.transfer = transfer
+        self.came = came
+        self._left = left
+        self._ended = ended
+        self._waiting: deque[Plain] = deque()
+        self._lock = threading.Lock()
+        self._left_count = 0
+        self.origins: dict[str, int] = {}
+        connections = transfer.settings.connections - 1
+        count = min(len(os.sched_getaffinity(0)), connections, max(1, 2 * most // transfer.settings.many), _MOST)
+        shares = [connections // count + (number < connections % count) for number in range(count)]
+        self._workers = [Worker(self, share) for share in shares]
+        self._talking = count
+
+    def begin(self, files: Sequence[Plain]) -> None:
+        """Have them fetch."""
+        self._waiting.extend(files)
+        self.origins = {origin: number for number, origin in enumerate({one.origin for one in files})}
+        for worker in self._workers:
+            worker.thread.start()
+
+    def next_files(self) -> list[Plain]:
+        """Take the next files to fetch."""
+        taken: list[Plain] = []
+        with contextlib.suppress(IndexError):
+            while len(taken) < _DEALT_AT_ONCE:
+                taken.append(self._waiting.popleft())
+        return taken
+
+    def leave(self, files: Sequence[Wanted], statuses: Iterable[int] = ()) -> None:
+        """Have files fetched by others; and all that wait, when they are too many, or the server needs a pause."""
+        self._left_count += len(files)
+        self._left(files)
+        if self._left_count > _MOST_LEFT or any(status in PATIENCE for status in statuses):
+            self.give_up()
+
+    def give_up(self) -> None:
+        """Have all that wait fetched by others."""
+        rest: list[Wanted] = []
+        with contextlib.suppress(IndexError):
+            while True:
+                rest.append(self._waiting.popleft().wanted)
+        self._left(rest)
+
+    def is_over(self) -> None:
+        """Hear that a worker has nothing to do any more."""
+        with self._lock:
+            self._talking -= 1
+            if self._talking:
+                return
+        self.give_up()  # what there is when none of them lives any more
+        self._ended()
+
+    def end(self) -> None:
+        """End the processes, whatever they do."""
+        for worker in self._workers:
+            worker.hang_up()
+        for worker in self._workers:
+            worker.end()
+
+
+class Worker:
+    """One process, and the thread that talks with it."""
+
+    def __init__(self, workers: Workers, connections: int) -> None:
+        """Start the process."""
+        self._workers = workers
+        self._connections = connections
+        self._lock = threading.Lock()
+        self._in_hand: dict[int, Wanted] = {}
+        self._number = 0
+        self._unnoted = 0
+        self.thread = threading.Thread(target=self._talk, daemon=True)
+        self._process: subprocess.Popen[bytes] | None = None
+        with contextlib.suppress(OSError):  # others fetch, then
+            self._process = subprocess.Popen(
+                [sys.executable, "-I", "-S", "-c", _PROGRAM, str(Path(__file__).parents[2])],
+                cwd="/",
+                stdin=subprocess.PIPE,
+                stdout=subprocess.PIPE,
+                stderr=subprocess.DEVNULL,
+            )
+
+    def noted(self, count: int) -> None:
+        """Have it let go of the locks of so many files, the first that came and are not let go of yet."""
+        with self._lock:
+            self._unnoted -= count
+        with contextlib.suppress(OSError, ValueError):  # it has ended, and let go of all
+            self._say({"noted": count})
+            self._deal()
+
+    def hang_up(self) -> None:
+        """Have it end: nothing more is said to it."""
+        if self._process is not None and self._process.stdin is not None:
+            with self._lock, contextlib.suppress(OSError):
+                self._process.stdin.close()
+
+    def end(self) -> None:
+        """See that it has ended."""
+        if self._process is None:
+            return
+        try:
+            self._process.wait(_PATIENCE_S)
+        except subprocess.TimeoutExpired:
+            self._process.kill()
+            self._process.wait()
+        if self.thread.ident is not None:  # it was started
+            self.thread.join()
+        if self._process.stdout is not None:
+            self._process.stdout.close()
+
+    def _talk(self) -> None:
+        """Give it files and hear what comes of them, until there are none; what it does not fetch, others do."""
+        try:
+            if self._process is not None and self._process.stdout is not None:
+                self._begin()
+                while self._deal():
+                    line = self._process.stdout.readline()
+                    if not line:
+                        break
+                    self._hear(json.loads(line))
+        except (OSError, ValueError, PreparationError):  # of the last, who fetches tells in its own time
+            self._workers.give_up()
+        finally:
+            with self._lock:
+                rest = list(self._in_hand.values())
+                self._in_hand.clear()
+            if rest:
+                self._workers.leave(rest)
+            self._workers.is_over()
+
+    def _begin(self) -> None:
+        """Say what all files have in common."""
+        transfer, rows = self._workers.transfer, []
+        for origin in self._workers.origins:
+            parts = urlsplit(origin)
+            is_tls = parts.scheme == "https"
+            headers = "".join(f"{name}: {value}\r\n" for name, value in common_headers(origin).items())
+            rows.append([is_tls, parts.hostname or "", parts.port or (443 if is_tls else 80), headers])
+        self._say(
+            {
+                "root": str(transfer.cache.root),
+                "origins": rows,
+                "connections": self._connections,
+                "timeout_s": transfer.settings.timeout_s,
+                "time_ns": OBJECT_TIME_NS,
+            }
+        )
+
+    def _deal(self) -> bool:
+        """Give it files, if it has few in hand; whether it has any to tell of."""
+        while not self._workers.transfer.stop.is_set():
+            with self._lock:
+                if len(self._in_hand) > _IN_HAND or self._unnoted > _UNNOTED:
+                    return True
+                files = self._workers.next_files()
+                if not files:
+                    return bool(self._in_hand)
+                rows = [self._row(one) for one in files]
+            self._say({"files": rows})
+        return bool(self._in_hand)
+
+    def _row(self, plain: Plain) -> list[Any]:
+        """A file, as it hears of it."""
+        wanted = plain.wanted
+        self._number += 1
+        self._in_hand[self._number] = wanted
+        kind, _, expected = wanted.mark.partition(":")
+        name = hashlib.sha256(wanted.source.encode("utf-8", "surrogateescape")).hexdigest()[:40]
+        tag, sha256 = (expected, "") if kind == "tag" else ("", expected)
+        return [self._number, self._workers.origins[plain.origin], plain.target, name, wanted.size, tag, sha256]
+
+    def _hear(self, facts: dict[str, Any]) -> None:
+        """Tell others what came, and what is left."""
+        now = time.time()
+        with self._lock:
+            self._unnoted += len(facts["had"])
+            had = [(self._in_hand.pop(number), Known(tag, size, sha, now)) for number, tag, size, sha in facts["had"]]
+            left = [self._in_hand.pop(number) for number, _ in facts["left"]]
+        if had:
+            received = sum(known.size for _, known in had)
+            self._workers.transfer.count(received, sum(known.size for wanted, known in had if wanted.size < 0))
+            self._workers.came([(wanted.source, known, self) for wanted, known in had])
+        if left:
+            self._workers.leave(left, [status for _, status in facts["left"]])
+
+    def _say(self, facts: dict[str, Any]) -> None:
+        if self._process is None or self._process.stdin is None:
+            return
+        data = json.dumps(facts).encode("ascii") + b"\n"
+        with self._lock:
+            self._process.stdin.write(data)
+            self._process.stdin.flush()

@@ -1,0 +1,44 @@
+"""The files of a run's directory, as programs look for them that send them home from other machines.
+
+It goes with those programs, and lies beside them: standard library only; any Python from 3.8; imports nothing of tfjob.
+"""
+
+from __future__ import annotations
+
+import os
+import stat
+
+TYPE_CHECKING = False  # typing.TYPE_CHECKING, without importing typing
+if TYPE_CHECKING:
+    from collections.abc import Iterator
+
+
+def walk(run: str, below: str) -> Iterator[tuple[str, os.stat_result]]:
+    """Files and links below a directory of the run, by their paths in it. Pipes and sockets are no files."""
+    for parent, directories, files in os.walk(os.path.join(run, below)):
+        links = [name for name in directories if os.path.islink(os.path.join(parent, name))]
+        for name in sorted(files + links):
+            path = os.path.join(parent, name)
+            try:
+                status = os.lstat(path)
+            except OSError:
+                continue
+            if stat.S_ISREG(status.st_mode) or stat.S_ISLNK(status.st_mode):
+                yield os.path.relpath(path, run), status
+
+
+def empty_directories(run: str, below: str) -> Iterator[str]:
+    """Directories without anything in them: some formats have such."""
+    top = os.path.join(run, below)
+    for parent, directories, files in os.walk(top):
+        if not directories and not files and parent != top:
+            yield os.path.relpath(parent, run)
+
+
+def is_same(original: str, status: os.stat_result) -> bool:
+    """Whether a file is as it was when it was copied: of the same size and time."""
+    try:
+        before = os.lstat(original)
+    except OSError:
+        return False
+    return (before.st_size, int(before.st_mtime)) == (status.st_size, int(status.st_mtime))
