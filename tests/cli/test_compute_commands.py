@@ -166,3 +166,20 @@ def test_a_cluster_without_a_place_is_not_cleaned(tfjob: Tfjob) -> None:
     tfjob("compute", "create", "-f", "site.yml")
     refused = tfjob("compute", "clean", "site", "--kept", exit_code=2).stderr
     assert "target site is used from elsewhere (login: ssh://me@login), and it has no directory" in refused
+
+
+def test_what_has_nothing_to_clean_is_told(tfjob: Tfjob) -> None:
+    tfjob.write("site.yml", "kind: slurm\nname: site\n")
+    tfjob("compute", "create", "-f", "site.yml")
+    for target in ("local", "site"):
+        refused = tfjob("compute", "clean", target, exit_code=2).stderr
+        assert f"{target} has nothing to clean" in refused
+        assert "Name a target with Docker Engines, or a Slurm cluster that has a login." in refused
+
+
+def test_a_login_node_that_cannot_be_cleaned_is_told(tfjob: Tfjob) -> None:
+    tfjob.environ["TFJOB_SSH_CONFIG"] = "/dev/null"
+    tfjob.write("far.yml", "kind: slurm\nname: far\nlogin: ssh://127.0.0.1:9\ndirectory: /shared\n")
+    tfjob("compute", "create", "-f", "far.yml")
+    assert tfjob("compute", "clean", "far").stdout == "ssh://127.0.0.1:9  nothing was left\n"  # it need not be asked
+    assert "ssh" in tfjob("compute", "clean", "far", "--kept", exit_code=5).stdout

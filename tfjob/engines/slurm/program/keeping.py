@@ -11,12 +11,12 @@ It comes over its own stdin, with what it is told behind it (see ../kept_there.p
     place STORE RUN                 told what the run uses, as by hold, then [[path, KIND, KEY, "link" or "copy"]], where in its
                                     directory what is kept goes, and then the rest of it as tar. Makes the directory, and the
                                     tasks' working copies
-    release STORE RUN               removes the run's directory, and lets go of what it used
+    release STORE RUN               removes the run's directory, lets go of what it used, and says which trees are `harmed`
     free STORE LIMIT                removes what was not used for longest, until there are LIMIT bytes
 
     STORE/KIND/KEY                  what is kept: whole, or not there. Images named-… are the nodes' own, see image.py
     STORE/KIND/KEY.json             its bytes; the time of this file is when it was used last
-    STORE/KIND/KEY.files            what a tree is made of
+    STORE/KIND/KEY.files            what a tree is made of; KEY.harmed is there when something has written to it
     STORE/KIND/.KEY.part-N, .lock   what is coming, and the lock of who takes it
     STORE/objects/ab/SHA256         the files of trees, which are hard links to them; with an x behind it, executable
     STORE/uses/WORKSPACE-RUN        what a run uses: it counts while the run has a directory, and for an hour before it has one
@@ -63,14 +63,14 @@ def note(store: str, run: str, wanted: list[list[str]]) -> None:
 def missing(store: str, wanted: list[list[str]]) -> list[list[str]]:
     """What of that is not there, and has to be sent."""
     sent = [one for one in wanted if not kept.is_nodes_own(*one)]
-    return [one for one in sent if not os.path.isdir(os.path.join(store, *one))]
+    return [one for one in sent if not kept.is_there(os.path.join(store, *one))]
 
 
 def require(store: str, wanted: list[list[str]]) -> None:
-    """See to it that what a run uses is still there. Raises FileNotFoundError."""
+    """See to it that what a run uses is still there, and as it was sent. Raises FileNotFoundError."""
     for kind, key in missing(store, wanted):
         raise FileNotFoundError(
-            errno.ENOENT, "it was removed before the run could begin; submit again", kind + "/" + key
+            errno.ENOENT, "it was removed or written to before the run could begin; submit again", kind + "/" + key
         )
 
 
@@ -124,20 +124,17 @@ def release(store: str, run: str) -> None:
         os.unlink(use)
     except (OSError, ValueError):
         wanted = []
-    held = kept.in_use(store)
-    harmed = []
+    is_harmed = False
     for kind, key in wanted:
         place = os.path.join(store, kind, key)
         if not os.path.isdir(place):
             continue
         kept.note_use(place)
         try:
-            is_harmed = os.path.exists(place + ".files") and not kept.is_sound(place)
-        except FileNotFoundError:  # another removes it
-            continue
-        if is_harmed and (kind, key) not in held and kept.drop(store, kind, key):
-            harmed.append([kind, key])
-    taking.say(done=True, harmed=harmed)
+            is_harmed = is_harmed or (os.path.exists(place + ".files") and not kept.is_sound(place))
+        except FileNotFoundError:
+            pass  # another removes it
+    taking.say(done=True, harmed=kept.note_harm(store) if is_harmed else [])
 
 
 def free(store: str, limit: str) -> None:
