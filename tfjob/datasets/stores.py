@@ -70,7 +70,8 @@ def list_store(address: str) -> list[Remote]:
     host = address[len(start) :].partition("/")[0] if scheme in _SERVERS else ""
     rows = []
     for facts, name in found:
-        full = f"{start}{host}{facts['name']}" if host else f"{start}{facts['name']}"
+        path_there = str(facts["name"])
+        full = f"{start}{host}{path_there.replace('%', '%25') if scheme == 'sftp' else path_there}"
         rows.append(Remote(full, name, int(facts.get("size") or 0), f"tag:{_tag(facts)}"))
     return rows
 
