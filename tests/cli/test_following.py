@@ -18,6 +18,7 @@ import pytest
 from support import PROGRAM, eventually
 
 from tfjob.cli import control
+from tfjob.cli.following import target_named
 from tfjob.cli.live import LiveRun, PhaseSpinner
 from tfjob.rundir import RunDirectory
 from tfjob.runs.record import Record
@@ -261,3 +262,22 @@ def test_a_cancel_waits_for_the_grace_period_and_a_margin(tfjob: Tfjob) -> None:
     )
     assert done.returncode == 0, done.stderr
     assert done.stdout.startswith("Canceled in ")
+
+
+@pytest.mark.parametrize(
+    ("text", "overrides", "found"),
+    [
+        ("compute: {target: lab, node_count: 2}", [], "lab"),
+        ('{"compute": {"target": "lab"}}', [], "lab"),
+        ("compute:\n  target: lab2\n", [], None),
+        ("compute: {gpus_per_node: 2}\nname: lab\n", [], None),
+        ("compute: {target: lab}", ["compute.target=gpu"], "gpu"),
+        ("name: job", ["compute.target = lab"], "lab"),
+    ],
+)
+def test_the_target_that_a_job_names_is_guessed(
+    tmp_path: Path, text: str, overrides: list[str], found: str | None
+) -> None:
+    (tmp_path / "job.yml").write_text(text)
+    assert target_named(tmp_path / "job.yml", overrides, ("gpu", "lab")) == found
+    assert target_named(tmp_path / "no.yml", overrides, ("gpu", "lab")) is None

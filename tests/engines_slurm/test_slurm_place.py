@@ -15,7 +15,7 @@ from environment_parts import Packages, packages
 
 from tfjob.engines.slurm.login import Login
 from tfjob.engines.slurm.place import LoginNode
-from tfjob.environments import Definition, Prefix, Store
+from tfjob.environments import Definition, Prefix, Store, store
 from tfjob.environments.place import Machine
 from tfjob.environments.prefix import platform_name
 from tfjob.errors import PreparationError, UsageError
@@ -165,6 +165,14 @@ def test_conda_is_told_what_the_nodes_have(login: Here, tmp_path: Path) -> None:
     assert asked() == expected
     assert asked(CONDA_OVERRIDE_CUDA="11.8")["__cuda"] == "11.8"
     assert "__cuda" not in asked(CONDA_OVERRIDE_CUDA="")
+
+    def tag(version: str) -> str:
+        definition = Definition(channels=("conda-forge",), packages=("numpy",))
+        return store._tag(
+            definition, LoginNode(login, Path("/shared/store"), tmp_path, {"CONDA_OVERRIDE_CUDA": version})
+        )
+
+    assert len({tag("11.8"), tag("12.4"), tag("")}) == 3
 
 
 def test_a_script_that_starts_a_python_is_not_taken_for_it(login: Here, tmp_path: Path) -> None:

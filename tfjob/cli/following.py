@@ -5,6 +5,7 @@ Knows nothing of typer: a plain `tfjob submit FILE` is on its way before that co
 
 from __future__ import annotations
 
+import re
 import signal
 import sys
 import time
@@ -28,10 +29,11 @@ from tfjob.targets.registered import Targets
 from tfjob.values import encode
 from tfjob.workspace import Workspace, find_workspace, make_workspace
 
-__all__ = ["begin_and_follow", "submit_and_follow"]
+__all__ = ["begin_and_follow", "submit_and_follow", "target_named"]
 
 OnInterrupt = Literal["auto", "detach", "cancel"]
 
+_TARGET = re.compile(r"""\btarget["']?\s*[:=]\s*["']?([A-Za-z0-9_.-]+)""")
 _ONE_SIGNAL_S = 0.2
 """Signals that come within so short a time were sent as one."""
 
@@ -48,7 +50,7 @@ def submit_and_follow(
     """Submit a job and stay with it; returns the exit code to end with. `supervisor` loads while the job is read."""
     try:
         workspace = find_workspace()
-        if workspace is not None and (target := _named_in(file, Targets(workspace.compute).names())):
+        if workspace is not None and (target := target_named(file, overrides, Targets(workspace.compute).names())):
             supervisor.expect_several_machines(workspace.compute, target)
         ready = prepare(file, overrides=overrides, workspace=workspace)
         print_findings(ready.findings)
@@ -62,13 +64,13 @@ def submit_and_follow(
     return begin_and_follow(ready, workspace, supervisor, detach=detach, on_interrupt=on_interrupt, output=output)
 
 
-def _named_in(file: Path, targets: Sequence[str]) -> str | None:
-    """The target of the workspace whose name a job file has in it, before anything is known of the file."""
+def target_named(file: Path, overrides: Sequence[str], targets: Sequence[str]) -> str | None:
+    """The target of the workspace that a job file or a ``--set`` names, by a look that knows nothing of YAML. A guess."""
     try:
-        text = file.read_text(encoding="utf-8") if targets else ""
+        text = "\n".join([*overrides, file.read_text(encoding="utf-8")]) if targets else ""
     except (OSError, ValueError):
         return None
-    return max((target for target in targets if target in text), key=len, default=None)
+    return next((target for target in _TARGET.findall(text) if target in targets), None)
 
 
 def begin_and_follow(

@@ -162,9 +162,11 @@ class Store:
 def _tag(definition: Definition, place: Place) -> str:
     """Return what tells one place from another in the name of a file.
 
-    Packages of channels may differ with the GPU driver, so a new driver on this machine is another place for them.
+    Packages of channels may differ with the GPU driver, so another driver is another place for them.
     """
     of = [place.identity] if place.identity else []
+    if place.identity and definition.needs_channel and (cuda := place.virtual_packages.get("__cuda")):
+        of.append(f"cuda {cuda}")
     if not place.identity and definition.needs_channel:
         with contextlib.suppress(OSError):
             of.append(Path("/proc/driver/nvidia/version").read_text(encoding="utf-8"))

@@ -54,7 +54,7 @@ def engine_of(
             reaching=reaching,
         )
     if logins is not None:
-        logins.close()
+        logins.leave()
     if plan.slurm is not None and plan.slurm.login is not None:
         return engine_elsewhere(plan.slurm, workspace, environ)
     if plan.slurm is not None:

@@ -34,8 +34,12 @@ class Logins:
         """The engines, by their nodes' names, if they are that target's as it is now; else none, and the logins end."""
         if target == self._target:
             return self._engines
-        threading.Thread(target=self.close, daemon=True).start()
+        self.leave()
         return {}
+
+    def leave(self) -> None:
+        """Log out beside all else: a node that does not answer keeps nobody waiting."""
+        threading.Thread(target=self.close, daemon=True).start()
 
     def close(self) -> None:
         """Log out; what is still on its way there is waited for."""
