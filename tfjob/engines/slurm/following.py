@@ -27,7 +27,8 @@ _SILENT_S: Final = 25.0
 """How long nothing may be heard over a connection: the program there says something every 15 s."""
 _BREAK_S: Final = 3.0
 """How long a connection may take to be made again before that is worth a word."""
-_MISSING: Final = 44  # an exit code that neither sh nor ssh has
+_MISSING: Final = 44  # exit codes that neither sh nor ssh has
+_AWAY: Final = 45
 
 
 class Following:
@@ -48,7 +49,9 @@ class Following:
         self.trouble = ""
         """Why the last connection ended, or what could not be written here."""
         self.is_missing = False
-        """Whether the run has no directory there."""
+        """Whether the run has no directory there, where other runs have theirs."""
+        self.lacking = ""
+        """The directory of all runs, while the login node does not see even that: its file system may not be there now."""
         self._thread = threading.Thread(target=self._follow, daemon=True)
         self._thread.start()
 
@@ -92,9 +95,10 @@ class Following:
             self._is_ended.wait(_AGAIN_S)
 
     def _connect(self) -> None:
-        directory = str(self._there.path)
+        directory, runs = str(self._there.path), str(self._there.path.parent.parent)
         program = f"{program_directory(self._there)}/sending.py"
-        line = f"test -d {shlex.quote(directory)} || exit {_MISSING}; "
+        own = f"test -d {shlex.quote(directory)}"  # asked again: the file system may have come back meanwhile
+        line = f"{own} || {{ test -d {shlex.quote(runs)} && ! {own} && exit {_MISSING}; exit {_AWAY}; }}; "
         line += f"exec python3 {shlex.join([*FLAGS, program, 'serve', directory])}"
         process = self._login.start(line)
         with self._lock:
@@ -114,7 +118,10 @@ class Following:
                     with suppress(OSError):
                         pipe.close()
         self.is_missing = code == _MISSING
+        self.lacking = runs if code == _AWAY else ""
         self.trouble = f"the connection to {self._login.address} was lost"
+        if self.lacking:
+            self.trouble = f"{self._login.address} does not see {runs}; if it is gone for good, make it anew, empty"
 
     def _hear(self, process: subprocess.Popen[bytes]) -> None:
         assert process.stdout is not None  # noqa: S101  # a pipe
