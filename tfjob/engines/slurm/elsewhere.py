@@ -227,7 +227,7 @@ class ElsewhereEngine(SlurmEngine):
             time.sleep(_AGAIN_S)
         if not _is_brought(run).exists():
             following = Following(self._login, _place(run), run)
-            has_come = following.sync(lambda: time.time() - (following.away_since or time.time()) > _UNHEARD_S)
+            has_come = following.sync(lambda: bool(following.lacking) or following.silent_s > _UNHEARD_S)
             following.close()
             if not has_come and not following.is_missing:
                 return f"what it wrote in {_place(run).path} could not be brought home: {following.trouble}"

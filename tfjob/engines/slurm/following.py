@@ -62,6 +62,11 @@ class Following:
         is_away = time.time() - heard > (_SILENT_S if self._is_speaking else _BREAK_S)
         return heard if is_away and not self.is_missing and not self._is_ended.is_set() else None
 
+    @property
+    def silent_s(self) -> float:
+        """How long nothing was heard of the login node."""
+        return time.time() - self._heard
+
     def sync(self, is_given_up: Callable[[], bool]) -> bool:
         """Bring all there is, however often the connection breaks. Returns whether that was done before it was given up."""
         self._is_synced.clear()

@@ -73,7 +73,10 @@ class Sender:
         self.send_attempts()
         for path in self.log_paths():
             self.send_log(path)
-        for path in [one for one in self.logs if not os.path.lexists(os.path.join(self.run, one))]:
+        gone = [one for one in self.logs if not os.path.lexists(os.path.join(self.run, one))]
+        if gone:
+            os.listdir(self.run)  # raises where its file system went away, and all seems to be gone
+        for path in gone:
             self.say("gone", path=path)
             del self.logs[path]
         if state and state != self.state:
@@ -98,7 +101,7 @@ class Sender:
         self.send_outputs()
         self.send_work()
         self.look()
-        os.listdir(self.run)  # raises where its file system went away, and so all seemed to be gone
+        os.listdir(self.run)  # see `look`
         self.say("synced")
 
     def send_attempts(self) -> None:
@@ -160,7 +163,7 @@ class Sender:
         files = walk(self.run, "outputs", self.attend, refuse)
         found = {path: (status.st_size, status.st_mtime_ns) for path, status in files}
         empty = set(empty_directories(self.run, "outputs", self.attend, refuse))
-        os.listdir(self.run)  # see `sync`
+        os.listdir(self.run)  # see `look`
         for path in [one for one in self.files if one.startswith("outputs/") and one not in found.keys() | empty]:
             self.say("gone", path=path)
             del self.files[path]
