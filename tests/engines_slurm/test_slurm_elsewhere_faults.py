@@ -117,7 +117,7 @@ def test_a_job_that_slurm_took_without_an_answer_is_followed(site: Site) -> None
     assert len(site.called("sbatch")) == 1
 
 
-@pytest.mark.parametrize("squeue", ["true", TIMED_OUT])
+@pytest.mark.parametrize("squeue", ["true", TIMED_OUT], ids=["no job", "no answer"])
 def test_what_a_job_needs_stays_where_slurm_may_have_it(
     site: Site, squeue: str, monkeypatch: pytest.MonkeyPatch
 ) -> None:

@@ -151,6 +151,7 @@ exec(code)
         (OLD.format(python=sys.executable), "python3 on ssh://me@here is Python 3.6"),
         ("#!/bin/sh\nexit 3\n", "python3 on ssh://me@here ended with exit code 3"),
     ],
+    ids=["old", "broken"],
 )
 def test_a_python_that_will_not_do_is_told(tmp_path: Path, run: RunDirectory, program: str, words: str) -> None:
     (tmp_path / "bin").mkdir()

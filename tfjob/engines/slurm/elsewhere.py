@@ -10,13 +10,12 @@ from __future__ import annotations
 import hashlib
 import json
 import os
-import tarfile
 import time
 from collections.abc import Callable, Mapping, Sequence
 from contextlib import suppress
 from dataclasses import replace
 from pathlib import Path
-from typing import IO, TYPE_CHECKING, Any, Final
+from typing import TYPE_CHECKING, Any, Final
 
 from tfjob.datasets.cache import Cache
 from tfjob.durable import replace_json, replace_text
@@ -30,6 +29,7 @@ from tfjob.engines.slurm.gang import gang_of, program_directory, python_of
 from tfjob.engines.slurm.kept_there import KeptThere
 from tfjob.engines.slurm.kept_trees import KeptTree, trees_of
 from tfjob.engines.slurm.login import Login, LoginClient, LoginLost
+from tfjob.engines.slurm.own_files import write_own_files
 from tfjob.engines.slurm.programs import place_programs
 from tfjob.engines.slurm.script import render_script
 from tfjob.errors import PreparationError, TargetError
@@ -109,7 +109,9 @@ class ElsewhereEngine(SlurmEngine):
                 if tree.kept in missing:
                     self._kept.send_tree(there, tree.kept, tree.files(), told, what=tree.what)
             is_made = True
-            self._kept.place(there, lambda stream: _fill(stream, run), [one for tree in trees for one in tree.placed])
+            self._kept.place(
+                there, lambda stream: write_own_files(stream, run), [one for tree in trees for one in tree.placed]
+            )
         except BaseException:
             if self._remove(there) or not is_made:
                 (directory / "removed").touch()
@@ -373,20 +375,3 @@ def _place(run: RunDirectory) -> RunDirectory:
 
 def _is_brought(run: RunDirectory) -> Path:
     return run.path / "slurm" / "brought"
-
-
-def _fill(stream: IO[bytes], run: RunDirectory) -> None:
-    """What of a run is its own, as tar."""
-    with tarfile.open(fileobj=stream, mode="w|") as tar:
-        for name in ("gang.json", "job.sh"):
-            tar.add(run.path / "slurm" / name, f"slurm/{name}", filter=_anybodys)
-        if (run.path / "accounts").exists():
-            tar.add(run.path / "accounts", "accounts", filter=_anybodys)
-        tar.add(run.outputs, "outputs", filter=_anybodys)
-        tar.add(run.user_logs, "logs/user", filter=_anybodys)
-
-
-def _anybodys(member: tarfile.TarInfo) -> tarfile.TarInfo:
-    member.uid = member.gid = 0
-    member.uname = member.gname = ""
-    return member
