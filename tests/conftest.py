@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import os
 import signal
+import threading
 from collections.abc import Iterator
 from pathlib import Path
 
@@ -12,6 +13,12 @@ from compiler_parts import compilers
 from support import REPOSITORY, Tfjob, processes_of
 
 __all__ = ["compilers"]
+
+
+def pytest_configure() -> None:
+    """See that what tests start takes Ctrl-C: a shell without a terminal has what it puts behind itself ignore that."""
+    if signal.getsignal(signal.SIGINT) is signal.SIG_IGN and threading.current_thread() is threading.main_thread():
+        signal.signal(signal.SIGINT, signal.default_int_handler)
 
 
 def pytest_itemcollected(item: pytest.Item) -> None:

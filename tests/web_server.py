@@ -69,6 +69,7 @@ class WebServer:
     tells_size: bool = True
     requests: list[tuple[str, str, dict[str, str]]] = field(default_factory=list)
     clients: list[str] = field(default_factory=list)
+    opened: int = 0
     open_count: int = 0
     most_open: int = 0
     lock: threading.Lock = field(default_factory=threading.Lock)
@@ -106,6 +107,7 @@ class _Handler(BaseHTTPRequestHandler):
     def setup(self) -> None:
         super().setup()
         with self.web.lock:
+            self.web.opened += 1
             self.web.open_count += 1
             self.web.most_open = max(self.web.open_count, self.web.most_open)
 

@@ -4,7 +4,8 @@ Against `curl --parallel` and `aria2c` for 10,000 small files and one of 2 GB, f
 and `rsync` for a tree of 10,000 files. What a job takes is measured to its script's first line, less what the same job
 without data takes. Pairs are run in turn; the median of their ratios counts. Ends with exit code 1 when a goal is missed.
 
-Nothing is deleted between measurements: a file system that has just lost many files is slow in making others.
+Small files are not deleted between measurements: a file system that has just lost many is slow in making others. Large ones
+are, before most of them has reached the disk. `--only WORD` measures the lines that have the word in them.
 """
 
 from __future__ import annotations
@@ -17,9 +18,10 @@ import subprocess
 import sys
 import tempfile
 import time
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Iterator, Mapping
 from contextlib import contextmanager
 from pathlib import Path
+from typing import NamedTuple
 
 PROGRAM = str(Path(sys.executable).with_name("tfjob"))
 PACKAGES = {"aria2c": "aria2", "curl": "curl", "rsync": "rsync", "nginx": "nginx-light"}
@@ -35,12 +37,21 @@ http {{
 """
 
 
+class Theirs(NamedTuple):
+    """What people use otherwise: the seconds it takes, the goal (None: none), and whether it is measured once only."""
+
+    run: Callable[[], float]
+    goal: float | None
+    is_slow: bool = False
+
+
 class Bench:
     """A folder to measure in, and what is measured there."""
 
-    def __init__(self, folder: Path, files: int, big_mb: int, pairs: int) -> None:
+    def __init__(self, folder: Path, files: int, big_mb: int, pairs: int, only: str) -> None:
         """Make the data: `files` small files and one big one."""
         self.folder = folder
+        self.only = only
         self.files = files
         self.pairs = pairs
         self.missed = 0
@@ -56,6 +67,7 @@ class Bench:
         with (folder / "www" / "big.bin").open("wb") as file:
             for _ in range(big_mb):
                 file.write(os.urandom(1_000_000))
+        self.big_bytes = big_mb * 1_000_000
         folder.chmod(0o755)
         self.urls = [f"http://127.0.0.1:{PORT}/tree/{n % 100:02d}/{n}.bin" for n in range(files)]
         self.big = f"http://127.0.0.1:{PORT}/big.bin"
@@ -92,6 +104,11 @@ class Bench:
         (self.folder / "curl.txt").write_text(lines, encoding="utf-8")
         return timed(["curl", "-s", "--parallel", "--parallel-max", "16", "-K", str(self.folder / "curl.txt")])
 
+    def curl_and_sum(self, urls: list[str]) -> float:
+        """The same, and what `sha256sum` takes for what came."""
+        taken_s = self.curl(urls)
+        return taken_s + timed(["sha256sum", *map(str, (self.folder / f"curl-{self._count}").iterdir())])
+
     def aria(self, urls: list[str]) -> float:
         """Seconds that aria2c takes for the addresses, side by side."""
         (self.folder / "urls.txt").write_text("\n".join(urls), encoding="utf-8")
@@ -99,17 +116,39 @@ class Bench:
         return timed(["aria2c", *options, "-i", str(self.folder / "urls.txt")])
 
     def ratio(
-        self, name: str, ours: Callable[[], float], theirs: Callable[[], float], goal: float, *, pairs: int = 0
+        self, name: str, ours: Callable[[], float], theirs: Mapping[str, Theirs], *, is_big: bool = False
     ) -> None:
-        """Measure both in turn, and print the medians and the median of the ratios."""
-        measured = [(max(ours() - self.job(), 0), theirs()) for _ in range(pairs or self.pairs)]
-        ratio = statistics.median(mine / other for mine, other in measured)
-        self.missed += ratio > goal
-        mine_s, other_s = (statistics.median(times) for times in zip(*measured, strict=True))
-        print(f"| {name} | {mine_s:.2f} | {other_s:.2f} | {ratio:.2f} | ≤ {goal} |", flush=True)
+        """Measure ours and each of the others in turn, and print the medians and the median of the ratios."""
+        lines = [key for key in theirs if self.only in f"{name} / {key}"]
+        measured: dict[str, list[tuple[float, float]]] = {key: [] for key in lines}
+        for number in range(self.pairs if lines else 0):
+            mine = max(ours() - self.job(), 0)
+            for key in lines:
+                if number == 0 or not theirs[key].is_slow:
+                    measured[key].append((mine, theirs[key].run()))
+            if is_big:
+                self.clear()
+        for key, pairs in measured.items():
+            ratio = statistics.median(mine / other for mine, other in pairs)
+            goal = theirs[key].goal
+            self.missed += goal is not None and ratio > goal
+            mine_s, other_s = (statistics.median(times) for times in zip(*pairs, strict=True))
+            shown = "" if goal is None else f"≤ {goal}"
+            print(f"| {name} / {key} | {mine_s:.2f} | {other_s:.2f} | {ratio:.2f} | {shown} |", flush=True)
+
+    def clear(self) -> None:
+        """Remove the copies of the big file."""
+        for what in ("store", "curl", "aria"):
+            for path in self.folder.glob(f"{what}-*/**/*"):
+                if path.is_file() and path.stat().st_size >= self.big_bytes:
+                    path.unlink()
 
     def added(self, name: str, ours: Callable[[], float], theirs: Callable[[], float], goal_s: float) -> None:
-        """Measure both in turn, and print the medians and the median of the differences."""
+        """Measure both in turn, after once each to warm up, and print the medians and the median of the differences."""
+        if self.only not in name:
+            return
+        ours()
+        theirs()
         pairs = [(ours(), theirs()) for _ in range(max(self.pairs, 5))]
         more_s = statistics.median(mine - other for mine, other in pairs)
         self.missed += more_s > goal_s
@@ -123,10 +162,11 @@ def main() -> int:
     parser.add_argument("--files", type=int, default=10_000)
     parser.add_argument("--big-mb", type=int, default=2_000)
     parser.add_argument("--pairs", type=int, default=3)
+    parser.add_argument("--only", default="")
     asked = parser.parse_args()
     have(PACKAGES)
     with tempfile.TemporaryDirectory(prefix="tfjob-bench-") as folder, quiet(folder) as at:
-        bench = Bench(at, asked.files, asked.big_mb, asked.pairs)
+        bench = Bench(at, asked.files, asked.big_mb, asked.pairs, asked.only)
         with nginx(at):
             print("| what | tfjob, s | the other, s | ratio | goal |")
             print("|---|---|---|---|---|")
@@ -139,33 +179,34 @@ def measure(bench: Bench) -> None:
     many, tree = f"{bench.files:,} small files", str(bench.tree)
     bench.register("many", bench.urls)
     bench.register("big", [bench.big])
-    for peer in (bench.curl, bench.aria):
-        bench.ratio(
-            f"{many} from the web / {peer.__name__}",
-            lambda: bench.job("many", store=bench.new("store")),
-            lambda peer=peer: peer(bench.urls),  # type: ignore[misc]  # mypy takes a default for another type
-            1.2,
-            pairs=1 if peer == bench.aria else 0,  # it takes half a minute, ten times as long as the others
-        )
-        bench.ratio(
-            f"one big file from the web / {peer.__name__}",
-            lambda: bench.job("big", store=bench.new("store")),
-            lambda peer=peer: peer([bench.big]),  # type: ignore[misc]  # the same
-            1.2,
-        )
-    copy = f"{{paths: {tree}, mode: download}}"
-    for command in (["cp", "-r", tree], ["rsync", "-a", f"{tree}/"]):
-        bench.ratio(
-            f"{many} of this machine, `download` / {command[0]} {command[1]}",
-            lambda: bench.job(copy),
-            lambda command=command: timed([*command, str(bench.new("copy"))]),  # type: ignore[misc]  # the same
-            1.2,
-        )
-    bench.job("many")
+    bench.ratio(
+        f"{many} from the web",
+        lambda: bench.job("many", store=bench.new("store")),
+        {
+            "curl": Theirs(lambda: bench.curl(bench.urls), 1.2),
+            "aria2c": Theirs(lambda: bench.aria(bench.urls), 1.2, is_slow=True),  # half a minute and more
+        },
+    )
+    bench.ratio(
+        "one big file from the web",
+        lambda: bench.job("big", store=bench.new("store")),
+        {
+            "curl": Theirs(lambda: bench.curl([bench.big]), 1.2),
+            "curl and sha256sum": Theirs(lambda: bench.curl_and_sum([bench.big]), None, is_slow=True),
+            "aria2c": Theirs(lambda: bench.aria([bench.big]), 1.2, is_slow=True),
+        },
+        is_big=True,
+    )
+    bench.ratio(
+        f"{many} of this machine, `download`",
+        lambda: bench.job(f"{{paths: {tree}, mode: download}}"),
+        {
+            "cp -r": Theirs(lambda: timed(["cp", "-r", tree, str(bench.new("copy"))]), 1.2),
+            "rsync -a": Theirs(lambda: timed(["rsync", "-a", f"{tree}/", str(bench.new("copy"))]), 1.2),
+        },
+    )
     bench.added(f"a second job with {many} from the web / without data", lambda: bench.job("many"), bench.job, 0.3)
     mount, few = f"{{paths: {tree}}}", f"{{paths: {bench.few}}}"
-    bench.job(mount)
-    bench.job(few)
     bench.added(f"a second job with {many} mounted / without data", lambda: bench.job(mount), bench.job, 0.3)
     bench.added(f"{many} mounted / 100 mounted", lambda: bench.job(mount), lambda: bench.job(few), 0.3)
 

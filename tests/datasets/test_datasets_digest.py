@@ -23,6 +23,22 @@ def test_it_is_that_of_all_pieces_in_their_order(pieces: list[bytes]) -> None:
     assert digest.hexdigest() == hashlib.sha256(whole + b"more").hexdigest()
 
 
+def test_pieces_are_received_into_few_places() -> None:
+    content = os.urandom(30 << 20)
+    digest, at, places = Digest(), 0, set()
+    while at < len(content):
+        room = digest.room()
+        places.add(id(room.obj))
+        piece = content[at : at + len(room) - at % 1000]
+        room[: len(piece)] = piece
+        digest.update(room[: len(piece)])
+        at += len(piece)
+    assert digest.hexdigest() == hashlib.sha256(content).hexdigest()
+    assert len(places) <= 9
+    digest.update(digest.room()[:3])
+    assert len(digest.hexdigest()) == 64
+
+
 def test_the_thread_beside_ends_with_it() -> None:
     before = threading.active_count()
     digest = Digest()

@@ -125,7 +125,6 @@ def test_credentials_of_netrc_go_to_their_host_only(
 ) -> None:
     (tmp_path / "netrc").write_text("machine 127.0.0.1 login me password hidden\n")
     monkeypatch.setenv("NETRC", str(tmp_path / "netrc"))
-    module._netrc.cache_clear()
     asked: list[bytes] = []
 
     def answer(request: bytes) -> bytes:
@@ -133,10 +132,7 @@ def test_credentials_of_netrc_go_to_their_host_only(
         return f"HTTP/1.1 302 Found\r\nLocation: {web.url('a')}\r\nContent-Length: 0\r\n\r\n".encode()
 
     web.put("a", b"content")
-    try:
-        assert content(cache, f"{serve(answer)}/a") == b"content"
-    finally:
-        module._netrc.cache_clear()
+    assert content(cache, f"{serve(answer)}/a") == b"content"
     assert b"Authorization: Basic bWU6aGlkZGVu" in asked[0]
     assert "Authorization" not in web.asked("a")[0]
 

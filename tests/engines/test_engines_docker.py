@@ -3,13 +3,16 @@
 from __future__ import annotations
 
 import os
+import shutil
 import signal
 import tarfile  # for a process that may not read Python's own files
+import tempfile
 import traceback
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager
 from pathlib import Path
 from typing import TYPE_CHECKING
+from uuid import uuid4
 
 import pytest
 from engines import engine_bench
@@ -47,13 +50,19 @@ def wrote(bench: Bench, name: str, task_name: str = "main") -> str:
 @contextmanager
 def reachable(daemon: Daemon, directory: Path, uid: int) -> Iterator[list[int]]:
     """Let another user use the engine and the directory; gives the groups that the user needs for it."""
-    closed = [path for path in (directory, *directory.parents) if not path.stat().st_mode & 0o001]
     folder = daemon.folder.stat().st_mode
     os.chown(directory, uid, -1)
-    for path in (*closed, daemon.folder):
-        path.chmod(path.stat().st_mode | 0o011)
+    daemon.folder.chmod(folder | 0o011)
     yield [(daemon.folder / "docker.sock").stat().st_gid]
     daemon.folder.chmod(folder)
+
+
+@pytest.fixture
+def users_own() -> Iterator[Path]:
+    """A directory for another user. Those of pytest are closed to others whenever somebody else starts pytest."""
+    directory = Path(tempfile.mkdtemp(prefix="tfjob-owner-"))
+    yield directory
+    shutil.rmtree(directory)
 
 
 def as_user(uid: int, gid: int, groups: list[int], do: Callable[[], None]) -> None:
@@ -75,7 +84,7 @@ def as_user(uid: int, gid: int, groups: list[int], do: Callable[[], None]) -> No
 
 class TestWhoItIs:
     @pytest.mark.root
-    def test_outputs_belong_to_who_submits(self, docker_engine: Daemon, tmp_path: Path) -> None:
+    def test_outputs_belong_to_who_submits(self, docker_engine: Daemon, users_own: Path) -> None:
         if os.geteuid() != 0:
             pytest.skip("to become another user needs root")
         command = (
@@ -83,24 +92,24 @@ class TestWhoItIs:
             "python3 -c 'import getpass, os, pwd; print(pwd.getpwuid(os.getuid()).pw_name, os.environ[\"HOME\"])'; "
             "tail -n 1 /etc/group; umask"
         )
-        run = RunDirectory(tmp_path / "bench-owner")
+        run = RunDirectory(users_own / f"bench-{uuid4().hex[:10]}")
         image = DockerApi(docker_engine.host).get(f"/images/{IMAGE}/json")["Id"]
         prepared = Prepared(None, PREPARED["docker"].values, image=image, python=PYTHON)
-        with reachable(docker_engine, tmp_path, 54321) as groups:
+        with reachable(docker_engine, users_own, 54321) as groups:
 
             def submit() -> None:
                 os.umask(0o027)
-                engine = DockerEngine(engine_bench.NODE, environ=os.environ, cache=tmp_path / "cache")
-                for _ in range(2):
+                engine = DockerEngine(engine_bench.NODE, environ=os.environ, cache=users_own / "cache")
+                for number in range(2):
                     one = Bench.make(engine, run, plan(task(command)), prepared)
                     (run.work("main") / "outputs").symlink_to(run.outputs)
                     one.handle = engine.start(one.plan, run, one.allocation, one.prepared)
                     assert end(one).exit_code == 0, one.log()
                     one.stop()
-                    run.path.rename(run.path.with_name(f"bench-owner-{_}"))
+                    run.path.rename(users_own / str(number))
 
             as_user(54321, 54322, [*groups, 54323], submit)
-        first, second = (tmp_path / f"bench-owner-{number}" for number in range(2))
+        first, second = (users_own / str(number) for number in range(2))
         for at in (first / "outputs/file", first / "outputs/directory", first / "logs/main.log"):
             assert (at.stat().st_uid, at.stat().st_gid) == (54321, 54322)
         assert (first / "outputs/file").stat().st_mode & 0o777 == 0o640
@@ -109,7 +118,7 @@ class TestWhoItIs:
         assert set(every.split()) == {"54322", "54323", *map(str, groups)}
         assert last == "group54323:x:54323:"
         assert (first / "logs/main.log").read_bytes() == (second / "logs/main.log").read_bytes()
-        assert [path.stem for path in (tmp_path / "cache").iterdir()] == [image.removeprefix("sha256:")]
+        assert [path.stem for path in (users_own / "cache").iterdir()] == [image.removeprefix("sha256:")]
 
     def test_root_is_root(self, bench: MakeBench) -> None:
         if os.geteuid() != 0:

@@ -12,7 +12,7 @@ from uuid import uuid4
 
 import pytest
 from support import eventually
-from web_server import Cut, Hang, Status, WebServer, web_server
+from web_server import Cut, Fault, Hang, Redirect, Status, WebServer, web_server
 
 from tfjob.datasets.wanted import Settings
 from tfjob.dockerapi.api import DockerApi
@@ -86,6 +86,28 @@ class TestAddresses:
             True,
             False,
         ]
+
+
+def test_the_program_keeps_its_connections_where_servers_have_the_files(tmp_path: Path, web: WebServer) -> None:
+    faults: dict[int, Fault] = {7: Cut(3), 20: Status(503), 30: Redirect("/elsewhere.bin")}
+    web.put("elsewhere.bin", CONTENT)
+    plain = [web.put(f"{number}.bin", CONTENT) for number in range(40)]
+    order = fetching(*plain).order()
+    assert isinstance(order, bytes)
+    command = [sys.executable, "-I", str(node_fetch.__file__), str(tmp_path)]
+    facts = json.dumps({**json.loads(order), "connections": 2, "pause_s": 0.01}).encode() + b"\n"
+    for most, faulty in ((2, {}), (100, faults)):
+        opened = web.opened
+        for number, fault in faulty.items():
+            web.faults[f"/{number}.bin"] = [fault, None]
+        with subprocess.Popen(command, stdin=subprocess.PIPE, stdout=subprocess.PIPE) as program:
+            assert program.stdin is not None
+            assert program.stdout is not None
+            program.stdin.write(facts)
+            program.stdin.flush()
+            assert json.loads(program.stdout.read().splitlines()[-1]) == {"end": "done"}
+        assert {path.read_bytes() for path in tmp_path.iterdir()} == {CONTENT}
+        assert web.opened - opened <= most
 
 
 def test_the_program_ends_when_it_hears_nothing(tmp_path: Path, web: WebServer) -> None:

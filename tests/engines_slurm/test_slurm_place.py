@@ -140,12 +140,43 @@ def test_what_is_compiled_here_must_run_there(login: Here, packages: Packages, m
     assert "glibc2.28" in str(raised.value)
 
 
+def test_a_python_that_only_the_login_node_has_gets_its_wheels(
+    login: Here, packages: Packages, make: Callable[..., Prefix]
+) -> None:
+    python = login.has_python("3.77.0")
+    for tag in ("cp377-cp377", f"cp{OWN.replace('.', '')}-cp{OWN.replace('.', '')}"):
+        files = {"sample.py": f"TAG = {tag!r}\n", "sample-1.0.data/scripts/tool": "#!python\n"}
+        wheel = packages.wheel("sample", files=files)
+        wheel.rename(wheel.with_name(f"sample-1.0-{tag}-manylinux_2_17_{MACHINE}.whl"))
+    made = make("sample", python="==3.77.*")
+    found = sorted(
+        str(path.relative_to(made.path))
+        for path in made.path.rglob("*")
+        if "sample" in path.name or path.name == "tool"
+    )
+    assert found == [
+        "bin/tool",
+        *(f"lib/python3.77/site-packages/{name}" for name in ("sample-1.0.dist-info", "sample.py")),
+    ]
+    assert "cp377" in (made.path / "lib/python3.77/site-packages/sample.py").read_text()
+    links = {path.name: str(path.readlink()) for path in (made.path / "bin").glob("python*")}
+    assert links == {"python": str(python), "python3": "python", "python3.77": "python"}
+    assert make("sample", python="==3.77.*") == made
+    place = LoginNode(login, Path("/shared/store"), made.path, {})
+    [one] = [one for one in place.interpreters if one.path == python]
+    identity = place.identity_of(one)
+    assert place.has(identity)
+    place.__dict__["_local"] = (one,)  # it has been installed here
+    assert not place.has(identity)
+    assert place.has(place.identity_of(one))
+    place = LoginNode(login, Path("/shared/store"), made.path, {})
+    with pytest.raises(PreparationError, match=r"building them for .* takes a Python 3\.77 here") as raised:
+        place.builder(str(python), log=lambda _: None, progress=lambda _: None)
+    assert "uv python install 3.77" in raised.value.hint
+
+
 def test_what_cannot_be_made_here_is_told(login: Here, packages: Packages, make: Callable[..., Prefix]) -> None:
     packages.wheel("sample")
-    login.has_python("3.77.0")
-    with pytest.raises(PreparationError, match=r"packages for Python 3\.77 .* which this machine has not") as raised:
-        make("sample", python="==3.77.*")
-    assert "uv python install 3.77" in raised.value.hint
     with pytest.raises(PreparationError, match=r"asks for python=3\.78; the login node ssh://me@login has"):
         make("sample", python="==3.78.*")
     login.has("getconf", "glibc 2.12")

@@ -29,6 +29,8 @@ SAYS = (
     "world.Bcast(bytearray(1_000_000), root=0); "
     "print(socket.gethostname(), os.environ['OMPI_COMM_WORLD_LOCAL_RANK'], world.allreduce(world.rank))"
 )
+# Open MPI 5 puts its ssh into a group that the ssh itself made already, where that is quicker: what it wanted.
+_HARMLESS = "Warning: setpgid("
 
 
 @pytest.fixture(autouse=True)
@@ -81,8 +83,9 @@ def test_ranks_find_each_other_across_nodes(planned: Callable[..., Plan], tmp_pa
             timeout=60,
             check=False,
         )
-    assert done_launching.returncode == 0, done_launching.stdout + done_launching.stderr
-    assert done_launching.stdout + done_launching.stderr == ""  # nothing that Open MPI warns of
+    said = done_launching.stdout + done_launching.stderr
+    assert done_launching.returncode == 0, said
+    assert [line for line in said.splitlines() if _HARMLESS not in line] == []  # nothing that Open MPI warns of
     logs = [(run / f"rank-{number}.log").read_text() for number in range(4)]
     assert logs == [f"{nodes[number // 2].name} {number % 2} 6\n" for number in range(4)]
 

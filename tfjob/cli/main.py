@@ -5,6 +5,7 @@ What needs no parser is done without one: typer takes longer to load than most c
 
 from __future__ import annotations
 
+import gc
 import os
 import signal
 import sys
@@ -116,6 +117,7 @@ def group_help(group: str) -> str:
 def main() -> NoReturn:
     """Run the command line and leave with its exit code, without taking Python down piece by piece, which takes a while."""
     _open_missing_streams()
+    gc.set_threshold(100_000)  # a command ends soon: what it reads is looked through for garbage, and there is none
     for number in _interrupts():
         signal.signal(number, _interrupt)
     exit_code = _run(sys.argv[1:])

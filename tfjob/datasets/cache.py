@@ -240,19 +240,22 @@ class Cache:
             raise
 
     def _fill(self, into: Path, files: Sequence[tuple[str, str, int, str]]) -> None:
-        made: set[str] = set()
-        for name, source, _, sha256 in files:
-            target = f"{into}/{name}"
-            directory = target.rpartition("/")[0]
-            if directory not in made:
-                os.makedirs(directory, exist_ok=True)
-                made.add(directory)
-            if sha256:
-                _link(self.object(sha256), target)
-            else:
-                os.symlink(source, target)
-        for directory in sorted(made - {str(into)}, reverse=True):
-            os.chmod(directory, _READ_ONLY)
+        made: set[str] = {""}
+        with _directory(self._objects) as objects, _directory(into) as here:
+            for name, source, _, sha256 in files:
+                directory = name.rpartition("/")[0]
+                if directory not in made:
+                    os.makedirs(into / directory, exist_ok=True)
+                    made.add(directory)
+                if not sha256:
+                    os.symlink(source, name, dir_fd=here)
+                    continue
+                try:  # both names are short: there may be very many
+                    os.link(f"{sha256[:2]}/{sha256}", name, src_dir_fd=objects, dst_dir_fd=here)
+                except OSError as error:
+                    _copy(error, self.object(sha256), f"{into}/{name}")
+        for directory in sorted(made - {""}, reverse=True):
+            os.chmod(into / directory, _READ_ONLY)
 
     @contextmanager
     def _index(self) -> Iterator[sqlite3.Connection]:
@@ -301,16 +304,23 @@ def _locked(path: Path) -> Iterator[None]:
         os.close(descriptor)
 
 
-def _link(at: str, target: str) -> None:
-    """Make a hard link; a copy where the file has as many links as can be, or the file system has none."""
+@contextmanager
+def _directory(path: str | Path) -> Iterator[int]:
+    """A descriptor of a directory; files are named from there."""
+    descriptor = os.open(path, os.O_RDONLY | os.O_DIRECTORY | os.O_CLOEXEC)
     try:
-        os.link(at, target)
-    except OSError as error:
-        if error.errno not in {errno.EMLINK, errno.EPERM, errno.EOPNOTSUPP}:
-            raise
-        shutil.copyfile(at, target)
-        os.utime(target, ns=(OBJECT_TIME_NS, OBJECT_TIME_NS))
-        os.chmod(target, 0o444)
+        yield descriptor
+    finally:
+        os.close(descriptor)
+
+
+def _copy(why: OSError, at: str, target: str) -> None:
+    """Copy an object where it has as many links as can be, or the file system has none; another error is raised."""
+    if why.errno not in {errno.EMLINK, errno.EPERM, errno.EOPNOTSUPP}:
+        raise why
+    shutil.copyfile(at, target)
+    os.utime(target, ns=(OBJECT_TIME_NS, OBJECT_TIME_NS))
+    os.chmod(target, 0o444)
 
 
 def _is_sound(tree: Path, files: Sequence[tuple[str, str, int, str]]) -> bool:

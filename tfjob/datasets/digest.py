@@ -15,28 +15,42 @@ __all__ = ["Digest"]
 
 _LARGE_BYTES: Final = 4 << 20
 """What comes after these is worth a thread."""
+_PIECE_BYTES: Final = 512 << 10
 _PIECES: Final = 8
 
 
 class Digest:
-    """A SHA-256, used by one thread. `close` ends the one beside it."""
+    """A SHA-256, used by one thread. `close` ends the one beside it.
+
+    Pieces are received into memory that is used again and again (`room`): to get as much anew from the system for each takes
+    longer than to receive it.
+    """
 
     def __init__(self, before: io.BufferedReader | io.BytesIO | None = None) -> None:
         """Begin with what is there already, if there is anything."""
         self._hash: _Hash = hashlib.file_digest(before, "sha256") if before is not None else hashlib.sha256()
         self._seen = 0
-        self._pieces: queue.Queue[bytes] | None = None
+        self._free: queue.SimpleQueue[memoryview] = queue.SimpleQueue()
+        self._made = 0
+        self._pieces: queue.Queue[bytes | memoryview] | None = None
         self._thread: threading.Thread | None = None
 
-    def update(self, data: bytes) -> None:
+    def room(self) -> memoryview:
+        """Memory for the next piece, until `update` has been told of it; waits when the other thread has all there is."""
+        if self._free.empty() and (self._pieces is None or self._made < _PIECES):
+            self._made += 1
+            return memoryview(bytearray(_PIECE_BYTES))
+        return self._free.get()
+
+    def update(self, data: bytes | memoryview) -> None:
         """Add what came; an empty piece adds nothing. Waits when the other thread is behind: what waits for it stays small."""
-        if not data:
-            return
         if self._pieces is not None:
-            self._pieces.put(data)
+            if data:
+                self._pieces.put(data)
             return
         self._hash.update(data)
         self._seen += len(data)
+        self._give_back(data)
         if self._seen >= _LARGE_BYTES:
             self._pieces = queue.Queue(_PIECES)
             self._thread = threading.Thread(target=self._work, args=(self._pieces,), daemon=True)
@@ -54,6 +68,11 @@ class Digest:
             self._thread.join()
             self._pieces = self._thread = None
 
-    def _work(self, pieces: queue.Queue[bytes]) -> None:
+    def _give_back(self, data: bytes | memoryview) -> None:
+        if isinstance(data, memoryview):
+            self._free.put(memoryview(data.obj))
+
+    def _work(self, pieces: queue.Queue[bytes | memoryview]) -> None:
         while data := pieces.get():
             self._hash.update(data)
+            self._give_back(data)

@@ -138,15 +138,24 @@ class _Crew:
     def begin(self) -> None:
         """Start to fetch."""
         if self._count >= self._transfer.settings.many:
-            from tfjob.datasets.workers import Workers, plain_files  # noqa: PLC0415  # few files have no use for it
-
             new = [one for one in self._missing if is_web(one.source) and not self._is_held(one)]
-            if plain := plain_files(new, self._transfer.settings):
-                chosen = {one.wanted.source for one in plain}
-                self._missing = deque(one for one in self._missing if one.source not in chosen)
-                self._most = 1  # all other connections are those of the workers
-                self._workers = Workers(plain, self._transfer, self._came, self._left, self._all_left)
+            if len(new) >= self._transfer.settings.many and self._most > 1:
+                self._begin_workers(new)
         self._engage()
+
+    def _begin_workers(self, new: list[Wanted]) -> None:
+        """Have processes fetch those files that they can."""
+        from tfjob.datasets.workers import Workers, plain_files  # noqa: PLC0415  # few files have no use for it
+
+        self._workers = Workers(len(new), self._transfer, self._came, self._left, self._all_left)
+        plain = plain_files(new, self._transfer.settings)  # they load meanwhile
+        if not plain:
+            self._workers.end()
+            return
+        chosen = {one.wanted.source for one in plain}
+        self._missing = deque(one for one in self._missing if one.source not in chosen)
+        self._most = 1  # all other connections are those of the workers
+        self._workers.begin(plain)
 
     def _engage(self) -> None:
         """Start as many threads as there is work for; those that find none end by themselves."""

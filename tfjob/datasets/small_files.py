@@ -63,14 +63,14 @@ class Loop:
         """Fetch until stdin ends."""
         looked = time.monotonic()
         while True:
+            while self.waiting and self.free:
+                self.start(self.free.pop())
             for descriptor, _ in self.poll.poll(TOLD_S if self.had or self.left else 1.0):
                 if descriptor == 0:
                     if not self.hear():
                         return
                 elif descriptor in self.watched:
                     self.serve(self.watched[descriptor])
-            while self.waiting and self.free:
-                self.start(self.free.pop())
             now = time.monotonic()
             if now - looked > 1.0:
                 looked = now

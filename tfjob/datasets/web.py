@@ -9,8 +9,6 @@ from __future__ import annotations
 import base64
 import contextlib
 import functools
-import netrc
-import os
 import re
 import socket
 import ssl
@@ -19,10 +17,11 @@ import urllib.request
 from collections.abc import Mapping
 from dataclasses import dataclass
 from email.utils import parsedate_to_datetime
-from typing import Any, Final, NamedTuple
+from typing import Final, NamedTuple
 from urllib.parse import SplitResult, quote, urljoin, urlsplit
 
 from tfjob.datasets.connections import PATIENCE, tag_from
+from tfjob.datasets.passwords import passwords
 from tfjob.datasets.wire import Garbled, Head, Wire, connect
 from tfjob.errors import PreparationError
 from tfjob.spec.addresses import shown_address
@@ -72,10 +71,10 @@ class Answer:
         """A header by its name in lower case; empty where there is none."""
         return self.head.headers.get(name, "")
 
-    def read(self, most: int) -> bytes:
-        """Read what is there of the body, at most so many bytes; nothing at its end. Raises Transient when it breaks."""
+    def read_into(self, room: memoryview) -> int:
+        """Read what is there of the body, as far as there is room; how much that was: 0 at its end. Raises Transient when it breaks."""
         try:
-            return self.wire.read(most)
+            return self.wire.read_into(room)
         except (OSError, Garbled) as error:
             raise _in_words(error, self.address) from error
 
@@ -83,7 +82,8 @@ class Answer:
         """Leave the body. A short one is read, so that the connection can be used again."""
         with contextlib.suppress(OSError, Garbled):
             if self.length is not None and self.length <= _KEEPABLE_BYTES:
-                while self.wire.read(_KEEPABLE_BYTES):
+                room = memoryview(bytearray(_KEEPABLE_BYTES))
+                while self.wire.read_into(room):
                     pass
         self.drop()
 
@@ -324,20 +324,8 @@ def _proxy_authorization(proxy: SplitResult) -> dict[str, str]:
 
 
 def _authorization(parts: SplitResult) -> dict[str, str]:
-    found = _netrc().get(parts.hostname or "")
+    found = passwords().get(parts.hostname or "")
     return {"Authorization": _basic(*found)} if found else {}
-
-
-@functools.cache
-def _netrc() -> dict[str, tuple[str, str]]:
-    path = os.environ.get("NETRC") or os.path.expanduser("~/.netrc")
-    try:
-        hosts: dict[str, Any] = netrc.netrc(path).hosts
-    except (FileNotFoundError, NotADirectoryError, PermissionError):  # none, or somebody else's
-        return {}
-    except (OSError, netrc.NetrcParseError) as error:
-        raise PreparationError(f"{path} can't be used: {error}", "Repair it, or remove it.") from error
-    return {host: (login or "", password or "") for host, (login, _, password) in hosts.items() if host != "default"}
 
 
 def _basic(name: str, password: str) -> str:

@@ -13,7 +13,7 @@ from typing import TYPE_CHECKING, Final
 
 from tfjob.datasets.cache import Known
 from tfjob.datasets.digest import Digest
-from tfjob.datasets.wanted import changed, check_content, unwritable
+from tfjob.datasets.wanted import changed, check_content, lost, unwritable
 from tfjob.datasets.web import Answer, Session, Transient, tag_of
 from tfjob.durable import replace_json
 from tfjob.errors import PreparationError
@@ -24,7 +24,6 @@ if TYPE_CHECKING:
 
 __all__ = ["Sink", "WebFetcher"]
 
-_PIECE: Final = 1 << 20
 _RESUMABLE: Final = 1 << 20
 """Bytes of a file from which on a part of it is worth to be kept."""
 _SLOWEST: Final = 1024
@@ -82,11 +81,13 @@ class WebFetcher:
     def _receive(self, answer: Answer, sink: Sink, total: int | None, wanted: Wanted) -> None:
         window, received = time.monotonic(), 0
         patience_s = sink.transfer.settings.timeout_s
-        while data := answer.read(_PIECE):
-            sink.write(data)
+        room = sink.room()
+        while count := answer.read_into(room):
+            sink.write(room[:count])
             if sink.transfer.stop.is_set():
                 raise Transient("stopped")
-            received += len(data)
+            received += count
+            room = sink.room()
             now = time.monotonic()
             if now - window > patience_s:
                 if received < _SLOWEST:
@@ -139,10 +140,14 @@ class Sink:
             self._has_facts = True
             replace_json(Path(self._facts), {"source": self._wanted.source, "tag": tag}, force=False)
 
-    def write(self, data: bytes) -> None:
+    def room(self) -> memoryview:
+        """Memory to receive the next piece into."""
+        return self._digest.room()
+
+    def write(self, data: bytes | memoryview) -> None:
         """Add what came. Raises PreparationError when the disk is full; what is there of the file is then removed."""
         self._is_touched = True
-        rest = memoryview(data)
+        rest, count = memoryview(data), len(data)
         try:
             while rest:
                 rest = rest[os.write(self._file, rest) :]
@@ -150,8 +155,8 @@ class Sink:
             self.discard()
             raise unwritable(self.transfer.cache, error) from error
         self._digest.update(data)
-        self.size += len(data)
-        self.transfer.count(len(data))
+        self.size += count
+        self.transfer.count(count)
 
     def finish(self, tag: str) -> Known:
         """Make an object of what came, if it has the content it must have. Raises PreparationError if it has not."""
@@ -256,6 +261,8 @@ def _refuse_changed(wanted: Wanted, tag: str, total: int | None) -> None:
     if kind in {"tag", "seen"} and total is not None and wanted.size not in (-1, total):
         raise changed(wanted, f"it had {wanted.size} bytes and has {total}")
     if kind == "sha256" and total is not None and wanted.size not in (-1, total):
+        if wanted.rerun_of:
+            raise lost(wanted)
         raise PreparationError(
             f"{shown_address(wanted.source)} has {total} bytes, and the content that is asked for has {wanted.size}",
             "The file was changed. Where it was kept before, put it back, or submit the job again.",

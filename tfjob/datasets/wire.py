@@ -105,27 +105,28 @@ class Wire:
             self._left = self._next_chunk()
         return head
 
-    def read(self, most: int) -> bytes:
-        """Read what is there of the body, at most so many bytes; nothing at its end. Raises OSError and Garbled."""
+    def read_into(self, room: memoryview) -> int:
+        """Read what is there of the body, as far as there is room; how much that was: 0 at its end. Raises OSError and Garbled."""
         if self._left == 0:
-            return b""
-        want = most if self._left is None else min(most, self._left)
+            return 0
+        want = len(room) if self._left is None else min(len(room), self._left)
         if self._buffer:
             data, self._buffer = self._buffer[:want], self._buffer[want:]
+            count = len(data)
+            room[:count] = data
         else:
-            data = self.socket.recv(want)
-        if not data:
+            count = self.socket.recv_into(room, want)
+        if not count:
             self._keeps = False
             if self._in_chunks:
                 raise Garbled("it ended in the middle of a chunk")
             self._left = 0
-            return b""
-        if self._left is not None:
-            self._left -= len(data)
+        elif self._left is not None:
+            self._left -= count
             if self._left == 0 and self._in_chunks:
                 self._line()
                 self._left = self._next_chunk()
-        return data
+        return count
 
     def _head(self) -> Head:
         while (end := self._buffer.find(b"\r\n\r\n")) < 0:

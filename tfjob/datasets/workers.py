@@ -58,8 +58,6 @@ def plain_files(wanted: Iterable[Wanted], settings: Settings) -> list[Plain]:
 
     All from one server come one after the other: its connections stay open, and what is noted of them lies side by side.
     """
-    if settings.connections < 2 or not sys.executable:
-        return []
     small = [Plain(one, *split_address(one.source)) for one in wanted if one.size <= LARGEST]
     counts = Counter([one.origin for one in small])
     good = {origin for origin, count in counts.items() if count * 3 >= settings.many and is_direct(origin)}
@@ -105,26 +103,34 @@ class Workers:
 
     def __init__(
         self,
-        files: Sequence[Plain],
+        most: int,
         transfer: Transfer,
         came: Callable[[list[tuple[str, Known, Worker]]], None],
         left: Callable[[Iterable[Wanted]], None],
         ended: Callable[[], None],
     ) -> None:
-        """Start them; they use all connections that may be open at once, but for one."""
+        """Start them, for so many files; they use all connections that may be open at once, but for one.
+
+        They load what they need until `begin` says what to fetch.
+        """
         self.transfer = transfer
         self.came = came
         self._left = left
         self._ended = ended
-        self._waiting = deque(files)
+        self._waiting: deque[Plain] = deque()
         self._lock = threading.Lock()
         self._left_count = 0
-        self.origins = {origin: number for number, origin in enumerate({one.origin for one in files})}
+        self.origins: dict[str, int] = {}
         connections = transfer.settings.connections - 1
-        count = min(len(os.sched_getaffinity(0)), connections, max(1, 2 * len(files) // transfer.settings.many), _MOST)
+        count = min(len(os.sched_getaffinity(0)), connections, max(1, 2 * most // transfer.settings.many), _MOST)
         shares = [connections // count + (number < connections % count) for number in range(count)]
         self._workers = [Worker(self, share) for share in shares]
         self._talking = count
+
+    def begin(self, files: Sequence[Plain]) -> None:
+        """Have them fetch."""
+        self._waiting.extend(files)
+        self.origins = {origin: number for number, origin in enumerate({one.origin for one in files})}
         for worker in self._workers:
             worker.thread.start()
 
@@ -213,7 +219,8 @@ class Worker:
         except subprocess.TimeoutExpired:
             self._process.kill()
             self._process.wait()
-        self.thread.join()
+        if self.thread.ident is not None:  # it was started
+            self.thread.join()
         if self._process.stdout is not None:
             self._process.stdout.close()
 

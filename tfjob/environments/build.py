@@ -202,6 +202,12 @@ def _compile(doing: _Work) -> None:
             left = bytecode.link(stage, left, path, recipe.cache_tag)
     if not left:
         return
+    if recipe.interpreter is not None and not recipe.place.starts(recipe.interpreter):
+        minor = ".".join(recipe.lock.python_version.split(".")[:2])
+        doing.progress(
+            f"imports will take longer: what they read first is compiled by a Python {minor}, which is not here"
+        )
+        return
     doing.progress(f"compiling {len(left)} of {count} file{'s' * (count != 1)}")
     left.sort(key=lambda source: source.size_bytes, reverse=True)
     processes = 1 if len(left) < _FEW_FILES else len(os.sched_getaffinity(0))

@@ -64,9 +64,12 @@ class Place(Protocol):
         """Whether programs that are run in it find its own compilers and MPI. Not where prefixes are made on another machine."""
         ...
 
-    @property
-    def uv_arguments(self) -> tuple[str, ...]:
-        """What uv must be told to choose packages for it; nothing where uv sees that."""
+    def uv_arguments(self, interpreter: Interpreter | None) -> tuple[str, ...]:
+        """What uv must be told to choose packages for it and that Python of it; nothing where uv sees that."""
+        ...
+
+    def starts(self, interpreter: Interpreter) -> bool:
+        """Whether that Python, or one that compiles to the same bytecode, can be started while a prefix is made."""
         ...
 
     def final(self, prefix: Path) -> Path:
@@ -85,8 +88,8 @@ class Place(Protocol):
         """What changes when a Python of this place is replaced. A JSON object."""
         ...
 
-    def builder(self, *, log: Callable[[str], None], progress: Callable[[str], None]) -> Place:
-        """This place with compilers, to build source packages in: itself where they are nobody's to add."""
+    def builder(self, python: str, *, log: Callable[[str], None], progress: Callable[[str], None]) -> Place:
+        """This place with compilers, to build source packages in by a Python (a path): itself where they are nobody's to add."""
         ...
 
     def run(
@@ -145,10 +148,13 @@ class Machine:
         """They are this machine's."""
         return True
 
-    @property
-    def uv_arguments(self) -> tuple[str, ...]:
+    def uv_arguments(self, interpreter: Interpreter | None) -> tuple[str, ...]:  # noqa: ARG002
         """None: uv sees what this machine is."""
         return ()
+
+    def starts(self, interpreter: Interpreter) -> bool:  # noqa: ARG002
+        """They are this machine's."""
+        return True
 
     def final(self, prefix: Path) -> Path:
         """Where the store keeps it."""
@@ -168,7 +174,7 @@ class Machine:
         """Its path, size and time. Raises OSError when it is gone."""
         return _stat(str(interpreter.path))
 
-    def builder(self, *, log: Callable[[str], None], progress: Callable[[str], None]) -> Place:  # noqa: ARG002
+    def builder(self, python: str, *, log: Callable[[str], None], progress: Callable[[str], None]) -> Place:  # noqa: ARG002
         """Itself: what a machine lacks is installed by whoever it belongs to."""
         return self
 

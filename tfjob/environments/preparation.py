@@ -110,7 +110,6 @@ class _Preparation:
         conda_cache.sweep(store.root / "conda")
         settings = uv_settings(os.environ, configuration_files(os.environ))
         self.notes = settings.notes
-        settings = dataclasses.replace(settings, arguments=(*settings.arguments, *place.uv_arguments))
         self.uv = Uv(find_uv(), store.root / "uv", settings, place)
 
     def prefix(self, given: str | None) -> Prefix:
@@ -120,6 +119,7 @@ class _Preparation:
         else:
             interpreter = self._python()
             lock = None
+        self._tell_uv(interpreter)
         into = self._into(interpreter, given)
         lock = self._kept(lock, into, interpreter)
         key = self._key(lock, interpreter)
@@ -151,9 +151,15 @@ class _Preparation:
     def solved(self) -> Lock:
         """Return a new lock."""
         interpreter = self._python()
+        self._tell_uv(interpreter)
         into = self._into(interpreter, None)
         with self.building.holding(digest_of(["solve", into.name])[:32], self.progress) as (work, holds):
             return self._solve(interpreter, into, work, holds)
+
+    def _tell_uv(self, interpreter: Interpreter | None) -> None:
+        """Have uv choose packages for the place and its Python where it can't see what they are."""
+        told = (*self.uv.settings.arguments, *self.place.uv_arguments(interpreter))
+        self.uv = dataclasses.replace(self.uv, settings=dataclasses.replace(self.uv.settings, arguments=told))
 
     def _into(self, interpreter: Interpreter | None, given: str | None) -> Path:
         version = interpreter.version_text if interpreter is not None else None
@@ -239,6 +245,7 @@ class _Preparation:
         parts: list[Any] = [lock.digest(), place.identity, place.platform, BUILDER]
         if interpreter is not None:
             parts += [interpreter.version_text, interpreter.cache_tag, str(interpreter.path)]
+            parts += [] if place.starts(interpreter) else ["without bytecode"]
         else:
             parts += ["conda", str(place.final(self.store.prefix("key")))]
         return digest_of(parts)[:32]

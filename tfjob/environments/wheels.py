@@ -175,7 +175,7 @@ class _Wheel:
                 return None
             others = "".join(text for one, text in self.entries if one not in self.sources)
             job = Build(self.recipe, version, locked, others, words, facts["variables"], self._first(), self._roots())
-            builder = self.workshop.place.builder(log=self.workshop.log, progress=progress)
+            builder = self.workshop.place.builder(self.workshop.python, log=self.workshop.log, progress=progress)
             built = build(job, dataclasses.replace(self.workshop, place=builder), progress)
             if shared is not None and fitting.is_plain(built.needs) and fitting.fits(built.wheel, self.workshop):
                 path = self._keep(built, shared_facts, shared)

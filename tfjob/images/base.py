@@ -84,10 +84,13 @@ class BaseImage:
         """They run in it."""
         return True
 
-    @property
-    def uv_arguments(self) -> tuple[str, ...]:
+    def uv_arguments(self, interpreter: Interpreter | None) -> tuple[str, ...]:  # noqa: ARG002
         """None: uv runs in it and sees what it is."""
         return ()
+
+    def starts(self, interpreter: Interpreter) -> bool:  # noqa: ARG002
+        """In a container."""
+        return True
 
     def final(self, prefix: Path) -> Path:  # noqa: ARG002  # the same for every prefix
         """``/opt/env``, in every container."""
@@ -104,7 +107,7 @@ class BaseImage:
         """Its path, its version and the image's id: an image never changes."""
         return {"path": str(interpreter.path), "version": interpreter.version_text, "image": self.image}
 
-    def builder(self, *, log: Callable[[str], None], progress: Callable[[str], None]) -> BaseImage:
+    def builder(self, python: str, *, log: Callable[[str], None], progress: Callable[[str], None]) -> BaseImage:  # noqa: ARG002
         """The image with compilers in one more layer. What is built there runs on the image itself."""
         from tfjob.images.added import COMPILERS, added  # noqa: PLC0415  # it needs this module's class
 

@@ -10,6 +10,7 @@ redoes what was not finished, and adopts tasks that still run.
 
 from __future__ import annotations
 
+import gc
 import json
 import os
 import signal
@@ -36,7 +37,7 @@ from tfjob.runs.fetched import with_fetched
 from tfjob.runs.prepare import prepare_environment
 from tfjob.runs.record import Failure, iso, read_record, write_record
 from tfjob.runs.run import request_cancel
-from tfjob.runs.starting import SEVERAL_MACHINES
+from tfjob.runs.starting import DATA, SEVERAL_MACHINES
 from tfjob.runs.supervision import Supervision
 from tfjob.targets.definition import ClusterDefinition
 from tfjob.values import decode
@@ -60,9 +61,11 @@ _FOR_THE_SUPERVISOR = (
 
 def main() -> None:
     """Wait for a run, then take it to its end. Whatever keeps this from being done is in the run's record."""
+    gc.set_threshold(100_000)  # a dataset may have tens of thousands of rows: looked through for garbage, there is none
     run, logins = _receive()
     if run is None:
         if logins is not None:
+            os.dup2(os.open(os.devnull, os.O_WRONLY), 2)  # whoever reads what the command says shall not wait for nodes
             logins.close()
         return
     entrypoint.prctl(entrypoint.PR_SET_CHILD_SUBREAPER, 1)  # what escapes from a killed task comes here
@@ -223,6 +226,9 @@ def _receive() -> tuple[RunDirectory | None, Logins | None]:
     logins = None
     with socket.socket(fileno=os.dup(0)) as door:
         path, descriptors, _, _ = socket.recv_fds(door, _PATH_BYTES, 2)
+        if path == DATA:
+            _load_for_data()
+            path, descriptors, _, _ = socket.recv_fds(door, _PATH_BYTES, 2)
         if path.startswith(SEVERAL_MACHINES):
             directory, _, name = path.removeprefix(SEVERAL_MACHINES).partition(b"\0")
             logins = _begin_on_several_machines(Path(os.fsdecode(directory)), name.decode())
@@ -237,6 +243,13 @@ def _receive() -> tuple[RunDirectory | None, Logins | None]:
     os.close(nothing)
     os.close(log)
     return RunDirectory(Path(os.fsdecode(path))), logins
+
+
+def _load_for_data() -> None:
+    """Load what fetches data now, while the run is being made."""
+    import tfjob.datasets.eviction  # noqa: PLC0415  # only for those who have data
+    import tfjob.datasets.fetch  # noqa: PLC0415  # the same
+    import tfjob.datasets.workers  # noqa: F401, PLC0415  # the same
 
 
 def _begin_on_several_machines(targets: Path, name: str) -> Logins | None:

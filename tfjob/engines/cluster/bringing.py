@@ -4,7 +4,6 @@ from __future__ import annotations
 
 import threading
 from collections.abc import Mapping, Sequence
-from concurrent.futures import ThreadPoolExecutor
 from contextlib import nullcontext
 from dataclasses import dataclass
 from pathlib import Path
@@ -93,10 +92,8 @@ class Bringing:
             there = on_node(node[1], wanted)
             return has_image(node[1], image), there
 
-        with ThreadPoolExecutor(1) as aside:  # what is removed before it was said to be used, `require_trees` finds out
-            saying = aside.submit(at_once, say, nodes)
-            seen = at_once(look, nodes)
-            saying.result()
+        at_once(say, nodes)  # before they are looked at: from now on nobody removes them
+        seen = at_once(look, nodes)
         lacking = [node for node, (is_there, _) in zip(nodes, seen, strict=True) if not is_there]
         send_image(image, lacking, self._site.images, self._told, prepared.bake)
         limit_bytes = self._site.target.kept_limit_gib * _GIB
@@ -111,7 +108,7 @@ class Bringing:
                 image,
                 self._key,
                 self._told,
-                there=[found for _, found in seen],
+                there=None if lacking else [found for _, found in seen],  # others may have sent it beside an image
                 limit_bytes=limit_bytes,
                 fetch=fetch,
             )

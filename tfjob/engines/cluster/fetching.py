@@ -12,8 +12,6 @@ A volume ``tfjob-fetches-DIGEST`` says which run fetches a tree on a node: of tw
 from __future__ import annotations
 
 import json
-import netrc
-import os
 import threading
 import time
 from collections.abc import Callable, Collection, Iterator, Mapping, Sequence
@@ -24,6 +22,7 @@ from types import ModuleType
 from typing import Any, Final
 from urllib.parse import quote, urlsplit
 
+from tfjob.datasets.passwords import passwords
 from tfjob.datasets.wanted import Settings
 from tfjob.dockerapi.api import DockerApi, RefusalError
 from tfjob.dockerapi.stream import STDOUT, Hijacked
@@ -197,8 +196,8 @@ def _order(fetching: Fetching) -> bytes | Unreached:
 def _known_hosts() -> Collection[str]:
     """The hosts of the web that have a name and a password in ~/.netrc (or NETRC): no node hears them."""
     try:
-        return netrc.netrc(os.environ.get("NETRC") or os.path.expanduser("~/.netrc")).hosts
-    except (OSError, netrc.NetrcParseError):  # where it is needed here, its trouble is told
+        return passwords().keys()
+    except PreparationError:  # where it is needed here, its trouble is told
         return ()
 
 

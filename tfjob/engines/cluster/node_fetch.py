@@ -72,6 +72,57 @@ class SameKind(urllib.request.HTTPRedirectHandler):
         return super().redirect_request(req, fp, code, msg, headers, newurl)
 
 
+class Connections:
+    """What one thread asks with: a connection that is kept for each server; urllib, with one for each request, where that is not all."""
+
+    def __init__(self) -> None:
+        self.opener = urllib.request.build_opener(SameKind())
+        self.kept: dict[Any, http.client.HTTPConnection] = {}
+        self.used: tuple[Any, http.client.HTTPConnection] | None = None
+        self.others: set[Any] = set()  # servers that redirect, or refuse
+        self.is_direct = not urllib.request.getproxies()
+
+    def open(self, request: urllib.request.Request, timeout_s: float) -> Any:
+        """The answer to a request. Raises what urllib raises."""
+        if self.used is not None:  # what came over it last was not read to its end
+            self.used[1].close()
+            self.used = None
+        key = request.type, request.host
+        answer = self.ask(key, request, timeout_s) if self.is_direct and key not in self.others else None
+        return answer or self.opener.open(request, timeout=timeout_s)
+
+    def ask(self, key: Any, request: urllib.request.Request, timeout_s: float) -> Any:
+        """The answer of a server that has the file at this very address; None for any other."""
+        connection = self.kept.pop(key, None)
+        is_new = connection is None
+        if connection is None:
+            kind = http.client.HTTPSConnection if request.type == "https" else http.client.HTTPConnection
+            connection = kind(request.host, timeout=timeout_s)
+        else:
+            connection.sock.settimeout(timeout_s)
+        try:
+            connection.request("GET", request.selector, headers=dict(request.header_items()))
+            answer = connection.getresponse()
+        except (OSError, http.client.HTTPException):
+            connection.close()
+            if is_new:
+                raise
+            return None  # servers close connections that were used: another is made
+        if answer.status not in (200, 206):
+            connection.close()
+            self.others.add(key)
+            return None
+        if not answer.will_close:
+            self.used = key, connection
+        return answer
+
+    def keep(self) -> None:
+        """Keep the connection that was used last: all that came over it was read."""
+        if self.used is not None:
+            self.kept[self.used[0]] = self.used[1]
+            self.used = None
+
+
 class Files:
     """The files that are fetched into one directory, by several threads."""
 
@@ -116,7 +167,7 @@ class Files:
 
     def work(self) -> None:
         """Fetch one file after the other, until there are none."""
-        opener = urllib.request.build_opener(SameKind())
+        opener = Connections()
         while True:
             try:
                 index, row = self.waiting.get_nowait()
@@ -133,7 +184,7 @@ class Files:
             with self.lock:
                 self.done += 1
 
-    def one(self, opener: Any, index: int, row: list[Any]) -> None:
+    def one(self, opener: Connections, index: int, row: list[Any]) -> None:
         """Fetch one file, again where that may help. What brings it further does not count as a failure."""
         _, name, size, expected = row
         path = os.path.join(self.directory, PARTS, str(index))
@@ -177,7 +228,7 @@ class Part:
         self.tag = ""  # what the server calls the content
         self.was_answered = False
 
-    def take(self, opener: Any) -> None:
+    def take(self, opener: Connections) -> None:
         """Fetch what is missing. Raises Broken and Refused, and OSError when it can't be written."""
         start = self.file.tell() if self.tag else self.again()
         headers = {"User-Agent": "tfjob", "Accept-Encoding": "identity"}
@@ -186,7 +237,7 @@ class Part:
         request = urllib.request.Request(self.row[0], headers=headers)  # noqa: S310  # tfjob says http or https
         timeout_s = self.files.order["timeout_s"]
         try:
-            answer = opener.open(request, timeout=timeout_s if self.was_answered else min(timeout_s, IN_VAIN_S))
+            answer = opener.open(request, timeout_s if self.was_answered else min(timeout_s, IN_VAIN_S))
         except urllib.error.HTTPError as error:
             self.was_answered = True
             with error:
@@ -207,6 +258,7 @@ class Part:
             if self.size >= 0 and total >= 0 and total != self.size:
                 raise Refused("sum", f"it has {total} bytes, not {self.size}")
             self.receive(answer, max(self.size, total))
+        opener.keep()
 
     def receive(self, answer: Any, total: int) -> None:
         """Write what comes, until it ends."""

@@ -21,12 +21,13 @@ from tfjob.datasets.cache import Cache
 from tfjob.durable import replace_json, replace_text
 from tfjob.engines.base import Mount, Prepared, Waiting, tell_nobody
 from tfjob.engines.inherited import travelling_environment
+from tfjob.engines.slurm.archive import image_directory
 from tfjob.engines.slurm.client import CommandError
 from tfjob.engines.slurm.engine import LIVING, Handle, JobView, SlurmEngine, kept_job
 from tfjob.engines.slurm.environment import kept_of, require_python, send_environment, there_of
 from tfjob.engines.slurm.following import Following
 from tfjob.engines.slurm.gang import gang_of, program_directory, python_of
-from tfjob.engines.slurm.kept_there import KeptThere
+from tfjob.engines.slurm.kept_there import Kept, KeptThere
 from tfjob.engines.slurm.kept_trees import KeptTree, trees_of
 from tfjob.engines.slurm.login import Login, LoginClient, LoginLost
 from tfjob.engines.slurm.own_files import write_own_files
@@ -81,6 +82,7 @@ class ElsewhereEngine(SlurmEngine):
         self._datasets = datasets
         self._following: Following | None = None
         self._left = ""
+        self._has_harmed = False
 
     def keep(self, plan: Plan, run: RunDirectory, prepared: Prepared, told: Waiting = tell_nobody) -> None:
         """Write what the job needs, and send it with what is missing there of its code and data to the login node.
@@ -102,7 +104,7 @@ class ElsewhereEngine(SlurmEngine):
         told(f"sending the run to {self._login.address}")
         is_made = False
         try:
-            missing = self._kept.hold(there, {*(tree.kept for tree in trees), *kept_of(prepared)})
+            missing = self._kept.hold(there, {*(tree.kept for tree in trees), *kept_of(prepared), *_image(run)})
             send_environment(plan, prepared, missing, kept=self._kept, run=there, environ=self._environ, told=told)
             require_python(prepared, self._login)
             for tree in trees:
@@ -254,7 +256,12 @@ class ElsewhereEngine(SlurmEngine):
             left = f"what it wrote is in {_place(handle.run).path} on {self._login.address}"
         notes = (*super().notes(handle), *((left,) if left else ()))
         later = f"what could not be done is done later: by the next run on {handle.plan.target}, or by {CLEANS} {handle.plan.target}"
-        return (*notes, later) if notes else ()
+        harm = (
+            ("a mounted dataset was written to on the cluster: it is sent anew to the next run",)
+            if self._has_harmed
+            else ()
+        )
+        return (*notes, later, *harm) if notes else harm
 
     def _script(self, run: RunDirectory) -> Path:
         return _place(run).path / "slurm" / "job.sh"
@@ -335,7 +342,7 @@ class ElsewhereEngine(SlurmEngine):
 
     def _remove(self, there: RunDirectory) -> bool:
         try:
-            self._kept.release(there)
+            self._has_harmed = bool(self._kept.release(there))
         except (TargetError, PreparationError):
             return False
         return True
@@ -371,6 +378,12 @@ def _apart(run: RunDirectory) -> str:
 def _place(run: RunDirectory) -> RunDirectory:
     """The run's directory there, as it was chosen when it was sent."""
     return RunDirectory(Path((run.path / "slurm" / "place").read_text(encoding="utf-8")))
+
+
+def _image(run: RunDirectory) -> tuple[Kept, ...]:
+    """What the nodes make of the image that they fetch."""
+    directory = image_directory(run)
+    return (Kept("images", directory.name),) if directory is not None else ()
 
 
 def _is_brought(run: RunDirectory) -> Path:

@@ -2,7 +2,8 @@
 
 The login node is asked what it is: the nodes of a cluster are taken to be like it, as those who work there take them to be.
 Programs that make a prefix run here. A Python that the prefix needs over there has a twin here, of the same minor version,
-which takes the same files; at the end the prefix is made to name the one over there.
+which takes the same files; at the end the prefix is made to name the one over there. Where there is no twin, uv is told for
+which version it chooses, and the prefix goes without bytecode.
 """
 
 from __future__ import annotations
@@ -107,9 +108,18 @@ class LoginNode:
         """They are this machine's."""
         return False
 
+    def uv_arguments(self, interpreter: Interpreter | None) -> tuple[str, ...]:
+        """The platform, where it is not this machine's, and the version of a Python that has no twin here.
+
+        Raises PreparationError for a platform that uv has no name for.
+        """
+        version: tuple[str, ...] = ()
+        if interpreter is not None and not self.starts(interpreter):
+            version = ("--python-version", interpreter.version_text)
+        return (*self._platform_argument, *version)
+
     @property
-    def uv_arguments(self) -> tuple[str, ...]:
-        """The platform, where it is not this machine's. Raises PreparationError for one that uv has no name for."""
+    def _platform_argument(self) -> tuple[str, ...]:
         if self.platform == platform_name():
             return ()
         glibc = glibc_of(self.platform)
@@ -140,15 +150,31 @@ class LoginNode:
         return self.directory / "prefixes" / prefix.name
 
     def has(self, interpreter: Mapping[str, object]) -> bool:
-        """Whether the login node has that Python, at that path, still."""
-        return any(dict(interpreter) == self.identity_of(one) for one in self.interpreters)
+        """Whether the login node has that Python, at that path, still; and no twin of it has come, where there was none."""
+        kept = dict(interpreter)
+        had_twin = kept.pop("twin", None)
+        return any(kept == self._told_of(one) and (had_twin or not self.starts(one)) for one in self.interpreters)
 
     def identity_of(self, interpreter: Interpreter) -> Mapping[str, object]:
-        """Its path and version, and where."""
+        """Its path and version, and where; and whether it has a twin here."""
+        return {**self._told_of(interpreter), "twin": self.starts(interpreter)}
+
+    def _told_of(self, interpreter: Interpreter) -> dict[str, object]:
         return {"path": str(interpreter.path), "version": interpreter.version_text, "on": self.login.address}
 
-    def builder(self, *, log: Callable[[str], None], progress: Callable[[str], None]) -> Place:  # noqa: ARG002
+    def starts(self, interpreter: Interpreter) -> bool:
+        """Whether it has a twin here: a Python of the same minor version."""
+        return self._twin(interpreter) is not None
+
+    def builder(self, python: str, *, log: Callable[[str], None], progress: Callable[[str], None]) -> Place:  # noqa: ARG002
         """Itself: this machine's compilers. Raises PreparationError where what they make would not run there."""
+        for one in self.interpreters:
+            if str(one.path) == python and not self.starts(one):
+                minor = _minor(one)
+                raise PreparationError(
+                    f"some of the packages come as source only, and building them for {self.name} takes a Python {minor} here",
+                    f"Install it here: `uv python install {minor}`; or take them from a conda channel, or name an image.",
+                )
         if not self.takes_what_is_built_here:
             raise self._refused("some of the packages come as source only")
         return self
@@ -163,9 +189,9 @@ class LoginNode:
         holds: int,
         stdin: str = "",
     ) -> int:
-        """Run a program here, a Python of the login node's by its twin. Raises PreparationError where it has none."""
+        """Run a program here, with a Python of this machine for one of the login node's: its twin, or else another, for uv."""
         there = {str(one.path): one for one in self.interpreters}
-        words = [str(self._twin(there[part]).path) if part in there else part for part in map(str, command)]
+        words = [str(self._stand_in(there[part]).path) if part in there else part for part in map(str, command)]
         return processes.run(words, environment=environment, cwd=cwd, on_line=on_line, holds=holds, stdin=stdin)
 
     def settle(self, stage: Path, interpreter: Interpreter | None) -> None:
@@ -176,6 +202,11 @@ class LoginNode:
                     raise self._refused(f"{file.parent.name.removesuffix('.dist-info')} comes as source only")
         if interpreter is None:
             return
+        minor, own = _minor(interpreter), _minor(self._stand_in(interpreter))
+        if own != minor:
+            (stage / "lib" / f"python{own}").rename(stage / "lib" / f"python{minor}")
+            (stage / "bin" / f"python{own}").unlink()
+            (stage / "bin" / f"python{minor}").symlink_to("python")
         link = stage / "bin" / "python"
         link.unlink()
         link.symlink_to(interpreter.path)
@@ -192,23 +223,27 @@ class LoginNode:
         machine = Machine()
         return (*machine.interpreters, *fetched.interpreters(self.store_root, machine))
 
-    def _twin(self, interpreter: Interpreter) -> Interpreter:
-        """The Python of this machine that makes what one over there uses."""
-        for one in self._local:
-            if one.version[:2] == interpreter.version[:2] and one.cache_tag == interpreter.cache_tag:
-                return one
-        minor = ".".join(map(str, interpreter.version[:2]))
-        own = ", ".join(sorted({".".join(map(str, one.version[:2])) for one in self._local})) or "none"
-        has = ", ".join(sorted({".".join(map(str, one.version[:2])) for one in self.interpreters}))
-        raise PreparationError(
-            f"packages for Python {minor} of {self.name} are made here by a Python {minor}, which this machine has not "
-            f"(here: {own}; there: {has})",
-            f"Install it here (`uv python install {minor}`), ask for a `python=` that both have, or list a conda channel that "
-            "has Python under `channels:`.",
+    def _twin(self, interpreter: Interpreter) -> Interpreter | None:
+        """The Python of this machine that makes just what one over there uses."""
+        same = (
+            one
+            for one in self._local
+            if (one.version[:2], one.cache_tag) == (interpreter.version[:2], interpreter.cache_tag)
         )
+        return next(same, None)
+
+    def _stand_in(self, interpreter: Interpreter) -> Interpreter:
+        """The Python that uv is started with for one over there. Raises PreparationError where this machine has none at all."""
+        if (found := self._twin(interpreter)) is not None or (found := next(iter(self._local), None)) is not None:
+            return found
+        raise PreparationError("this machine has no Python that tfjob can use", "Install one: `uv python install`.")
 
     def _refused(self, what: str) -> PreparationError:
         return PreparationError(
             f"{what}, and what is compiled here ({platform_name()}) would not run on {self.name} ({self.platform})",
             "Choose versions with wheels, take them from a conda channel, name an image, or submit from the login node.",
         )
+
+
+def _minor(interpreter: Interpreter) -> str:
+    return ".".join(map(str, interpreter.version[:2]))
