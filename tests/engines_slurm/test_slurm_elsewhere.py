@@ -255,6 +255,13 @@ def test_what_a_run_left_while_the_login_node_was_away_is_fetched_and_removed_la
         assert record["notes"][0].startswith("what it left on the cluster was brought home and removed at ")
         assert (record["state"], [one["path"] for one in record["outputs"]]) == ("Canceled", ["last"])
     assert site.left() == [others]
+    for name in ("removed", "job.json"):
+        (site.tfjob.run_directory(first) / "slurm" / name).unlink()
+    job = slurm.run("sbatch", "--parsable", f"--job-name={first}", "--output=/dev/null", "--wrap=sleep 300").strip()
+    words = f"run {first} is not finished: a job bears its name, and may be another's: {job}"
+    assert words in site.tfjob("compute", "clean", "far", exit_code=5).stdout
+    slurm.run("scancel", job)
+    eventually(lambda: "removed the" in site.tfjob("compute", "clean", "far", exit_code=None).stdout, "it is finished")
     assert site.tfjob("compute", "clean", "far").stdout == f"{slurm.login_url}  nothing was left\n"
     assert "removed the kept trees/" in site.tfjob("compute", "clean", "far", "--kept").stdout
 

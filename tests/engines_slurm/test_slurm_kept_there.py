@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import os
 import subprocess
+import sys
 import tarfile
 import threading
 from pathlib import Path
@@ -133,6 +134,39 @@ def test_a_cut_connection_leaves_nothing_half_and_what_came_whole_is_not_sent_ag
     (trees / ".code.part-1").mkdir()  # of a program that was killed
     assert send(there, run, CODE, wanted) == ["sending the code to ssh://me@here: 1 of 2 files, 1.0 MB"]
     assert sorted(path.name for path in trees.iterdir()) == [".code.lock", "code", "code.files", "code.json"]
+
+
+OLD = """#!{python}
+import sys
+at = sys.argv.index("-c")
+sys.version_info = (3, 6, 8, "final", 0)
+code, sys.argv = sys.argv[at + 1], sys.argv[at + 1 :]
+exec(code)
+"""
+
+
+@pytest.mark.parametrize(
+    ("program", "words"),
+    [
+        (OLD.format(python=sys.executable), "python3 on ssh://me@here is Python 3.6"),
+        ("#!/bin/sh\nexit 3\n", "python3 on ssh://me@here ended with exit code 3"),
+    ],
+    ids=["old", "broken"],
+)
+def test_a_python_that_will_not_do_is_told(tmp_path: Path, run: RunDirectory, program: str, words: str) -> None:
+    (tmp_path / "bin").mkdir()
+    (tmp_path / "bin" / "python3").write_text(program)
+    (tmp_path / "bin" / "python3").chmod(0o755)
+    there = KeptThere(Shell(f"PATH={tmp_path}/bin:$PATH"), tmp_path / "shared")
+    with pytest.raises(PreparationError, match=words) as told:
+        there.hold(run, [CODE])
+    assert "3.8 or newer" in told.value.hint
+
+
+def test_a_program_that_was_killed_is_a_lost_connection(tmp_path: Path, run: RunDirectory) -> None:
+    there = KeptThere(Shell("kill -KILL $$"), tmp_path / "shared")
+    with pytest.raises(LoginLost):
+        there.hold(run, [CODE])
 
 
 def test_of_two_that_send_the_same_one_waits(there: KeptThere, run: RunDirectory, tmp_path: Path) -> None:

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import ast
+import errno
 import importlib
 import json
 import os
@@ -218,6 +219,52 @@ def test_the_programs_around_containers_load_under_old_and_new_pythons(python: s
     program = "import container, launching; container.runtimes.devices(['0']); container.environment({})"
     done = subprocess.run([python, "-B", "-c", program], cwd=PROGRAM, capture_output=True, text=True, check=False)
     assert (done.returncode, done.stderr) == (0, "")
+
+
+class TestSending:
+    @pytest.fixture
+    def sending(self, monkeypatch: pytest.MonkeyPatch) -> ModuleType:
+        monkeypatch.syspath_prepend(str(PROGRAM.parent.parent))  # run_files.py, which lies beside it on a login node
+        return module("sending")
+
+    @pytest.fixture
+    def sender(self, sending: ModuleType, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Any:
+        """What has sent all outputs and logs of a run before; `words` is what it says."""
+        (tmp_path / "run" / "logs").mkdir(parents=True)
+        (tmp_path / "run" / "logs" / "main.log").write_text("up\n")
+        outputs = tmp_path / "run" / "outputs"
+        outputs.mkdir(parents=True)
+        for number in range(100):
+            (outputs / str(number)).touch()
+        stamps = {f"outputs/{path.name}": (0, path.stat().st_mtime_ns) for path in outputs.iterdir()}
+        made = sending.Sender(str(tmp_path / "run"), {"logs": {"logs/main.log": 3}, "files": stamps, "attempts": []})
+        made.words = []
+        monkeypatch.setattr(made, "say", lambda kind, *_, **__: made.words.append(kind))
+        return made
+
+    def test_a_long_look_at_what_is_known_is_not_silent(
+        self, sending: ModuleType, sender: Any, monkeypatch: pytest.MonkeyPatch
+    ) -> None:
+        monkeypatch.setattr(sending, "BEAT_S", -1.0)
+        monkeypatch.setattr(sending, "LOOK_S", -1.0)
+        sender.send_outputs()
+        assert set(sender.words) == {"beat"}
+        assert len(sender.words) >= 100
+
+    @pytest.mark.parametrize("how", ["unmounted", "stale", "stale link"])
+    def test_files_that_can_not_be_seen_now_are_not_told_as_gone(
+        self, sender: Any, tmp_path: Path, monkeypatch: pytest.MonkeyPatch, how: str
+    ) -> None:
+        def stale(path: Any = ".", **_: Any) -> Any:
+            raise OSError(errno.ESTALE, "Stale file handle", path)
+
+        if how == "unmounted":
+            (tmp_path / "run").rename(tmp_path / "elsewhere")
+        else:
+            monkeypatch.setattr(os, "scandir" if how == "stale" else "lstat", stale)
+        with pytest.raises(OSError, match=r"No such file|Stale"):
+            sender.sync()
+        assert set(sender.words) <= {"beat"}
 
 
 class TestState:

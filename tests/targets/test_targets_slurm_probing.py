@@ -5,13 +5,16 @@
 from __future__ import annotations
 
 import json
+import os
 from pathlib import Path
 from typing import TYPE_CHECKING
 
 import pytest
 from slurm_parts import slurm, slurm_cluster, slurm_nodes  # noqa: F401  # fixtures
 
+from tfjob.targets import slurm_probing
 from tfjob.targets.definition import SlurmDefinition
+from tfjob.targets.node_shell import LocalShell
 from tfjob.targets.slurm_probing import probe_slurm
 
 if TYPE_CHECKING:
@@ -57,6 +60,26 @@ def test_a_machine_without_slurm_is_no_login_node(tmp_path: Path, monkeypatch: p
     (tmp_path / "sinfo").write_text("#!/bin/sh\necho 'sinfo: error: no controller' >&2\nexit 1\n")
     (tmp_path / "sinfo").chmod(0o755)
     assert messages(SlurmDefinition("site"), tmp_path) == [("error", "sinfo says: error: no controller")]
+
+
+@pytest.mark.parametrize(
+    ("program", "message"),
+    [
+        ("echo python 3 6", "python3 on ssh://me@here is Python 3.6"),
+        ("echo no such library; exit 127", "python3 on ssh://me@here does not start"),
+        ("echo hello; echo python 3 8", None),
+    ],
+)
+def test_a_python_that_is_too_old_is_told(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch, program: str, message: str | None
+) -> None:
+    for name, text in {"python3": program, "sinfo": "echo 'gpu*|up|1:00|1/1/0/2||'"}.items():
+        (tmp_path / name).write_text(f"#!/bin/sh\n{text}\n")
+        (tmp_path / name).chmod(0o755)
+    monkeypatch.setenv("PATH", f"{tmp_path}:{os.environ['PATH']}")
+    monkeypatch.setattr(slurm_probing, "SshShell", lambda _: LocalShell())
+    found = messages(SlurmDefinition("site", login="ssh://me@here", directory=str(tmp_path)), tmp_path)
+    assert [text for severity, text in found if severity == "error"] == ([message] if message else [])
 
 
 def test_the_command_asks_by_ssh(slurm: Slurm, slurm_nodes: Cluster, tfjob: Tfjob) -> None:

@@ -28,11 +28,11 @@ def clean(
     ] = False,
     output: TableOutput = TableFormat.table,
 ) -> None:
-    """Remove what this workspace's runs that are over left on a target. Ends with 5 if a node does not answer.
+    """Remove what this workspace's runs that are over left on a target. Ends with 5 if not all of it could be.
 
     On nodes with Docker these are containers and leases; on a Slurm cluster that has a login, the directories of runs, of which
-    what the jobs wrote is brought home first. A run does this itself at its end, and the next one for what it finds; this is for a
-    node that was away meanwhile.
+    what the jobs wrote is brought home first. What can't be removed is told, with the reason. A run does this itself at its
+    end, and the next one for what it finds; this is for a node that was away meanwhile.
     """
     from tfjob.targets.registered import Targets  # noqa: PLC0415  # not for `tfjob compute --help`
 

@@ -46,14 +46,18 @@ def clean_elsewhere(
     """Finish what runs of a workspace left on a cluster; with `kept`, remove what is kept there and no run uses."""
     engine = engine_elsewhere(target, workspace, environ)
     removed: list[str] = []
+    problems: list[str] = []
     try:
-        left = _left(workspace.runs, engine)
-        removed.extend(f"directory of run {run.id}" for run in left if _finish(run, engine, workspace.snapshots))
+        for run in _left(workspace.runs, engine):
+            if why := _finish(run, engine, workspace.snapshots):
+                problems.append(f"run {run.id} is not finished: {why}")
+            else:
+                removed.append(f"directory of run {run.id}")
         gone = engine.kept.free() if kept else ()
         removed.extend(f"kept {kept.kind}/{kept.key[:12]} of {size / 1e6:.1f} MB" for kept, size in gone)
     except (TfjobError, OSError) as error:
-        return Cleaned(tuple(removed), str(error))
-    return Cleaned(tuple(removed))
+        problems.append(str(error))
+    return Cleaned(tuple(removed), "; ".join(problems))
 
 
 def finish_soon(run: RunDirectory, engine: ElsewhereEngine, snapshots: Path) -> None:
@@ -78,18 +82,20 @@ def _left(runs: Path, engine: ElsewhereEngine) -> Iterator[RunDirectory]:
                     yield run
 
 
-def _finish(run: RunDirectory, engine: ElsewhereEngine, snapshots: Path) -> bool:
-    """Finish one run, and say so in its record. Returns whether it was done now."""
+def _finish(run: RunDirectory, engine: ElsewhereEngine, snapshots: Path) -> str:
+    """Finish one run, and say so in its record. Returns what keeps it from being done, nothing where it is."""
     lock = try_lock(run.supervisor_lock)  # as its supervisor would, which is gone
     if lock is None:
-        return False
+        return "another process of tfjob is at it"
     try:
-        if (run.path / "slurm" / "removed").exists() or not engine.finish(run):
-            return False
+        if (run.path / "slurm" / "removed").exists():
+            return ""
+        if why := engine.finish(run):
+            return why
         _note(run, snapshots)
     finally:
         os.close(lock)
-    return True
+    return ""
 
 
 def _note(run: RunDirectory, snapshots: Path) -> None:

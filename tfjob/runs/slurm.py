@@ -78,13 +78,22 @@ class SlurmSupervision(Supervision):
             self._chronicle.note("its job was found in Slurm, and is followed from here")
         if self._record.state not in ("Scaling", "Running"):
             self._chronicle.enter("Scaling")
-        handle = self._slurm.submit(plan, run)
-        self._handle = handle
+        self._handle = handle = self._submit(plan, run)
         if self._slurm.makes_work:
             self._finish_others()
         if before is None:
             self._chronicle.progress(f"job {handle.job} of Slurm")
         return self._follow(handle)
+
+    def _submit(self, plan: Plan, run: RunDirectory) -> Handle:
+        """Submit the job. What a job elsewhere leaves that may or may not have been taken is told in the record."""
+        try:
+            return self._slurm.submit(plan, run)
+        except TargetError:
+            if self._slurm.makes_work:
+                self._handle = Handle(plan, run, "")
+                raise_if_canceled(run)
+            raise
 
     def _finish_others(self) -> None:
         """Do, beside this run, what could not be done on the cluster at the end of others."""

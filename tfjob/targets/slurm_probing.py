@@ -148,6 +148,17 @@ def _of_programs(shell: NodeShell, login: str) -> Iterator[Note]:
             yield Note(
                 "error", f"{login} has no {program}, which jobs from here need there", "Ask for it to be installed."
             )
+        elif program == "python3" and (fault := _python_fault(shell)):
+            yield Note("error", f"python3 on {login} {fault}", "Ask for one that is 3.8 or newer.")
+
+
+def _python_fault(shell: NodeShell) -> str:
+    """What is wrong with a python3 that jobs from here can't use; nothing of one that will do."""
+    said = shell.run("""python3 -E -s -S -c 'import sys; print("python %d %d" % sys.version_info[:2])'""", _TIMEOUT_S)
+    found = re.search(r"^python (\d+) (\d+)$", said.text, re.MULTILINE)
+    if found is None or said.exit_code:
+        return "does not start"
+    return f"is Python {found[1]}.{found[2]}" if (int(found[1]), int(found[2])) < (3, 8) else ""
 
 
 def _nearest(directory: str) -> str:

@@ -10,19 +10,19 @@ from __future__ import annotations
 import hashlib
 import json
 import os
-import tarfile
 import time
 from collections.abc import Callable, Mapping, Sequence
 from contextlib import suppress
 from dataclasses import replace
 from pathlib import Path
-from typing import IO, TYPE_CHECKING, Any, Final
+from typing import TYPE_CHECKING, Any, Final
 
 from tfjob.datasets.cache import Cache
 from tfjob.durable import replace_json, replace_text
 from tfjob.engines.base import Mount, Prepared, Waiting, tell_nobody
 from tfjob.engines.inherited import travelling_environment
 from tfjob.engines.slurm.archive import image_directory
+from tfjob.engines.slurm.client import CommandError
 from tfjob.engines.slurm.engine import LIVING, Handle, JobView, SlurmEngine, kept_job
 from tfjob.engines.slurm.environment import kept_of, require_python, send_environment, there_of
 from tfjob.engines.slurm.following import Following
@@ -30,6 +30,7 @@ from tfjob.engines.slurm.gang import gang_of, program_directory, python_of
 from tfjob.engines.slurm.kept_there import Kept, KeptThere
 from tfjob.engines.slurm.kept_trees import KeptTree, trees_of
 from tfjob.engines.slurm.login import Login, LoginClient, LoginLost
+from tfjob.engines.slurm.own_files import write_own_files
 from tfjob.engines.slurm.programs import place_programs
 from tfjob.engines.slurm.script import render_script
 from tfjob.errors import PreparationError, TargetError
@@ -51,6 +52,12 @@ _CANCELED_S: Final = 60.0
 _DAY_S: Final = 20 * 3600.0
 _ENDED_S: Final = 60.0
 """How long a job that should have been ended before may take to end."""
+_ASK_S: Final = 60.0
+"""How long Slurm is asked whether it has a job, while it can't answer."""
+_UNHEARD_S: Final = 60.0
+"""How long nothing may be heard of the login node while what a run left is fetched later."""
+_TIMED_OUT: Final = "timed out"
+"""In sbatch's words where its question went out and no answer came: "Socket timed out on send/recv operation"."""
 _LET_GO_S: Final = 30.0
 _LET_GO_LOOK_S: Final = 0.3
 _GONE: Final = frozenset({"COMPLETING", "RUNNING", "STAGE_OUT", "SIGNALING", "STOPPED"})
@@ -85,6 +92,7 @@ class ElsewhereEngine(SlurmEngine):
         directory = run.path / "slurm"
         directory.mkdir(exist_ok=True)
         there = RunDirectory(self._directory / "runs" / _apart(run) / run.id)
+        (directory / "removed").unlink(missing_ok=True)  # of a supervisor that died
         replace_text(directory / "place", str(there.path), force=False)
         place_programs(Path(program_directory(run)), None, self._cache)
         trees = tuple(trees_of(plan, run, self._datasets))
@@ -94,6 +102,7 @@ class ElsewhereEngine(SlurmEngine):
         python = python_of(plan, prepared.values)
         replace_text(directory / "job.sh", render_script(plan, there, python), force=False)
         told(f"sending the run to {self._login.address}")
+        is_made = False
         try:
             missing = self._kept.hold(there, {*(tree.kept for tree in trees), *kept_of(prepared), *_image(run)})
             send_environment(plan, prepared, missing, kept=self._kept, run=there, environ=self._environ, told=told)
@@ -101,27 +110,90 @@ class ElsewhereEngine(SlurmEngine):
             for tree in trees:
                 if tree.kept in missing:
                     self._kept.send_tree(there, tree.kept, tree.files(), told, what=tree.what)
-            self._kept.place(there, lambda stream: _fill(stream, run), [one for tree in trees for one in tree.placed])
+            is_made = True
+            self._kept.place(
+                there, lambda stream: write_own_files(stream, run), [one for tree in trees for one in tree.placed]
+            )
         except BaseException:
-            self._remove(there)
+            if self._remove(there) or not is_made:
+                (directory / "removed").touch()
             raise
 
     def submit(self, plan: Plan, run: RunDirectory) -> Handle:
-        """Submit the job once, however often it is called and the connection breaks. Raises TargetError when Slurm does not take it."""
+        """Submit the job once, however often it is called and the connection breaks. Raises TargetError when Slurm does not take it.
+
+        A run that is canceled while the login node is away is not waited for: that raises TargetError, too. The run's directory
+        there is removed only where Slurm says that it has no job of the run; otherwise `finish` does it.
+        """
+        told = False
         while True:
             try:
                 handle = super().submit(plan, run)
                 break
             except LoginLost:  # it may have been submitted: the queue knows
                 if run.cancel_request.exists():
+                    self._left = self._unsure(run)
                     raise
+                if not told:
+                    told = True
+                    since = time.strftime("%H:%M")
+                    self.tell(f"the login node can't be reached since {since}; the job is submitted when it is back")
                 time.sleep(_AGAIN_S)
-            except TargetError:
-                if not (run.path / "slurm" / "job.json").exists():
-                    self._remove(_place(run))
-                raise
+            except TargetError as error:
+                if not self._has_taken(run, error):
+                    raise
         self._follow(run)
         return handle
+
+    def _has_taken(self, run: RunDirectory, error: TargetError) -> bool:
+        """Whether Slurm has the job all the same, or the connection broke; if it surely has not, what was sent is removed."""
+        deadline = time.monotonic() + _ASK_S
+        while True:
+            try:
+                if self._submitted_before(run) is not None:
+                    return True
+                is_refused = isinstance(error, CommandError) and _TIMED_OUT not in error.said
+                self._left = self._take_back(run) if is_refused else self._unsure(run)
+            except LoginLost:
+                return True
+            except CommandError as other:
+                if time.monotonic() < deadline and not run.cancel_request.exists():
+                    self.tell(f"Slurm can't be asked whether it has the job: {other.message}")
+                    time.sleep(_AGAIN_S)
+                    continue
+                self._left = self._unsure(run)
+            except TargetError:
+                self._left = self._unsure(run)
+            return False
+
+    def _take_back(self, run: RunDirectory) -> str:
+        """Remove the directory of a run that has no job. Returns what is left, in words."""
+        if not self._remove(_place(run)):
+            return self._not_removed(run)
+        _is_brought(run).touch()
+        (run.path / "slurm" / "removed").touch()
+        return ""
+
+    def _unsure(self, run: RunDirectory) -> str:
+        return f"whether Slurm has its job is not known; what it has is in {_place(run).path} on {self._login.address}"
+
+    def _not_removed(self, run: RunDirectory) -> str:
+        return f"the run's directory could not be removed: {_place(run).path} on {self._login.address}"
+
+    def _submitted_before(self, run: RunDirectory) -> str | None:
+        """The job of this run that was submitted and not noted: not one of another workspace whose run has the same id."""
+        return next((job for job, _, _ in self._jobs(run)), None) if self.is_submitted(run) else None
+
+    def _jobs(self, run: RunDirectory) -> list[tuple[str, str, bool]]:
+        """Jobs that bear the run's name, and their states, without those of other runs; and whether the job's script is the run's."""
+        said = self._client.queue("--me", "--states=all", f"--name={run.id}", "--format=%i|%T|%o")
+        script = str(self._script(run))
+        found = [line.split("|", 2) for line in said.splitlines() if line.count("|") >= 2]
+        return [
+            (job, state, command == script)
+            for job, state, command in found
+            if command == script or not command.endswith("/slurm/job.sh")
+        ]
 
     def adopt(self, plan: Plan, run: RunDirectory) -> Handle:
         """Go on with a job that another process submitted. Submits nothing: there may be none."""
@@ -142,37 +214,40 @@ class ElsewhereEngine(SlurmEngine):
         except (OSError, ValueError, KeyError, TypeError):
             return False
 
-    def finish(self, run: RunDirectory) -> bool:
+    def finish(self, run: RunDirectory) -> str:
         """Do for a run that is over what could not be done at its end: end its job, bring all home, remove its directory there.
 
-        Returns whether that is done; the next try goes on from there. Raises TargetError when the login node can't be reached.
+        Returns what keeps it from being done, nothing where it is; the next try goes on from there. Raises TargetError when the
+        login node can't be reached.
         """
         deadline = time.monotonic() + _ENDED_S
-        while (job := self._living(run)) is not None:
-            if not job or time.monotonic() > deadline:  # it may be another workspace's of the same name
-                return False
+        while (living := self._living(run)) is not None:
+            job, is_own = living
+            if not is_own:
+                return f"a job bears its name, and may be another's: {job}; if it is not, end it: scancel {job}"
+            if time.monotonic() > deadline:
+                return f"Slurm was asked to end job {job}, and has not done it yet"
             self._client.cancel(job)
             time.sleep(_AGAIN_S)
         if not _is_brought(run).exists():
             following = Following(self._login, _place(run), run)
-            has_come = following.sync(lambda: following.away_since is not None)
+            has_come = following.sync(lambda: bool(following.lacking) or following.silent_s > _UNHEARD_S)
             following.close()
             if not has_come and not following.is_missing:
-                return False
+                return f"what it wrote in {_place(run).path} could not be brought home: {following.trouble}"
             _is_brought(run).touch()
         if not self._remove(_place(run)):
-            return False
+            return self._not_removed(run)
         (run.path / "slurm" / "removed").touch()
-        return True
+        return ""
 
-    def _living(self, run: RunDirectory) -> str | None:
-        """The run's job, if it is not over; empty for one that bears its name and may be another's; None where there is none."""
+    def _living(self, run: RunDirectory) -> tuple[str, bool] | None:
+        """The run's job, if it is not over, and whether it is surely the run's; None where there is none."""
         own = kept_job(run)
-        said = self._client.queue("--me", "--states=all", f"--name={run.id}", "--format=%i %T")
-        living = [line.split()[0] for line in said.splitlines() if line.split()[1] in LIVING]
-        if own is None:
-            return "" if living else None
-        return own if own in living else None
+        living = [(job, is_own) for job, state, is_own in self._jobs(run) if state in LIVING]
+        if own is not None:
+            return (own, True) if own in dict(living) else None
+        return max(living, key=lambda one: one[1], default=None)
 
     def notes(self, handle: Handle) -> tuple[str, ...]:
         """Whether Slurm has let the job go, what could not be brought home or removed, and what does that later."""
@@ -228,7 +303,7 @@ class ElsewhereEngine(SlurmEngine):
         if self._remove(_place(run)):
             (run.path / "slurm" / "removed").touch()
         else:
-            self._left = f"the run's directory could not be removed: {_place(run).path} on {self._login.address}"
+            self._left = self._not_removed(run)
         return True
 
     def _away(self) -> str:
@@ -237,7 +312,9 @@ class ElsewhereEngine(SlurmEngine):
         if since is None:
             return ""
         moment = time.strftime("%H:%M" if time.time() - since < _DAY_S else "%Y-%m-%d %H:%M", time.localtime(since))
-        return f"the login node can't be reached since {moment}; what the job wrote is fetched when it is back"
+        lacking = self._following.lacking if self._following is not None else ""
+        what = f"the login node does not see {lacking}" if lacking else "the login node can't be reached"
+        return f"{what} since {moment}; what the job wrote is fetched when it is back"
 
     def _patience(self, run: RunDirectory) -> Callable[[], bool]:
         """Whether a run that was canceled has been waited for long enough; any other is waited for as long as it takes, and says so."""
@@ -311,20 +388,3 @@ def _image(run: RunDirectory) -> tuple[Kept, ...]:
 
 def _is_brought(run: RunDirectory) -> Path:
     return run.path / "slurm" / "brought"
-
-
-def _fill(stream: IO[bytes], run: RunDirectory) -> None:
-    """What of a run is its own, as tar."""
-    with tarfile.open(fileobj=stream, mode="w|") as tar:
-        for name in ("gang.json", "job.sh"):
-            tar.add(run.path / "slurm" / name, f"slurm/{name}", filter=_anybodys)
-        if (run.path / "accounts").exists():
-            tar.add(run.path / "accounts", "accounts", filter=_anybodys)
-        tar.add(run.outputs, "outputs", filter=_anybodys)
-        tar.add(run.user_logs, "logs/user", filter=_anybodys)
-
-
-def _anybodys(member: tarfile.TarInfo) -> tarfile.TarInfo:
-    member.uid = member.gid = 0
-    member.uname = member.gname = ""
-    return member

@@ -27,7 +27,8 @@ _SILENT_S: Final = 25.0
 """How long nothing may be heard over a connection: the program there says something every 15 s."""
 _BREAK_S: Final = 3.0
 """How long a connection may take to be made again before that is worth a word."""
-_MISSING: Final = 44  # an exit code that neither sh nor ssh has
+_MISSING: Final = 44  # exit codes that neither sh nor ssh has
+_AWAY: Final = 45
 
 
 class Following:
@@ -48,7 +49,9 @@ class Following:
         self.trouble = ""
         """Why the last connection ended, or what could not be written here."""
         self.is_missing = False
-        """Whether the run has no directory there."""
+        """Whether the run has no directory there, where other runs have theirs."""
+        self.lacking = ""
+        """The directory of all runs, while the login node does not see even that: its file system may not be there now."""
         self._thread = threading.Thread(target=self._follow, daemon=True)
         self._thread.start()
 
@@ -58,6 +61,11 @@ class Following:
         heard = self._heard
         is_away = time.time() - heard > (_SILENT_S if self._is_speaking else _BREAK_S)
         return heard if is_away and not self.is_missing and not self._is_ended.is_set() else None
+
+    @property
+    def silent_s(self) -> float:
+        """How long nothing was heard of the login node."""
+        return time.time() - self._heard
 
     def sync(self, is_given_up: Callable[[], bool]) -> bool:
         """Bring all there is, however often the connection breaks. Returns whether that was done before it was given up."""
@@ -92,9 +100,10 @@ class Following:
             self._is_ended.wait(_AGAIN_S)
 
     def _connect(self) -> None:
-        directory = str(self._there.path)
+        directory, runs = str(self._there.path), str(self._there.path.parent.parent)
         program = f"{program_directory(self._there)}/sending.py"
-        line = f"test -d {shlex.quote(directory)} || exit {_MISSING}; "
+        own = f"test -d {shlex.quote(directory)}"  # asked again: the file system may have come back meanwhile
+        line = f"{own} || {{ test -d {shlex.quote(runs)} && ! {own} && exit {_MISSING}; exit {_AWAY}; }}; "
         line += f"exec python3 {shlex.join([*FLAGS, program, 'serve', directory])}"
         process = self._login.start(line)
         with self._lock:
@@ -114,7 +123,10 @@ class Following:
                     with suppress(OSError):
                         pipe.close()
         self.is_missing = code == _MISSING
+        self.lacking = runs if code == _AWAY else ""
         self.trouble = f"the connection to {self._login.address} was lost"
+        if self.lacking:
+            self.trouble = f"{self._login.address} does not see {runs}; if it is gone for good, make it anew, empty"
 
     def _hear(self, process: subprocess.Popen[bytes]) -> None:
         assert process.stdout is not None  # noqa: S101  # a pipe

@@ -30,12 +30,16 @@ __all__ = ["KEEPING", "Kept", "KeptFile", "KeptThere", "Placed", "Removed", "sto
 
 _CHUNK_BYTES: Final = 1 << 18
 _SAY_S: Final = 1.0
+_WANTED: Final = "Ask for a python3 there that is 3.8 or newer."
 _GIB: Final = 1 << 30
 KEEPING: Final = ("kept.py", "taking.py", "keeping.py")
 """The files of `program/` that go to the login node alone, each before those that import it."""
 # The program comes over stdin: nothing of it has to be there, and no argument is too long.
 _BOOT: Final = """
 import json, os, sys, types, zlib
+if sys.version_info < (3, 8):
+    print(json.dumps({"python": "%d.%d" % sys.version_info[:2]}))
+    sys.exit(1)
 left, data = int(sys.argv.pop(1)), b""
 while left > len(data):
     more = os.read(0, left - len(data))
@@ -265,6 +269,8 @@ class _Talk:
         if not line.endswith(b"\n"):
             raise self._silence()
         word: dict[str, Any] = json.loads(line)
+        if "python" in word:
+            raise PreparationError(f"python3 on {self._address} is Python {word['python']}", _WANTED)
         if "trouble" in word:
             raise PreparationError(
                 f"{self._address} can't keep what runs need: {word['trouble']}",
@@ -295,7 +301,10 @@ class _Talk:
             self._to.close()
         code = self._process.wait()
         if code == 127 and self._has_begun:
-            return PreparationError(f"{self._address} has no python3 on its PATH", "It must have one, 3.8 or newer.")
+            return PreparationError(f"{self._address} has no python3 on its PATH", _WANTED)
+        if 0 <= code < 128:  # ssh's own, and signals, are others
+            said = f"python3 on {self._address} ended with exit code {code}, and without a word"
+            return PreparationError(said, f"`ssh HOST python3 -c 0` must work there. {_WANTED}")
         return LoginLost(f"the connection to {self._address} was lost while files were sent", "Submit again.")
 
 

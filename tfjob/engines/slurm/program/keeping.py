@@ -112,6 +112,7 @@ def place(store: str, run: str) -> None:
 
 def release(store: str, run: str) -> None:
     """Remove a run's directory, let go of what it used, and remove what of that it has written to: no other run may have it so."""
+    os.listdir(store)  # raises where the file system is not there now
     kept.remove(run)
     kept.remove(run + ".part")
     try:

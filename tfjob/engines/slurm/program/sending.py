@@ -17,6 +17,7 @@ It ends with its stdin, and when the run's directory is gone. Logs and outputs c
 
 from __future__ import annotations
 
+import errno
 import json
 import os
 import select
@@ -39,6 +40,10 @@ LOOK_S = 0.2
 OUTPUTS_S = 30.0
 BEAT_S = 15.0
 AWAY = "attempt-"
+FILES_AWAY = frozenset(
+    (errno.EIO, errno.ESTALE, errno.ETIMEDOUT, errno.ENOTCONN, errno.ESHUTDOWN, errno.EHOSTDOWN, errno.EREMOTEIO)
+)
+"""What file systems of the network say while their server is away. It says nothing of what is there."""
 
 
 class Sender:
@@ -68,15 +73,22 @@ class Sender:
         self.send_attempts()
         for path in self.log_paths():
             self.send_log(path)
-        for path in [one for one in self.logs if not os.path.lexists(os.path.join(self.run, one))]:
+        gone = [one for one in self.logs if not os.path.lexists(os.path.join(self.run, one))]
+        if gone:
+            os.listdir(self.run)  # raises where its file system went away, and all seems to be gone
+        for path in gone:
             self.say("gone", path=path)
             del self.logs[path]
         if state and state != self.state:
             self.say("state", state)
             self.state = state
+        self.beat()
+        self.looked = time.monotonic()
+
+    def beat(self) -> None:
+        """Say something, if nothing was said for long."""
         if time.monotonic() - self.said > BEAT_S:
             self.say("beat")
-        self.looked = time.monotonic()
 
     def attend(self) -> None:
         """In the middle of what takes long, tell what is new."""
@@ -89,6 +101,7 @@ class Sender:
         self.send_outputs()
         self.send_work()
         self.look()
+        os.listdir(self.run)  # see `look`
         self.say("synced")
 
     def send_attempts(self) -> None:
@@ -98,7 +111,7 @@ class Sender:
                 continue
             number = int(name[len(AWAY) :])
             self.say("attempt", number=number, is_whole=False)
-            for path, _ in walk(self.run, os.path.join("logs", name)):
+            for path, _ in walk(self.run, os.path.join("logs", name), self.beat, refuse):
                 at = os.path.join("logs", "." + name, os.path.basename(path))
                 self.send_log(path, at)
                 self.logs.pop(at, None)
@@ -110,11 +123,11 @@ class Sender:
 
     def log_paths(self) -> Iterator[str]:
         """Logs of tasks, of scripts, and of the job itself."""
-        for path, _ in walk(self.run, "logs"):
+        for path, _ in walk(self.run, "logs", self.beat, refuse):
             if not path.split("/")[1].lstrip(".").startswith(AWAY):
                 yield path
         yield "slurm/job.log"
-        for path, _ in walk(self.run, "slurm/attempts"):
+        for path, _ in walk(self.run, "slurm/attempts", self.beat, refuse):
             if path.endswith(".log"):
                 yield path
 
@@ -123,7 +136,8 @@ class Sender:
         name = name or path
         try:
             descriptor = os.open(os.path.join(self.run, path), os.O_RDONLY | os.O_NOFOLLOW | os.O_NONBLOCK)
-        except OSError:  # a link, or gone
+        except OSError as error:  # a link, or gone
+            refuse(error)
             return
         with open(descriptor, "rb") as file:
             status = os.fstat(descriptor)
@@ -146,8 +160,10 @@ class Sender:
 
     def send_outputs(self) -> None:
         """Send outputs that are new or have changed, and tell which are gone."""
-        found = {path: (status.st_size, status.st_mtime_ns) for path, status in walk(self.run, "outputs")}
-        empty = set(empty_directories(self.run, "outputs"))
+        files = walk(self.run, "outputs", self.attend, refuse)
+        found = {path: (status.st_size, status.st_mtime_ns) for path, status in files}
+        empty = set(empty_directories(self.run, "outputs", self.attend, refuse))
+        os.listdir(self.run)  # see `look`
         for path in [one for one in self.files if one.startswith("outputs/") and one not in found.keys() | empty]:
             self.say("gone", path=path)
             del self.files[path]
@@ -162,7 +178,7 @@ class Sender:
         """Send what scripts made or changed outside of what is kept: hours of training must not be lost to a wrong name."""
         tops = ["work", *(os.path.join("attempts", one, "work") for one in names(os.path.join(self.run, "attempts")))]
         for top in tops:
-            for path, status in walk(self.run, top):
+            for path, status in walk(self.run, top, self.attend, refuse):
                 inside = os.path.relpath(path, top).partition("/")[2]
                 if path.endswith(".pyc") or stat.S_ISLNK(status.st_mode):
                     continue
@@ -177,7 +193,8 @@ class Sender:
                 self.say("link", path=path, target=os.readlink(whole))
                 return True
             descriptor = os.open(whole, os.O_RDONLY | os.O_NOFOLLOW | os.O_NONBLOCK)
-        except OSError:  # it was removed meanwhile, or may not be read
+        except OSError as error:  # it was removed meanwhile, or may not be read
+            refuse(error)
             return False
         with open(descriptor, "rb") as file:
             before = os.fstat(descriptor)
@@ -193,6 +210,12 @@ class Sender:
                 if last:
                     return is_whole
                 self.attend()
+
+
+def refuse(error: OSError) -> None:
+    """Raise what only says that the file system is away now: tfjob connects again, and this begins anew."""
+    if error.errno in FILES_AWAY:
+        raise error
 
 
 def names(directory: str) -> list[str]:
