@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import hashlib
 import os
+import signal
 import socket
 from collections.abc import Iterator
 from pathlib import Path
@@ -100,6 +101,7 @@ def test_a_file_that_is_denied_is_told_when_it_is_fetched(job: Tfjob, lab: Hdfs)
 
 def test_a_server_that_is_not_there_or_hangs_is_told(monkeypatch: pytest.MonkeyPatch) -> None:
     pytest.importorskip("hdfs_native", reason="hdfs-native is missing: pip install hdfs-native")
+    monkeypatch.setitem(our_hdfs._SETTINGS, "dfs.client.failover.max.attempts", "1")
     with socket.socket() as other:
         other.bind(("127.0.0.1", 0))
         place = f"127.0.0.1:{other.getsockname()[1]}"
@@ -109,6 +111,18 @@ def test_a_server_that_is_not_there_or_hangs_is_told(monkeypatch: pytest.MonkeyP
         monkeypatch.setattr(our_hdfs, "TIMEOUT_S", 0.2)
         with pytest.raises(PreparationError, match=f"hdfs://{place}/a can't be read: the NameNode has said nothing"):
             list_store(f"hdfs://{place}/a")
+
+
+def test_who_waits_for_a_server_can_interrupt(job: Tfjob) -> None:
+    pytest.importorskip("hdfs_native", reason="hdfs-native is missing: pip install hdfs-native")
+    with socket.create_server(("127.0.0.1", 0)) as silent:
+        silent.settimeout(60)
+        write(job, f"hdfs://127.0.0.1:{silent.getsockname()[1]}/a")
+        waiting = job.start("plan", "job.yml")
+        with silent.accept()[0]:
+            waiting.send_signal(signal.SIGINT)
+            assert "interrupted" in waiting.communicate(timeout=60)[1]
+    assert waiting.returncode == 130
 
 
 def test_a_file_of_hdfs_is_gone_on_with(lab: Hdfs) -> None:

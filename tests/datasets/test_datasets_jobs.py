@@ -131,8 +131,10 @@ def test_a_rerun_uses_what_the_run_used(job: Tfjob, web: WebServer) -> None:
     assert "first" in job("rerun", first["id"]).stdout
     assert job.show()["datasets"] == first["datasets"]
     job("dataset", "cache", "--prune")
-    gone = job("rerun", first["id"], exit_code=4)
-    assert "is asked for" in gone.stderr
+    for content in (b"other", b"longer"):
+        web.put("a.txt", content)
+        gone = job("rerun", first["id"], exit_code=4).stderr
+        assert f"what run {first['id']} read as dataset d is neither in the cache nor at its address any more" in gone
 
 
 def test_a_sum_is_checked(job: Tfjob, web: WebServer) -> None:
@@ -197,8 +199,10 @@ def test_what_a_run_uses_is_not_evicted(job: Tfjob, web: WebServer) -> None:
     run = job.submit("job.yml")
     eventually(lambda: job.record(run)["state"] == "Running", "it runs")
     shown = json.loads(job("dataset", "cache", "-o", "json").stdout)
-    assert sorted(tree["used_by"] for tree in shown["trees"]) == [[], [run]]
-    assert "Freed 6 B: 1 file" in job("dataset", "cache", "--prune").stdout
+    assert sorted((tree["names"], tree["used_by"]) for tree in shown["trees"]) == [(["a.txt"], [run]), (["b.txt"], [])]
+    table = job("dataset", "cache", "--prune").stdout
+    assert [line.split()[0] for line in table.splitlines()[:3]] == ["FILES", "b.txt", "a.txt"]
+    assert "Freed 6 B: 1 file" in table
     assert [path.read_bytes() for path in objects(job)] == [b"used"]
     (job.run_directory(run) / "work" / "main" / "go").touch()
     assert "used" in job("logs", "-f", run).stdout

@@ -14,6 +14,7 @@ from pathlib import Path
 import pytest
 from docker_parts import program
 from support import Tfjob, eventually
+from web_server import web_server
 
 from tfjob.datasets.sftp import sftp_file_system
 
@@ -172,10 +173,21 @@ def test_files_of_a_server_come_by_sftp(box: Tfjob, tmp_path: Path) -> None:
     (tmp_path / "there" / "a").write_text("a")
     big = os.urandom(9 << 20)
     (tmp_path / "there" / "deep" / "b").write_bytes(big)
-    write(box, f"sftp://box{tmp_path}/there", "(cd ${{ dataset.d }}; cat a; sha256sum deep/b)")
-    assert f"a{hashlib.sha256(big).hexdigest()}" in box("submit", "job.yml").stdout
+    (tmp_path / "there" / "deep" / "c #1?%20").write_text("named")
+    write(box, f"sftp://box{tmp_path}/there", "(cd ${{ dataset.d }}; cat deep/c*%20 a; sha256sum deep/b)")
+    assert f"nameda{hashlib.sha256(big).hexdigest()}" in box("submit", "job.yml").stdout
     (tmp_path / "there" / "a").write_text("changed")
+    there = f"sftp://box{tmp_path}/there"
+    write(box, f"['{there}/?', '{there}/deep/b']", "(cd ${{ dataset.d }}; cat a; sha256sum b)")
     assert f"changed{hashlib.sha256(big).hexdigest()}" in box("submit", "job.yml").stdout
+
+
+def test_what_is_no_ssh_server_is_told_without_a_traceback(box: Tfjob) -> None:
+    with web_server() as web:
+        place = web.address.removeprefix("http://")
+        write(box, f"sftp://{place}/a", "ls")
+        failed = box("submit", "job.yml", exit_code=4).stderr
+    assert failed.splitlines()[0].startswith("tfjob: the host 127.0.0.1 can't be reached by ssh: ")
 
 
 def test_a_lost_connection_to_a_server_is_made_again(

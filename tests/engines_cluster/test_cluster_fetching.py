@@ -10,6 +10,7 @@ from typing import TYPE_CHECKING
 
 import pytest
 from engines_cluster.conftest import containers, left
+from hdfs_parts import hdfs
 from support import eventually
 from web_server import Cut, Hang, Slow, WebServer, web_server
 
@@ -17,6 +18,7 @@ from tfjob.dockerapi.api import DockerApi
 
 if TYPE_CHECKING:
     from collections.abc import Iterator
+    from pathlib import Path
 
     from cluster.node import Node
     from cluster_parts import Cluster
@@ -108,6 +110,16 @@ def test_what_nodes_can_not_reach_is_fetched_here_and_sent(lab: Tfjob, nodes: No
     assert "it is fetched here and sent" in events(lab)
     assert [node.name in events(lab) for node in nodes[:2]] == [True, True]
     assert "sending dataset d to node1, node2" in events(lab)
+
+
+def test_files_of_hdfs_are_fetched_here_and_sent(lab: Tfjob, nodes: Nodes, tmp_path: Path) -> None:
+    content = os.urandom(2000)
+    with hdfs(tmp_path) as store:  # on loopback, too: no node needs to reach it
+        store.put({"/data/deep/a": content})
+        done = lab("submit", job(lab, f"hdfs://{store.place}/data", nodes=2))
+    assert done.stdout.count(f"{hashlib.sha256(content).hexdigest()}  ./deep/a") == 2
+    assert "(only this machine can read hdfs:// addresses here): it is fetched here and sent" in events(lab)
+    assert left(nodes) == []
 
 
 def test_runs_that_want_the_same_at_once_fetch_it_once_a_node(lab: Tfjob, nodes: Nodes, web: WebServer) -> None:

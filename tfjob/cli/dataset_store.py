@@ -17,6 +17,7 @@ from tfjob.workspace import default_config, find_workspace, open_workspace
 
 __all__ = ["cache", "download"]
 
+_NAME = 24
 _GIB = 1 << 30
 
 
@@ -81,6 +82,7 @@ def cache(
             "trees": [
                 {
                     "key": one.key,
+                    "names": list(one.names),
                     "file_count": one.file_count,
                     "size_bytes": one.size_bytes,
                     "last_used": time.strftime("%Y-%m-%dT%H:%M:%SZ", time.gmtime(one.last_used)),
@@ -97,7 +99,7 @@ def cache(
     if before.trees:
         rows = [
             (
-                one.key[:12],
+                _shown(one.names, one.file_count),
                 str(one.file_count),
                 size(one.size_bytes),
                 time.strftime("%Y-%m-%d %H:%M", time.gmtime(one.last_used)),
@@ -105,7 +107,7 @@ def cache(
             )
             for one in before.trees
         ]
-        print_table(("FILES OF", "COUNT", "FETCHED", "LAST USED (UTC)", "USED BY"), rows)
+        print_table(("FILES", "COUNT", "FETCHED", "LAST USED (UTC)", "USED BY"), rows)
     if gone is None:
         partial = f", and {size(before.partial_bytes)} of files half fetched" if before.partial_bytes else ""
         print(f"{plural(before.object_count, 'file')}, {size(before.size_bytes)}{partial} in {shown_path(kept.root)}")
@@ -115,3 +117,9 @@ def cache(
     else:
         freed = f"{size(gone.freed_bytes)}: {plural(gone.object_count, 'file')}"
         print(f"{'Would free' if dry_run else 'Freed'} {freed} in {shown_path(kept.root)}")
+
+
+def _shown(names: tuple[str, ...], file_count: int) -> str:
+    """The first names of a dataset, short enough for a table."""
+    shown = [name if len(name) <= _NAME else f"{name[: _NAME - 1]}…" for name in names]
+    return ", ".join([*shown, *(["…"] if file_count > len(names) else [])])

@@ -8,7 +8,7 @@ import json
 import os
 import time
 from collections import Counter
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import TYPE_CHECKING
 
@@ -21,12 +21,16 @@ if TYPE_CHECKING:
 
 __all__ = ["CachedTree", "Evicted", "Usage", "evict", "usage"]
 
+_NAMES = 3
 _LEFTOVER_S = 7 * 24 * 3600.0
 
 
 @dataclass(frozen=True)
 class CachedTree:
-    """The files of one dataset in the cache: bytes of the objects it holds, when it was last asked for, and runs that use it."""
+    """The files of one dataset in the cache: bytes of the objects it holds, when it was last asked for, and runs that use it.
+
+    `names` are the first few of the names at its top, where that was asked for.
+    """
 
     key: str
     file_count: int
@@ -34,6 +38,7 @@ class CachedTree:
     last_used: float
     used_by: tuple[str, ...]
     objects: dict[str, int]
+    names: tuple[str, ...] = ()
 
 
 @dataclass(frozen=True)
@@ -60,7 +65,8 @@ def usage(cache: Cache) -> Usage:
     """What the cache holds now."""
     objects = dict(_objects(cache))
     partial = sum(_size(path) for path in _files(cache.root / "partial"))
-    trees = sorted(_trees(cache), key=lambda tree: tree.last_used)
+    named = (replace(tree, names=_names(cache, tree.key)) for tree in _trees(cache))
+    trees = sorted(named, key=lambda tree: tree.last_used)
     return Usage(tuple(trees), len(objects), sum(size for size, _ in objects.values()), partial)
 
 
@@ -146,6 +152,11 @@ def _trees(cache: Cache) -> Iterator[CachedTree]:
         key = path.stem
         used_by = tuple(_live_users(cache, key))
         yield CachedTree(key, int(facts.get("files", 0)), sum(held.values()), last_used, used_by, held)
+
+
+def _names(cache: Cache, key: str) -> tuple[str, ...]:
+    names = sorted(entry.name for entry in _entries(f"{cache.root}/trees/{key}"))
+    return tuple(names[:_NAMES])
 
 
 def _live_users(cache: Cache, key: str) -> Iterator[str]:

@@ -27,10 +27,11 @@ def sftp_file_system(address: str) -> tuple[Any, str]:
 
     Raises ImportError when paramiko or fsspec is missing, and PreparationError when the host does not let us in.
     """
-    parts = urlsplit(address)
+    start, _, path = address.partition("://")[2].partition("/")
+    parts = urlsplit(f"//{start}")
     made = _kind()(parts.hostname or "", port=parts.port or 0, username=parts.username or "")
     made.connect_again()
-    return made, unquote(parts.path) or "/"
+    return made, f"/{unquote(path)}"  # in which # and ? are letters as others
 
 
 @functools.cache
@@ -90,7 +91,8 @@ def _connected(host: str, asked: Mapping[str, Any]) -> Any:
         ) from error
     except (paramiko.SSHException, OSError) as error:
         hint = f"If its key is not known yet, log in once and look at it: ssh {host}"
-        raise PreparationError(f"the host {host} can't be reached by ssh: {error}", hint) from error
+        why = (error.strerror if isinstance(error, OSError) else None) or error
+        raise PreparationError(f"the host {host} can't be reached by ssh: {why}", hint) from error
     return client
 
 

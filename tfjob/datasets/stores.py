@@ -6,13 +6,14 @@ that the packages find by themselves: variables of the shell, and their own file
 
 from __future__ import annotations
 
+import logging
 import posixpath
 from typing import TYPE_CHECKING, Any, Final
 
 from tfjob.datasets.files import Remote
 from tfjob.datasets.web import Transient
 from tfjob.datasets.web_fetch import Sink
-from tfjob.errors import PreparationError
+from tfjob.errors import PreparationError, TfjobError
 from tfjob.spec.addresses import scheme_of, shown_address
 
 if TYPE_CHECKING:
@@ -42,6 +43,9 @@ _KINDS: Final = {
 }
 _SERVERS: Final = ("sftp", "hdfs")
 """Their addresses name a host."""
+_TALKATIVE: Final = ("adlfs", "azure", "fsspec", "gcsfs", "paramiko", "s3fs")
+"""Libraries that log what they then raise, with a traceback. Where nobody has set up logging, that went to stderr."""
+_NOWHERE: Final = logging.NullHandler()
 _GONE: Final = (FileNotFoundError, NotADirectoryError)
 
 
@@ -54,6 +58,8 @@ def list_store(address: str) -> list[Remote]:
     files, path = _file_system(address)
     try:
         found = list(_found(files, path))
+    except TfjobError:  # Ctrl-C, too
+        raise
     except Exception as error:
         raise _in_words(error, shown) from error
     if not found:
@@ -64,7 +70,8 @@ def list_store(address: str) -> list[Remote]:
     host = address[len(start) :].partition("/")[0] if scheme in _SERVERS else ""
     rows = []
     for facts, name in found:
-        full = f"{start}{host}{facts['name']}" if host else f"{start}{facts['name']}"
+        path_there = str(facts["name"])
+        full = f"{start}{host}{path_there.replace('%', '%25') if scheme == 'sftp' else path_there}"
         rows.append(Remote(full, name, int(facts.get("size") or 0), f"tag:{_tag(facts)}"))
     return rows
 
@@ -117,8 +124,10 @@ def _blocks(files: Any, path: str, start: int, wanted: Wanted) -> Iterator[bytes
                 file.prefetch(wanted.size)
             while data := file.read(_BLOCK_BYTES):
                 yield data
+    except TfjobError:
+        raise
     except Exception as error:
-        if isinstance(error, (PermissionError, PreparationError, *_GONE, ImportError)):
+        if isinstance(error, (PermissionError, *_GONE, ImportError)):
             raise _in_words(error, shown_address(wanted.source)) from error
         raise Transient(_reason(error)) from error
 
@@ -163,6 +172,8 @@ def _tag(facts: dict[str, Any]) -> str:
 
 
 def _file_system(address: str) -> tuple[Any, str]:
+    for name in _TALKATIVE:
+        logging.getLogger(name).addHandler(_NOWHERE)
     scheme = scheme_of(address) or ""
     extra, packages = PACKAGES[scheme]
     try:
@@ -184,7 +195,7 @@ def _file_system(address: str) -> tuple[Any, str]:
             f"{scheme}:// needs {packages}, which tfjob's Python does not have ({error})",
             f"Install it beside tfjob: pip install 'tfjob[{extra}]'",
         ) from error
-    except PreparationError:
+    except TfjobError:
         raise
     except Exception as error:
         raise _in_words(error, shown_address(address)) from error
@@ -198,8 +209,6 @@ def _options(scheme: str) -> dict[str, Any]:
 
 def _in_words(error: Exception, shown: str) -> PreparationError:
     """The error that a store's library raised, as one of ours."""
-    if isinstance(error, PreparationError):
-        return error
     if isinstance(error, _GONE):
         return PreparationError(f"there is no file {shown}", "Check the address.")
     if isinstance(error, PermissionError):

@@ -13,7 +13,7 @@ from tfjob.spec.addresses import shown_address
 if TYPE_CHECKING:
     from tfjob.datasets.cache import Cache, Known
 
-__all__ = ["Fetcher", "Partial", "Settings", "Transfer", "Wanted", "changed", "check_content", "unwritable"]
+__all__ = ["Fetcher", "Partial", "Settings", "Transfer", "Wanted", "changed", "check_content", "lost", "unwritable"]
 
 
 @dataclass(frozen=True)
@@ -34,13 +34,15 @@ class Settings:
 class Wanted:
     """A file to fetch: its address, its bytes (-1: not known) and what its content must be (see `Remote`).
 
-    `of` is what it belongs to, in words, for messages: ``dataset digits`` or ``digits@2``.
+    `of` is what it belongs to, in words, for messages: ``dataset digits`` or ``digits@2``; `rerun_of` is the run whose
+    content it must be, where one is run again.
     """
 
     source: str
     size: int
     mark: str
     of: str
+    rerun_of: str = ""
 
 
 @dataclass(slots=True)
@@ -91,6 +93,8 @@ def check_content(wanted: Wanted, sha256: str) -> None:
     """Refuse a content that is not the one it must be. Raises PreparationError."""
     kind, _, expected = wanted.mark.partition(":")
     if kind == "sha256" and sha256 != expected:
+        if wanted.rerun_of:
+            raise lost(wanted)
         raise PreparationError(
             f"{shown_address(wanted.source)} has the SHA-256 {sha256}, and {expected} is asked for",
             "Either the file was changed, or the sum in the file that names it is wrong. What came was thrown away.",
@@ -105,6 +109,15 @@ def changed(wanted: Wanted, how: str) -> PreparationError:
     return PreparationError(
         f"{shown_address(wanted.source)} has changed since {wanted.of} was registered: {how}",
         f"A version never changes. Make a new one of what is there now: tfjob dataset create --name {name} --refresh",
+    )
+
+
+def lost(wanted: Wanted) -> PreparationError:
+    """The error for an address that no longer holds what a run read there."""
+    return PreparationError(
+        f"what run {wanted.rerun_of} read as {wanted.of} is neither in the cache nor at its address any more: "
+        f"{shown_address(wanted.source)} has another content than the SHA-256 {wanted.mark.rpartition(':')[2]}",
+        "Put that file back there, or submit the job again with what is there now.",
     )
 
 

@@ -13,7 +13,7 @@ from typing import TYPE_CHECKING, Final
 
 from tfjob.datasets.cache import Known
 from tfjob.datasets.digest import Digest
-from tfjob.datasets.wanted import changed, check_content, unwritable
+from tfjob.datasets.wanted import changed, check_content, lost, unwritable
 from tfjob.datasets.web import Answer, Session, Transient, tag_of
 from tfjob.durable import replace_json
 from tfjob.errors import PreparationError
@@ -261,6 +261,8 @@ def _refuse_changed(wanted: Wanted, tag: str, total: int | None) -> None:
     if kind in {"tag", "seen"} and total is not None and wanted.size not in (-1, total):
         raise changed(wanted, f"it had {wanted.size} bytes and has {total}")
     if kind == "sha256" and total is not None and wanted.size not in (-1, total):
+        if wanted.rerun_of:
+            raise lost(wanted)
         raise PreparationError(
             f"{shown_address(wanted.source)} has {total} bytes, and the content that is asked for has {wanted.size}",
             "The file was changed. Where it was kept before, put it back, or submit the job again.",

@@ -106,7 +106,8 @@ class RunData:
     def _fetch(self, missing: Sequence[DatasetPlan], progress: Callable[[str], None]) -> Fetched:
         from tfjob.datasets.fetch import fetch  # noqa: PLC0415  # 40 ms with all it stands on
 
-        wanted = [one for dataset in missing for one in _wanted(dataset)]
+        rerun_of = read_record(self.run).rerun_of or ""
+        wanted = [one for dataset in missing for one in _wanted(dataset, rerun_of)]
         return fetch(wanted, self.cache, self.settings, progress)
 
     def _is_just_planned(self) -> bool:
@@ -291,13 +292,13 @@ def _as_tree(dataset: DatasetPlan) -> bool:
     return bool(dataset.marks) or (dataset.mode == "mount" and dataset.file_count >= _MANY)
 
 
-def _wanted(dataset: DatasetPlan) -> Iterator[Wanted]:
+def _wanted(dataset: DatasetPlan, rerun_of: str) -> Iterator[Wanted]:
     from tfjob.datasets.wanted import Wanted  # noqa: PLC0415  # see above
 
     of = dataset.registered or f"dataset {dataset.name}"
     for (source, _, size), mark in zip(dataset.files, dataset.marks, strict=True):
         if is_address(source):
-            yield Wanted(source, size, mark, of)
+            yield Wanted(source, size, mark, of, rerun_of)
 
 
 def _rows(dataset: DatasetPlan) -> Iterator[tuple[str, str, int, str]]:
