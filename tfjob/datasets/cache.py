@@ -96,15 +96,20 @@ class Cache:
         return not sound and not self.has(sha256, size)
 
     def keep(self, partial: str, descriptor: int, sha256: str) -> None:
-        """Make a finished file, open as `descriptor`, the object of its content, atomically."""
+        """Make a finished file, open as `descriptor`, the object of its content, atomically. One that can't be is removed."""
         path = self.object(sha256)
-        os.utime(descriptor, ns=(OBJECT_TIME_NS, OBJECT_TIME_NS))
-        os.fchmod(descriptor, 0o444)
         try:
-            os.rename(partial, path)
-        except FileNotFoundError:
-            os.makedirs(os.path.dirname(path), exist_ok=True)
-            os.rename(partial, path)
+            os.utime(descriptor, ns=(OBJECT_TIME_NS, OBJECT_TIME_NS))
+            os.fchmod(descriptor, 0o444)
+            try:
+                os.rename(partial, path)
+            except FileNotFoundError:
+                os.makedirs(os.path.dirname(path), exist_ok=True)
+                os.rename(partial, path)
+        except OSError:
+            with contextlib.suppress(OSError):
+                os.unlink(partial)  # it may be read-only: nobody could go on with it
+            raise
 
     def partial(self, source: str) -> str:
         """Name the file that an address is fetched into."""
