@@ -250,6 +250,24 @@ def test_who_is_interrupted_ends_the_processes(web: WebServer, cache: Cache) -> 
     assert not [one for one in threading.enumerate() if "_talk" in one.name or "_work" in one.name]
 
 
+def test_a_process_that_hears_nothing_keeps_nobody(
+    web: WebServer, cache: Cache, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(workers, "_PROGRAM", "import time; time.sleep(600)")
+    monkeypatch.setattr(workers, "_PATIENCE_S", 0.1)
+    urls = [f"{web.address}/{number}/{'long' * 1000}" for number in range(200)]  # more than a pipe holds
+
+    class Stop(BaseException):
+        pass
+
+    def progress(_: str) -> None:
+        raise Stop
+
+    with cache.filling(), pytest.raises(Stop):
+        fetch([Wanted(url, -1, "", "x") for url in urls], cache, MANY, progress)
+    assert not [one for one in threading.enumerate() if "_talk" in one.name or "_send" in one.name]
+
+
 _FETCH = """
 import sys
 from pathlib import Path
