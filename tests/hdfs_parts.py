@@ -150,7 +150,7 @@ def _started(java: str, jars: Path, configuration: Path, main: str, directory: P
 
 
 def _configuration(directory: Path, place: str) -> Path:
-    """The files of Hadoop for servers and clients: they call the NameNode `place`, and the usual one."""
+    """The files of Hadoop for servers and clients: the NameNode `place` is the usual one, and the name service ``lab``."""
     made = directory / "conf"
     for folder in ("hdfs", "datanode", "static"):  # of their web pages, which are nowhere else here
         (made / "webapps" / folder).mkdir(parents=True)
@@ -161,6 +161,8 @@ def _configuration(directory: Path, place: str) -> Path:
         {
             "dfs.replication": "1",
             "dfs.webhdfs.enabled": "false",
+            "dfs.ha.namenodes.lab": "one",
+            "dfs.namenode.rpc-address.lab.one": place,
             "dfs.namenode.name.dir": f"{directory}/name",
             "dfs.datanode.data.dir": f"{directory}/data",
             "dfs.namenode.http-address": anywhere,

@@ -159,3 +159,20 @@ def test_a_slurm_plan_has_the_target_as_the_job_wants_it(tfjob: Tfjob) -> None:
     assert (plan["runtime"], plan["cluster"], plan["environment"]) == ("process", None, None)
     slurm = plan["slurm"]
     assert (slurm["partition"], slurm["constraint"], slurm["sbatch_options"]) == ("gpu", "(big)&a100", ["--nice"])
+
+
+def test_what_has_nothing_to_clean_is_told(tfjob: Tfjob) -> None:
+    tfjob.write("site.yml", "kind: slurm\nname: site\n")
+    tfjob("compute", "create", "-f", "site.yml")
+    for target in ("local", "site"):
+        refused = tfjob("compute", "clean", target, exit_code=2).stderr
+        assert f"{target} has nothing to clean" in refused
+        assert "Name a target with Docker Engines, or a Slurm cluster that has a login." in refused
+
+
+def test_a_login_node_that_cannot_be_cleaned_is_told(tfjob: Tfjob) -> None:
+    tfjob.environ["TFJOB_SSH_CONFIG"] = "/dev/null"
+    tfjob.write("far.yml", "kind: slurm\nname: far\nlogin: ssh://127.0.0.1:9\ndirectory: /shared\n")
+    tfjob("compute", "create", "-f", "far.yml")
+    assert tfjob("compute", "clean", "far").stdout == "ssh://127.0.0.1:9  nothing was left\n"  # it need not be asked
+    assert "ssh" in tfjob("compute", "clean", "far", "--kept", exit_code=5).stdout

@@ -132,20 +132,20 @@ def put(scheme: str, files: Mapping[str, bytes]) -> None:
 
 def objects_keep_their_tree(cloud: Tfjob, scheme: str) -> None:
     """What any store must do: directories, globs, large objects; what changes, and what is not there, is told."""
-    put(scheme, {"set/a": b"a", "set/deep/b": b"bb", "set/deep/big": BIG, "other": b"x"})
+    put(scheme, {"set/a": b"a", "set/deep/b": b"bb", "set/deep/big": BIG, "set/deep/c #1?%20": b"named", "other": b"x"})
     cloud.write(
         "job.yml",
         f"""\
-        command: cd ${{{{ dataset.d }}}}; find . -type f | sort; sha256sum deep/big; ls ${{{{ dataset.e }}}}
+        command: cd ${{{{ dataset.d }}}}; find . -type f | sort; sha256sum deep/big; cat deep/c*%20; ls ${{{{ dataset.e }}}}
         dataset:
           d: {{paths: "{scheme}://data/set"}}
           e: {{paths: ["{scheme}://data/set/deep/b*", "{scheme}://data/other"]}}
         """,
     )
     lines = cloud("submit", "job.yml").stdout.splitlines()
-    assert lines[:3] == ["./a", "./deep/b", "./deep/big"]
-    assert lines[3].split()[0] == hashlib.sha256(BIG).hexdigest()
-    assert lines[4:7] == ["b", "big", "other"]
+    assert lines[:4] == ["./a", "./deep/b", "./deep/big", "./deep/c #1?%20"]
+    assert lines[4].split()[0] == hashlib.sha256(BIG).hexdigest()
+    assert lines[5:8] == ["namedb", "big", "other"]
     before = {one.name: one.mark for one in list_store(f"{scheme}://data/set")}
     put(scheme, {"set/a": b"c"})
     after = {one.name: one.mark for one in list_store(f"{scheme}://data/set")}
@@ -173,8 +173,10 @@ def test_objects_of_azure(cloud: Tfjob, azure: dict[str, str], monkeypatch: pyte
     assert {one.source for one in list_store("abfs://data/set/deep")} == {
         "abfs://data/set/deep/b",
         "abfs://data/set/deep/big",
+        "abfs://data/set/deep/c #1?%20",
     }
-    address = signed_address("abfs://data/other", 600) or ""
-    assert "sig=" in address
-    with urlopen(address) as answer:  # noqa: S310  # of loopback
-        assert answer.read() == b"x"
+    for name, content in (("other", b"x"), ("set/deep/c #1?%20", b"named")):
+        address = signed_address(f"abfs://data/{name}", 600) or ""
+        assert "sig=" in address
+        with urlopen(address) as answer:  # noqa: S310  # of loopback
+            assert answer.read() == content

@@ -78,22 +78,23 @@ def write(job: Tfjob, paths: str, command: str) -> None:
 
 def test_objects_of_s3_keep_their_tree(cloud: Tfjob, s3: str) -> None:
     big = os.urandom(9 << 20)
-    put(s3, "one", data__a=b"a", data__deep__b=b"bb", data__deep__big=big, other=b"x")
+    named = {"data__deep__c #1?%20": b"named"}
+    put(s3, "one", data__a=b"a", data__deep__b=b"bb", data__deep__big=big, other=b"x", **named)
     cloud.write(
         "job.yml",
         """\
-        command: cd ${{ dataset.d }}; find . -type f | sort; sha256sum deep/big; ls ${{ dataset.e }}
+        command: cd ${{ dataset.d }}; find . -type f | sort; sha256sum deep/big; cat deep/c*%20; ls ${{ dataset.e }}
         dataset:
           d: {paths: s3://one/data}
           e: {paths: ["s3://one/data/deep/b*", s3://one/other]}
         """,
     )
     lines = cloud("submit", "job.yml").stdout.splitlines()
-    assert lines[:3] == ["./a", "./deep/b", "./deep/big"]
-    assert lines[3].split()[0] == hashlib.sha256(big).hexdigest()
-    assert lines[4:7] == ["b", "big", "other"]
+    assert lines[:4] == ["./a", "./deep/b", "./deep/big", "./deep/c #1?%20"]
+    assert lines[4].split()[0] == hashlib.sha256(big).hexdigest()
+    assert lines[5:8] == ["namedb", "big", "other"]
     record, _ = cloud.show()["datasets"]
-    assert (record["file_count"], record["size_bytes"]) == (3, 3 + len(big))
+    assert (record["file_count"], record["size_bytes"]) == (4, 8 + len(big))
 
 
 def test_a_registered_dataset_of_s3_does_not_change(cloud: Tfjob, s3: str) -> None:

@@ -8,7 +8,7 @@ import tarfile
 from collections.abc import Callable, Iterator
 from dataclasses import dataclass, replace
 from pathlib import Path
-from typing import TYPE_CHECKING, Any
+from typing import TYPE_CHECKING, Any, Literal
 
 import pytest
 import yaml
@@ -25,7 +25,7 @@ from tfjob.dockerapi.api import DockerApi
 from tfjob.engines.base import Prepared, tell_nobody
 from tfjob.engines.slurm.archive import keep_image
 from tfjob.engines.slurm.engine import SlurmEngine
-from tfjob.engines.slurm.report import read_report
+from tfjob.engines.slurm.report import Report, read_report
 from tfjob.rundir import RunDirectory
 from tfjob.targets.definition import SlurmDefinition
 
@@ -68,7 +68,10 @@ class Site:
         return self.tfjob.submit("job.yml")
 
     def containers(self, node: Node, run: str) -> list[str]:
-        """The containers of a run that a node has, whatever their state."""
+        """The containers of a run that a node has, whatever their state; Apptainer's are known by what runs in them."""
+        if self.runtime == "apptainer":
+            inside = f"start.py [n]ode .*{run}/"  # no pattern that finds its own command
+            return [run] if node.exec(["sh", "-c", f"pgrep -f '{inside}' || true"]).strip() else []
         return [name for name in self.ask(node, "ps", "--all", "--format={{.Names}}").split() if run in name]
 
     def ask(self, node: Node, *arguments: str) -> str:
@@ -88,6 +91,14 @@ class Site:
 
     def nothing_is_left(self, run: str) -> None:
         eventually(lambda: not any(self.containers(node, run) for node in self.slurm.nodes), f"no container of {run}")
+
+
+def apptainer() -> Path:
+    """The program; Debian has no package of it."""
+    found = shutil.which("apptainer")
+    if found is None:
+        pytest.skip("apptainer is not installed: its releases or a build of its source bring it")
+    return Path(found)
 
 
 @pytest.fixture(scope="session")
@@ -112,9 +123,12 @@ def site_of(tfjob: Tfjob, slurm: Slurm, base: str) -> Iterator[Callable[[str], S
     settings.write_text(SETTINGS)
 
     def site(runtime: str) -> Site:
+        found = f"CONTAINERS_STORAGE_CONF={storage} CONTAINERS_CONF={settings}"
         if runtime == "podman":
             program("podman", "podman")
             program("runc", "runc")
+        if runtime == "apptainer":
+            found += f" PATH={apptainer().parent}:$PATH"
         own = {"PATH": slurm.environ["PATH"], "DOCKER_HOST": slurm.nodes[0].docker_host}
         made = Tfjob(project, {**tfjob.environ, **own, "TFJOB_STORE": str(shared / "store")})
         made("init")
@@ -125,7 +139,7 @@ def site_of(tfjob: Tfjob, slurm: Slurm, base: str) -> Iterator[Callable[[str], S
             name: {runtime}
             partition: gpu
             runtime: {runtime}
-            setup: ["export CONTAINERS_STORAGE_CONF={storage} CONTAINERS_CONF={settings}"]
+            setup: ["export {found}"]
             """,
         )
         made("compute", "create", "-f", "target.yml")
@@ -135,7 +149,7 @@ def site_of(tfjob: Tfjob, slurm: Slurm, base: str) -> Iterator[Callable[[str], S
     shutil.rmtree(project)
 
 
-@pytest.mark.parametrize("runtime", ["podman", "docker"])
+@pytest.mark.parametrize("runtime", ["podman", "docker", "apptainer"])
 class TestContainers:
     def test_workers_meet_with_their_gpus_and_files_are_the_users(
         self, site_of: Callable[[str], Site], runtime: str
@@ -159,10 +173,12 @@ class TestContainers:
             else:
                 print("met", ask(hosts[0]))
             print(os.environ["CUDA_VISIBLE_DEVICES"], os.environ["SLURM_JOB_ID"], os.environ["ODD"])
+            print(os.environ["SECRET"])
             open(f"outputs/{me}", "w").close()
             """,
         )
-        odd = "a 'b' \"c\" $d, e"
+        odd = "a 'b' \"c\" $d, e $(id) `id` \\"
+        site.tfjob.environ["SECRET"] = odd
         run = site.submit(
             "test ! -e /run/lab; python3 -S meet.py",  # what only nodes have
             nodes=2,
@@ -170,11 +186,12 @@ class TestContainers:
             code="code",
             distribution={"type": "tensorflow"},
             environment_variables={"ODD": odd},
+            secrets=["SECRET"],
         )
         record = ended(site.tfjob, run)
         assert record["state"] == "Completed", record["failure"]
         job = job_of(site.tfjob, run)
-        line = f"0,1 {job} {odd}\n"
+        line = f"0,1 {job} {odd}\n{odd}\n"
         met = f"met {record['tasks'][0]['node']}\n"
         assert [log(site.tfjob, run, f"worker-{number}") for number in range(2)] == [line, met + line]
         owners = {(site.tfjob.run_directory(run) / "outputs" / str(number)).stat().st_uid for number in range(2)}
@@ -209,7 +226,9 @@ class TestContainers:
         site.no_process_is_left(killed)
 
 
-@pytest.mark.parametrize(("runtime", "packages"), [("podman", "mounted"), ("docker", "baked")])
+@pytest.mark.parametrize(
+    ("runtime", "packages"), [("podman", "mounted"), ("docker", "baked"), ("apptainer", "mounted")]
+)
 def test_ranks_across_nodes_without_ssh(
     site_of: Callable[[str], Site],
     docker_engine: Daemon,  # noqa: F811
@@ -342,57 +361,95 @@ def test_a_cancel_ends_what_prepares_a_container(site_of: Callable[[str], Site])
     site.no_process_is_left(run)
 
 
+@dataclass(frozen=True)
+class User:
+    """A user without privileges, in a directory of the nodes' shared file system."""
+
+    slurm: Slurm
+    directory: Path
+    base: str
+
+    @property
+    def run(self) -> RunDirectory:
+        return RunDirectory(self.directory / "runs" / "r1")
+
+    def submit(self, runtime: Literal["podman", "apptainer"], setup: str, *, command: str) -> str:
+        """Submit the script of their run by hand, as they can; returns the job's number."""
+        run = self.run
+        for made in (run.logs, run.outputs, run.work("main")):
+            made.mkdir(parents=True)
+        target = SlurmDefinition(
+            "lab", partition="gpu", runtime=runtime, setup=(f"export HOME={self.directory}", setup)
+        )
+        made_plan = replace(slurm_plan(task(command), target=target), runtime="docker")
+        node = self.slurm.nodes[0]
+        prepared = Prepared(
+            None, {"environment.path": os.defpath}, image=node.image_id(self.base), python="/usr/bin/python3"
+        )
+        images = (
+            SLURM_LAYOUT.shared / "containers-on-slurm" / "users-images"
+        )  # what Apptainer makes serves all its tests
+        SlurmEngine(environ={"DOCKER_HOST": node.docker_host}, cache=self.directory, images=images).keep(
+            made_plan, run, prepared
+        )
+        for path in (self.directory, *self.directory.rglob("*"), images, *images.rglob("*")):
+            os.chown(path, USER_ID, USER_ID)
+        as_user = ["setpriv", f"--reuid={USER_ID}", f"--regid={USER_ID}", "--init-groups"]
+        variables = ["env", "PATH=/usr/local/bin:/usr/bin:/bin", f"HOME={self.directory}"]
+        umask = ["sh", "-c", 'umask 027; exec "$@"', "-"]
+        script = str(run.path / "slurm" / "job.sh")
+        job: str = node.exec(
+            ["/run/lab/bin/with-machine", *umask, *variables, *as_user, "sbatch", "--parsable", script]
+        )
+        return job.strip()
+
+    def ended(self) -> Report:
+        """How their run ended, by what the job says."""
+        eventually(lambda: (report := read_report(self.run)) and report.end, "the end of the job", 120)
+        report = read_report(self.run)
+        assert report is not None
+        return report
+
+
 @pytest.fixture
-def users_run(slurm: Slurm, base: str) -> Iterator[RunDirectory]:
-    """The run directory of a user without privileges, who has Podman's storage on each node."""
+def user(slurm: Slurm, base: str) -> Iterator[User]:
+    directory = SLURM_LAYOUT.shared / "containers-on-slurm" / "user"
+    shutil.rmtree(directory, ignore_errors=True)  # of a test that was killed
+    directory.mkdir(parents=True)
+    yield User(slurm, directory, base)
+    shutil.rmtree(directory, ignore_errors=True)
+
+
+def test_rootless_podman_writes_files_of_the_user(user: User) -> None:
     program("podman", "podman")
     program("runc", "runc")
     program("newuidmap", "uidmap")
-    shared = SLURM_LAYOUT.shared / "containers-on-slurm"
-    directory = shared / "rootless"
-    run = RunDirectory(directory / "runs" / "r1")
-    storage = directory / "storage.conf"
-    for made in (run.logs, run.outputs, run.work("main")):
-        made.mkdir(parents=True)
+    storage, settings = user.directory / "storage.conf", user.directory / "containers.conf"
     storage.write_text(
         STORAGE.replace("node/podman", "node/podman-user").replace("/run/podman", "/run/lab/node/podman-user/run")
     )
-    settings = directory / "containers.conf"
     settings.write_text(SETTINGS)
-    setup = f"export CONTAINERS_STORAGE_CONF={storage} CONTAINERS_CONF={settings} HOME={directory}"
-    target = SlurmDefinition("lab", partition="gpu", runtime="podman", setup=(setup,))
-    command = f"id -u; touch {run.outputs}/file; umask"
-    made_plan = replace(slurm_plan(task(command), target=target), runtime="docker")
-    environ = {"DOCKER_HOST": slurm.nodes[0].docker_host}
-    prepared = Prepared(
-        None, {"environment.path": os.defpath}, image=slurm.nodes[0].image_id(base), python="/usr/bin/python3"
-    )
-    SlurmEngine(environ=environ, cache=directory, images=directory / "images").keep(made_plan, run, prepared)
-    for path in (directory, *directory.rglob("*")):
-        os.chown(path, USER_ID, USER_ID)
-    for node in slurm.nodes:
+    for node in user.slurm.nodes:
         node.exec(["install", "-d", "-o", USER, "-g", USER, "/run/lab/node/podman-user"])
-    yield run
-    shutil.rmtree(directory)
+    setup = f"export CONTAINERS_STORAGE_CONF={storage} CONTAINERS_CONF={settings}"
+    user.submit("podman", setup, command=f"id -u; touch {user.run.outputs}/file; umask")
+    assert (end := user.ended().end) is not None
+    assert end.outcome == "completed", end
+    assert user.run.log("main").read_text() == "0\n0027\n"
+    assert (user.run.outputs / "file").stat().st_uid == USER_ID
 
 
-def test_rootless_podman_writes_files_of_the_user(slurm: Slurm, users_run: RunDirectory) -> None:
-    as_user = ["setpriv", f"--reuid={USER_ID}", f"--regid={USER_ID}", "--init-groups"]
-    variables = [
-        "sh",
-        "-c",
-        'umask 027; exec "$@"',
-        "-",
-        "env",
-        "PATH=/usr/local/bin:/usr/bin:/bin",
-        f"HOME={users_run.path}",
-    ]
-    script = str(users_run.path / "slurm" / "job.sh")
-    slurm.nodes[0].exec(["/run/lab/bin/with-machine", *variables, *as_user, "sbatch", script])
-    eventually(lambda: (report := read_report(users_run)) and report.is_over, "the end of the job")
-    report = read_report(users_run)
-    assert report is not None
-    assert report.end is not None
-    assert report.end.outcome == "completed", report.end
-    assert users_run.log("main").read_text() == "0\n0027\n"
-    assert (users_run.outputs / "file").stat().st_uid == USER_ID
+def test_apptainer_without_privileges_leaves_tasks_their_grace(user: User) -> None:
+    def has_begun() -> bool:
+        log_of_task = user.run.log("main")
+        return log_of_task.exists() and "up" in log_of_task.read_text()
+
+    setup = f"export PATH={apptainer().parent}:$PATH"
+    job = user.submit("apptainer", setup, command=f"id -u; umask; touch /new {user.run.outputs}/file; {SAVES}")
+    eventually(lambda: (report := read_report(user.run)) and (report.end or has_begun()), "the start", 120)
+    user.slurm.run("scancel", job)
+    assert (user.ended().tasks or {})["main"]["exit_code"] == 9
+    printed = user.run.log("main").read_text().split()
+    assert printed[:3] == [str(USER_ID), "0027", "up"]
+    assert printed[-1] == "saved"
+    assert (user.run.outputs / "file").stat().st_uid == USER_ID

@@ -138,19 +138,26 @@ def test_a_second_run_of_the_same_code_and_data_sends_next_to_nothing(site: Site
     (site.tfjob.directory / "code" / "table").write_bytes(os.urandom(2_000_000))
     site.tfjob.write("data/a.txt", "rows")
     (site.tfjob.directory / "data" / "more").write_bytes(os.urandom(2_000_000))
-    command = "python3 -S train.py ${{ dataset.rows }}/a.txt; echo mine >${{ dataset.own }}/a.txt"
+    command = (
+        "python3 -S train.py ${{ dataset.rows }}/a.txt; echo mine >${{ dataset.own }}/a.txt; "
+        '[ "$HARM" != yes ] || echo ruin >${{ dataset.rows }}/a.txt'
+    )
     datasets = {"rows": {"paths": ["data"]}, "own": {"paths": ["data"], "mode": "download"}}
     sent = []
-    for _ in range(2):
+    for harm in ("no", "yes"):
         before = site.received()
-        run = site.submit(command, code="code", dataset=datasets)
-        assert site.ended(run)["state"] == "Completed"
+        run = site.submit(command, code="code", dataset=datasets, environment_variables={"HARM": harm})
+        record = site.ended(run)
+        assert (record["state"], ["written to" in note for note in record["notes"]]) == (
+            "Completed",
+            [True] * (harm == "yes"),
+        )
         assert site.here(run, "logs/main.log") == "row\n"
         sent.append(site.received() - before)
     assert sent[0] > 4_000_000
     assert sent[1] < 300_000  # logins, commands of Slurm, and the run's own files
     kept = site.directory / "store" / "trees"
-    assert {path.read_text() for path in kept.glob("*/a.txt")} == {"rows"}
+    assert list(kept.glob("*/a.txt")) == []  # the second has written to what it may only read: the next has it anew
     assert {path.read_text()[-2:] for path in kept.glob("*/train.py")} == {"')"}
 
 

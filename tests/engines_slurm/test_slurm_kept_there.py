@@ -196,6 +196,28 @@ def test_a_runs_copies_are_its_own_and_what_it_writes_to_is_not_kept(
     assert (there.path(CODE) / "deep" / "rows").read_bytes() == b"rows"
 
 
+def test_a_tree_that_was_written_to_while_others_use_it_is_sent_anew_in_its_place(
+    there: KeptThere, run: RunDirectory, tmp_path: Path
+) -> None:
+    wanted, other, unused = files(tmp_path, rows=b"rows"), a_run(tmp_path, "r2"), Kept("trees", "unused")
+    send(there, run, CODE, wanted)
+    send(there, a_run(tmp_path, "r3"), unused, [*wanted, *files(tmp_path, more=b"more")])
+    there.release(a_run(tmp_path, "r3"))
+    for one in (run, other):
+        there.hold(one, [CODE])
+        there.place(one, nothing, [Placed("datasets/rows", CODE, "link")])
+    harmed = run.datasets / "rows" / "deep" / "rows"
+    harmed.chmod(0o644)
+    harmed.write_bytes(b"ruin")
+    assert sorted(there.release(run)) == sorted([CODE, unused])  # they have the file in common
+    assert (other.datasets / "rows" / "deep" / "rows").read_bytes() == b"ruin"
+    assert there.hold(run, [CODE, unused]) == {CODE, unused}
+    send(there, run, CODE, wanted)
+    assert (other.datasets / "rows" / "deep" / "rows").read_bytes() == b"rows"
+    assert there.release(other) == there.release(run) == ()
+    assert [one.kept for one in there.free()] == [CODE]
+
+
 def test_what_was_not_used_for_longest_goes_and_never_what_a_run_holds(
     there: KeptThere, run: RunDirectory, tmp_path: Path
 ) -> None:

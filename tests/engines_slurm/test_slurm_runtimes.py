@@ -9,7 +9,7 @@ import os
 import signal
 import sys
 import tarfile
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
 from dataclasses import replace
 from pathlib import Path
 from types import ModuleType
@@ -120,7 +120,8 @@ class TestCommands:
         assert environ["TOKEN"] == "hunter2"  # noqa: S105  # no secret
 
     def test_apptainer_gets_variables_by_its_own_prefix_and_sees_gpus_as_slurm_numbers_them(self) -> None:
-        made = start(spec("-e", "A=b c"), image="/shared/image.sif", environ={**ENVIRON, "CUDA_VISIBLE_DEVICES": "2,3"})
+        own = {"CUDA_VISIBLE_DEVICES": "2,3", "APPTAINER_BIND": "/scratch", "APPTAINER_DISABLE_CACHE": "1"}
+        made = start(spec("-e", "A=b c"), image="/shared/image.sif", environ={**ENVIRON, **own})
         argv, environ = module("runtimes").command("apptainer", made)
         assert argv == [
             *("/usr/bin/x", "exec", "--cleanenv", "--no-home", "--writable-tmpfs", "--nv"),
@@ -128,7 +129,12 @@ class TestCommands:
             "--mount=type=bind,source=/shared/store/prefixes/k,target=/opt/env,readonly",
             *("/shared/image.sif", "/opt/env/bin/python", *INNER),
         ]
-        given = {name[len("APPTAINERENV_") :]: value for name, value in environ.items() if name.startswith("APPTAINER")}
+        assert environ["APPTAINER_BIND"] == "/scratch"
+        assert (environ["APPTAINER_NO_EVAL"], environ["SINGULARITY_NO_EVAL"]) == ("1", "1")  # no shell runs values
+        assert "APPTAINER_DISABLE_CACHE" not in environ  # by which an image that is unpacked for a run is removed
+        given = {
+            name[len("APPTAINERENV_") :]: value for name, value in environ.items() if name.startswith("APPTAINERENV_")
+        }
         assert given == {
             "A": "b c",
             "CUDA_VISIBLE_DEVICES": "2,3",
@@ -193,24 +199,49 @@ class TestWhatIsGiven:
         assert gpus_of({"CUDA_VISIBLE_DEVICES": "NoDevFiles"}) == gpus_of({}) == []
 
 
+@pytest.fixture
+def container_in(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Callable[..., Any]:
+    """Make the program of a node whose PATH has `tmp_path` first."""
+
+    def made(word: str, **keys: Any) -> Any:
+        monkeypatch.setenv("SLURM_NODEID", "0")
+        monkeypatch.setenv("PATH", f"{tmp_path}:{os.environ['PATH']}")
+        run = tmp_path / "run"
+        (run / "slurm").mkdir(parents=True)
+        (run / "slurm" / "gang.json").write_text(json.dumps({"run": "r-1", "container": spec(**keys)}))
+        handlers = [(number, signal.getsignal(number)) for number in (signal.SIGTERM, signal.SIGINT, signal.SIGHUP)]
+        found = module("container").Container(str(run), str(run), word)
+        for number, handler in handlers:
+            signal.signal(number, handler)
+        return found
+
+    return made
+
+
 def test_what_was_left_is_of_an_earlier_attempt_or_of_a_job_that_is_over(
-    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+    tmp_path: Path, container_in: Callable[..., Any]
 ) -> None:
     commands(tmp_path, squeue="printf '7\\n9\\n'")
-    monkeypatch.setenv("SLURM_NODEID", "0")
-    monkeypatch.setenv("PATH", f"{tmp_path}:{os.environ['PATH']}")
-    run = tmp_path / "run"
-    (run / "slurm").mkdir(parents=True)
-    (run / "slurm" / "gang.json").write_text(json.dumps({"run": "r-1", "container": spec()}))
-    handlers = [(number, signal.getsignal(number)) for number in (signal.SIGTERM, signal.SIGINT, signal.SIGHUP)]
-    made = module("container").Container(str(run), str(run), "7.1")
-    for number, handler in handlers:
-        signal.signal(number, handler)
+    made = container_in("7.1")
     ours = ["tfjob-r-1-7.0-3"]
     others = ["tfjob-r-1-7.1-1", "tfjob-r-2-9.0-0", "tfjob-r-12-8.0-1", "tfjob-r-1-main", "something"]
     assert made.left(ours + others) == [*ours, "tfjob-r-12-8.0-1"]
     commands(tmp_path, squeue="exit 1")  # who can't be asked says nothing
     assert made.left(ours + others) == ours
+
+
+@pytest.mark.parametrize("asked", ["auto", "apptainer"])
+def test_an_apptainer_that_is_too_old_is_passed_over_or_refused(
+    tmp_path: Path, container_in: Callable[..., Any], asked: str
+) -> None:
+    commands(tmp_path, apptainer="echo apptainer version 1.0.3", podman="exit 0")
+    made = container_in("7.0", runtime=asked)
+    made.environ["PATH"] = str(tmp_path)
+    if asked == "auto":
+        assert made.choose() == ("podman", str(tmp_path / "podman"))
+    else:
+        with pytest.raises(module("image").Trouble, match=r"it has apptainer version 1\.0\.3: Apptainer 1\.1"):
+            made.choose()
 
 
 def archive(path: Path, *layers: dict[str, bytes | None]) -> Path:
@@ -304,6 +335,66 @@ class TestUnpacking:
             put(outer, "manifest.json", b'[{"Layers": ["gone"]}]')
         with pytest.raises(module("image").Trouble, match="is damaged"):
             module("image").unpack(str(tmp_path / "other.tar"), str(tmp_path))
+
+
+@pytest.mark.parametrize(
+    ("said", "too_old"),
+    [
+        ("apptainer version 1.0.3", True),
+        ("apptainer version 1.1.9-1.el9", False),
+        ("singularity version 3.8.7", True),
+        ("singularity-ce version 3.10.0-rc.1", False),
+        ("singularity-ce version 4.1.2", False),
+        ("something else", False),
+    ],
+)
+def test_an_apptainer_that_runs_what_values_hold_is_known(said: str, *, too_old: bool) -> None:
+    assert module("runtimes").is_too_old(said) is too_old
+
+
+@pytest.mark.parametrize(
+    ("config", "all_of_them"),
+    [
+        ("ProctrackType           = proctrack/cgroup\nSignalChildrenProcesses = no\n", False),
+        ("ProctrackType           = proctrack/cgroup\n", False),
+        ("ProctrackType           = proctrack/cgroup\n  SignalChildrenProcesses = yes\n", True),
+        ("ProctrackType           = proctrack/linuxproc\n", True),
+        ("", False),
+    ],
+)
+def test_whether_slurm_signals_all_of_a_step(config: str, *, all_of_them: bool) -> None:
+    assert module("container").signals_all(config) is all_of_them
+
+
+def test_what_an_image_had_is_removed_whatever_its_rights(tmp_path: Path) -> None:
+    root = tmp_path / "tree"
+    (root / "usr" / "bin").mkdir(parents=True)
+    (root / "usr" / "bin" / "program").touch()
+    (root / "usr" / "link").symlink_to(tmp_path)
+    for directory in (root / "usr" / "bin", root / "usr"):
+        directory.chmod(0o555)
+    module("image").remove_tree("")
+    module("image").remove_tree(str(root))
+    assert list(tmp_path.iterdir()) == []
+
+
+def test_apptainer_makes_its_file_once_and_keeps_no_other_copy(tmp_path: Path) -> None:
+    commands(tmp_path, apptainer=f'echo "$@" >>{tmp_path}/said; echo image >"$3"')
+    image = archive(tmp_path / "image.tar", {"etc": None})
+    made = {"archive": str(image), "reference": None, "directory": str(tmp_path)}
+    images = module("image").Images(
+        "apptainer",
+        str(tmp_path / "apptainer"),
+        spec=made,
+        environ=dict(os.environ),
+        tell=lambda _: None,
+        check=lambda: None,
+    )
+    assert {images.make_ready() for _ in range(2)} == {str(tmp_path / "image.sif")}
+    [said] = (tmp_path / "said").read_text().splitlines()
+    assert said.split()[:2] == ["build", "--disable-cache"]
+    assert said.split()[3:] == [f"docker-archive:{image}"]
+    assert images.lay_out(str(tmp_path / "image.sif"), str(tmp_path / "root")) == str(tmp_path / "root")
 
 
 @pytest.mark.parametrize(

@@ -61,7 +61,7 @@ def test_only_versions_with_a_recipe_are_built_and_another_one_is_told_early() -
 def test_the_digest_is_of_what_changes_a_build(tmp_path: Path) -> None:
     text = (
         "one:\n  versions: ['1']\n  tested: all\n  number: 1\n  minutes: 1\n  tools: [pip]\n"
-        "  variables: {A: '1'}\n  requires: [two]\n"
+        "  variables: {A: '1'}\n  files: {B: b}\n  requires: [two]\n"
     )
 
     def digest(old: str = "", new: str = "") -> str:
@@ -70,9 +70,8 @@ def test_the_digest_is_of_what_changes_a_build(tmp_path: Path) -> None:
         return recipes.load(file)[0].digest
 
     assert digest("minutes: 1", "minutes: 9") == digest("['1']", "['1', '2']") == digest()
-    assert (
-        len({digest(), digest("number: 1", "number: 2"), digest("A: '1'", "A: '2'"), digest("[pip]", "[pip<9]")}) == 4
-    )
+    changes = (("number: 1", "number: 2"), ("A: '1'", "A: '2'"), ("B: b", "B: c"), ("[pip]", "[pip<9]"))
+    assert len({digest(), *(digest(*change) for change in changes)}) == 5
 
 
 def test_solving_gets_the_metadata_of_every_version_as_a_file_of_uv(tmp_path: Path) -> None:

@@ -39,7 +39,8 @@ tiny:
   against: {Base: [tinybase]}
   tools: [pip]
   programs: {a C compiler: {names: [cc], debian: gcc}}
-  variables: {TINY_JOBS: "-j{jobs}"}
+  variables: {TINY_JOBS: "-j{jobs}", TINY_SAYS: "{files}/say"}
+  files: {say: "#!/bin/sh\\necho said\\n"}
   passed: [CFLAGS]
 """
 # Compiles against, and links to, what the package tinybase put into the build environment.
@@ -48,6 +49,7 @@ import os, subprocess, sys, zipfile
 def build_wheel(wheel_directory, config_settings=None, metadata_directory=None):
     import tinybase
     assert os.environ["TINY_JOBS"].startswith("-j") and "LEAKED_LDFLAGS" not in os.environ.get("LDFLAGS", "")
+    assert subprocess.check_output([os.environ["TINY_SAYS"]]) == b"said\\n"
     for percent in (5, 50, 100):
         print("[%3d%%] Compiling" % percent, flush=True)
     WAIT

@@ -29,11 +29,12 @@ from tfjob.targets.registered import Targets
 from tfjob.values import encode
 from tfjob.workspace import Workspace, find_workspace, make_workspace
 
-__all__ = ["begin_and_follow", "submit_and_follow", "target_named"]
+__all__ = ["begin_and_follow", "names_data", "submit_and_follow", "target_named"]
 
 OnInterrupt = Literal["auto", "detach", "cancel"]
 
 _TARGET = re.compile(r"""\btarget["']?\s*[:=]\s*["']?([A-Za-z0-9_.-]+)""")
+_DATA = re.compile(r"""^\s*["']?dataset\b""", re.MULTILINE)
 _ONE_SIGNAL_S = 0.2
 """Signals that come within so short a time were sent as one."""
 
@@ -50,6 +51,8 @@ def submit_and_follow(
     """Submit a job and stay with it; returns the exit code to end with. `supervisor` loads while the job is read."""
     try:
         workspace = find_workspace()
+        if names_data(file, overrides):
+            supervisor.expect_data()
         if workspace is not None and (target := target_named(file, overrides, Targets(workspace.compute).names())):
             supervisor.expect_several_machines(workspace.compute, target)
         ready = prepare(file, overrides=overrides, workspace=workspace)
@@ -62,6 +65,14 @@ def submit_and_follow(
         supervisor.close()
         raise
     return begin_and_follow(ready, workspace, supervisor, detach=detach, on_interrupt=on_interrupt, output=output)
+
+
+def names_data(file: Path, overrides: Sequence[str]) -> bool:
+    """Whether a job file or a ``--set`` names data that may have to be fetched, by a look that knows nothing of YAML. A guess."""
+    try:
+        return bool(_DATA.search("\n".join([*overrides, file.read_text(encoding="utf-8")])))
+    except (OSError, ValueError):
+        return False
 
 
 def target_named(file: Path, overrides: Sequence[str], targets: Sequence[str]) -> str | None:

@@ -17,10 +17,12 @@ if TYPE_CHECKING:
     from tfjob.rundir import RunDirectory
     from tfjob.runs.record import Record
 
-__all__ = ["SEVERAL_MACHINES", "StartingSupervisor", "recover"]
+__all__ = ["DATA", "SEVERAL_MACHINES", "StartingSupervisor", "recover"]
 
+DATA = b"data\0"
+"""Said to a supervisor that waits for its run: it will have data, so that it can load what fetches it."""
 SEVERAL_MACHINES = b"several machines\0"
-"""Said to a supervisor that waits for its run: it will be one on several machines, so that it can log in to them.
+"""Said to it after that: its run will be one on several machines, so that it can log in to them.
 
 After it come the directory where the workspace keeps its targets, and the target's name, with a NUL between the two.
 """
@@ -46,6 +48,11 @@ class StartingSupervisor:
                 stdout=subprocess.DEVNULL,
                 start_new_session=True,
             )
+
+    def expect_data(self) -> None:
+        """Have it load what fetches data. A guess: if the run has none, nothing is wrong."""
+        with suppress(OSError):  # it has ended, which `give` will tell
+            self._socket.send(DATA)
 
     def expect_several_machines(self, targets: Path, name: str) -> None:
         """Have it log in there, and load what such a run needs. A guess: if the run is another, nothing is wrong."""

@@ -37,7 +37,7 @@ from tfjob.runs.fetched import with_fetched
 from tfjob.runs.prepare import prepare_environment
 from tfjob.runs.record import Failure, iso, read_record, write_record
 from tfjob.runs.run import request_cancel
-from tfjob.runs.starting import SEVERAL_MACHINES
+from tfjob.runs.starting import DATA, SEVERAL_MACHINES
 from tfjob.runs.supervision import Supervision
 from tfjob.targets.definition import ClusterDefinition
 from tfjob.values import decode
@@ -226,6 +226,9 @@ def _receive() -> tuple[RunDirectory | None, Logins | None]:
     logins = None
     with socket.socket(fileno=os.dup(0)) as door:
         path, descriptors, _, _ = socket.recv_fds(door, _PATH_BYTES, 2)
+        if path == DATA:
+            _load_for_data()
+            path, descriptors, _, _ = socket.recv_fds(door, _PATH_BYTES, 2)
         if path.startswith(SEVERAL_MACHINES):
             directory, _, name = path.removeprefix(SEVERAL_MACHINES).partition(b"\0")
             logins = _begin_on_several_machines(Path(os.fsdecode(directory)), name.decode())
@@ -240,6 +243,13 @@ def _receive() -> tuple[RunDirectory | None, Logins | None]:
     os.close(nothing)
     os.close(log)
     return RunDirectory(Path(os.fsdecode(path))), logins
+
+
+def _load_for_data() -> None:
+    """Load what fetches data now, while the run is being made."""
+    import tfjob.datasets.eviction  # noqa: PLC0415  # only for those who have data
+    import tfjob.datasets.fetch  # noqa: PLC0415  # the same
+    import tfjob.datasets.workers  # noqa: F401, PLC0415  # the same
 
 
 def _begin_on_several_machines(targets: Path, name: str) -> Logins | None:

@@ -75,6 +75,7 @@ class ElsewhereEngine(SlurmEngine):
         self._datasets = datasets
         self._following: Following | None = None
         self._left = ""
+        self._has_harmed = False
 
     def keep(self, plan: Plan, run: RunDirectory, prepared: Prepared, told: Waiting = tell_nobody) -> None:
         """Write what the job needs, and send it with what is missing there of its code and data to the login node.
@@ -180,7 +181,12 @@ class ElsewhereEngine(SlurmEngine):
             left = f"what it wrote is in {_place(handle.run).path} on {self._login.address}"
         notes = (*super().notes(handle), *((left,) if left else ()))
         later = f"what could not be done is done later: by the next run on {handle.plan.target}, or by {CLEANS} {handle.plan.target}"
-        return (*notes, later) if notes else ()
+        harm = (
+            ("a mounted dataset was written to on the cluster: it is sent anew to the next run",)
+            if self._has_harmed
+            else ()
+        )
+        return (*notes, later, *harm) if notes else harm
 
     def _script(self, run: RunDirectory) -> Path:
         return _place(run).path / "slurm" / "job.sh"
@@ -259,7 +265,7 @@ class ElsewhereEngine(SlurmEngine):
 
     def _remove(self, there: RunDirectory) -> bool:
         try:
-            self._kept.release(there)
+            self._has_harmed = bool(self._kept.release(there))
         except (TargetError, PreparationError):
             return False
         return True

@@ -179,7 +179,7 @@ class KeptThere:
     def release(self, run: RunDirectory) -> tuple[Kept, ...]:
         """Remove a run's directory over there, if there is one, and let go of what it used.
 
-        Returns what of that the run has written to: it was removed, for no other run to have it so.
+        Returns trees in which something has written to a file: they are not used again, but sent anew.
         """
         with self._talk("release", run) as talk:
             return tuple(Kept(*one) for one in talk.hear()["harmed"])

@@ -19,6 +19,7 @@ import select
 import shutil
 import signal
 import subprocess
+import tempfile
 import threading
 import time
 import traceback
@@ -39,6 +40,7 @@ LAST_WORDS = 3
 SAY_S = 10.0
 WORD_BYTES = 600
 TICK_S = 0.05
+STARTERS = ("apptainer", "singularity")  # whose directories they are in
 NAME = re.compile(r"tfjob-.+-(\d+)\.(\d+)-\d+")  # of a container: run, job, attempt and node
 
 
@@ -63,6 +65,7 @@ class Container:
 
     def go(self) -> int:
         """Run node.py in the container and clear up after it."""
+        scratch = ""
         try:
             threading.Thread(target=self.keep_saying, daemon=True).start()
             runtime, program = self.choose()
@@ -75,19 +78,25 @@ class Container:
                 except Trouble:
                     self.remove(runtime, program, self.name)  # what there is of it
                     raise
+            if runtime == "apptainer" and self.unpacks(program):
+                scratch = tempfile.mkdtemp(prefix=f"{image.UNPACKED}{os.getpid()}-")  # see image.remove_unpacked
+                what = self.images(runtime, program).lay_out(what, os.path.join(scratch, "root"))
             argv, environ = runtimes.command(runtime, self.start_of(runtime, program, what))
             self.doing = ""
+            where = "/" if runtime == "apptainer" else None  # it would mount the directory that it is started in
             with open(self.errors, "wb") as errors:
-                container = subprocess.Popen(argv, env=environ, stderr=errors)
+                container = subprocess.Popen(argv, env=environ, stderr=errors, cwd=where)
         except Exception as error:  # whatever it is: a program that dies would look like a lost node
             if not isinstance(error, (Trouble, ValueError, OSError)):
                 traceback.print_exc()
             self.doing = ""
+            image.remove_tree(scratch)
             if not self.is_given_up:  # batch.py knows why it is
                 self.say(broken=f"{os.uname().nodename}: {str(error) or type(error).__name__}")
             return 0  # batch.py ends the step, in its order
         code = container.wait()
         self.remove(runtime, program, self.name)
+        image.remove_tree(scratch)
         if code != 0 and not os.path.exists(os.path.join(self.attempt, f"container-{self.index}.started")):
             self.say(broken="{}: {} could not run the container: {}".format(*self.node_and(runtime), self.last_words()))
             return 0
@@ -117,7 +126,7 @@ class Container:
         for runtime in runtimes.ORDER if asked == "auto" else (asked,):
             for name in runtimes.PROGRAMS[runtime]:
                 program = shutil.which(name, path=self.environ.get("PATH"))
-                if program and (asked != "auto" or runtime != "docker" or self.answers(program)):
+                if program and self.suits(runtime, program, is_asked=asked != "auto"):
                     return runtime, program
         if asked != "auto":
             raise Trouble(f"it has no {runtimes.PROGRAMS[asked][0]}, which the target names as its runtime")
@@ -138,6 +147,30 @@ class Container:
             raise Trouble(
                 "{} has nothing for compute.docker_args {}".format(runtimes.CALLED[runtime], " ".join(others))
             )
+
+    def suits(self, runtime: str, program: str, *, is_asked: bool) -> bool:
+        """Whether a runtime can be taken. Raises Trouble for an Apptainer that is asked for and would run what values hold."""
+        if runtime == "docker":
+            return is_asked or self.answers(program)
+        version = (image.ask([program, "--version"], self.environ) or "").strip() if runtime == "apptainer" else ""
+        is_too_old = runtimes.is_too_old(version)
+        if is_too_old and is_asked:
+            raise Trouble(f"it has {version}: Apptainer 1.1 or SingularityCE 3.10 is the oldest that can be used")
+        return not is_too_old
+
+    def unpacks(self, program: str) -> bool:
+        """Whether Apptainer has to unpack the image for this run.
+
+        For a user without privileges it mounts the image by programs beside the tasks (squashfuse, fuse-overlayfs), unless it
+        has a starter with more rights. When they end the tasks have no files. A Slurm that signals every process of a step
+        ends them so, before the tasks had their grace.
+        """
+        if os.getuid() == 0:
+            return False
+        programs = (image.ask([program, "buildcfg", "LIBEXECDIR"], self.environ) or "").strip()
+        if any(os.path.exists(os.path.join(programs, name, "bin", "starter-suid")) for name in STARTERS):
+            return False
+        return signals_all(image.ask(["scontrol", "show", "config"], self.environ) or "")
 
     def start_of(self, runtime: str, program: str, what: str) -> runtimes.Start:
         """All that the runtime is told."""
@@ -162,8 +195,9 @@ class Container:
 
     def remove_earlier(self, runtime: str, program: str) -> None:
         """Remove what was left on this node: its node was lost, or Slurm killed all at once."""
-        if runtime == "pyxis":
+        if runtime in ("pyxis", "apptainer"):
             image.remove_unpacked()
+        if runtime == "pyxis":
             listed = image.ask([program, "list"], self.environ)
         elif runtime == "podman":
             listed = image.ask([program, "ps", "--all", "--format={{.Names}}"], self.environ)
@@ -171,7 +205,7 @@ class Container:
             label = f"--filter=label={runtimes.LABEL}={self.run}"
             listed = image.ask([program, "ps", "--all", "--format={{.Names}}", label], self.environ)
         else:
-            return  # Apptainer keeps nothing
+            return  # Apptainer has no list of containers
         for name in self.left((listed or "").split()):
             self.remove(runtime, program, name)
 
@@ -234,6 +268,16 @@ class Container:
             os.write(1, json.dumps(dict(word, node=self.index)).encode() + b"\n")
         except OSError:
             pass
+
+
+def signals_all(config: str) -> bool:
+    """Whether Slurm signals every process of a step, by what `scontrol show config` says; not where that says nothing.
+
+    Sources: slurm.conf(5), ProctrackType; cgroup.conf(5), SignalChildrenProcesses.
+    """
+    found = dict(re.findall(r"^\s*(\w+)\s*=\s*(\S+)", config, re.MULTILINE))
+    tracking = found.get("ProctrackType", "proctrack/cgroup")
+    return tracking != "proctrack/cgroup" or found.get("SignalChildrenProcesses") == "yes"
 
 
 def own_umask() -> str:

@@ -127,7 +127,8 @@ class Images:
         try:
             if self.runtime == "apptainer":
                 source = "docker-archive:" + archive if archive else "docker://" + reference
-                self.run([self.program, "build", part, source], failed)
+                # Its cache, in the home directory, would hold the image once more.
+                self.run([self.program, "build", "--disable-cache", part, source], failed)
             elif archive:
                 with tempfile.TemporaryDirectory(prefix=f"{UNPACKED}{os.getpid()}-") as directory:
                     unpack(archive, directory, self.check)
@@ -148,6 +149,13 @@ class Images:
         self.tell(f"{self.called} unpacks the image")
         self.run([self.program, "create", "--name", name, path], f"{self.called} could not unpack the image")
         return name
+
+    def lay_out(self, path: str, directory: str) -> str:
+        """The image as a directory of this node's, for Apptainer; returns it."""
+        self.tell(f"{self.called} unpacks the image")
+        argv = [self.program, "build", "--disable-cache", "--sandbox", directory, path]
+        self.run(argv, f"{self.called} could not unpack the image")
+        return directory
 
     def run(self, argv: list[str], failed: str) -> str:
         """What a command says that takes its time. Raises Trouble, with what it said last, when it fails, or takes too long."""
@@ -211,9 +219,23 @@ def remove_unpacked() -> None:
             try:
                 status = os.lstat(path)
                 if status.st_uid == os.getuid() and stat.S_ISDIR(status.st_mode):
-                    shutil.rmtree(path)
+                    remove_tree(path)
             except OSError:
                 pass  # somebody else removes it too
+
+
+def remove_tree(directory: str) -> None:
+    """Remove a directory with what an image had in it: directories that their owner may not write."""
+    for top, names, _ in os.walk(directory):
+        for name in names:
+            path = os.path.join(top, name)
+            try:
+                if not os.path.islink(path):
+                    os.chmod(path, 0o700)
+            except OSError:
+                pass  # it stays, as does what can't be removed
+    if directory:
+        shutil.rmtree(directory, ignore_errors=True)
 
 
 def is_over(pid: str) -> bool:

@@ -8,12 +8,12 @@ It comes over its own stdin, with what it is told behind it (see ../kept_there.p
                                     (kind: "", "x", "l", or "d" for an empty directory), it says which contents are `lacking`
     place STORE RUN                 told [[path, KIND, KEY, "link" or "copy"]], where in the run's directory what is kept goes, and
                                     then the rest of it as tar. Makes the directory, and the tasks' working copies
-    release STORE RUN               removes the run's directory, and lets go of what it used
+    release STORE RUN               removes the run's directory, lets go of what it used, and says which trees are `harmed`
     free STORE LIMIT NEEDED         removes what was not used for longest, until LIMIT bytes hold NEEDED more
 
     STORE/KIND/KEY                  what is kept: whole, or not there
     STORE/KIND/KEY.json             its bytes; the time of this file is when it was used last
-    STORE/KIND/KEY.files            what a tree is made of
+    STORE/KIND/KEY.files            what a tree is made of; KEY.harmed is there when something has written to it
     STORE/KIND/.KEY.part-N, .lock   what is coming, and the lock of who takes it
     STORE/objects/ab/SHA256         the files of trees, which are hard links to them; with an x behind it, executable
     STORE/uses/WORKSPACE-RUN        what a run uses: it counts while the run has a directory, and for an hour before it has one
@@ -48,7 +48,7 @@ def hold(store: str, run: str) -> None:
     kept.write_json(kept.use_of(store, run), {"run": run, "wanted": wanted})
     missing = []
     for kind, key in wanted:
-        if os.path.isdir(os.path.join(store, kind, key)):
+        if kept.is_there(os.path.join(store, kind, key)):
             kept.note_use(os.path.join(store, kind, key))
         else:
             missing.append([kind, key])
@@ -101,16 +101,13 @@ def release(store: str, run: str) -> None:
         os.unlink(use)
     except (OSError, ValueError):
         wanted = []
-    held = kept.in_use(store)
-    harmed = []
+    is_harmed = False
     for kind, key in wanted:
         place = os.path.join(store, kind, key)
         if os.path.isdir(place):
             kept.note_use(place)
-            if os.path.exists(place + ".files") and not kept.is_sound(place) and (kind, key) not in held:
-                kept.drop(store, kind, key)
-                harmed.append([kind, key])
-    taking.say(done=True, harmed=harmed)
+            is_harmed = is_harmed or (os.path.exists(place + ".files") and not kept.is_sound(place))
+    taking.say(done=True, harmed=kept.note_harm(store) if is_harmed else [])
 
 
 def free(store: str, limit: str, needed: str) -> None:

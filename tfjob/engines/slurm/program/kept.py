@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import errno
+import fcntl
 import json
 import os
 import shutil
@@ -53,8 +54,25 @@ def in_use(store: str) -> set[tuple[str, str]]:
     return found
 
 
+def is_there(place: str) -> bool:
+    """Whether something is kept, and nothing was written to it as far as is known."""
+    return os.path.isdir(place) and not os.path.exists(place + ".harmed")
+
+
 def drop(store: str, kind: str, key: str) -> bool:
-    """Remove one thing that is kept, unless a run has begun to use it. Returns whether it is gone."""
+    """Remove one thing that is kept, unless a run has begun to use it, or sends it. Returns whether it is gone."""
+    lock = try_lock(os.path.join(store, kind, f".{key}.lock"))
+    if lock is None:
+        return False
+    try:
+        return drop_alone(store, kind, key)
+    finally:
+        if lock >= 0:
+            os.close(lock)
+
+
+def drop_alone(store: str, kind: str, key: str) -> bool:
+    """The same, while nobody sends it."""
     place = os.path.join(store, kind, key)
     gone = os.path.join(store, kind, f".{key}.gone-{os.getpid()}")
     os.rename(place, gone)
@@ -65,8 +83,8 @@ def drop(store: str, kind: str, key: str) -> bool:
         files = read_json(place + ".files")
     except (OSError, ValueError):
         files = []
-    for name in (place + ".json", place + ".files"):
-        if os.path.exists(name) and not os.path.isdir(place):
+    for name in (place + ".json", place + ".files", place + ".harmed"):
+        if os.path.exists(name):
             os.unlink(name)
     remove(gone)
     for _, of, _, content in files:
@@ -94,9 +112,36 @@ def sweep(store: str) -> None:
     for kind in names(store):
         for name in names(os.path.join(store, kind)):
             path = os.path.join(store, kind, name)
-            is_left = name.startswith(".") and (".gone-" in name or ".part-" in name)
-            if is_left and time.time() - os.stat(path).st_mtime > OLD_S:
+            if name.startswith(".") and (".gone-" in name or ".part-" in name) and is_old(path):
                 remove(path)
+
+
+def is_old(path: str) -> bool:
+    """Whether something has lain for a day."""
+    try:
+        return time.time() - os.stat(path).st_mtime > OLD_S
+    except OSError:
+        return False
+
+
+def note_harm(store: str) -> list[list[str]]:
+    """Look at all trees, when one was written to: others may have the same files. Those that no run uses are removed, others marked.
+
+    Who sends one that is marked puts it in its place. Returns them all.
+    """
+    found = []
+    for key in names(os.path.join(store, "trees")):
+        place = os.path.join(store, "trees", key)
+        if (
+            not key.startswith(".")
+            and os.path.isdir(place)
+            and os.path.exists(place + ".files")
+            and not is_sound(place)
+        ):
+            found.append(["trees", key])
+            if ("trees", key) in in_use(store) or not drop(store, "trees", key):
+                write_json(place + ".harmed", {})
+    return found
 
 
 def is_sound(place: str) -> bool:
@@ -130,6 +175,17 @@ def object_of(store: str, content: str, kind: str) -> str:
 def use_of(store: str, run: str) -> str:
     """The file that says what a run uses. Ids of runs are of their workspace, whose name is above them."""
     return os.path.join(store, "uses", "-".join(run.split("/")[-2:]))
+
+
+def try_lock(path: str) -> int | None:
+    """A descriptor that holds a lock; None where another holds it, -1 where the file system has no locks."""
+    descriptor = os.open(path, os.O_RDWR | os.O_CREAT | os.O_CLOEXEC, 0o600)
+    try:
+        fcntl.flock(descriptor, fcntl.LOCK_EX | fcntl.LOCK_NB)
+    except OSError as error:
+        os.close(descriptor)
+        return None if isinstance(error, BlockingIOError) else -1
+    return descriptor
 
 
 def link_object(path: str, target: str, size: int) -> bool:

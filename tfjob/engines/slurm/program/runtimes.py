@@ -13,6 +13,7 @@ Device Interface").
 from __future__ import annotations
 
 import os
+import re
 
 TYPE_CHECKING = False
 if TYPE_CHECKING:
@@ -35,7 +36,8 @@ NVIDIA_FILES = ("/dev/nvidiactl", "/dev/nvidia-uvm", "/dev/nvidia-uvm-tools", "/
 class Start:
     """What a node's container is made of: `spec` is the run's, the rest this node's.
 
-    `image` is an id or a name for Podman and Docker, the name of an unpacked one for enroot, a file for Apptainer. `gpus`
+    `image` is an id or a name for Podman and Docker, the name of an unpacked one for enroot, a file or a directory for
+    Apptainer. `gpus`
     are the numbers of the machine's GPUs, `devices` the files and names by which Podman is given them.
     """
 
@@ -92,14 +94,24 @@ def apptainer(start: Start) -> tuple[list[str], dict[str, str]]:
     """`apptainer exec`. It is a child of this program, as the job's user; it would bring home directory and variables along."""
     options = ["--cleanenv", "--no-home", "--writable-tmpfs", *(["--nv"] if start.gpus else [])]
     options += ["--mount=" + csv(bind) for bind in (*mounts(start), *binds(start.spec["given_mounts"]))]
-    environ = dict(start.environ)
+    # What the user has set for commands that fetch images would remove the image here, once it is unpacked.
+    environ = {name: value for name, value in start.environ.items() if not name.endswith("_DISABLE_CACHE")}
     inside = everything(start)
     if start.gpus:  # it has a way of its own to GPUs, by which all that Slurm shows are seen under their numbers
         inside["CUDA_VISIBLE_DEVICES"] = start.environ.get("CUDA_VISIBLE_DEVICES", "")
     for name, value in sorted(inside.items()):
         for prefix in ("APPTAINERENV_", "SINGULARITYENV_"):
             environ[prefix + name] = value
+    for prefix in ("APPTAINER_", "SINGULARITY_"):
+        environ[prefix + "NO_EVAL"] = "1"  # or a shell in the container would run what a value holds: $(...)
     return [start.program, "exec", *options, start.image, *start.inner], environ
+
+
+def is_too_old(version: str) -> bool:
+    """Whether what `apptainer --version` says is of one that has no NO_EVAL: Apptainer 1.1 and SingularityCE 3.10 brought it."""
+    found = re.match(r"(apptainer|singularity)\S* version (\d+)\.(\d+)", version)
+    least = {"apptainer": (1, 1), "singularity": (3, 10)}
+    return found is not None and (int(found.group(2)), int(found.group(3))) < least[found.group(1)]
 
 
 def enroot(start: Start) -> tuple[list[str], dict[str, str]]:

@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import errno
-import fcntl
 import hashlib
 import json
 import os
@@ -80,7 +79,7 @@ def take(store: str, run: str, kind: str, key: str, form: str) -> None:
     place, part = os.path.join(above, key), os.path.join(above, f".{key}.part-{os.getpid()}")
     lock = locked(os.path.join(above, "." + key + ".lock"), kept.use_of(store, run))
     try:
-        if os.path.isdir(place):
+        if kept.is_there(place):
             kept.note_use(place)
             say(there=True)
             return
@@ -100,12 +99,7 @@ def take(store: str, run: str, kind: str, key: str, form: str) -> None:
                 take_file(os.path.join(part, form.partition("=")[2]), told)
             sync(part)
             kept.write_json(place + ".json", {"size_bytes": kept.size_of(part)})
-            try:
-                os.rename(part, place)
-            except OSError:
-                if not os.path.isdir(place):  # without a lock, another may have been quicker
-                    raise
-                kept.remove(part)
+            settle(part, place)
         except BaseException:
             kept.remove(part)
             raise
@@ -113,6 +107,24 @@ def take(store: str, run: str, kind: str, key: str, form: str) -> None:
     finally:
         if lock >= 0:
             os.close(lock)
+
+
+def settle(part: str, place: str) -> None:
+    """Put in its place what has come. Of what was written to there, whoever uses it sees what it should be."""
+    harmed = place + ".harmed"
+    if os.path.exists(harmed):
+        gone = os.path.join(os.path.dirname(place), f".{os.path.basename(place)}.gone-{os.getpid()}")
+        os.rename(place, gone)
+        os.rename(part, place)
+        os.unlink(harmed)
+        kept.remove(gone)
+        return
+    try:
+        os.rename(part, place)
+    except OSError:
+        if not os.path.isdir(place):  # without a lock, another may have been quicker
+            raise
+        kept.remove(part)
 
 
 def take_tree(store: str, place: str, part: str, told: Told) -> None:
@@ -186,24 +198,17 @@ def unpack(into: str, told: Told) -> None:
 
 
 def locked(path: str, use: str) -> int:
-    """A descriptor that holds a lock, when no other does any more; -1 where there are no locks.
+    """A descriptor that holds a lock, when no other does any more; -1 where there are no locks: all send it, and one is used.
 
     Who waits goes on using what it waits for.
     """
     while True:
-        descriptor = os.open(path, os.O_RDWR | os.O_CREAT | os.O_CLOEXEC, 0o600)
-        try:
-            fcntl.flock(descriptor, fcntl.LOCK_EX | fcntl.LOCK_NB)
-        except BlockingIOError:
-            os.close(descriptor)
-            kept.touch(use)
-            say(waits=True)  # or end by it: who waits may be gone
-            time.sleep(LOOK_S)
-            continue
-        except OSError:  # this file system has no locks: all send it, and one is used
-            os.close(descriptor)
-            return -1
-        return descriptor
+        lock = kept.try_lock(path)
+        if lock is not None:
+            return lock
+        kept.touch(use)
+        say(waits=True)  # or end by it: who waits may be gone
+        time.sleep(LOOK_S)
 
 
 def sync(path: str) -> None:
