@@ -7,8 +7,11 @@ import json
 import os
 from pathlib import Path
 
-from tfjob.datasets.cache import Cache
+import pytest
+
+from tfjob.datasets.cache import Cache, Known
 from tfjob.datasets.eviction import evict, usage
+from tfjob.errors import PreparationError
 
 Rows = list[tuple[str, str, int, str]]
 
@@ -93,3 +96,11 @@ def test_a_run_whose_directory_is_gone_uses_nothing(cache: Cache, tmp_path: Path
     tree = cache.tree(kept(cache, b"one"))
     cache.use(tree, tmp_path / "gone")
     assert evict(cache, limit_bytes=0).trees == (tree.name,)
+
+
+def test_an_index_that_can_not_be_opened_is_told_and_stays(cache: Cache) -> None:
+    index = cache.root / "index.db"
+    index.mkdir(parents=True)
+    with pytest.raises(PreparationError, match=r"index\.db can't be used: unable to open database file"):
+        cache.remember([("https://host/a", Known("", 1, "ab", 0))])
+    assert index.is_dir()

@@ -2,9 +2,11 @@
 
 from __future__ import annotations
 
+import contextlib
 import hashlib
 import os
 import shutil
+import signal
 import socket
 import subprocess
 import sys
@@ -16,7 +18,14 @@ from docker_parts import program
 from support import Tfjob, eventually
 from web_server import web_server
 
+from tfjob.datasets import sftp
+from tfjob.datasets.cache import Cache
+from tfjob.datasets.fetch import fetch
 from tfjob.datasets.sftp import sftp_file_system
+from tfjob.datasets.stores import _blocks
+from tfjob.datasets.wanted import Settings, Wanted
+from tfjob.datasets.web import Transient
+from tfjob.errors import PreparationError
 
 pytestmark = pytest.mark.xdist_group("stores")
 
@@ -138,7 +147,7 @@ def sshd(tmp_path_factory: pytest.TempPathFactory) -> Iterator[tuple[Path, int]]
         port = int(free.getsockname()[1])
     (home / "sshd_config").write_text(
         f"ListenAddress 127.0.0.1\nPort {port}\nHostKey {ssh}/host\nAuthorizedKeysFile {ssh}/authorized_keys\n"
-        "StrictModes no\nPermitRootLogin prohibit-password\nUsePAM no\nPidFile none\nSubsystem sftp internal-sftp\n"
+        f"StrictModes no\nPermitRootLogin prohibit-password\nUsePAM no\nPidFile {home}/sshd.pid\nSubsystem sftp internal-sftp\n"
     )
     Path("/run/sshd").mkdir(exist_ok=True)
     as_others = ["setpriv", "--bounding-set", "-dac_override,-dac_read_search"]  # whom modes of files keep out
@@ -205,6 +214,51 @@ def test_a_lost_connection_to_a_server_is_made_again(
     assert files.cat_file(path) == b"a"
 
 
+def test_a_server_that_freezes_is_given_up_and_connected_to_again(
+    box: Tfjob, tmp_path: Path, sshd: tuple[Path, int], monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setenv("HOME", box.environ["HOME"])
+    monkeypatch.setenv("SSH_AUTH_SOCK", "")
+    (tmp_path / "a").write_bytes(content := os.urandom(24 << 20))
+    address = f"sftp://box{tmp_path}/a"
+    monkeypatch.setattr(sftp, "TIMEOUT_S", 20.0)  # for what is to succeed
+    sftp_file_system(address)[0].client.close()  # an earlier test's
+    files, path = sftp_file_system(address)
+    files.ftp.get_channel().settimeout(0.5)
+    wanted = Wanted(address, len(content), "", "d")
+    blocks = _blocks(files, path, 0, wanted)
+    frozen = _below(int((sshd[0] / "sshd.pid").read_text()))
+    assert frozen
+    assert next(blocks) == content[: 8 << 20]
+    try:
+        for pid in frozen:
+            os.kill(pid, signal.SIGSTOP)
+        with pytest.raises(Transient, match="the host box has said nothing for 20 s"):
+            list(blocks)
+        assert not files.client.get_transport()
+        files, path = sftp_file_system(address)
+        assert b"".join(_blocks(files, path, 0, wanted)) == content
+    finally:
+        for pid in frozen:
+            with contextlib.suppress(ProcessLookupError):
+                os.kill(pid, signal.SIGKILL)
+
+
+def test_a_server_that_can_not_be_reached_just_now_is_tried_again(
+    box: Tfjob, cache: Cache, sshd: tuple[Path, int], monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setenv("HOME", box.environ["HOME"])
+    monkeypatch.setenv("SSH_AUTH_SOCK", "")
+    with socket.socket() as silent:  # nobody listens there
+        silent.bind(("127.0.0.1", 0))
+        wanted = Wanted(f"sftp://127.0.0.1:{silent.getsockname()[1]}/a", 1, "", "d")
+        with cache.filling(), pytest.raises(PreparationError, match=r"reached by ssh: .* \(tried 2 times\)"):
+            fetch([wanted], cache, Settings(tries=2, pause_s=0.01), lambda _: None)
+    wanted = Wanted(f"sftp://localhost:{sshd[1]}/a", 1, "", "d")  # whose key stands there as 127.0.0.1's
+    with cache.filling(), pytest.raises(PreparationError, match=r"its key is not in ~/\.ssh/known_hosts$"):
+        fetch([wanted], cache, Settings(tries=2, pause_s=0.01), lambda _: None)
+
+
 def test_a_directory_that_can_not_be_listed_is_told(box: Tfjob, tmp_path: Path) -> None:
     (tmp_path / "there" / "deep").mkdir(parents=True)
     (tmp_path / "there" / "a").write_text("a")
@@ -222,7 +276,7 @@ def test_a_server_whose_key_is_not_known_is_refused(box: Tfjob, tmp_path: Path, 
     known.write_text("")
     failed = box("submit", "job.yml", exit_code=4).stderr
     assert "the host box can't be reached by ssh" in failed
-    assert "log in once and look at it: ssh box" in failed
+    assert "Log in once and look at it: ssh box" in failed
 
 
 def test_heavy_libraries_are_loaded_only_for_what_needs_them(tfjob: Tfjob) -> None:
@@ -232,6 +286,12 @@ def test_heavy_libraries_are_loaded_only_for_what_needs_them(tfjob: Tfjob) -> No
     done = subprocess.run([sys.executable, "-c", code], capture_output=True, text=True, check=True, cwd=tfjob.directory)
     assert "fsspec" not in done.stdout
     assert "paramiko" not in done.stdout
+
+
+def _below(pid: int) -> list[int]:
+    """The processes that this one has started, and those that they have."""
+    children = [int(one) for one in Path(f"/proc/{pid}/task/{pid}/children").read_text().split()]
+    return [*children, *(one for child in children for one in _below(child))]
 
 
 def _listens(port: int) -> bool:

@@ -250,6 +250,24 @@ def test_who_is_interrupted_ends_the_processes(web: WebServer, cache: Cache) -> 
     assert not [one for one in threading.enumerate() if "_talk" in one.name or "_work" in one.name]
 
 
+def test_a_process_that_hears_nothing_keeps_nobody(
+    web: WebServer, cache: Cache, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(workers, "_PROGRAM", "import time; time.sleep(600)")
+    monkeypatch.setattr(workers, "_PATIENCE_S", 0.1)
+    urls = [f"{web.address}/{number}/{'long' * 1000}" for number in range(200)]  # more than a pipe holds
+
+    class Stop(BaseException):
+        pass
+
+    def progress(_: str) -> None:
+        raise Stop
+
+    with cache.filling(), pytest.raises(Stop):
+        fetch([Wanted(url, -1, "", "x") for url in urls], cache, MANY, progress)
+    assert not [one for one in threading.enumerate() if "_talk" in one.name or "_send" in one.name]
+
+
 _FETCH = """
 import sys
 from pathlib import Path
@@ -312,23 +330,27 @@ def test_an_interrupt_of_the_terminal_ends_all_and_nothing_looks_whole(
 
 
 @pytest.mark.root
-def test_a_full_disk_is_told(tmp_path: Path, web: WebServer) -> None:
+@pytest.mark.parametrize("full", ["size=1m", "nr_inodes=40"])
+def test_a_full_disk_is_told(tmp_path: Path, web: WebServer, full: str) -> None:
     if os.geteuid():
         pytest.skip("needs root: a small file system is mounted")
     small = tmp_path / "small"
     small.mkdir()
-    mounted = subprocess.run(
-        ["mount", "-t", "tmpfs", "-o", "size=1m", "tmpfs", small], capture_output=True, check=False
-    )
+    mounted = subprocess.run(["mount", "-t", "tmpfs", "-o", full, "tmpfs", small], capture_output=True, check=False)
     if mounted.returncode:
         pytest.skip(f"tmpfs can't be mounted here: {mounted.stderr.decode()}")
     try:
         cache = Cache(small / "cache")
         urls = {web.put(f"{number}", content): content for number in range(60) if (content := os.urandom(30_000))}
-        with pytest.raises(PreparationError, match="is full"):
-            got(cache, urls)
-        require_no_half(cache.root)
-        assert sum(path.stat().st_size for path in (cache.root / "partial").iterdir()) == 0
+        for _ in range(2):  # what the first leaves does not keep the second from trying
+            with pytest.raises(PreparationError, match=r"is full|index\.db can't be used"):
+                got(cache, urls)
+            require_no_half(cache.root)
+            left = [path.stat() for path in (cache.root / "partial").iterdir()]
+            assert [one.st_size for one in left if one.st_size or not one.st_mode & 0o200] == []
+        subprocess.run(["mount", "-o", "remount,size=9m,nr_inodes=1000", small], check=True)
+        found = got(cache, urls)
+        assert all(os.path.exists(cache.object(one.sha256)) for one in found.values())
     finally:
         subprocess.run(["umount", "-l", small], check=True)
 

@@ -6,6 +6,7 @@ import hashlib
 import json
 import subprocess
 import sys
+import threading
 from pathlib import Path
 from typing import TYPE_CHECKING
 from uuid import uuid4
@@ -75,17 +76,101 @@ class TestAddresses:
         assert str(order) == "only this machine has a name and a password for private.example"
         assert isinstance(fetching("https://public.example/a").order(), bytes)
 
-    def test_they_are_signed_again_when_that_was_long_ago(self, monkeypatch: pytest.MonkeyPatch) -> None:
-        signed = [f"https://store/{n}" for n in range(2)]
-        monkeypatch.setattr("tfjob.datasets.stores.signed_address", lambda _address, _seconds: signed.pop(0))
-        one = fetching("s3://bucket/a")
-        first = one.order()
-        assert one.order() == first
-        monkeypatch.setattr(module, "_FRESH_S", -1.0)
-        assert [b"store/0" in bytes(order) for order in (first, one.order()) if isinstance(order, bytes)] == [
-            True,
-            False,
+    def test_while_they_are_signed_a_cancel_is_seen(self, monkeypatch: pytest.MonkeyPatch) -> None:
+        signed: list[str] = []
+
+        def sign(address: str, _life_s: int) -> str:
+            signed.append(address)
+            eventually(one.given_up.is_set, "it is canceled", 60)
+            return f"https://store/{len(signed)}"
+
+        def told(_: str) -> None:
+            if signed:
+                raise KeyboardInterrupt
+
+        monkeypatch.setattr("tfjob.datasets.stores.signed_address", sign)
+        one = fetching("s3://bucket/a", "s3://bucket/b")
+        one.told = told
+        with pytest.raises(KeyboardInterrupt):
+            fetch_on_nodes(one, [("node1", DockerApi("unix:///nowhere"))])
+        assert signed == ["s3://bucket/a"]
+
+    def test_while_they_are_signed_anew_nodes_hear_that_somebody_is_here(self, monkeypatch: pytest.MonkeyPatch) -> None:
+        is_slow, go_on, signed = threading.Event(), threading.Event(), iter(range(100))
+
+        def sign(_address: str, _life_s: int) -> str | None:
+            number = next(signed)
+            if number == 2:
+                return None  # the store does not answer just now: they are signed again soon
+            if number > 2:
+                is_slow.set()
+                go_on.wait(60)
+            return f"https://store/{number}"
+
+        monkeypatch.setattr("tfjob.datasets.stores.signed_address", sign)
+        for name, value in {"_ANEW_S": 0.01, "_SOON_S": 0.01, "_TOLD_AT_ONCE": 1}.items():
+            monkeypatch.setattr(module, name, value)
+        one, over = fetching("s3://bucket/a", "s3://bucket/b"), threading.Event()
+        order = one.order()
+        assert isinstance(order, bytes)
+        assert [row[0] for row in json.loads(order)["files"]] == ["https://store/0", "https://store/1"]
+        thread = threading.Thread(target=one.sign_anew, args=(over,), daemon=True)
+        thread.start()
+        assert is_slow.wait(60)
+        beats = module._beats(one, order)
+        assert [next(beats), next(beats)] == [b"\n", b"\n"]
+        monkeypatch.setattr(module, "_ANEW_S", 60.0)
+        go_on.set()
+        eventually(lambda: one.order() != order, "they are signed anew")
+        lines = [next(beats) for _ in range(4)]
+        over.set()
+        thread.join(60)
+        assert lines[2:] == [b"\n", b"\n"]
+        assert [json.loads(line) for line in lines[:2]] == [
+            {"first": 0, "addresses": ["https://store/3"]},
+            {"first": 1, "addresses": ["https://store/4"]},
         ]
+
+
+class TestAnAddressThatHasRunOut:
+    """What stores answer to one is what they answer to who may not read the file."""
+
+    def program(self, tmp_path: Path, order: bytes | Unreached, is_signed: bool) -> subprocess.Popen[bytes]:
+        assert isinstance(order, bytes)
+        facts = json.loads(order)
+        files = [[*row[:4], is_signed] for row in facts["files"]]
+        command = [sys.executable, "-I", str(node_fetch.__file__), str(tmp_path)]
+        program = subprocess.Popen(command, stdin=subprocess.PIPE, stdout=subprocess.PIPE)
+        assert program.stdin is not None
+        program.stdin.write(json.dumps({**facts, "files": files, "pause_s": 0.01}).encode() + b"\n")
+        program.stdin.flush()
+        return program
+
+    @pytest.mark.parametrize("status", [400, 403])
+    def test_another_is_waited_for(self, tmp_path: Path, web: WebServer, status: int) -> None:
+        old = web.put("old", CONTENT, Cut(3), Status(status))
+        order = fetching(old, web.put("b", CONTENT)).order()
+        with self.program(tmp_path, order, is_signed=True) as program:
+            eventually(lambda: len(web.asked("old")) > 1, "it is refused")
+            new = json.dumps({"first": 0, "addresses": [web.put("new", CONTENT)]}).encode() + b"\n"
+            assert program.stdin is not None
+            assert program.stdout is not None
+            program.stdin.write(new)
+            program.stdin.flush()  # and it is not closed: it would end
+            said = program.stdout.read()
+        assert json.loads(said.splitlines()[-1]) == {"end": "done"}
+        assert [asked["Range"] for asked in web.asked("new")] == ["bytes=3-"]
+
+    @pytest.mark.parametrize("is_signed", [True, False])
+    def test_one_that_never_worked_or_is_not_signed_is_given_up(
+        self, tmp_path: Path, web: WebServer, is_signed: bool
+    ) -> None:
+        faults = [Status(403)] if is_signed else [Cut(3), Status(403)]
+        order = fetching(web.put("a", CONTENT, *faults)).order()
+        with self.program(tmp_path, order, is_signed=is_signed) as program:
+            assert program.stdout is not None
+            said = json.loads(program.stdout.read().splitlines()[-1])
+        assert said == {"end": "failed", "index": 0, "message": "the server answered 403 Forbidden"}
 
 
 def test_the_program_keeps_its_connections_where_servers_have_the_files(tmp_path: Path, web: WebServer) -> None:
@@ -176,15 +261,15 @@ class TestOnAnEngine:
     def test_what_takes_long_goes_on_by_addresses_signed_anew(
         self, api: DockerApi, test_base: str, web: WebServer, monkeypatch: pytest.MonkeyPatch
     ) -> None:
-        old = web.put("old", CONTENT, Cut(3), Status(503))
+        old = web.put("old", CONTENT, Cut(3), Status(403))
         signed = [old, web.put("new", CONTENT)]
         monkeypatch.setattr(
             "tfjob.datasets.stores.signed_address", lambda *_: signed.pop(0) if signed[1:] else signed[0]
         )
-        for name, value in {"_SAY_S": 0.1, "_SIGNED_S": 0, "_FRESH_S": -1.0}.items():
+        for name, value in {"_SAY_S": 0.1, "_ANEW_S": 0.1}.items():
             monkeypatch.setattr(module, name, value)
         one = fetching("s3://bucket/a", image=test_base)
-        volume = module._fetch_on(one, ("node1", api))
+        (volume,) = fetch_on_nodes(one, [("node1", api)])
         assert on_node(api, [one.tree]) == {one.tree.digest: volume}
         assert [asked["Range"] for asked in web.asked("new")] == ["bytes=3-"]
         api.remove_volume(str(volume))

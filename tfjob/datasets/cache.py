@@ -96,15 +96,20 @@ class Cache:
         return not sound and not self.has(sha256, size)
 
     def keep(self, partial: str, descriptor: int, sha256: str) -> None:
-        """Make a finished file, open as `descriptor`, the object of its content, atomically."""
+        """Make a finished file, open as `descriptor`, the object of its content, atomically. One that can't be is removed."""
         path = self.object(sha256)
-        os.utime(descriptor, ns=(OBJECT_TIME_NS, OBJECT_TIME_NS))
-        os.fchmod(descriptor, 0o444)
         try:
-            os.rename(partial, path)
-        except FileNotFoundError:
-            os.makedirs(os.path.dirname(path), exist_ok=True)
-            os.rename(partial, path)
+            os.utime(descriptor, ns=(OBJECT_TIME_NS, OBJECT_TIME_NS))
+            os.fchmod(descriptor, 0o444)
+            try:
+                os.rename(partial, path)
+            except FileNotFoundError:
+                os.makedirs(os.path.dirname(path), exist_ok=True)
+                os.rename(partial, path)
+        except OSError:
+            with contextlib.suppress(OSError):
+                os.unlink(partial)  # it may be read-only: nobody could go on with it
+            raise
 
     def partial(self, source: str) -> str:
         """Name the file that an address is fetched into."""
@@ -264,19 +269,19 @@ class Cache:
         path = self.root / "index.db"
         self.root.mkdir(parents=True, exist_ok=True)
         try:
-            connection = _opened(path)
-        except sqlite3.DatabaseError:  # damaged; it holds nothing that can't be found again
-            path.unlink(missing_ok=True)
-            connection = _opened(path)
-        try:
-            with connection:
+            try:
+                connection = _opened(path)
+            except sqlite3.OperationalError:  # no room, or locked for long
+                raise
+            except sqlite3.DatabaseError:  # damaged; it holds nothing that can't be found again
+                path.unlink(missing_ok=True)
+                connection = _opened(path)
+            with contextlib.closing(connection), connection:
                 yield connection
         except sqlite3.OperationalError as error:
             raise PreparationError(
                 f"{path} can't be used: {error}", "Free space there, or let whoever locks it end."
             ) from error
-        finally:
-            connection.close()
 
 
 def _opened(path: Path) -> sqlite3.Connection:

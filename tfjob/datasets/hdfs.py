@@ -10,10 +10,11 @@ from __future__ import annotations
 
 import errno
 import functools
+import itertools
 import queue
 import re
 import threading
-from collections.abc import Callable
+from collections.abc import Callable, Iterable, Iterator
 from typing import Any, Final, Self
 
 from tfjob.errors import PreparationError
@@ -23,6 +24,7 @@ __all__ = ["hdfs_file_system"]
 
 TIMEOUT_S = 30.0
 """So long an answer of a NameNode, or of a DataNode, is waited for."""
+_AT_ONCE: Final = 100
 
 _SETTINGS: Final = {
     # Its own 15 attempts take three minutes; what fails for longer is tried again by who fetches.
@@ -67,7 +69,7 @@ def _kind() -> Any:
             return _facts(_answer(lambda: self.client.get_file_info(path)))
 
         def ls(self, path: str, detail: bool = True, **_: Any) -> list[Any]:
-            found = [_facts(one) for one in _answer(lambda: list(self.client.list_status(path)))]
+            found = [_facts(one) for one in _answers(lambda: self.client.list_status(path))]
             return found if detail else [one["name"] for one in found]
 
         def walk(self, path: str, maxdepth: int | None = None, **options: Any) -> Any:
@@ -135,22 +137,33 @@ def _facts(status: Any) -> dict[str, Any]:
 
 def _answer(ask: Callable[[], Any]) -> Any:
     """What a NameNode answers. The client itself waits for ever for one that hangs."""
-    said: queue.SimpleQueue[tuple[Any, Exception | None]] = queue.SimpleQueue()
+    return next(_answers(lambda: [ask()]))
+
+
+def _answers(ask: Callable[[], Iterable[Any]]) -> Iterator[Any]:
+    """The same where it answers one thing after the other, as a large directory comes in parts: each is waited for anew."""
+    said: queue.SimpleQueue[tuple[list[Any], bool] | Exception] = queue.SimpleQueue()
 
     def work() -> None:
         try:
-            said.put((ask(), None))
+            answers = iter(ask())
+            while some := list(itertools.islice(answers, _AT_ONCE)):
+                said.put((some, False))
+            said.put(([], True))
         except Exception as error:  # noqa: BLE001  # raised again below
-            said.put((None, error))
+            said.put(error)
 
     threading.Thread(target=work, daemon=True).start()
-    try:
-        answer, error = said.get(timeout=TIMEOUT_S)
-    except queue.Empty:
-        raise TimeoutError(f"the NameNode has said nothing for {TIMEOUT_S:g} s") from None
-    if error is not None:
-        raise _in_our_terms(error) from error
-    return answer
+    is_all = False
+    while not is_all:
+        try:
+            answer = said.get(timeout=TIMEOUT_S)
+        except queue.Empty:
+            raise TimeoutError(f"the NameNode has said nothing for {TIMEOUT_S:g} s") from None
+        if isinstance(answer, Exception):
+            raise _in_our_terms(answer) from answer
+        some, is_all = answer
+        yield from some
 
 
 def _in_our_terms(error: Exception) -> Exception:

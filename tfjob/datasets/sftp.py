@@ -8,8 +8,9 @@ from __future__ import annotations
 
 import functools
 import os
+import threading
 from pathlib import Path
-from typing import TYPE_CHECKING, Any
+from typing import TYPE_CHECKING, Any, Final
 from urllib.parse import unquote, urlsplit
 
 from tfjob.errors import PreparationError
@@ -17,15 +18,24 @@ from tfjob.errors import PreparationError
 if TYPE_CHECKING:
     from collections.abc import Mapping
 
-__all__ = ["sftp_file_system"]
+__all__ = ["UnreachableError", "sftp_file_system"]
 
+TIMEOUT_S = 30.0
+"""So long an answer is waited for."""
+_ALIVE_S: Final = 15
+"""So often the server is told something: what is between may forget a connection that is silent."""
 _GLOBAL_HOSTS = "/etc/ssh/ssh_known_hosts"
+
+
+class UnreachableError(PreparationError):
+    """A host can't be reached now; another try may help."""
 
 
 def sftp_file_system(address: str) -> tuple[Any, str]:
     """The file system that an address is on, connected, and its path there. One for each thread.
 
-    Raises ImportError when paramiko or fsspec is missing, and PreparationError when the host does not let us in.
+    Raises ImportError when paramiko or fsspec is missing, PreparationError when the host does not let us in, and
+    UnreachableError, which is one too, when it can't be reached.
     """
     start, _, path = address.partition("://")[2].partition("/")
     parts = urlsplit(f"//{start}")
@@ -43,7 +53,7 @@ def _kind() -> Any:
 
         def _connect(self) -> None:
             self.client = _connected(self.host, self.ssh_kwargs)
-            self.ftp = self.client.open_sftp()
+            self.ftp = _opened(self.host, self.client)
 
         def connect_again(self) -> None:
             """Connect if the connection was lost: fsspec gives a thread the same object for as long as it lives."""
@@ -58,6 +68,47 @@ def _kind() -> Any:
     return Sftp
 
 
+def _opened(host: str, client: Any) -> Any:
+    """What speaks SFTP over a connection. Where no answer comes in time, the connection is closed: what came of it has no use."""
+    too_late = threading.Timer(TIMEOUT_S, client.close)
+    too_late.daemon = True
+    too_late.start()
+    try:
+        opened = client.open_sftp()
+        client.get_transport().set_keepalive(_ALIVE_S)
+    except Exception as error:
+        client.close()
+        raise UnreachableError(f"the host {host} does not answer by SFTP: {error or 'nothing came'}", "") from error
+    finally:
+        too_late.cancel()
+    channel = opened.get_channel()
+    channel.settimeout(TIMEOUT_S)
+    receive = channel.recv
+
+    def recv(count: int) -> bytes:
+        try:
+            return bytes(receive(count))
+        except TimeoutError:
+            client.close()
+            raise TimeoutError(f"the host {host} has said nothing for {TIMEOUT_S:g} s") from None
+
+    channel.recv = recv
+    return opened
+
+
+class _KnownOnly:
+    """What paramiko asks about a host whose key is not known."""
+
+    def __init__(self, host: str) -> None:
+        self._host = host
+
+    def missing_host_key(self, *_: object) -> None:
+        raise PreparationError(
+            f"the host {self._host} can't be reached by ssh: its key is not in ~/.ssh/known_hosts",
+            f"Log in once and look at it: ssh {self._host}",
+        )
+
+
 def _connected(host: str, asked: Mapping[str, Any]) -> Any:
     import paramiko  # noqa: PLC0415  # it may be missing, and takes 100 ms
 
@@ -68,7 +119,7 @@ def _connected(host: str, asked: Mapping[str, Any]) -> Any:
         known = os.path.expanduser(path)
         if os.path.exists(known):
             client.load_system_host_keys(known)
-    client.set_missing_host_key_policy(paramiko.RejectPolicy())
+    client.set_missing_host_key_policy(_KnownOnly(host))
     try:
         client.connect(
             said.get("hostname", host),
@@ -89,10 +140,9 @@ def _connected(host: str, asked: Mapping[str, Any]) -> Any:
             f"the host {host} does not let us in: {error}",
             f"Try it: ssh {host}. Keys are taken from the agent, ~/.ssh and ~/.ssh/config.",
         ) from error
-    except (paramiko.SSHException, OSError) as error:
-        hint = f"If its key is not known yet, log in once and look at it: ssh {host}"
+    except (paramiko.SSHException, OSError, EOFError) as error:
         why = (error.strerror if isinstance(error, OSError) else None) or error
-        raise PreparationError(f"the host {host} can't be reached by ssh: {why}", hint) from error
+        raise UnreachableError(f"the host {host} can't be reached by ssh: {why}", f"Try it: ssh {host}") from error
     return client
 
 

@@ -16,6 +16,7 @@ Its stdout has lines of JSON: ``had``, a list of [number, tag, bytes, SHA-256], 
 from __future__ import annotations
 
 import collections
+import contextlib
 import fcntl
 import gc
 import hashlib
@@ -157,7 +158,8 @@ class Loop:
         try:
             self.keep(connection.partial, file[3], sha256, body)
         except OSError:
-            os.ftruncate(connection.partial, 0)
+            with contextlib.suppress(OSError):
+                os.unlink(f"partial/{file[3]}")  # it may be read-only: nobody could go on with it
             raise
         self.held.append(connection.partial)
         self.more_left -= 1

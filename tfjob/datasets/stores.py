@@ -11,6 +11,7 @@ import posixpath
 from typing import TYPE_CHECKING, Any, Final
 
 from tfjob.datasets.files import Remote
+from tfjob.datasets.sftp import UnreachableError
 from tfjob.datasets.web import Transient
 from tfjob.datasets.web_fetch import Sink
 from tfjob.errors import PreparationError, TfjobError
@@ -97,7 +98,10 @@ class StoreFetcher:
         tag = wanted.mark.removeprefix("tag:") if wanted.mark.startswith("tag:") else ""
         sink = Sink(wanted, transfer, partial)
         try:
-            files, path = _file_system(wanted.source)
+            try:
+                files, path = _file_system(wanted.source)
+            except UnreachableError as error:
+                raise Transient(error.message) from error
             start = sink.size if sink.size and sink.tag == tag and sink.size <= wanted.size else 0
             sink.begin(start, wanted.size if wanted.size >= 0 else None, tag)
             sink.size = start

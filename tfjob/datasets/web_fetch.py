@@ -170,6 +170,7 @@ class Sink:
             self.transfer.cache.keep(self._path, self._file, sha256)
             self._partial.is_kept = True
         except OSError as error:
+            self.discard()
             raise unwritable(self.transfer.cache, error) from error
         self._forget()
         return Known(tag, self.size, sha256, time.time())

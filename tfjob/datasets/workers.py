@@ -11,6 +11,7 @@ import fcntl
 import hashlib
 import json
 import os
+import queue
 import subprocess
 import sys
 import threading
@@ -186,6 +187,8 @@ class Worker:
         self._number = 0
         self._unnoted = 0
         self.thread = threading.Thread(target=self._talk, daemon=True)
+        self._unsaid: queue.SimpleQueue[bytes | None] = queue.SimpleQueue()
+        self._sender = threading.Thread(target=self._send, daemon=True)
         self._process: subprocess.Popen[bytes] | None = None
         with contextlib.suppress(OSError):  # others fetch, then
             self._process = subprocess.Popen(
@@ -195,20 +198,18 @@ class Worker:
                 stdout=subprocess.PIPE,
                 stderr=subprocess.DEVNULL,
             )
+            self._sender.start()
 
     def noted(self, count: int) -> None:
         """Have it let go of the locks of so many files, the first that came and are not let go of yet."""
         with self._lock:
             self._unnoted -= count
-        with contextlib.suppress(OSError, ValueError):  # it has ended, and let go of all
-            self._say({"noted": count})
-            self._deal()
+        self._say({"noted": count})
+        self._deal()
 
     def hang_up(self) -> None:
         """Have it end: nothing more is said to it."""
-        if self._process is not None and self._process.stdin is not None:
-            with self._lock, contextlib.suppress(OSError):
-                self._process.stdin.close()
+        self._unsaid.put(None)
 
     def end(self) -> None:
         """See that it has ended."""
@@ -219,6 +220,7 @@ class Worker:
         except subprocess.TimeoutExpired:
             self._process.kill()
             self._process.wait()
+        self._sender.join()
         if self.thread.ident is not None:  # it was started
             self.thread.join()
         if self._process.stdout is not None:
@@ -300,9 +302,15 @@ class Worker:
             self._workers.leave(left, [status for _, status in facts["left"]])
 
     def _say(self, facts: dict[str, Any]) -> None:
+        self._unsaid.put(json.dumps(facts).encode("ascii") + b"\n")
+
+    def _send(self) -> None:
+        """Write what is to be said. Nobody else waits for the process to hear it: it may wait for a disk, or be stopped."""
         if self._process is None or self._process.stdin is None:
             return
-        data = json.dumps(facts).encode("ascii") + b"\n"
-        with self._lock:
-            self._process.stdin.write(data)
-            self._process.stdin.flush()
+        with contextlib.suppress(OSError):  # it has ended: who hears it sees that
+            while (data := self._unsaid.get()) is not None:
+                self._process.stdin.write(data)
+                self._process.stdin.flush()
+        with contextlib.suppress(OSError):
+            self._process.stdin.close()

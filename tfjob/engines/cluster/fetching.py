@@ -19,7 +19,7 @@ from contextlib import contextmanager, suppress
 from dataclasses import dataclass, field
 from pathlib import Path
 from types import ModuleType
-from typing import Any, Final
+from typing import Any, Final, TypeVar
 from urllib.parse import quote, urlsplit
 
 from tfjob.datasets.passwords import passwords
@@ -47,9 +47,13 @@ _BEAT_S: Final = 60.0
 """So long the program goes on when it hears nothing."""
 _FETCHES: Final = "tfjob.fetches"
 _SIGNED_S: Final = 6 * 3600
-"""How long the address lives that a node gets of an object; after half of that, the node gets another."""
-_FRESH_S: Final = 600.0
-"""Signed longer ago than this, it is signed again for the next node."""
+"""How long the address lives that a node gets of an object; less where the credentials that sign it end sooner."""
+_ANEW_S: Final = 600.0
+"""So long after they were signed, addresses are signed anew, and nodes are told."""
+_SOON_S: Final = 30.0
+"""The same where they could not be signed."""
+_TOLD_AT_ONCE: Final = 1000
+"""So many addresses that were signed anew are told at a time."""
 _TIMEOUT_S: Final = 60.0
 _SILENT_S: Final = 30.0
 """The program says every half second how far it is."""
@@ -60,6 +64,7 @@ _MB: Final = 1_000_000
 _SIGNING: Final = ("s3", "gs", "az", "abfs", "abfss")
 
 Node = tuple[str, DockerApi]
+_Made = TypeVar("_Made")
 
 
 class Unreached(Exception):  # no error where the files can be sent
@@ -83,7 +88,7 @@ class Fetching:
     """The nodes on which another run fetches the tree, with what to call it."""
 
     _signing: threading.Lock = field(default_factory=threading.Lock)
-    _order: tuple[bytes | Unreached, float] | None = None
+    _order: bytes | Unreached | None = None
 
     @property
     def progress(self) -> str:
@@ -100,22 +105,21 @@ class Fetching:
         return f"{self.tree.what}, fetched by its nodes: {told}" if told else ""
 
     def order(self) -> bytes | Unreached:
-        """What the program is told, signed lately: a node may have waited for hours for another run."""
+        """What the program is told, as it was signed last. The first time, it takes a millisecond or two for each object."""
         with self._signing:
-            if self._order is None or time.monotonic() - self._order[1] > _FRESH_S:
-                self._order = _order(self), time.monotonic()
-            return self._order[0]
+            if self._order is None:
+                self._order = _order(self, self.given_up)
+            return self._order
 
-    def beat(self, signed: float) -> tuple[bytes, float]:
-        """What tells the program that somebody is here, and when its addresses were signed: anew after half of their life."""
-        now = time.monotonic()
-        if now - signed < _SIGNED_S / 2 or all(is_web(one.address) for one in self.tree.remote):
-            return b"\n", signed
-        order = self.order()
-        if isinstance(order, Unreached):
-            return b"\n", now
-        addresses = [row[0] for row in json.loads(order)["files"]]
-        return json.dumps({"addresses": addresses}).encode() + b"\n", now
+    def sign_anew(self, over: threading.Event) -> None:
+        """Sign the addresses again and again, until it is over: a node may wait or fetch for hours, and credentials end."""
+        pause_s = _ANEW_S
+        while not over.wait(pause_s):
+            order = _order(self, over)
+            if isinstance(order, Unreached):
+                pause_s = _SOON_S
+            else:
+                self._order, pause_s = order, _ANEW_S
 
     def give_up(self) -> None:
         """End it on every node."""
@@ -130,10 +134,9 @@ def fetch_on_nodes(fetching: Fetching, nodes: Sequence[Node]) -> list[str | Unre
     Raises PreparationError for a content that is not the one that is asked for, and for a full disk; TargetError for a node
     that does not answer; then the other nodes fetch no further. What `told` raises ends it.
     """
-    order = fetching.order()
+    order = _beside(fetching, fetching.order, [])
     if isinstance(order, Unreached):
         return [order for _ in nodes]
-    results: list[list[str | Unreached]] = []
     errors: list[BaseException] = []
 
     def fetch(node: Node) -> str | Unreached:
@@ -144,15 +147,31 @@ def fetch_on_nodes(fetching: Fetching, nodes: Sequence[Node]) -> list[str | Unre
             fetching.give_up()
             raise
 
-    def work() -> None:
+    names = ", ".join(name for name, _ in nodes)
+    fetching.told(f"{names} fetch{'es' if len(nodes) == 1 else ''} {fetching.tree.what}")
+    over = threading.Event()
+    if any(not is_web(one.address) for one in fetching.tree.remote):
+        threading.Thread(target=fetching.sign_anew, args=(over,), daemon=True).start()
+    try:
+        return _beside(fetching, lambda: at_once(fetch, nodes), errors)
+    finally:
+        over.set()
+
+
+def _beside(fetching: Fetching, work: Callable[[], _Made], errors: list[BaseException]) -> _Made:
+    """What the work makes, which another thread does. Meanwhile it is told how far the nodes are; what `told` raises ends it.
+
+    The first of `errors` is raised, to which that of the work is added.
+    """
+    made: list[_Made] = []
+
+    def run() -> None:
         try:
-            results.append(at_once(fetch, nodes))
+            made.append(work())
         except BaseException as error:  # noqa: BLE001  # raised again below
             errors.append(error)
 
-    names = ", ".join(name for name, _ in nodes)
-    fetching.told(f"{names} fetch{'es' if len(nodes) == 1 else ''} {fetching.tree.what}")
-    thread = threading.Thread(target=work, daemon=True)
+    thread = threading.Thread(target=run, daemon=True)
     thread.start()
     said = ""
     try:
@@ -167,20 +186,22 @@ def fetch_on_nodes(fetching: Fetching, nodes: Sequence[Node]) -> list[str | Unre
         raise
     if errors:
         raise errors[0]
-    return results[0]
+    return made[0]
 
 
-def _order(fetching: Fetching) -> bytes | Unreached:
-    """What the program is told."""
+def _order(fetching: Fetching, over: threading.Event) -> bytes | Unreached:
+    """What the program is told; nothing of use once it is over."""
     files = []
     known = _known_hosts()
     for address, name, size, sha256 in fetching.tree.remote:
+        if over.is_set():
+            return Unreached("given up")
         if is_web(address) and (host := urlsplit(address).hostname) in known:
             return Unreached(f"only this machine has a name and a password for {host}")
         opened = _opened(address)
         if opened is None:
             return Unreached(f"only this machine can read {scheme_of(address)}:// addresses here")
-        files.append([opened, name, size, sha256])
+        files.append([opened, name, size, sha256, not is_web(address)])
     settings = fetching.settings
     facts = {
         "files": files,
@@ -276,7 +297,7 @@ def _fill(fetching: Fetching, node: Node) -> str | Unreached:
             try:
                 stream.settimeout(_SILENT_S)
                 stream.write(order)
-                end = _heard(fetching, name, stream)
+                end = _heard(fetching, name, stream, order)
             except OSError as error:
                 raise TargetError(f"{name} says nothing any more while it fetches {tree.what}: {error}") from error
             finally:
@@ -322,16 +343,16 @@ def _container(fetching: Fetching, api: DockerApi, volume: str) -> Iterator[str]
             api.remove(container, _TIMEOUT_S)
 
 
-def _heard(fetching: Fetching, name: str, stream: Hijacked) -> Mapping[str, Any]:
+def _heard(fetching: Fetching, name: str, stream: Hijacked, order: bytes) -> Mapping[str, Any]:
     """Hear the program until it says its last word; tell it now and then that somebody is here."""
     buffer, said = b"", b""
-    signed = time.monotonic()
-    next_beat = signed + _SAY_S
+    beats = _beats(fetching, order)
+    next_beat = time.monotonic() + _SAY_S
     while (frame := stream.read_frame()) is not None:
         if time.monotonic() > next_beat:
-            line, signed = fetching.beat(signed)
+            line = next(beats)
             stream.write(line)
-            next_beat = time.monotonic() + _SAY_S
+            next_beat = time.monotonic() + (_SAY_S if line == b"\n" else 0.0)
         kind, data = frame
         if kind != STDOUT:
             said = (said + data)[-2000:]
@@ -344,6 +365,19 @@ def _heard(fetching: Fetching, name: str, stream: Hijacked) -> Mapping[str, Any]
             fetching.done[name] = (int(facts["done"]), int(facts["bytes"]))
     why = said.decode(errors="replace").strip().rpartition("\n")[2]
     return {"end": "failed", "index": -1, "message": f"its program ended early{': ' if why else ''}{why}"}
+
+
+def _beats(fetching: Fetching, told: bytes) -> Iterator[bytes]:
+    """What the program is told after its order: that somebody is here; and addresses that were signed anew, some at a time."""
+    while True:
+        order = fetching.order()
+        if isinstance(order, bytes) and order != told:
+            told = order
+            addresses = [row[0] for row in json.loads(order)["files"]]
+            for first in range(0, len(addresses), _TOLD_AT_ONCE):
+                some = {"first": first, "addresses": addresses[first : first + _TOLD_AT_ONCE]}
+                yield json.dumps(some).encode() + b"\n"
+        yield b"\n"
 
 
 def _trouble(fetching: Fetching, name: str, end: Mapping[str, Any]) -> Unreached:

@@ -2,11 +2,11 @@
 
     python -I node_fetch.py DIRECTORY
 
-Its stdin has one line of JSON: ``files``, a list of [address, name, bytes or -1, SHA-256], ``connections`` at once,
-``timeout_s`` to wait for an answer, ``tries`` and the first ``pause_s`` between them, and ``beat_s``. Addresses may be
-signed: they are in no argument and no variable. Then a line comes now and then, empty or with ``addresses``, the same ones signed
-anew, for what is asked for from then on. When there has been no line for ``beat_s``, or stdin ends, before it is done, so does
-this program.
+Its stdin has one line of JSON: ``files``, a list of [address, name, bytes or -1, SHA-256, whether the address is signed],
+``connections`` at once, ``timeout_s`` to wait for an answer, ``tries`` and the first ``pause_s`` between them, and ``beat_s``.
+Addresses may be signed: they are in no argument and no variable. Then a line comes now and then, empty or with ``addresses``, the
+same ones signed anew from the ``first`` of them on, for what is asked for from then on. When there has been no line for
+``beat_s``, or stdin ends, before it is done, so does this program.
 
 It says a line of JSON each: {"done": files, "bytes": received} now and then; at the end {"end": "done"}, or
 {"end": "sum" | "full" | "failed", "index": of the file, "message": why}. A file has its name only when all of it is there
@@ -38,6 +38,9 @@ if TYPE_CHECKING:
 
 PIECE = 1 << 18
 PARTS = ".tfjob-parts"
+LAPSED = (400, 401, 403)  # what stores answer to an address whose signature, or whose credentials, have run out
+FRESH_S = 60.0  # what is refused sooner after it was signed has not run out
+ANEW_S = 3600.0  # so long after an address came, another is waited for
 BUSY = (408, 425, 429, 500, 502, 503, 504)
 SLOWEST = 1024  # bytes that must come within the time that an answer is waited for
 TELL_S = 0.5
@@ -49,6 +52,10 @@ FULL = (errno.ENOSPC, errno.EDQUOT)
 
 class Broken(Exception):
     """A failure that may be over at the next try, in words."""
+
+
+class Lapsed(Broken):
+    """An address has run out: another will come."""
 
 
 class Refused(Exception):
@@ -136,6 +143,7 @@ class Files:
         self.waiting: queue.Queue[tuple[int, list[Any]]] = queue.Queue()
         self.ended: queue.Queue[Refused | None] = queue.Queue()
         self.heard = b""
+        self.came = [time.monotonic()] * len(order["files"])  # when the address of each did
         for row in enumerate(order["files"]):
             self.waiting.put(row)
 
@@ -143,8 +151,17 @@ class Files:
         """Take what stdin says: addresses in the place of those that were signed long ago."""
         *lines, self.heard = (self.heard + data).split(b"\n")
         for line in filter(None, lines):
-            for index, address in enumerate(json.loads(line)["addresses"]):
+            facts = json.loads(line)
+            for index, address in enumerate(facts["addresses"], facts["first"]):
                 self.order["files"][index][0] = address
+                self.came[index] = time.monotonic()
+
+    def wait_for_another(self, index: int, asked: float, error: Lapsed) -> None:
+        """Wait until the address of a file is another than the one that came at `asked`. Raises Refused when none comes."""
+        while self.came[index] == asked:
+            if time.monotonic() - asked > ANEW_S:
+                raise Refused("failed", str(error)) from error
+            time.sleep(TELL_S)
 
     def fetch(self) -> Refused | None:
         """Fetch all of them; what kept one from being fetched is returned."""
@@ -186,15 +203,17 @@ class Files:
 
     def one(self, opener: Connections, index: int, row: list[Any]) -> None:
         """Fetch one file, again where that may help. What brings it further does not count as a failure."""
-        _, name, size, expected = row
+        name, expected = row[1], row[3]
         path = os.path.join(self.directory, PARTS, str(index))
         failures, furthest = 0, 0
         with open(path, "wb") as file:
-            part = Part(self, file, row, size)
+            part = Part(self, file, row, index)
             while True:
                 try:
                     part.take(opener)
                     break
+                except Lapsed as error:
+                    self.wait_for_another(index, part.asked, error)
                 except Broken as error:
                     reached = file.tell()
                     failures = 1 if reached > furthest else failures + 1
@@ -202,7 +221,7 @@ class Files:
                     tries = self.order["tries"] if part.was_answered else min(TRIES_IN_VAIN, self.order["tries"])
                     if failures >= tries:
                         raise Refused("failed", f"{error} (tried {failures} times)") from error
-                time.sleep(self.order["pause_s"] * 2 ** (failures - 1))
+                    time.sleep(self.order["pause_s"] * 2 ** (failures - 1))
         actual = digest(path)
         if actual != expected:
             raise Refused("sum", f"its SHA-256 is {actual}")
@@ -220,11 +239,13 @@ class Files:
 class Part:
     """What came of one file so far."""
 
-    def __init__(self, files: Files, file: Any, row: list[Any], size: int) -> None:
+    def __init__(self, files: Files, file: Any, row: list[Any], index: int) -> None:
         self.files = files
         self.file = file
         self.row = row  # whose address may be another at the next try
-        self.size = size
+        self.index = index
+        self.size = row[2]
+        self.asked, self.worked = 0.0, -1.0  # when the addresses came: the last, and the last that brought something
         self.tag = ""  # what the server calls the content
         self.was_answered = False
 
@@ -234,6 +255,7 @@ class Part:
         headers = {"User-Agent": "tfjob", "Accept-Encoding": "identity"}
         if start:
             headers.update({"Range": f"bytes={start}-", "If-Range": self.tag})
+        self.asked = self.files.came[self.index]
         request = urllib.request.Request(self.row[0], headers=headers)  # noqa: S310  # tfjob says http or https
         timeout_s = self.files.order["timeout_s"]
         try:
@@ -244,7 +266,7 @@ class Part:
                 raise self.refusal(error) from error
         except (OSError, http.client.HTTPException, ValueError) as error:
             raise explained(error) from error
-        self.was_answered = True
+        self.was_answered, self.worked = True, self.asked
         with answer:
             if start and answer.status != 206:
                 start = self.again()
@@ -293,6 +315,9 @@ class Part:
         message = f"the server answered {error.code} {error.reason}"
         if error.code == 416:
             self.again()
+        has_run_out = self.worked == self.asked or time.monotonic() - self.asked > FRESH_S
+        if self.row[4] and error.code in LAPSED and has_run_out:
+            return Lapsed(message)
         return Broken(message) if error.code in (*BUSY, 416) else Refused("failed", message)
 
 
