@@ -115,7 +115,7 @@ def base(slurm_cluster: Slurm) -> str:
 def site_of(tfjob: Tfjob, slurm: Slurm, base: str) -> Iterator[Callable[[str], Site]]:
     """Make a site. What is in its workspace and store is seen by the nodes' Docker Engines too."""
     shared = SLURM_LAYOUT.shared / "containers-on-slurm"
-    storage = shared / "storage.conf"
+    storage, store = shared / "storage.conf", shared / "store"
     project = shared / tfjob.directory.parent.name
     project.mkdir(parents=True, exist_ok=True)
     storage.write_text(STORAGE)
@@ -123,14 +123,14 @@ def site_of(tfjob: Tfjob, slurm: Slurm, base: str) -> Iterator[Callable[[str], S
     settings.write_text(SETTINGS)
 
     def site(runtime: str) -> Site:
-        found = f"CONTAINERS_STORAGE_CONF={storage} CONTAINERS_CONF={settings}"
+        variables = f"CONTAINERS_STORAGE_CONF={storage} CONTAINERS_CONF={settings}"
         if runtime == "podman":
             program("podman", "podman")
             program("runc", "runc")
         if runtime == "apptainer":
-            found += f" PATH={apptainer().parent}:$PATH"
+            variables += f" PATH={apptainer().parent}:$PATH"
         own = {"PATH": slurm.environ["PATH"], "DOCKER_HOST": slurm.nodes[0].docker_host}
-        made = Tfjob(project, {**tfjob.environ, **own, "TFJOB_STORE": str(shared / "store")})
+        made = Tfjob(project, {**tfjob.environ, **own, "TFJOB_STORE": str(store)})
         made("init")
         made.write(
             "target.yml",
@@ -139,11 +139,14 @@ def site_of(tfjob: Tfjob, slurm: Slurm, base: str) -> Iterator[Callable[[str], S
             name: {runtime}
             partition: gpu
             runtime: {runtime}
-            setup: ["export {found}"]
+            setup: ["export {variables}"]
             """,
         )
         made("compute", "create", "-f", "target.yml")
-        return Site(runtime, made, slurm, base, storage)
+        ready = Site(runtime, made, slurm, base, storage)
+        if runtime == "apptainer" and not list(store.glob("images/*/image.sif")):
+            made("wait", ready.submit("true"), timeout_s=600)  # it makes its file once, and takes its time
+        return ready
 
     yield site
     shutil.rmtree(project)
@@ -386,9 +389,7 @@ class User:
         prepared = Prepared(
             None, {"environment.path": os.defpath}, image=node.image_id(self.base), python="/usr/bin/python3"
         )
-        images = (
-            SLURM_LAYOUT.shared / "containers-on-slurm" / "users-images"
-        )  # what Apptainer makes serves all its tests
+        images = SLURM_LAYOUT.shared / "containers-on-slurm" / "store" / "images"  # what is made serves all tests
         SlurmEngine(environ={"DOCKER_HOST": node.docker_host}, cache=self.directory, images=images).keep(
             made_plan, run, prepared
         )
