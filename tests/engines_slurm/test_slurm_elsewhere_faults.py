@@ -159,7 +159,7 @@ def test_a_job_whose_submission_was_canceled_while_the_login_node_was_away_is_en
     assert "whether Slurm has its job is not known" in site.notes()
     site.slurm(squeue=f"[ -e {site.bin}/ended ] || {site.job()}", scancel=f"touch {site.bin}/ended")
     assert site.engine.finish(site.run) == ""
-    assert (site.called("scancel"), site.there.exists()) == (["scancel 7"], False)
+    assert (site.called("scancel"), site.there.exists()) == (["scancel --batch --signal=USR2 7"], False)
 
 
 def test_a_run_that_is_canceled_meanwhile_is_canceled_and_says_what_is_left(empty: Site) -> None:
@@ -176,7 +176,7 @@ def test_a_run_that_is_canceled_meanwhile_is_canceled_and_says_what_is_left(empt
     ]
     empty.slurm(squeue=f"[ -e {empty.bin}/ended ] || {empty.job()}", scancel=f"touch {empty.bin}/ended")
     assert clean(empty) == Cleaned((f"directory of run {run.id}",))
-    assert empty.called("scancel") == ["scancel 7"]
+    assert empty.called("scancel") == ["scancel --batch --signal=USR2 7"]
     assert read_record(run).notes[0].startswith("what it left on the cluster was brought home and removed at ")
 
 

@@ -220,15 +220,8 @@ class ElsewhereEngine(SlurmEngine):
         Returns what keeps it from being done, nothing where it is; the next try goes on from there. Raises TargetError when the
         login node can't be reached.
         """
-        deadline = time.monotonic() + _ENDED_S
-        while (living := self._living(run)) is not None:
-            job, is_own = living
-            if not is_own:
-                return f"a job bears its name, and may be another's: {job}; if it is not, end it: scancel {job}"
-            if time.monotonic() > deadline:
-                return f"Slurm was asked to end job {job}, and has not done it yet"
-            self._client.cancel(job)
-            time.sleep(_AGAIN_S)
+        if why := self._end_job(run):
+            return why
         if not _is_brought(run).exists():
             following = Following(self._login, _place(run), run)
             has_come = following.sync(lambda: bool(following.lacking) or following.silent_s > _UNHEARD_S)
@@ -239,6 +232,23 @@ class ElsewhereEngine(SlurmEngine):
         if not self._remove(_place(run)):
             return self._not_removed(run)
         (run.path / "slurm" / "removed").touch()
+        return ""
+
+    def _end_job(self, run: RunDirectory) -> str:
+        """End a run's job, its tasks with their grace where they run. Returns what keeps it from ending."""
+        asked, next_s = 0, 0.0
+        while (living := self._living(run)) is not None:
+            job, is_own = living
+            if not is_own:
+                return f"a job bears its name, and may be another's: {job}; if it is not, end it: scancel {job}"
+            if time.monotonic() >= next_s:
+                if asked > 1:
+                    return f"Slurm was asked to end job {job}, and has not done it yet"
+                if asked or not self._client.signal(job, "USR2"):  # a second scancel would kill what saves its work
+                    self._client.cancel(job)
+                    asked = 1
+                asked, next_s = asked + 1, time.monotonic() + _ENDED_S
+            time.sleep(_AGAIN_S)
         return ""
 
     def _living(self, run: RunDirectory) -> tuple[str, bool] | None:
