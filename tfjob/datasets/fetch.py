@@ -313,7 +313,7 @@ class _Crew:
         """Open the file that is fetched into, once nobody else fetches it; and whether somebody did."""
         has_waited = False
         while True:
-            descriptor = os.open(path, os.O_RDWR | os.O_CREAT | os.O_CLOEXEC, 0o644)
+            descriptor = _open(path)
             try:
                 while not _try_flock(descriptor):
                     has_waited = True
@@ -321,6 +321,9 @@ class _Crew:
                 status = os.fstat(descriptor)
                 if status.st_nlink and status.st_mode & 0o222:
                     return Partial(path, descriptor, status.st_size), has_waited
+                with contextlib.suppress(FileNotFoundError):
+                    if os.stat(path).st_ino == status.st_ino:
+                        os.unlink(path)  # who made it was killed just before it became an object
             except BaseException:
                 os.close(descriptor)
                 raise
@@ -363,6 +366,14 @@ class _Crew:
             size = os.stat(self._transfer.cache.object(expected)).st_size
             return Known(known.tag if known else "", size, expected, known.checked if known else 0)
         return None
+
+
+def _open(path: str) -> int:
+    """Open the file that is fetched into; to look at it only, where it can't be written any more."""
+    try:
+        return os.open(path, os.O_RDWR | os.O_CREAT | os.O_CLOEXEC, 0o644)
+    except PermissionError:
+        return os.open(path, os.O_RDONLY | os.O_CLOEXEC)
 
 
 def _try_flock(descriptor: int) -> bool:

@@ -185,6 +185,7 @@ class Worker:
         self._in_hand: dict[int, Wanted] = {}
         self._number = 0
         self._unnoted = 0
+        self._is_over = False
         self.thread = threading.Thread(target=self._talk, daemon=True)
         self._process: subprocess.Popen[bytes] | None = None
         with contextlib.suppress(OSError):  # others fetch, then
@@ -238,6 +239,7 @@ class Worker:
             self._workers.give_up()
         finally:
             with self._lock:
+                self._is_over = True
                 rest = list(self._in_hand.values())
                 self._in_hand.clear()
             if rest:
@@ -266,6 +268,8 @@ class Worker:
         """Give it files, if it has few in hand; whether it has any to tell of."""
         while not self._workers.transfer.stop.is_set():
             with self._lock:
+                if self._is_over:  # and nobody would hear what comes of them
+                    return False
                 if len(self._in_hand) > _IN_HAND or self._unnoted > _UNNOTED:
                     return True
                 files = self._workers.next_files()
