@@ -10,7 +10,6 @@ whether it has changed, where nothing was promised that makes asking needless.
 from __future__ import annotations
 
 import contextlib
-import fcntl
 import os
 import shutil
 import threading
@@ -19,6 +18,7 @@ from collections import Counter, deque
 from typing import TYPE_CHECKING, Final, NamedTuple
 
 from tfjob.datasets.cache import Known
+from tfjob.datasets.partials import locked
 from tfjob.datasets.wanted import Fetcher, Partial, Settings, Transfer, Wanted, unwritable
 from tfjob.datasets.web import Session, Transient
 from tfjob.errors import PreparationError
@@ -293,7 +293,7 @@ class _Crew:
         """Fetch one file under its lock, which is held until the descriptor that comes with the result is closed."""
         path = self._transfer.cache.partial(wanted.source)
         try:
-            partial, has_waited = self._locked(path)
+            partial, has_waited = locked(path, self._pause)
         except OSError as error:
             raise unwritable(self._transfer.cache, error) from error
         try:
@@ -308,27 +308,6 @@ class _Crew:
             with contextlib.suppress(OSError):
                 os.unlink(path)  # nothing came of it: the file was there already
         return wanted.source, value, partial.descriptor
-
-    def _locked(self, path: str) -> tuple[Partial, bool]:
-        """Open the file that is fetched into, once nobody else fetches it; and whether somebody did."""
-        has_waited = False
-        while True:
-            descriptor = _open(path)
-            try:
-                while not _try_flock(descriptor):
-                    has_waited = True
-                    self._pause(_WAIT_S)
-                status = os.fstat(descriptor)
-                if status.st_nlink and status.st_mode & 0o222:
-                    return Partial(path, descriptor, status.st_size), has_waited
-                with contextlib.suppress(FileNotFoundError):
-                    if os.stat(path).st_ino == status.st_ino:
-                        os.unlink(path)  # who made it was killed just before it became an object
-            except BaseException:
-                os.close(descriptor)
-                raise
-            os.close(descriptor)  # it has become an object meanwhile
-            has_waited = True
 
     def _try(self, wanted: Wanted, known: Known | None, fetcher: Fetcher, partial: Partial) -> Known:
         """Fetch, again where that may help. What brings a file further does not count as a failure."""
@@ -366,22 +345,6 @@ class _Crew:
             size = os.stat(self._transfer.cache.object(expected)).st_size
             return Known(known.tag if known else "", size, expected, known.checked if known else 0)
         return None
-
-
-def _open(path: str) -> int:
-    """Open the file that is fetched into; to look at it only, where it can't be written any more."""
-    try:
-        return os.open(path, os.O_RDWR | os.O_CREAT | os.O_CLOEXEC, 0o644)
-    except PermissionError:
-        return os.open(path, os.O_RDONLY | os.O_CLOEXEC)
-
-
-def _try_flock(descriptor: int) -> bool:
-    try:
-        fcntl.flock(descriptor, fcntl.LOCK_EX | fcntl.LOCK_NB)
-    except BlockingIOError:
-        return False
-    return True
 
 
 def _given_up(wanted: Wanted, error: Transient, tries: int, reached: int) -> PreparationError:

@@ -7,7 +7,6 @@ again, follow redirects, and tell what is wrong. Where a server asks for patienc
 from __future__ import annotations
 
 import contextlib
-import fcntl
 import hashlib
 import json
 import os
@@ -24,6 +23,7 @@ from urllib.parse import urlsplit
 
 from tfjob.datasets.cache import OBJECT_TIME_NS, Known
 from tfjob.datasets.connections import LARGEST, PATIENCE
+from tfjob.datasets.partials import is_ours
 from tfjob.datasets.web import common_headers, is_direct, split_address
 from tfjob.durable import digest_of
 from tfjob.errors import PreparationError
@@ -72,7 +72,7 @@ def alone(cache: Cache, sources: Iterable[str], progress: Callable[[str], None])
     while True:
         descriptor = os.open(path, os.O_RDWR | os.O_CREAT | os.O_CLOEXEC, 0o644)
         try:
-            while not _is_ours(descriptor):
+            while not is_ours(descriptor):
                 progress("waiting for another run that fetches the same data")
                 time.sleep(_LOOK_S)
             if os.fstat(descriptor).st_nlink:
@@ -84,14 +84,6 @@ def alone(cache: Cache, sources: Iterable[str], progress: Callable[[str], None])
                 return
         finally:
             os.close(descriptor)
-
-
-def _is_ours(descriptor: int) -> bool:
-    try:
-        fcntl.flock(descriptor, fcntl.LOCK_EX | fcntl.LOCK_NB)
-    except BlockingIOError:
-        return False
-    return True
 
 
 class Workers:
