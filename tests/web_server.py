@@ -102,6 +102,7 @@ class WebServer:
 
 class _Handler(BaseHTTPRequestHandler):
     protocol_version = "HTTP/1.1"
+    disable_nagle_algorithm = True  # a body that follows its head would wait 40 ms
     web: WebServer
 
     def setup(self) -> None:

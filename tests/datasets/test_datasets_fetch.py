@@ -272,6 +272,16 @@ def test_who_is_interrupted_leaves_at_once(web: WebServer, cache: Cache) -> None
     assert not [thread for thread in threading.enumerate() if "_work" in thread.name]
 
 
+def test_what_was_killed_just_before_it_became_an_object_is_fetched_again(web: WebServer, cache: Cache) -> None:
+    url = web.put("a", b"content")
+    with cache.filling():
+        path = Path(cache.partial(url))
+    path.write_bytes(b"content")
+    path.chmod(0o444)
+    assert got(cache, url)[url].sha256 == sum_of(b"content")
+    assert partials(cache) == []
+
+
 def test_a_damaged_index_is_made_anew(web: WebServer, cache: Cache) -> None:
     url = web.put("a", b"content")
     got(cache, url)

@@ -11,6 +11,7 @@ import sys
 import threading
 from collections import Counter
 from concurrent.futures import ThreadPoolExecutor
+from contextlib import suppress
 from pathlib import Path
 
 import pytest
@@ -63,15 +64,11 @@ def fetches(web: WebServer) -> Counter[str]:
 
 def children(of: int | None = None) -> list[int]:
     """The processes that fetch small files, of this process or another."""
-    found = []
+    found: list[int] = []
     for task in Path(f"/proc/{of or os.getpid()}/task").iterdir():
-        for pid in (task / "children").read_text().split():
-            try:
-                command = Path(f"/proc/{pid}/cmdline").read_bytes()
-            except OSError:
-                continue
-            if b"small_files" in command:
-                found.append(int(pid))
+        with suppress(OSError):  # it has ended meanwhile
+            pids = (task / "children").read_text().split()
+            found.extend(int(pid) for pid in pids if b"small_files" in Path(f"/proc/{pid}/cmdline").read_bytes())
     return found
 
 
@@ -311,7 +308,14 @@ def test_an_interrupt_of_the_terminal_ends_all_and_nothing_looks_whole(
     before = len(web.requests)
     program_of = Path(sys.executable).with_name("tfjob")
     process = subprocess.Popen(
-        [program_of, "dataset", "download", "many"],
+        [
+            "env",
+            "--default-signal=INT",
+            program_of,
+            "dataset",
+            "download",
+            "many",
+        ],  # a shell's background job ignores it
         cwd=tfjob.directory,
         env=environ,
         stdout=subprocess.PIPE,

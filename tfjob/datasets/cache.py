@@ -269,19 +269,23 @@ class Cache:
         path = self.root / "index.db"
         self.root.mkdir(parents=True, exist_ok=True)
         try:
-            try:
-                connection = _opened(path)
-            except sqlite3.OperationalError:  # no room, or locked for long
-                raise
-            except sqlite3.DatabaseError:  # damaged; it holds nothing that can't be found again
-                path.unlink(missing_ok=True)
-                connection = _opened(path)
-            with contextlib.closing(connection), connection:
+            connection = _opened(path)
+        except sqlite3.OperationalError as error:
+            raise _unusable(path, error) from error
+        except sqlite3.DatabaseError:  # damaged; it holds nothing that can't be found again
+            path.unlink(missing_ok=True)
+            connection = _opened(path)
+        try:
+            with connection:
                 yield connection
         except sqlite3.OperationalError as error:
-            raise PreparationError(
-                f"{path} can't be used: {error}", "Free space there, or let whoever locks it end."
-            ) from error
+            raise _unusable(path, error) from error
+        finally:
+            connection.close()
+
+
+def _unusable(path: Path, error: Exception) -> PreparationError:
+    return PreparationError(f"{path} can't be used: {error}", "Free space there, or let whoever locks it end.")
 
 
 def _opened(path: Path) -> sqlite3.Connection:

@@ -16,7 +16,7 @@ from tfjob.datasets.wanted import Partial
 if TYPE_CHECKING:
     from collections.abc import Callable
 
-__all__ = ["locked"]
+__all__ = ["is_ours", "locked"]
 
 _WAIT_S: Final = 0.1
 _AGAIN_S: Final = 0.01
@@ -32,7 +32,7 @@ def locked(path: str, pause: Callable[[float], None]) -> tuple[Partial, bool]:
     while True:
         descriptor = _opened(path)
         try:
-            while not _try_flock(descriptor):
+            while not is_ours(descriptor):
                 has_waited = True
                 pause(_WAIT_S)
             status = os.fstat(descriptor)
@@ -65,7 +65,8 @@ def _opened(path: str) -> int:
         return descriptor
 
 
-def _try_flock(descriptor: int) -> bool:
+def is_ours(descriptor: int) -> bool:
+    """Take the lock of an open file, if nobody has it; whether it is ours then."""
     try:
         fcntl.flock(descriptor, fcntl.LOCK_EX | fcntl.LOCK_NB)
     except BlockingIOError:

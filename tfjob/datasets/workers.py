@@ -7,7 +7,6 @@ again, follow redirects, and tell what is wrong. Where a server asks for patienc
 from __future__ import annotations
 
 import contextlib
-import fcntl
 import hashlib
 import json
 import os
@@ -25,6 +24,7 @@ from urllib.parse import urlsplit
 
 from tfjob.datasets.cache import OBJECT_TIME_NS, Known
 from tfjob.datasets.connections import LARGEST, PATIENCE
+from tfjob.datasets.partials import is_ours
 from tfjob.datasets.web import common_headers, is_direct, split_address
 from tfjob.durable import digest_of
 from tfjob.errors import PreparationError
@@ -73,7 +73,7 @@ def alone(cache: Cache, sources: Iterable[str], progress: Callable[[str], None])
     while True:
         descriptor = os.open(path, os.O_RDWR | os.O_CREAT | os.O_CLOEXEC, 0o644)
         try:
-            while not _is_ours(descriptor):
+            while not is_ours(descriptor):
                 progress("waiting for another run that fetches the same data")
                 time.sleep(_LOOK_S)
             if os.fstat(descriptor).st_nlink:
@@ -85,14 +85,6 @@ def alone(cache: Cache, sources: Iterable[str], progress: Callable[[str], None])
                 return
         finally:
             os.close(descriptor)
-
-
-def _is_ours(descriptor: int) -> bool:
-    try:
-        fcntl.flock(descriptor, fcntl.LOCK_EX | fcntl.LOCK_NB)
-    except BlockingIOError:
-        return False
-    return True
 
 
 class Workers:
@@ -186,6 +178,7 @@ class Worker:
         self._in_hand: dict[int, Wanted] = {}
         self._number = 0
         self._unnoted = 0
+        self._is_over = False
         self.thread = threading.Thread(target=self._talk, daemon=True)
         self._unsaid: queue.SimpleQueue[bytes | None] = queue.SimpleQueue()
         self._sender = threading.Thread(target=self._send, daemon=True)
@@ -240,6 +233,7 @@ class Worker:
             self._workers.give_up()
         finally:
             with self._lock:
+                self._is_over = True
                 rest = list(self._in_hand.values())
                 self._in_hand.clear()
             if rest:
@@ -268,6 +262,8 @@ class Worker:
         """Give it files, if it has few in hand; whether it has any to tell of."""
         while not self._workers.transfer.stop.is_set():
             with self._lock:
+                if self._is_over:  # and nobody would hear what comes of them
+                    return False
                 if len(self._in_hand) > _IN_HAND or self._unnoted > _UNNOTED:
                     return True
                 files = self._workers.next_files()
