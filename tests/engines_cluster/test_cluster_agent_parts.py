@@ -3,10 +3,14 @@
 from __future__ import annotations
 
 import os
+import time
 from functools import partial
 from typing import TYPE_CHECKING
 
+import pytest
+
 from tfjob.engines.cluster import agent_system as agent
+from tfjob.engines.cluster.agent import QUICK_LOOK_S, Agent
 from tfjob.engines.cluster.agent_tasks import load
 
 if TYPE_CHECKING:
@@ -57,3 +61,12 @@ def test_free_ports_are_different_and_in_the_range() -> None:
     ports = agent.free_ports(20)
     assert len({*ports}) == 20
     assert {*ports} <= {*agent.PORTS}
+
+
+def test_what_a_task_prints_is_looked_for_as_soon_as_it_starts(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    idle = Agent(str(tmp_path))
+    monkeypatch.setattr(idle, "say", lambda *_, **__: None)
+    idle.next_look = time.monotonic() + 3600  # when it would have looked, had nothing begun
+    idle.do_start([])
+    assert idle.next_look <= time.monotonic()
+    assert idle.pause_s() == QUICK_LOOK_S

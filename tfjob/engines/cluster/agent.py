@@ -223,6 +223,7 @@ class Agent:
         """Start tasks."""
         self.tasks.start(tasks)
         self.quick_until = time.monotonic() + QUICK_S
+        self.next_look = 0.0  # not when it was to be while nothing went on
         self.say("ready", what="start")
 
     def do_stop(self, launcher: bool) -> None:
