@@ -7,14 +7,14 @@ import time
 from functools import partial
 from typing import TYPE_CHECKING
 
-import pytest
-
 from tfjob.engines.cluster import agent_system as agent
 from tfjob.engines.cluster.agent import QUICK_LOOK_S, Agent
 from tfjob.engines.cluster.agent_tasks import load
 
 if TYPE_CHECKING:
     from pathlib import Path
+
+    import pytest
 
 
 def test_a_working_copy_has_everything_of_the_code_and_may_be_written_to(tmp_path: Path) -> None:
