@@ -37,8 +37,7 @@ SLOWEST = 1024  # bytes that must come within the time that an answer is waited 
 MOST_LEFT = 20  # beside those that came: then all that wait are left too
 TOLD_AT_ONCE = 50
 TOLD_S = 0.1
-NEW = os.O_RDWR | os.O_CREAT | os.O_EXCL | os.O_CLOEXEC
-OBJECT = 0o444
+FILE, OBJECT = 0o644, 0o444
 
 
 class Loop:
@@ -121,18 +120,21 @@ class Loop:
 
     def claim(self, file: list[Any]) -> int:
         """Open the file that is fetched into, and lock it; less than 0 when somebody else has, or something is there of it."""
-        try:  # read-only from the start, as what it becomes: one that is left so is of no use to anybody
-            partial = os.open(f"partial/{file[3]}", NEW, OBJECT)
+        try:
+            partial = os.open(f"partial/{file[3]}", os.O_RDWR | os.O_CREAT | os.O_CLOEXEC, FILE)
         except OSError:
             self.left.append((file[0], 0))
             return -1
         try:
             fcntl.flock(partial, fcntl.LOCK_EX | fcntl.LOCK_NB)
-        except OSError:  # somebody was quicker, and removes it
-            os.close(partial)
-            self.left.append((file[0], 0))
-            return -1
-        return partial
+            status = os.fstat(partial)
+            if status.st_nlink and not status.st_size and status.st_mode & 0o222:
+                return partial
+        except OSError:
+            pass
+        os.close(partial)
+        self.left.append((file[0], 0))
+        return -1
 
     def serve(self, connection: Connection) -> None:
         """Let a connection go on that is ready."""
@@ -153,7 +155,12 @@ class Loop:
         sha256 = hashlib.sha256(body).hexdigest()
         if file[6] not in {"", sha256}:
             raise Left(200)
-        self.keep(connection.partial, file[3], sha256, body)
+        try:
+            self.keep(connection.partial, file[3], sha256, body)
+        except OSError:
+            with contextlib.suppress(OSError):
+                os.unlink(f"partial/{file[3]}")  # it may be read-only: nobody could go on with it
+            raise
         self.held.append(connection.partial)
         self.more_left -= 1
         self.had.append((file[0], connection.tag, len(body), sha256))
@@ -168,6 +175,7 @@ class Loop:
         if os.write(partial, body) != len(body):
             raise OSError(28, "No space left on device")
         os.utime(partial, ns=(self.time_ns, self.time_ns))
+        os.fchmod(partial, OBJECT)
         path = f"objects/{sha256[:2]}/{sha256}"
         try:
             os.rename(f"partial/{name}", path)
@@ -182,8 +190,6 @@ class Loop:
         if connection.file is not None:
             status = error.status if isinstance(error, Left) else 0
             self.left.append((connection.file[0], status))
-            with contextlib.suppress(OSError):
-                os.unlink(f"partial/{connection.file[3]}")  # it is read-only: nobody could go on with it
             os.close(connection.partial)
             connection.file, connection.partial = None, -1
             self.more_left += 1
@@ -239,7 +245,6 @@ def main() -> None:
     first, _, rest = said.partition(b"\n")
     facts = json.loads(first)
     os.chdir(facts["root"])
-    os.umask(os.umask(0) & ~OBJECT)  # objects are for all who may come to them
     loop = Loop(facts)
     loop.take(rest)
     loop.go()
