@@ -1,6 +1,6 @@
 """An HDFS of the tests' own, on loopback: Hadoop's NameNode and DataNode, each a Java process.
 
-The jars are those that PyPI's pyspark has with it: up to 3.0.2 they are Hadoop 2.7's, servers and all. What is needed of
+The jars are those that the package pyspark has with it: up to 3.0.2 they are Hadoop 2.7's, servers and all. What is needed of
 them is kept in ``.cache/hadoop`` (30 MB of 205), with the directory of a NameNode that has been formatted.
 """
 
