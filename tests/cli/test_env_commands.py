@@ -25,7 +25,7 @@ dependencies:
 
 
 @pytest.fixture
-def env(packages: Packages, tmp_path: Path) -> Tfjob:  # noqa: F811
+def env(packages: Packages, tmp_path: Path) -> Tfjob:  # noqa: F811  # the fixture
     packages.wheel("small_thing", "1.0")
     packages.wheel("small_thing", "2.0")
     directory = tmp_path / "project"
@@ -103,7 +103,7 @@ def test_built_ahead_an_environment_is_found_by_the_submit(env: Tfjob) -> None:
     assert "small-thing  1.0" in env("env", "show", "job.yml").stdout
 
 
-def test_a_rerun_follows_the_lock_of_its_run(env: Tfjob, packages: Packages) -> None:  # noqa: F811
+def test_a_rerun_follows_the_lock_of_its_run(env: Tfjob, packages: Packages) -> None:  # noqa: F811  # the fixture
     env.write("small.yml", CONDA.replace("==1.0", ""))
     job = "name: job\ncommand: python -c 'import small_thing; print(small_thing.VERSION)'\nenvironment: {conda_file: small.yml}\n"
     env.write("job.yml", job)

@@ -234,8 +234,8 @@ class TestContainers:
 )
 def test_ranks_across_nodes_without_ssh(
     site_of: Callable[[str], Site],
-    docker_engine: Daemon,  # noqa: F811
-    test_base: str,  # noqa: F811
+    docker_engine: Daemon,  # noqa: F811  # the fixture
+    test_base: str,  # noqa: F811  # the fixture
     runtime: str,
     packages: str,
 ) -> None:

@@ -102,8 +102,8 @@ def test_a_python_from_a_channel_stands_where_it_is_used(site: Site) -> None:
 @pytest.mark.usefixtures("packages")
 def test_an_image_is_sent_once_and_packages_are_mounted_in_it(
     site: Site,
-    docker_engine: Daemon,  # noqa: F811
-    test_base: str,  # noqa: F811
+    docker_engine: Daemon,  # noqa: F811  # the fixture
+    test_base: str,  # noqa: F811  # the fixture
 ) -> None:
     program("podman", "podman")
     program("runc", "runc")

@@ -53,8 +53,8 @@ def specs(tfjob: Tfjob) -> Tfjob:
 @pytest.mark.root
 def test_it_is_compiled_once_for_this_machine_for_containers_and_for_other_environments(
     specs: Tfjob,
-    docker_engine: Daemon,  # noqa: F811
-    test_base: str,  # noqa: F811
+    docker_engine: Daemon,  # noqa: F811  # the fixture
+    test_base: str,  # noqa: F811  # the fixture
 ) -> None:
     release = platform.freedesktop_os_release()
     if (release["ID"], release.get("VERSION_ID")) != ("debian", "12"):

@@ -17,7 +17,7 @@ pytestmark = [pytest.mark.real, pytest.mark.root]
 
 
 @pytest.fixture
-def job(tfjob: Tfjob, docker_engine: Daemon, test_base: str) -> Tfjob:  # noqa: F811
+def job(tfjob: Tfjob, docker_engine: Daemon, test_base: str) -> Tfjob:  # noqa: F811  # the fixture
     made = Tfjob(tfjob.directory, {**tfjob.environ, "DOCKER_HOST": docker_engine.host})
     made.write("Dockerfile", f"FROM {test_base}\nRUN echo one > /says\n")
     made.write(

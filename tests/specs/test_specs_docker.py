@@ -29,7 +29,7 @@ IN_CONTAINERS = ("--set", "compute.runtime=docker")
 
 
 @pytest.fixture
-def specs(tfjob: Tfjob, docker_engine: Daemon, test_base: str) -> Tfjob:  # noqa: F811
+def specs(tfjob: Tfjob, docker_engine: Daemon, test_base: str) -> Tfjob:  # noqa: F811  # the fixture
     shutil.copytree(REPOSITORY / "specs", tfjob.directory / "specs")
     made = Tfjob(tfjob.directory / "specs", {**tfjob.environ, "DOCKER_HOST": docker_engine.host})
     made("init")

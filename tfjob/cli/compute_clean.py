@@ -39,14 +39,14 @@ def clean(
     workspace = open_workspace()
     definition = Targets(workspace.compute).get(target).definition if target != "local" else None
     if definition is not None and definition.kind == "slurm" and definition.login is not None:
-        from tfjob.resolve import refuse_no_place  # noqa: PLC0415
-        from tfjob.runs.left import clean_elsewhere  # noqa: PLC0415
+        from tfjob.resolve import refuse_no_place  # noqa: PLC0415  # only for its kind of target
+        from tfjob.runs.left import clean_elsewhere  # noqa: PLC0415  # the same
 
         refuse_no_place(definition)
         there = clean_elsewhere(definition, workspace, os.environ, kept=kept)
         cleaned = [(definition.login, there.removed, there.problem)]
     elif definition is not None and definition.kind == "docker":
-        from tfjob.engines.cluster.clean import clean_target  # noqa: PLC0415
+        from tfjob.engines.cluster.clean import clean_target  # noqa: PLC0415  # the same
 
         found = clean_target(definition, workspace.runs, os.environ, kept=kept)
         cleaned = [(one.node, one.removed, one.problem) for one in found]

@@ -68,10 +68,10 @@ def place_of(asked: ResolvedEnvironment, runtime: Runtime, store: Path, screen: 
 def _login_node(name: str, runtime: Runtime, store: Path) -> Place:
     """A cluster that is used by way of a login node. Raises UsageError for a target that is none, NotFound."""
     from tfjob.engines.slurm.kept_there import store_of  # noqa: PLC0415  # only for its targets
-    from tfjob.engines.slurm.login import Login  # noqa: PLC0415
-    from tfjob.engines.slurm.place import LoginNode  # noqa: PLC0415
-    from tfjob.targets.definition import SlurmDefinition  # noqa: PLC0415
-    from tfjob.targets.registered import Targets  # noqa: PLC0415
+    from tfjob.engines.slurm.login import Login  # noqa: PLC0415  # only to lock for a cluster elsewhere
+    from tfjob.engines.slurm.place import LoginNode  # noqa: PLC0415  # the same
+    from tfjob.targets.definition import SlurmDefinition  # noqa: PLC0415  # the same
+    from tfjob.targets.registered import Targets  # noqa: PLC0415  # the same
 
     workspace = find_workspace()
     found = Targets(workspace.compute if workspace else None).get(name).definition
