@@ -11,7 +11,7 @@
     index.db                  what each address held when it was last fetched, and digests of files of this machine
 
 Who touches what: whoever fetches holds `.lock`, shared, until the run is among the users; whoever evicts holds it alone,
-and passes over trees whose users' runs are not over. Objects and trees appear by a rename, whole or not at all. The
+and passes over trees whose users' runs are not over. Objects and trees appear by a rename or a link, whole or not at all. The
 index can be deleted: what it knew is fetched again.
 """
 
