@@ -7,9 +7,12 @@ import subprocess
 import uuid
 from collections.abc import Iterator
 from contextlib import contextmanager
+from typing import TYPE_CHECKING
 
-import pytest
 from tfjob.engines import marked
+
+if TYPE_CHECKING:
+    import pytest
 
 
 def _run() -> str:
