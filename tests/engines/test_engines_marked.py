@@ -49,7 +49,8 @@ def test_what_was_started_while_others_were_looked_at_is_killed(monkeypatch: pyt
 
 
 def test_what_becomes_another_program_is_looked_at_again(monkeypatch: pytest.MonkeyPatch) -> None:
-    environment_of, run, seen = marked._environment_of, _run(), []
+    environment_of, run = marked._environment_of, _run()
+    seen: list[int] = []
 
     def shown(pid: int) -> list[bytes]:
         if pid == process.pid and len(seen) < 3:
