@@ -18,8 +18,8 @@ import pytest
 from support import Tfjob, eventually
 from web_server import Cut, Hang, Redirect, Slow, Status, WebServer
 
+from tfjob.datasets import standby, workers
 from tfjob.datasets import web as web_module
-from tfjob.datasets import workers
 from tfjob.datasets.cache import OBJECT_TIME_NS, Cache, Known
 from tfjob.datasets.connections import LARGEST
 from tfjob.datasets.fetch import fetch
@@ -95,7 +95,7 @@ def test_many_are_fetched_by_processes_and_each_once(web: WebServer, cache: Cach
 
 def test_few_are_not(web: WebServer, cache: Cache, monkeypatch: pytest.MonkeyPatch) -> None:
     urls = put(web, 19)
-    monkeypatch.setattr(workers, "_PROGRAM", "import sys; sys.exit(1)")
+    monkeypatch.setattr(standby, "_PROGRAM", "import sys; sys.exit(1)")
     require_whole(cache, urls, got(cache, urls))
 
 
@@ -103,7 +103,7 @@ def test_processes_that_can_not_be_started_are_done_without(
     web: WebServer, cache: Cache, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     urls = put(web)
-    monkeypatch.setattr(workers, "_PROGRAM", "import sys; sys.exit(1)")
+    monkeypatch.setattr(standby, "_PROGRAM", "import sys; sys.exit(1)")
     require_whole(cache, urls, got(cache, urls))
     monkeypatch.setattr(sys, "executable", "/nowhere")
     require_whole(cache, urls, got(Cache(cache.root.parent / "another"), urls))
@@ -250,7 +250,7 @@ def test_who_is_interrupted_ends_the_processes(web: WebServer, cache: Cache) -> 
 def test_a_process_that_hears_nothing_keeps_nobody(
     web: WebServer, cache: Cache, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    monkeypatch.setattr(workers, "_PROGRAM", "import time; time.sleep(600)")
+    monkeypatch.setattr(standby, "_PROGRAM", "import time; time.sleep(600)")
     monkeypatch.setattr(workers, "_PATIENCE_S", 0.1)
     urls = [f"{web.address}/{number}/{'long' * 1000}" for number in range(200)]  # more than a pipe holds
 

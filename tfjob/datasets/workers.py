@@ -12,19 +12,18 @@ import json
 import os
 import queue
 import subprocess
-import sys
 import threading
 import time
 from collections import Counter, deque
 from collections.abc import Callable, Iterable, Iterator, Sequence
 from contextlib import contextmanager
-from pathlib import Path
 from typing import TYPE_CHECKING, Any, Final, NamedTuple
 from urllib.parse import urlsplit
 
 from tfjob.datasets.cache import OBJECT_TIME_NS, Known
 from tfjob.datasets.connections import LARGEST, PATIENCE
 from tfjob.datasets.partials import is_ours
+from tfjob.datasets.standby import process_count
 from tfjob.datasets.web import common_headers, is_direct, split_address
 from tfjob.durable import digest_of
 from tfjob.errors import PreparationError
@@ -35,8 +34,6 @@ if TYPE_CHECKING:
 
 __all__ = ["Worker", "Workers", "alone", "plain_files"]
 
-_PROGRAM: Final = "import sys; sys.path.insert(0, sys.argv[1]); from tfjob.datasets.small_files import main; main()"
-_MOST: Final = 8
 _DEALT_AT_ONCE: Final = 50
 _IN_HAND: Final = 100
 _UNNOTED: Final = 600
@@ -115,7 +112,7 @@ class Workers:
         self._left_count = 0
         self.origins: dict[str, int] = {}
         connections = transfer.settings.connections - 1
-        count = min(len(os.sched_getaffinity(0)), connections, max(1, 2 * most // transfer.settings.many), _MOST)
+        count = process_count(most, transfer.settings)
         shares = [connections // count + (number < connections % count) for number in range(count)]
         self._workers = [Worker(self, share) for share in shares]
         self._talking = count
@@ -184,13 +181,7 @@ class Worker:
         self._sender = threading.Thread(target=self._send, daemon=True)
         self._process: subprocess.Popen[bytes] | None = None
         with contextlib.suppress(OSError):  # others fetch, then
-            self._process = subprocess.Popen(
-                [sys.executable, "-I", "-S", "-c", _PROGRAM, str(Path(__file__).parents[2])],
-                cwd="/",
-                stdin=subprocess.PIPE,
-                stdout=subprocess.PIPE,
-                stderr=subprocess.DEVNULL,
-            )
+            self._process = workers.transfer.standby.take()
             self._sender.start()
 
     def noted(self, count: int) -> None:
