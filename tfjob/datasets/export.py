@@ -8,9 +8,9 @@ from collections.abc import Callable
 from pathlib import Path
 
 from tfjob.datasets.cache import Cache
+from tfjob.datasets.copying import copy_file
 from tfjob.datasets.fetch import fetch
 from tfjob.datasets.files import SHA256, DatasetFiles, is_address, with_marks
-from tfjob.datasets.placing import copy_file
 from tfjob.datasets.registered import note_contents
 from tfjob.datasets.wanted import Settings, Wanted
 from tfjob.errors import UsageError

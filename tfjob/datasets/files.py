@@ -25,6 +25,7 @@ __all__ = [
     "find_files",
     "is_address",
     "laid_out",
+    "local_digest",
     "whole_directory",
     "with_marks",
 ]
@@ -149,6 +150,11 @@ def _looked_at(files: Iterable[Sequence[str | int]], marks: Sequence[str]) -> tu
             return "", f"{source} has {status.st_size} bytes where it had {size}"
         rows.append([name, size, status.st_mtime_ns])
     return digest_of(rows), None
+
+
+def local_digest(files: Sequence[tuple[str, str, int]], times: Iterable[int]) -> str:
+    """The digest of files of this machine alone, with their times of change (ns)."""
+    return digest_of([(name, size, ns) for (_, name, size), ns in zip(files, times, strict=True)])
 
 
 def whole_directory(files: Sequence[tuple[str, str, int]]) -> str | None:
