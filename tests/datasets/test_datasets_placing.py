@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import json
 import marshal
 import os
 import struct
@@ -13,15 +14,17 @@ from typing import TYPE_CHECKING
 
 import pytest
 
+from tfjob import submission
 from tfjob.datasets import copying, placing
 from tfjob.datasets.files import find_files, local_digest
 from tfjob.datasets.placing import place
 from tfjob.datasets.wanted import Settings
 from tfjob.errors import PreparationError
-from tfjob.planning.plan import DatasetPlan
+from tfjob.planning.plan import DatasetPlan, Plan
 from tfjob.rundir import RunDirectory
 from tfjob.runs.data import RunData
 from tfjob.submission import plan
+from tfjob.values import decode
 
 if TYPE_CHECKING:
     from tfjob.datasets.cache import Cache
@@ -194,3 +197,15 @@ def test_what_is_gone_is_told_as_it_is_of_a_mount(
     Path(found.files[7][0]).unlink()
     with pytest.raises(PreparationError, match=r"dataset d has changed since the job was planned: \S+ is gone"):
         prepared(found, tmp_path, cache, monkeypatch).prepare(print)
+
+
+def test_a_plan_of_very_many_files_says_what_that_of_few_does(
+    data: Path, tmp_path: Path, cache: Cache, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    made = prepared(find_files([str(data)]), tmp_path, cache, monkeypatch).plan
+    for many in (1, 1000):
+        monkeypatch.setattr(submission, "_MANY_FILES", many)
+        submission._keep_plan(made, tmp_path / f"{many}.json")
+    few, many_rows = (json.loads((tmp_path / f"{many}.json").read_bytes()) for many in (1000, 1))
+    assert list(few.items()) == list(many_rows.items())
+    assert decode(Plan, many_rows) == made

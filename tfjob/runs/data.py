@@ -26,11 +26,11 @@ from tfjob.engines.dataset_contents import is_remote
 from tfjob.errors import PreparationError, TfjobError
 from tfjob.planning.plan import DatasetPlan, Plan
 from tfjob.rundir import RunDirectory
-from tfjob.runs.fetched import with_fetched
+from tfjob.runs.fetched import dataset_text, with_fetched
 from tfjob.runs.record import read_record
 from tfjob.spec import addresses
 from tfjob.spec.addresses import is_web
-from tfjob.values import decode, encode
+from tfjob.values import decode
 
 __all__ = ["RunData"]
 
@@ -97,7 +97,7 @@ class RunData:
             ready = [self._ready(dataset, known.get(dataset.name), fetched) for dataset in asked]
             datasets = tuple(one.dataset for one in ready)
             if any(dataset.marks for dataset in asked):
-                lines = ",\n".join(one.text or _text(one.dataset) for one in ready)
+                lines = ",\n".join(one.text or dataset_text(one.dataset) for one in ready)
                 replace_text(self.run.fetched, f"[{lines}]\n", force=False)
             for one in ready:
                 self._use(one)
@@ -220,7 +220,7 @@ class RunData:
             checked = min(come[source].checked or time.time() for source, _, _ in dataset.files)
             path = self.cache.resolved(_asked(dataset))
             path.parent.mkdir(exist_ok=True)
-            text = _text(now)  # it has a row for each file: written twice, it is made once
+            text = dataset_text(now)  # it has a row for each file: written twice, it is made once
             facts = json.dumps({"checked": checked, "tree": tree.name})
             replace_text(path, f'{facts[:-1]}, "dataset": {text}}}', force=False)
             return _Ready(now, tree, text=text)
@@ -294,12 +294,6 @@ def _changed(dataset: DatasetPlan, change: str) -> PreparationError:
     return PreparationError(
         f"dataset {dataset.name} has changed since the job was planned: {change}", "Submit the job again."
     )
-
-
-def _text(dataset: DatasetPlan) -> str:
-    """The JSON of a dataset. Its files are rows of plain values, which need no encoding one by one."""
-    encoded = encode(replace(dataset, files=(), marks=()))
-    return json.dumps({**encoded, "files": dataset.files, "marks": dataset.marks})
 
 
 def _has_local(dataset: DatasetPlan) -> bool:
