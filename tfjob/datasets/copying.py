@@ -175,10 +175,9 @@ def main() -> None:
     gc.disable()  # it makes no garbage, and would look through the rows of all files
     turns, shared, count = map(int, sys.argv[2:])
     _thread.start_new_thread(_end_with_stdin, ())
-    at = 8 * count
-    with os.fdopen(os.dup(shared), "rb") as file:
-        file.seek(at)
-        into, files = marshal.load(file)  # noqa: S302  # who has started this has written it
+    with open(os.dup(shared), "rb") as file:
+        file.seek(8 * count)
+        into, files = marshal.loads(file.read())  # noqa: S302  # who has started this has written it
     try:
         Copier(into).take_turns(files, turns, shared)
     except NotCopied as failure:
