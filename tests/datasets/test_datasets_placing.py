@@ -16,10 +16,11 @@ import pytest
 
 from tfjob import submission
 from tfjob.datasets import copying, placing
+from tfjob.datasets.export import export
 from tfjob.datasets.files import find_files, local_digest
 from tfjob.datasets.placing import place
 from tfjob.datasets.wanted import Settings
-from tfjob.errors import PreparationError
+from tfjob.errors import PreparationError, UsageError
 from tfjob.planning.plan import DatasetPlan, Plan
 from tfjob.rundir import RunDirectory
 from tfjob.runs.data import RunData
@@ -209,3 +210,36 @@ def test_a_plan_of_very_many_files_says_what_that_of_few_does(
     few, many_rows = (json.loads((tmp_path / f"{many}.json").read_bytes()) for many in (1000, 1))
     assert list(few.items()) == list(many_rows.items())
     assert decode(Plan, many_rows) == made
+
+
+def exported(found: DatasetFiles, target: Path, cache: Cache) -> int:
+    return export(found, target, cache, Settings(), registry=target, progress=print)
+
+
+def test_an_export_adds_to_what_is_there_and_replaces_files(
+    data: Path, tmp_path: Path, cache: Cache, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(sys.modules[export.__module__], "_AT_ONCE_BYTES", 10_000)
+    there = tmp_path / "to" / "here"
+    (there / "3").mkdir(parents=True)
+    (there / "3" / "own.txt").write_text("own")
+    (there / "3" / "13.bin").write_text("old")
+    (there / "4").symlink_to(there / "3")
+    assert exported(find_files([str(data)]), there, cache) == sum(map(len, contents(data).values()))
+    assert (there / "4").is_symlink()
+    wanted = {**contents(data), "3/own.txt": b"own"}
+    wanted.update({name.replace("4/", "3/", 1): content for name, content in wanted.items() if name.startswith("4/")})
+    wanted = {name: content for name, content in wanted.items() if not name.startswith("4/")}
+    assert {name: content for name, content in contents(there).items() if not name.startswith("4/")} == wanted
+
+
+def test_an_export_that_fails_leaves_nothing_beside_what_was_there(data: Path, tmp_path: Path, cache: Cache) -> None:
+    found = find_files([str(data)])
+    Path(found.files[3][0]).unlink()
+    with pytest.raises(PreparationError, match="can't be read: No such file or directory"):
+        exported(found, tmp_path / "to", cache)
+    assert list((tmp_path / "to").iterdir()) == []
+    (tmp_path / "to").rmdir()
+    (tmp_path / "to").write_text("a file")
+    with pytest.raises(UsageError, match="to can't be written: File exists"):
+        exported(found, tmp_path / "to", cache)

@@ -130,24 +130,11 @@ class _Place:
         self._path = self._descriptor = None
 
 
-def copy_file(source: str, target: str) -> int:
-    """Copy the content of a file to a new one, sharing its blocks where the file system can; returns its bytes."""
-    reader = os.open(source, os.O_RDONLY | os.O_CLOEXEC)
-    try:
-        writer = os.open(target, os.O_WRONLY | os.O_CREAT | os.O_TRUNC | os.O_CLOEXEC, 0o666)
-        try:
-            return _copy(reader, writer, -1)
-        finally:
-            os.close(writer)
-    finally:
-        os.close(reader)
-
-
 _can_clone = True
 
 
 def _copy(reader: int, writer: int, size: int) -> int:
-    """Copy all, and return its bytes. After `size` bytes nobody looks whether there are more."""
+    """Copy all, sharing its blocks where the file system can, and return its bytes. Nobody looks for more than `size`."""
     global _can_clone  # noqa: PLW0603  # one file system refuses it for all files: it is asked once
     if _can_clone:
         try:

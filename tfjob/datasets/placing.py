@@ -20,7 +20,7 @@ from typing import Final
 from tfjob.datasets.copying import TURN, Copier, File, NotCopied
 from tfjob.errors import PreparationError
 
-__all__ = ["clear", "place"]
+__all__ = ["clear", "copy_files", "place"]
 
 _PROGRAM: Final = "import sys; sys.path.append(sys.argv[1]); import copying; copying.main()"
 _MANY: Final = 1000
@@ -41,7 +41,7 @@ def place(files: Iterable[File], into: Path, *, copy: bool) -> Sequence[int]:
     into.mkdir(parents=True)
     try:
         if copy:
-            return _copy(tuple(files), into)
+            return copy_files(tuple(files), into)
         _link(files, str(into))
     except NotCopied as failure:
         if not failure.reason:
@@ -50,6 +50,21 @@ def place(files: Iterable[File], into: Path, *, copy: bool) -> Sequence[int]:
             ) from failure
         raise PreparationError(f"dataset file {failure.source} can't be used: {failure.reason}") from failure
     return ()
+
+
+def copy_files(files: Sequence[File], into: Path) -> Sequence[int]:
+    """Copy files to an empty directory, by several processes where they are many; the time of change (ns) of each when it had been copied.
+
+    Raises NotCopied when one can't be copied, or has other bytes than it is said to have.
+    """
+    others = min(len(os.sched_getaffinity(0)), _MOST) - 1
+    if len(files) >= _MANY and others:
+        with suppress(OSError, EOFError):  # no other can be started, or one was killed
+            return _copy_together(tuple(files), str(into), others)
+        clear(into)
+        into.mkdir()
+    with closing(Copier(str(into))) as copier:
+        return copier.copy(files)
 
 
 def clear(into: Path) -> None:
@@ -75,17 +90,6 @@ def _link(files: Iterable[File], into: str) -> None:
             raise NotCopied(source, error.strerror or str(error)) from error
         if found != size:
             raise NotCopied(source, "")
-
-
-def _copy(files: tuple[File, ...], into: Path) -> Sequence[int]:
-    others = min(len(os.sched_getaffinity(0)), _MOST) - 1
-    if len(files) >= _MANY and others:
-        with suppress(OSError, EOFError):  # no other can be started, or one was killed
-            return _copy_together(files, str(into), others)
-        clear(into)
-        into.mkdir()
-    with closing(Copier(str(into))) as copier:
-        return copier.copy(files)
 
 
 def _copy_together(files: tuple[File, ...], into: str, others: int) -> Sequence[int]:
@@ -150,6 +154,7 @@ def _others(count: int, turns: int, shared: int, files: int) -> Iterator[list[su
                     stdin=subprocess.PIPE,
                     stdout=subprocess.PIPE,
                     pass_fds=(turns, shared),
+                    start_new_session=True,  # a terminal's interrupt is for who has started it
                 )
             )
         yield processes
