@@ -136,10 +136,11 @@ def test_where_no_process_can_be_started_one_copies_all(
 def test_the_others_end_with_who_started_them(tmp_path: Path) -> None:
     turns, never = os.pipe()
     job = marshal.dumps((str(tmp_path), ()))
-    with placing._shared(8, job) as shared, placing._others(1, turns, shared, 1) as (other,):
-        assert other.stdin is not None
-        other.stdin.close()
-        assert other.wait(30) == 1
+    with placing._shared(8, job) as shared, placing._others(2, turns, shared, 1) as (first, second):
+        assert first.stdin is not None
+        first.stdin.close()
+        assert first.wait(30) == 1
+        assert second.poll() is None
     os.close(turns)
     os.close(never)
 
