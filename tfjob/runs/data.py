@@ -13,7 +13,15 @@ from pathlib import Path
 from typing import TYPE_CHECKING, NamedTuple
 
 from tfjob.datasets.cache import Cache
-from tfjob.datasets.files import SHA256, DatasetFiles, change_since, is_address, whole_directory, with_marks
+from tfjob.datasets.files import (
+    SHA256,
+    DatasetFiles,
+    change_since,
+    is_address,
+    local_digest,
+    whole_directory,
+    with_marks,
+)
 from tfjob.datasets.placing import clear, place
 from tfjob.datasets.standby import Standby, process_count
 from tfjob.durable import digest_of, replace_text
@@ -21,11 +29,11 @@ from tfjob.engines.dataset_contents import is_remote
 from tfjob.errors import PreparationError, TfjobError
 from tfjob.planning.plan import DatasetPlan, Plan
 from tfjob.rundir import RunDirectory
-from tfjob.runs.fetched import with_fetched
+from tfjob.runs.fetched import dataset_text, with_fetched
 from tfjob.runs.record import read_record
 from tfjob.spec import addresses
 from tfjob.spec.addresses import is_web
-from tfjob.values import decode, encode
+from tfjob.values import decode
 
 __all__ = ["RunData"]
 
@@ -94,12 +102,10 @@ class RunData:
         asked = with_fetched(self.plan, self.run).datasets  # another try has the very content of the one before
         just_seen = self._is_just_planned()
         for dataset in asked:
-            is_looked_at = _has_local(dataset) and not (just_seen and dataset.mode == "mount")
-            change = change_since(dataset.digest, dataset.files, dataset.marks) if is_looked_at else None
-            if change:
-                raise PreparationError(
-                    f"dataset {dataset.name} has changed since the job was planned: {change}", "Submit the job again."
-                )
+            if _has_local(dataset) and not (
+                just_seen and (dataset.mode == "mount" or self._is_looked_at_late(dataset))
+            ):
+                _refuse_changed(dataset)
         asked = tuple(map(self._with_sizes, asked))
         if not any(map(_as_tree, asked)):
             self._place(asked)
@@ -115,7 +121,7 @@ class RunData:
             ]
             datasets = tuple(one.dataset for one in ready)
             if any(dataset.marks for dataset in asked):
-                lines = ",\n".join(one.text or _text(one.dataset) for one in ready)
+                lines = ",\n".join(one.text or dataset_text(one.dataset) for one in ready)
                 replace_text(self.run.fetched, f"[{lines}]\n", force=False)
             for one in ready:
                 self._use(one)
@@ -168,6 +174,10 @@ class RunData:
             return 0 <= age_s < _JUST_S and read_record(self.run).rerun_of is None
         except (OSError, TfjobError):
             return False
+
+    def _is_looked_at_late(self, dataset: DatasetPlan) -> bool:
+        """Whether a dataset is copied here from files of this machine alone: who copies a file looks at it."""
+        return dataset.mode == "download" and self.here and not dataset.marks
 
     def changes(self, plan: Plan) -> tuple[str, ...]:
         """What has changed in mounted datasets, a sentence each: nothing but good manners keeps a process from writing there."""
@@ -254,7 +264,7 @@ class RunData:
             checked = min(come[source].checked or time.time() for source, _, _ in dataset.files)
             path = self.cache.resolved(_asked(dataset))
             path.parent.mkdir(exist_ok=True)
-            text = _text(now)  # it has a row for each file: written twice, it is made once
+            text = dataset_text(now)  # it has a row for each file: written twice, it is made once
             facts = json.dumps({"checked": checked, "tree": tree.name})
             replace_text(path, f'{facts[:-1]}, "dataset": {text}}}', force=False)
             return _Ready(now, tree, text=text)
@@ -275,6 +285,9 @@ class RunData:
         for dataset in datasets if self.here else ():
             if dataset.mode == "mount" and _as_tree(dataset):
                 continue  # one link, see `_use`
+            if self._is_looked_at_late(dataset):
+                self._copy(dataset)
+                continue
             sources = [
                 (self.cache.object(sha256) if sha256 else source, name, size)
                 for name, source, size, sha256 in _rows(dataset)
@@ -284,6 +297,20 @@ class RunData:
                     place(sources, self.run.datasets / task.name / dataset.name, copy=True)
             else:
                 place(sources, self.run.datasets / dataset.name, copy=False)
+
+    def _copy(self, dataset: DatasetPlan) -> None:
+        """Copy files of this machine for each task, and refuse what is not what was planned: also a change that leaves the size."""
+        same: Sequence[int] = ()
+        for task in self.plan.tasks:
+            try:
+                times = place(dataset.files, self.run.datasets / task.name / dataset.name, copy=True)
+            except PreparationError:
+                _refuse_changed(dataset)  # says more of it
+                raise
+            if times != same and local_digest(dataset.files, times) != dataset.digest:
+                _refuse_changed(dataset)
+                raise _changed(dataset, "one of its files was written to")
+            same = times
 
     def _note_contents(self, datasets: Sequence[DatasetPlan]) -> None:
         """Pin what registered versions hold, at their first use."""
@@ -301,10 +328,16 @@ class RunData:
                 continue
 
 
-def _text(dataset: DatasetPlan) -> str:
-    """The JSON of a dataset. Its files are rows of plain values, which need no encoding one by one."""
-    encoded = encode(replace(dataset, files=(), marks=()))
-    return json.dumps({**encoded, "files": dataset.files, "marks": dataset.marks})
+def _refuse_changed(dataset: DatasetPlan) -> None:
+    """Raise PreparationError if files of this machine are not those that were planned."""
+    if change := change_since(dataset.digest, dataset.files, dataset.marks):
+        raise _changed(dataset, change)
+
+
+def _changed(dataset: DatasetPlan, change: str) -> PreparationError:
+    return PreparationError(
+        f"dataset {dataset.name} has changed since the job was planned: {change}", "Submit the job again."
+    )
 
 
 def _has_local(dataset: DatasetPlan) -> bool:

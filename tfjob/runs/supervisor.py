@@ -251,7 +251,8 @@ def _load_for_data() -> None:
     """Load what fetches data now, while the run is being made."""
     import tfjob.datasets.eviction  # noqa: PLC0415  # only for those who have data
     import tfjob.datasets.fetch  # noqa: PLC0415  # the same
-    import tfjob.datasets.workers  # noqa: F401, PLC0415  # the same
+    import tfjob.datasets.workers  # noqa: PLC0415  # the same
+    import tfjob.runs.data  # noqa: F401, PLC0415  # the same
 
 
 def _begin_on_several_machines(targets: Path, name: str) -> Logins | None:
