@@ -14,7 +14,7 @@ import os
 import shutil
 import threading
 import time
-from collections import Counter, deque
+from collections import deque
 from typing import TYPE_CHECKING, Final, NamedTuple
 
 from tfjob.datasets.cache import Known
@@ -30,7 +30,7 @@ if TYPE_CHECKING:
     from collections.abc import Callable, Iterable, Iterator, Sequence
 
     from tfjob.datasets.cache import Cache
-    from tfjob.datasets.workers import Worker, Workers
+    from tfjob.datasets.workers import Workers
 
     Note = Callable[[Iterable[tuple[str, Known]]], None]
 
@@ -134,8 +134,8 @@ def _at_hand(  # noqa: PLR0911  # a table of what needs no asking
     return known if cache.has(known.sha256, known.size) else None
 
 
-_Result = tuple[str, Known, "int | Worker"]
-"""What an address holds, and who holds the lock of the file it was fetched into: a descriptor, or a worker."""
+_Result = tuple[str, Known, int | None]
+"""What an address holds, and the descriptor that holds the lock of the file it was fetched into; None where a worker did that."""
 
 
 class _Crew:
@@ -192,7 +192,7 @@ class _Crew:
         known = self._known.get(wanted.source)
         return known is not None and self._transfer.cache.has(known.sha256, known.size)
 
-    def _came(self, results: list[tuple[str, Known, Worker]]) -> None:
+    def _came(self, results: Iterable[_Result]) -> None:
         """Hear from a worker what came."""
         self._results.extend(results)
         self._wake.set()
@@ -246,7 +246,7 @@ class _Crew:
                 thread.join(0.2)
         while self._results:
             left = self._results.popleft()
-            if not isinstance(left, BaseException) and isinstance(left[2], int):
+            if not isinstance(left, BaseException) and left[2] is not None:
                 os.close(left[2])
 
     def _note(self, batch: list[_Result], note: Note) -> list[tuple[str, Known]]:
@@ -256,14 +256,9 @@ class _Crew:
             if rows:
                 note(rows)
         finally:
-            counts: Counter[Worker] = Counter()
-            for _, _, holder in batch:
-                if isinstance(holder, int):
-                    os.close(holder)
-                else:
-                    counts[holder] += 1
-            for worker, count in counts.items():
-                worker.noted(count)
+            for _, _, descriptor in batch:
+                if descriptor is not None:
+                    os.close(descriptor)
             batch.clear()
         return rows
 

@@ -37,6 +37,7 @@ def started() -> subprocess.Popen[bytes]:
         stdin=subprocess.PIPE,
         stdout=subprocess.PIPE,
         stderr=subprocess.DEVNULL,
+        process_group=0,  # an interrupt of the terminal is for this process, which ends it
     )
 
 
