@@ -155,7 +155,7 @@ def _data(plan: Plan, run: RunDirectory, workspace: Workspace, *, here: bool) ->
     from tfjob.runs.data import RunData  # noqa: PLC0415
 
     config, shared = workspace.config, _shared(plan)
-    return RunData(
+    data = RunData(
         plan,
         run,
         Cache(shared / "datasets" if shared else config.dataset_cache),
@@ -165,6 +165,8 @@ def _data(plan: Plan, run: RunDirectory, workspace: Workspace, *, here: bool) ->
         here=here,
         nodes_fetch=plan.cluster is not None,
     )
+    data.foresee()
+    return data
 
 
 def _of_this_shell() -> dict[str, str]:
