@@ -35,7 +35,7 @@ File = tuple[str, str, int]
 """Where it is, its path below the directory to copy to, and its bytes."""
 
 
-class NotCopied(Exception):  # what has come of it, and no more
+class NotCopied(Exception):
     """A file that can't be copied, and why: the system's words, or empty where it is not the file that was asked for."""
 
     def __init__(self, source: str, reason: str) -> None:
