@@ -16,7 +16,11 @@ __all__ = ["compilers"]
 
 
 def pytest_configure() -> None:
-    """See that what tests start takes Ctrl-C: a shell without a terminal has what it puts behind itself ignore that."""
+    """See that what tests start takes Ctrl-C: a shell without a terminal has what it puts behind itself ignore that.
+
+    And that it keeps what Python compiles: thousands of commands would each compile tfjob anew.
+    """
+    os.environ.pop("PYTHONDONTWRITEBYTECODE", None)
     if signal.getsignal(signal.SIGINT) is signal.SIG_IGN and threading.current_thread() is threading.main_thread():
         signal.signal(signal.SIGINT, signal.default_int_handler)
 

@@ -20,9 +20,9 @@ from support import PROGRAM, Tfjob, eventually, processes_of
 NUMBERED = """
     name: numbered
     command: |
-      for i in $(seq 1 400); do echo "line $i"; sleep 0.01; done
+      for i in $(seq 1 200); do echo "line $i"; sleep 0.01; done
 """
-EXPECTED_LINES = [f"line {number}" for number in range(1, 401)]
+EXPECTED_LINES = [f"line {number}" for number in range(1, 201)]
 
 
 def supervisor_of(tfjob: Tfjob, run: str) -> int:
@@ -37,6 +37,11 @@ def wait_for_state(tfjob: Tfjob, run: str, *states: str) -> None:
 def wait_for_line(tfjob: Tfjob, run: str, line: str, task: str = "main") -> None:
     log = tfjob.run_directory(run) / "logs" / f"{task}.log"
     eventually(lambda: log.exists() and line in log.read_text(), f"{line!r} in the log of {task}")
+
+
+def until_told(tfjob: Tfjob) -> str:
+    """A command that begins, and ends when there is a file `go`."""
+    return f"echo begun; until [ -e {tfjob.directory}/go ]; do sleep 0.05; done"
 
 
 def newest_run(tfjob: Tfjob) -> str:
@@ -238,7 +243,7 @@ def test_a_full_disk_ends_the_run_with_a_record_that_says_so(tfjob: Tfjob, small
         name: full
         command: |
           echo begun
-          for i in $(seq 1 300); do head -c 20000 /dev/zero | tr '\\0' x {onwards}; sleep 0.01; done
+          for i in $(seq 1 100); do head -c 20000 /dev/zero | tr '\\0' x {onwards}; sleep 0.01; done
           sleep 1
         """,
     )
@@ -407,12 +412,17 @@ def test_a_gpu_lease_outlives_a_killed_supervisor_and_not_the_run(tfjob: Tfjob) 
 def test_a_supervisor_killed_while_it_waits_for_gpus_is_replaced(tfjob: Tfjob) -> None:
     tfjob("init")
     (tfjob.directory / ".tfjob" / "config.yml").write_text("local: {gpus: 1}\n")
-    tfjob.write("job.yml", "name: gpu\ncommand: echo begun; sleep $SECONDS_\ncompute: {gpus_per_node: 1}")
-    first = tfjob.submit("job.yml", "--set", "environment_variables.SECONDS_=3")
+    tfjob.write("first.yml", f"name: gpu\ncommand: {until_told(tfjob)}\ncompute: {{gpus_per_node: 1}}")
+    tfjob.write("second.yml", "name: gpu\ncommand: 'true'\ncompute: {gpus_per_node: 1}")
+    first = tfjob.submit("first.yml")
     wait_for_line(tfjob, first, "begun")
-    second = tfjob.submit("job.yml", "--set", "environment_variables.SECONDS_=0")
+    second = tfjob.submit("second.yml")
     wait_for_state(tfjob, second, "Scaling")
-    os.kill(supervisor_of(tfjob, second), signal.SIGKILL)
+    killed = supervisor_of(tfjob, second)
+    os.kill(killed, signal.SIGKILL)
+    tfjob("show", second)
+    eventually(lambda: supervisor_of(tfjob, second) != killed, "another supervisor")
+    (tfjob.directory / "go").touch()
     tfjob("wait", second)
     assert tfjob.record(second)["state"] == "Completed"
     tfjob("wait", first)
@@ -520,7 +530,7 @@ def test_a_worker_that_fails_because_its_chief_has_finished_spoils_nothing(tfjob
 def test_a_recovered_run_keeps_what_its_own_shell_gave_it(tfjob: Tfjob) -> None:
     tfjob("init")
     (tfjob.directory / ".tfjob" / "config.yml").write_text("local: {gpus: 1}\n")
-    tfjob.write("first.yml", "name: first\ncommand: echo begun; sleep 2\ncompute: {gpus_per_node: 1}")
+    tfjob.write("first.yml", f"name: first\ncommand: {until_told(tfjob)}\ncompute: {{gpus_per_node: 1}}")
     tfjob.write("second.yml", "name: second\ncommand: echo $PATH $TZ\ncompute: {gpus_per_node: 1}")
     first = tfjob.submit("first.yml")
     wait_for_line(tfjob, first, "begun")
@@ -528,7 +538,9 @@ def test_a_recovered_run_keeps_what_its_own_shell_gave_it(tfjob: Tfjob) -> None:
     second = shell.submit("second.yml")
     wait_for_state(tfjob, second, "Scaling")
     os.kill(supervisor_of(tfjob, second), signal.SIGKILL)
+    (tfjob.directory / "go").touch()
     tfjob("wait", second)
+    tfjob("wait", first)
     assert tfjob("logs", second).stdout.endswith(":/own Asia/Tokyo\n")
 
 
