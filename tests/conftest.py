@@ -10,7 +10,7 @@ from pathlib import Path
 
 import pytest
 from compiler_parts import compilers
-from support import REPOSITORY, Tfjob, processes_of
+from support import REPOSITORY, Tfjob, kill, processes_of
 
 __all__ = ["compilers"]
 
@@ -43,7 +43,5 @@ def tfjob(tmp_path: Path) -> Iterator[Tfjob]:
     runs = directory / ".tfjob" / "runs"
     names = [path.name for path in runs.iterdir() if not path.name.startswith(".")] if runs.is_dir() else []
     left = {name: pids for name in names if (pids := processes_of(name))}
-    for pids in left.values():
-        for pid in pids:
-            os.kill(pid, signal.SIGKILL)
+    kill(*(pid for pids in left.values() for pid in pids))
     assert not left, f"processes of these runs were left: {left}"

@@ -28,7 +28,7 @@ __all__ = ["Node", "remove_cgroups"]
 
 SCRIPT = Path(__file__).with_name("node.sh")
 PATH = "/run/lab/bin:/usr/local/sbin:/usr/local/bin:/usr/sbin:/usr/bin:/sbin:/bin"
-READY_S = 30
+READY_S = 90
 STOP_S = 20
 SSH_PORT = 22
 PORT = 2375
@@ -255,7 +255,7 @@ class Node:
         """A Docker client for its engine, by the socket that needs no network."""
         import docker  # noqa: PLC0415  # 100 ms that only the tests that use it should pay
 
-        return contextlib.closing(docker.DockerClient(base_url=self.docker_host, timeout=30))
+        return contextlib.closing(docker.DockerClient(base_url=self.docker_host, timeout=120))
 
 
 def _engine_answers(path: Path) -> bool:

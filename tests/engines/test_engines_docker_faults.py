@@ -83,7 +83,7 @@ class TestWithoutWhoStartedIt:
         with pytest.raises(TargetError, match=f"run {run.run.id} holds 2"):
             other.acquire(0)
         (run.run.work("main") / "go").touch()
-        assert other.acquire(30).gpus == {"main": ()}
+        assert other.acquire(60).gpus == {"main": ()}
         run.handle = run.engine.adopt(run.plan, run.run)
         assert end(run).exit_code == 0
 
@@ -121,7 +121,7 @@ class TestWithoutWhoStartedIt:
                 holder.wait(2)
             run.kill()
             run.wait()
-            assert holder.wait(30) == 0
+            assert holder.wait(60) == 0
         finally:
             for process in (run, holder):
                 process.kill()

@@ -15,7 +15,7 @@ from datetime import datetime
 from pathlib import Path
 
 import pytest
-from support import PROGRAM, Tfjob, eventually, processes_of
+from support import PROGRAM, Tfjob, eventually, kill, processes_of
 
 NUMBERED = """
     name: numbered
@@ -81,10 +81,11 @@ def test_a_killed_supervisor_is_replaced_by_the_next_command_and_the_tasks_go_on
 
 
 def test_a_task_that_ends_while_nobody_watches_is_still_accounted_for(tfjob: Tfjob) -> None:
-    tfjob.write("job.yml", "name: alone\ncommand: echo begun; sleep 1; echo kept > outputs/x; exit 5")
+    tfjob.write("job.yml", f"name: alone\ncommand: {until_told(tfjob)}; echo kept > outputs/x; exit 5")
     run = tfjob.submit("job.yml")
     wait_for_line(tfjob, run, "begun")
-    os.kill(supervisor_of(tfjob, run), signal.SIGKILL)
+    kill(supervisor_of(tfjob, run))
+    (tfjob.directory / "go").touch()
     eventually(lambda: not processes_of(run), "the task ends")
     done = tfjob("wait", run, exit_code=1)
     assert "main on" in done.stdout
@@ -97,9 +98,8 @@ def test_a_supervisor_and_its_tasks_killed_together_is_told_as_what_it_is(tfjob:
     tfjob.write("job.yml", "name: all\ncommand: echo begun; sleep 300")
     run = tfjob.submit("job.yml")
     wait_for_line(tfjob, run, "begun")
-    os.kill(supervisor_of(tfjob, run), signal.SIGKILL)
-    for pid in processes_of(run):
-        os.kill(pid, signal.SIGKILL)
+    kill(supervisor_of(tfjob, run))
+    kill(*processes_of(run))
     tfjob("wait", run, exit_code=1)
     record = tfjob.show(run)
     assert record["state"] == "Failed"
@@ -110,10 +110,8 @@ def test_a_restarted_machine_ends_the_runs_that_were_on_it(tfjob: Tfjob) -> None
     tfjob.write("job.yml", "name: boot\ncommand: sleep 300")
     run = tfjob.submit("job.yml")
     wait_for_state(tfjob, run, "Running")
-    pid = supervisor_of(tfjob, run)
-    os.kill(pid, signal.SIGKILL)
-    for task in processes_of(run):
-        os.kill(task, signal.SIGKILL)
+    kill(supervisor_of(tfjob, run))
+    kill(*processes_of(run))
     file = tfjob.run_directory(run) / "record.json"
     file.write_text(file.read_text().replace(tfjob.record(run)["supervisor"]["boot_id"], "another-boot"))
     tfjob("wait", run, exit_code=5)
@@ -142,8 +140,9 @@ def test_a_task_that_ignores_sigterm_does_not_hold_up_the_end(tfjob: Tfjob) -> N
         """
         name: stubborn
         command: |
-          if [ $TFJOB_TASK_INDEX = 1 ]; then sleep 0.5; exit 9; fi
+          if [ $TFJOB_TASK_INDEX = 1 ]; then until [ -e ../worker-0/ready ]; do sleep 0.05; done; exit 9; fi
           trap '' TERM INT HUP
+          touch ready
           while true; do sleep 1; done
         distribution: {type: tensorflow, worker_count: 2}
         limits: {grace_period_s: 1}
@@ -517,8 +516,10 @@ def test_a_worker_that_fails_because_its_chief_has_finished_spoils_nothing(tfjob
         """
         name: done
         command: |
-          if [ $TFJOB_TASK_TYPE = chief ]; then sleep 0.7; exit 0; fi
-          if [ $TFJOB_TASK_TYPE = worker ]; then sleep 0.5; exit 1; fi
+          if [ $TFJOB_TASK_TYPE = chief ]; then
+            until [ -e ../worker-0/fails ]; do sleep 0.05; done; sleep 0.2; exit 0
+          fi
+          if [ $TFJOB_TASK_TYPE = worker ]; then touch fails; exit 1; fi
           sleep 300
         distribution: {type: tensorflow, worker_count: 1, parameter_server_count: 1}
         """,
