@@ -147,6 +147,7 @@ def test_a_task_that_fills_the_disk(lab: Tfjob, small: Small, nodes: tuple[Node,
     command = """
 echo early >outputs/early-$TFJOB_TASK_NAME
 [ $TFJOB_TASK_NAME = main-1 ] && sleep 600
+sleep 2  # the other has begun then
 head -c 100000000 /dev/zero >outputs/large
 """
     done = lab("submit", job(lab, command), exit_code=1)
