@@ -19,7 +19,7 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 from cluster import network
-from docker_parts import BASE, OPTIONS, CannotRunError, children, locked, signalled, start_time, wait_for
+from docker_parts import OPTIONS, CannotRunError, children, locked, signalled, start_time, wait_for
 
 if TYPE_CHECKING:
     from cluster.layout import Layout
@@ -235,15 +235,6 @@ class Node:
                 client.api.remove_container(container["Id"], force=True, v=True)
             for volume in client.api.volumes()["Volumes"] or ():
                 client.api.remove_volume(volume["Name"], force=True)
-
-    def forget_images(self, keep: Sequence[str] = (BASE,)) -> None:
-        """Remove every image but those in `keep`."""
-        with self.client() as client:
-            kept = {client.api.inspect_image(name)["Id"] for name in keep if client.images.list(name=name)}
-            for image in client.api.images(all=False):
-                if image["Id"] not in kept:
-                    client.api.remove_image(image["Id"], force=True)
-            client.api.prune_builds()
 
     def image_id(self, name: str) -> str:
         """The id of an image in its engine; empty if it has none of this name."""

@@ -16,7 +16,6 @@ if TYPE_CHECKING:
 
 WITH_BLOCKS = [page for page in PAGES if blocks(page)]
 WITH_TRAINING = [page for page in WITH_BLOCKS if any(block.kind == "real" for block in blocks(page))]
-WITHOUT_TRAINING = [page for page in WITH_BLOCKS if page not in WITH_TRAINING]
 WITH_CONTAINERS = [page for page in WITH_BLOCKS if any(block.kind == "docker" for block in blocks(page))]
 SITE_BASE = "site/base:12"
 """What pages call a base image of the reader's own; it is the tests' in the tests' engine."""
@@ -32,7 +31,7 @@ def test_every_block_is_of_a_known_kind(page: Path) -> None:
     assert not unknown
 
 
-@pytest.mark.parametrize("page", WITHOUT_TRAINING, ids=_name)
+@pytest.mark.parametrize("page", WITH_BLOCKS, ids=_name)
 def test_page_plays(page: Path, tmp_path: Path) -> None:
     _play(page, Player(tmp_path, kinds=("",)))
 

@@ -233,7 +233,7 @@ echo step of $TFJOB_TASK_NAME >outputs/step; for i in $(seq 600); do sleep 0.1; 
         assert (lab.run_directory(run) / "outputs/main-1").read_text() == "one\n"
 
     def test_a_short_cut_is_no_failure(self, lab: Tfjob, nodes: Nodes) -> None:
-        command = "for i in $(seq 120); do echo line $i; sleep 0.1; done"
+        command = "for i in $(seq 80); do echo line $i; sleep 0.1; done"
         run = lab.submit(job(lab, command, nodes=2))
         eventually(lambda: is_running(lab, run), "the start")
         nodes[1].cut_cable()
@@ -242,7 +242,7 @@ echo step of $TFJOB_TASK_NAME >outputs/step; for i in $(seq 600); do sleep 0.1; 
         eventually(lambda: lab.record(run)["state"] == "Completed", "the end")
         for index in range(2):
             log = (lab.run_directory(run) / f"logs/main-{index}.log").read_text()
-            assert log == "".join(f"line {number}\n" for number in range(1, 121))
+            assert log == "".join(f"line {number}\n" for number in range(1, 81))
 
 
 def with_limits(lab: Tfjob, lost_s: float) -> str:

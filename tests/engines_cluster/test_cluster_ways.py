@@ -177,7 +177,7 @@ def test_a_node_that_comes_back_can_not_write_over_the_next_attempt(lab: Tfjob, 
     target(lab, node_lost_s=6, merge_interval_s=0.5)
     command = """
 if [ $TFJOB_RESTART_COUNT = 0 ]; then while :; do date +stale-%N >outputs/state; sleep 0.05; done; fi
-echo fresh >outputs/state; sleep 6
+echo fresh >outputs/state; sleep 4
 """
     run = lab.submit(job(lab, command, extra="retries: {max: 1}\n"))
     state = lab.run_directory(run) / "outputs/state"
