@@ -10,6 +10,7 @@ from pathlib import Path
 
 import pytest
 from compiler_parts import compilers
+from hypothesis import HealthCheck, settings
 from support import REPOSITORY, Tfjob, kill, processes_of
 
 __all__ = ["compilers"]
@@ -18,9 +19,12 @@ __all__ = ["compilers"]
 def pytest_configure() -> None:
     """See that what tests start takes Ctrl-C: a shell without a terminal has what it puts behind itself ignore that.
 
-    And that it keeps what Python compiles: thousands of commands would each compile tfjob anew.
+    And that it keeps what Python compiles: thousands of commands would each compile tfjob anew. Examples of a property may
+    take as long as they like.
     """
     os.environ.pop("PYTHONDONTWRITEBYTECODE", None)
+    settings.register_profile("any machine", deadline=None, suppress_health_check=[HealthCheck.too_slow])
+    settings.load_profile("any machine")
     if signal.getsignal(signal.SIGINT) is signal.SIG_IGN and threading.current_thread() is threading.main_thread():
         signal.signal(signal.SIGINT, signal.default_int_handler)
 
