@@ -29,7 +29,7 @@ from tfjob.datasets.wanted import Settings, Wanted
 from tfjob.errors import PreparationError
 from tfjob.spec import addresses
 
-MANY = Settings(connections=4, timeout_s=5, tries=3, pause_s=0.01, many=20)
+MANY = Settings(connections=4, timeout_s=30, tries=3, pause_s=0.01, many=20)
 
 
 def put(web: WebServer, count: int = 60) -> dict[str, bytes]:
@@ -276,7 +276,8 @@ def test_a_server_that_closes_now_and_then(cache: Cache) -> None:
 )
 def test_each_fault_has_its_own_words(web: WebServer, cache: Cache, fault: Status | Cut | Hang, message: str) -> None:
     urls = {**put(web), web.put("0/fault.bin", b"content", fault): b"content"}
-    settings = Settings(connections=4, timeout_s=0.5, tries=2, pause_s=0.01, many=20)
+    timeout_s = 0.5 if isinstance(fault, Hang) else 30
+    settings = Settings(connections=4, timeout_s=timeout_s, tries=2, pause_s=0.01, many=20)
     with pytest.raises(PreparationError, match=message):
         got(cache, urls, settings=settings)
     assert children() == []
@@ -444,7 +445,8 @@ def test_a_full_disk_is_told(tmp_path: Path, web: WebServer, full: str) -> None:
                 got(cache, urls)
             require_no_half(cache.root)
             left = [path.stat() for path in (cache.root / "partial").iterdir()]
-            assert [one.st_size for one in left if one.st_size or not one.st_mode & 0o200] == []
+            # A part, of a process that was ended as it wrote, can be gone on with; what is whole would only take room.
+            assert [one.st_size for one in left if one.st_size == 30_000 or not one.st_mode & 0o200] == []
         subprocess.run(["mount", "-o", "remount,size=9m,nr_inodes=1000", small], check=True)
         found = got(cache, urls)
         assert all(os.path.exists(cache.object(one.sha256)) for one in found.values())
