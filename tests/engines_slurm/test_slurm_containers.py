@@ -278,7 +278,7 @@ def test_what_a_node_ran_that_was_cut_off_is_ended_and_removed(site_of: Callable
     site.slurm.nodes[1].cut_cable()
     directory = site.tfjob.run_directory(run)
     site.slurm.run("scontrol", "update", "nodename=node2", "state=DOWN", "reason=test")  # what SlurmdTimeout would do
-    eventually((directory / "logs" / "attempt-1").is_dir, "the second attempt", 90)
+    eventually((directory / "logs" / "attempt-1").is_dir, "the second attempt")
     runs(site.tfjob, run, "main-0", "main-1")
     assert site.containers(site.slurm.nodes[1], run) == []
     (directory / "done").touch()
@@ -341,9 +341,37 @@ def test_an_image_that_can_not_be_loaded_is_told_with_the_runtimes_words(site_of
 
 
 def test_a_cancel_ends_what_prepares_a_container(site_of: Callable[[str], Site]) -> None:
+    site, tools = with_tools(
+        site_of, enroot="true", mksquashfs="touch {tools}/made; echo $$ >{tools}/pid; exec sleep 1000"
+    )
+    run = site.submit("true")
+    eventually((tools / "pid").exists, "the command that makes the image", 60)
+    assert list(tools.glob("tfjob-image-*"))
+    site.tfjob("cancel", run)
+    assert ended(site.tfjob, run, exit_code=1)["state"] == "Canceled"
+    assert list(tools.glob("tfjob-image-*")) == []
+    site.no_process_is_left(run)
+
+
+def test_a_cancel_waits_for_a_node_that_takes_long_to_clear_up(site_of: Callable[[str], Site]) -> None:
+    removes = "sleep 16; touch {tools}/removed"  # longer than a node is waited for that says nothing
+    enroot = f"case $1 in create) echo $$ >{{tools}}/pid; exec sleep 1000;; remove) {removes};; esac"
+    site, tools = with_tools(site_of, enroot=enroot, mksquashfs="touch $2")
+    run = site.submit("true")
+    eventually((tools / "pid").exists, "the command that unpacks the image", 60)
+    site.tfjob("cancel", run)
+    assert ended(site.tfjob, run, exit_code=1)["state"] == "Canceled"
+    assert (tools / "removed").exists()
+    site.no_process_is_left(run)
+
+
+def with_tools(site_of: Callable[[str], Site], **texts: str) -> tuple[Site, Path]:
+    """A site of enroot's whose nodes have these commands before any other, and where those lie. It has made no image file."""
     site = site_of("pyxis")
+    for made in Path(site.tfjob.environ["TFJOB_STORE"]).glob("images/*/image.sqsh"):
+        made.unlink()
     tools = site.tfjob.directory / "tools"
-    commands(tools, enroot="true", mksquashfs=f"touch {tools}/made; echo $$ >{tools}/pid; exec sleep 1000")
+    commands(tools, **{name: text.replace("{tools}", str(tools)) for name, text in texts.items()})
     site.tfjob.write(
         "target.yml",
         f"""
@@ -355,13 +383,7 @@ def test_a_cancel_ends_what_prepares_a_container(site_of: Callable[[str], Site])
         """,
     )
     site.tfjob("compute", "update", "pyxis", "-f", "target.yml")
-    run = site.submit("true")
-    eventually((tools / "pid").exists, "the command that makes the image", 60)
-    assert list(tools.glob("tfjob-image-*"))
-    site.tfjob("cancel", run)
-    assert ended(site.tfjob, run, exit_code=1)["state"] == "Canceled"
-    assert list(tools.glob("tfjob-image-*")) == []
-    site.no_process_is_left(run)
+    return site, tools
 
 
 @dataclass(frozen=True)
@@ -406,7 +428,7 @@ class User:
 
     def ended(self) -> Report:
         """How their run ended, by what the job says."""
-        eventually(lambda: (report := read_report(self.run)) and report.end, "the end of the job", 120)
+        eventually(lambda: (report := read_report(self.run)) and report.end, "the end of the job")
         report = read_report(self.run)
         assert report is not None
         return report
@@ -447,7 +469,7 @@ def test_apptainer_without_privileges_leaves_tasks_their_grace(user: User) -> No
 
     setup = f"export PATH={apptainer().parent}:$PATH"
     job = user.submit("apptainer", setup, command=f"id -u; umask; touch /new {user.run.outputs}/file; {SAVES}")
-    eventually(lambda: (report := read_report(user.run)) and (report.end or has_begun()), "the start", 120)
+    eventually(lambda: (report := read_report(user.run)) and (report.end or has_begun()), "the start")
     user.slurm.run("scancel", job)
     assert (user.ended().tasks or {})["main"]["exit_code"] == 9
     printed = user.run.log("main").read_text().split()

@@ -11,13 +11,11 @@ import marshal
 import os
 import queue
 import subprocess
-import sys
 import threading
 import time
 from collections import Counter, deque
 from collections.abc import Callable, Iterable, Iterator, Sequence
 from contextlib import contextmanager
-from pathlib import Path
 from typing import TYPE_CHECKING, Any, Final, NamedTuple
 from urllib.parse import urlsplit
 
@@ -25,6 +23,7 @@ from tfjob.datasets.cache import OBJECT_TIME_NS, Known
 from tfjob.datasets.connections import LARGEST, PATIENCE
 from tfjob.datasets.partials import is_ours
 from tfjob.datasets.small_files import PREFIX
+from tfjob.datasets.standby import process_count
 from tfjob.datasets.web import common_headers, is_direct, split_address
 from tfjob.durable import digest_of
 from tfjob.errors import PreparationError
@@ -36,8 +35,6 @@ if TYPE_CHECKING:
 
 __all__ = ["Worker", "Workers", "alone", "plain_files"]
 
-_PROGRAM: Final = "import sys; sys.path.insert(0, sys.argv[1]); from tfjob.datasets.small_files import main; main()"
-_MOST: Final = 8
 _DEALT_AT_ONCE: Final = 200
 _IN_HAND: Final = 300
 _MOST_LEFT: Final = 100
@@ -59,11 +56,11 @@ def plain_files(wanted: Iterable[Wanted], settings: Settings) -> list[Plain]:
 
     All from one server come one after the other: its connections stay open, and what is noted of them lies side by side.
     """
-    small = [Plain(one, *split_address(one.source)) for one in wanted if one.size <= LARGEST]
+    small = [Plain(one, *split_address(one.source)) for one in sorted(wanted) if one.size <= LARGEST]
     counts = Counter([one.origin for one in small])
     good = {origin for origin, count in counts.items() if count * 3 >= settings.many and is_direct(origin)}
-    chosen = [one for one in small if one.origin in good]
-    return sorted(chosen, key=lambda one: one.wanted.source) if len(chosen) >= settings.many else []
+    chosen = small if len(good) == len(counts) else [one for one in small if one.origin in good]
+    return chosen if len(chosen) >= settings.many else []
 
 
 @contextmanager
@@ -115,7 +112,7 @@ class Workers:
         self._left_count = 0
         self.origins: dict[str, int] = {}
         connections = transfer.settings.connections - 1
-        count = min(len(os.sched_getaffinity(0)), connections, max(1, 2 * most // transfer.settings.many), _MOST)
+        count = process_count(most, transfer.settings)
         shares = [connections // count + (number < connections % count) for number in range(count)]
         self._workers = [Worker(self, share) for share in shares]
         self._talking = count
@@ -190,14 +187,7 @@ class Worker:
         self._sender = threading.Thread(target=self._send, daemon=True)
         self._process: subprocess.Popen[bytes] | None = None
         with contextlib.suppress(OSError):  # others fetch, then
-            self._process = subprocess.Popen(
-                [sys.executable, "-I", "-S", "-c", _PROGRAM, str(Path(__file__).parents[2])],
-                cwd="/",
-                stdin=subprocess.PIPE,
-                stdout=subprocess.PIPE,
-                stderr=subprocess.DEVNULL,
-                process_group=0,  # an interrupt of the terminal is for this process, which ends it
-            )
+            self._process = workers.transfer.standby.take()
             self._sender.start()
 
     def hang_up(self) -> None:

@@ -39,6 +39,8 @@ _REASONS_S: Final = 10.0
 _POLL_S: Final = 0.1
 _LAST_WORD_S: Final = 5.0
 """How long the last word of a job that Slurm calls over may take to be seen on a shared file system."""
+_ENDING_S: Final = 150.0
+"""For a job to end in its order, beyond its tasks' grace: longer than `program/batch.py` waits for nodes that clear up."""
 _WAITS: Final = frozenset({"PENDING", "REQUEUED", "REQUEUE_HOLD", "SPECIAL_EXIT", "RESV_DEL_HOLD", "SUSPENDED"})
 _COMES_UP: Final = frozenset({"CONFIGURING", "POWER_UP_NODE"})
 _GOES_ON: Final = frozenset({"RUNNING", "COMPLETING", "STAGE_OUT", "SIGNALING", "RESIZING", "STOPPED"})
@@ -196,11 +198,14 @@ class SlurmEngine:
         if self.look(handle).stage == "over":
             return
         handle.stopping = True
-        deadline = time.monotonic() + grace_s + 15
+        began = time.monotonic()
         asked = handle.view.stage == "running" and self._client.signal(handle.job, "USR2")
-        while asked and time.monotonic() < deadline:
+        wait_s = grace_s + 15
+        while asked and time.monotonic() < began + wait_s:
             if (report := read_report(handle.run)) and report.is_over:
                 break
+            if report and report.phase == "ending":  # it knows how long it waits for its nodes to clear up
+                wait_s = grace_s + _ENDING_S
             time.sleep(_POLL_S)
         else:
             self._client.cancel(handle.job)

@@ -42,6 +42,8 @@ FENCE_S = 4.0  # what a lost node's programs take to see that another attempt ha
 CANCEL_LOOK_S = 2.0
 DUE_LOOK_S = 3.0  # after the start, whose time is the tasks', for a warning that came before anybody listened
 END_MARGIN_S = 10.0  # before a time limit: to end in order, and to say so
+CLEAR_UP_S = 120.0  # for a node that says that it clears up; engine.py waits longer
+QUIET_S = 20.0  # of a node that does not say so any more
 STAY_S = 900.0
 SIGNALS = (signal.SIGUSR1, signal.SIGUSR2, signal.SIGTERM, signal.SIGINT, signal.SIGHUP)
 
@@ -220,7 +222,8 @@ class Attempt:
             self.tell(word)
         elif "preparing" in word:
             self.prepared = time.monotonic()
-            self.state.say(message=word["preparing"])
+            if not self.is_ending:
+                self.state.say(message=word["preparing"])
         elif "broken" in word:
             self.broken = word["broken"]
 
@@ -319,12 +322,19 @@ class Attempt:
         for number, wait_s in ((None, 10.0), (signal.SIGTERM, 5.0), (signal.SIGKILL, 5.0)):
             if number is not None:
                 self.step.send(number)
-            until = time.monotonic() + wait_s
-            while self.step.poll() is None and time.monotonic() < until:
+            began = now = time.monotonic()
+            while self.step.poll() is None and (
+                now < began + wait_s or (number is None and self.clears_up(now) and now < began + CLEAR_UP_S)
+            ):
                 self.take(0.02)
+                now = time.monotonic()
             if self.step.poll() is not None:
                 break
         self.drain()
+
+    def clears_up(self, now: float) -> bool:
+        """Whether a node says that it is still at its container: what it made of it is removed, which takes long on a slow disk."""
+        return now - self.prepared < QUIET_S
 
     def step_end(self) -> Ended:
         """What it means that the step is over before the gang was: Slurm ended it, or it never came to be."""

@@ -37,7 +37,7 @@ else:  # they lie beside this file
 
 PATIENCE_S = 30.0  # for a runtime's command that only asks or removes
 LAST_WORDS = 3
-SAY_S = 10.0
+SAY_S = 5.0  # less than batch.py waits for a node that says nothing
 WORD_BYTES = 600
 TICK_S = 0.05
 STARTERS = ("apptainer", "singularity")  # whose directories they are in
@@ -89,12 +89,14 @@ class Container:
         except Exception as error:  # whatever it is: a program that dies would look like a lost node
             if not isinstance(error, (Trouble, ValueError, OSError)):
                 traceback.print_exc()
-            self.doing = ""
+            self.doing = "clears up" if scratch else ""
             image.remove_tree(scratch)
+            self.doing = ""
             if not self.is_given_up:  # batch.py knows why it is
                 self.say(broken=f"{os.uname().nodename}: {str(error) or type(error).__name__}")
             return 0  # batch.py ends the step, in its order
         code = container.wait()
+        self.doing = "clears up"
         self.remove(runtime, program, self.name)
         image.remove_tree(scratch)
         if code != 0 and not os.path.exists(os.path.join(self.attempt, f"container-{self.index}.started")):
