@@ -227,7 +227,8 @@ def connection_for(size: int = -1, tag: str = "") -> Connection:
 
 
 def test_a_server_that_closes_now_and_then(cache: Cache) -> None:
-    """Every second connection is closed after its first answer, without a word or with one."""
+    """Every second connection is closed after its first answer, without a word or with one. Nothing is asked before it is whole."""
+    asked_at_once: set[int] = set()
     listener = socket.create_server(("127.0.0.1", 0))
     answers = [b'HTTP/1.1 200 OK\r\nETag: W/"x"\r\nLast-Modified: then\r\nContent-Length: 1\r\n', b"\r\n", b"x"]
 
@@ -240,6 +241,7 @@ def test_a_server_that_closes_now_and_then(cache: Cache) -> None:
                     if not data:
                         return
                     request += data
+                asked_at_once.add(request.count(b"GET "))
                 client.sendall(answers[0] + (b"Connection: Close\r\n" if number % 3 == 1 else b""))
                 client.sendall(answers[1])
                 client.sendall(answers[2])
@@ -263,6 +265,7 @@ def test_a_server_that_closes_now_and_then(cache: Cache) -> None:
         found = got(cache, urls)
     require_whole(cache, urls, found)
     assert {known.tag for known in found.values()} == {"then"}
+    assert asked_at_once == {1}
 
 
 @pytest.mark.parametrize(

@@ -78,6 +78,7 @@ class Connection:
         self.missing = -1  # bytes of the body; -1 before the head is there
         self.tag = ""
         self.closes = False
+        self.peeked = 0  # bytes that were looked at, and are still to be taken from the system
 
     def begin(self, file: File) -> None:
         """Ask for a file, over the connection that is open if it leads there. Raises Left, and OSError."""
@@ -158,6 +159,14 @@ class Connection:
             return
         if sent != len(request):
             raise Left
+        if self.peeked:
+            self.drop()
+
+    def drop(self) -> None:
+        """Have the system forget what was looked at. Raises Left where it has less."""
+        count, self.peeked = self.peeked, 0
+        if self.socket.recv_into(ROOM, count, _socket.MSG_TRUNC) != count:
+            raise Left
 
     def again(self) -> None:
         """Ask again over a new connection: servers may close one that was used. Raises Left when it was new."""
@@ -166,14 +175,23 @@ class Connection:
         self.connect()
 
     def receive(self) -> None:
-        """Take what has come. Raises Left for what is not plain, and OSError."""
+        """Take what has come. Raises Left for what is not plain, and OSError.
+
+        Where it is an answer's beginning, it is only looked at: taking it would have the system confirm it in a packet of its
+        own. Where it is the whole answer, that goes with the next request.
+        """
+        is_begun = self.missing >= 0
         try:
-            count = self.socket.recv_into(ROOM)
+            count = self.socket.recv_into(ROOM, 0, 0 if is_begun else _socket.MSG_PEEK)
         except BlockingIOError:
             return
         except ConnectionError:
             count = 0
+        if not is_begun:
+            self.peeked = count
         self.take(ROOM[:count].tobytes())
+        if self.peeked:
+            self.drop()
 
     def receive_secured(self) -> None:
         """The same over TLS, which may have taken from the system what nothing tells of then."""
@@ -253,7 +271,7 @@ class Connection:
             self.socket.close()
             self.socket = None
         self.is_used = False
-        self.head, self.body = b"", []
+        self.head, self.body, self.peeked = b"", [], 0
 
 
 def value_at(head: bytes, start: int) -> bytes:
