@@ -10,13 +10,21 @@ from pathlib import Path
 
 import pytest
 from compiler_parts import compilers
-from support import REPOSITORY, Tfjob, processes_of
+from hypothesis import HealthCheck, settings
+from support import REPOSITORY, Tfjob, kill, processes_of
 
 __all__ = ["compilers"]
 
 
 def pytest_configure() -> None:
-    """See that what tests start takes Ctrl-C: a shell without a terminal has what it puts behind itself ignore that."""
+    """See that what tests start takes Ctrl-C: a shell without a terminal has what it puts behind itself ignore that.
+
+    And that it keeps what Python compiles: thousands of commands would each compile tfjob anew. Examples of a property may
+    take as long as they like.
+    """
+    os.environ.pop("PYTHONDONTWRITEBYTECODE", None)
+    settings.register_profile("any machine", deadline=None, suppress_health_check=[HealthCheck.too_slow])
+    settings.load_profile("any machine")
     if signal.getsignal(signal.SIGINT) is signal.SIG_IGN and threading.current_thread() is threading.main_thread():
         signal.signal(signal.SIGINT, signal.default_int_handler)
 
@@ -39,7 +47,5 @@ def tfjob(tmp_path: Path) -> Iterator[Tfjob]:
     runs = directory / ".tfjob" / "runs"
     names = [path.name for path in runs.iterdir() if not path.name.startswith(".")] if runs.is_dir() else []
     left = {name: pids for name in names if (pids := processes_of(name))}
-    for pids in left.values():
-        for pid in pids:
-            os.kill(pid, signal.SIGKILL)
+    kill(*(pid for pids in left.values() for pid in pids))
     assert not left, f"processes of these runs were left: {left}"

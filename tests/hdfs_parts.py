@@ -126,7 +126,7 @@ def hdfs(directory: Path) -> Iterator[Hdfs]:
     finally:
         for process in (data_node, name_node):
             process.kill()
-            process.wait(10)
+            process.wait(60)
 
 
 def _text(path: Path) -> str:

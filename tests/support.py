@@ -2,8 +2,11 @@
 
 from __future__ import annotations
 
+import contextlib
 import json
+import os
 import re
+import signal
 import subprocess
 import sys
 import textwrap
@@ -79,7 +82,7 @@ class Tfjob:
         return found
 
 
-def eventually(condition: Callable[[], Any], what: str, timeout_s: float = 60) -> Any:
+def eventually(condition: Callable[[], Any], what: str, timeout_s: float = 120) -> Any:
     """Poll until the condition is true; fail with `what` after the time."""
     deadline = time.monotonic() + timeout_s
     while time.monotonic() < deadline:
@@ -87,6 +90,13 @@ def eventually(condition: Callable[[], Any], what: str, timeout_s: float = 60) -
             return found
         time.sleep(0.02)
     pytest.fail(f"did not happen within {timeout_s} s: {what}")
+
+
+def kill(*pids: int) -> None:
+    """SIGKILL to each that is still there: some end with others of them."""
+    for pid in pids:
+        with contextlib.suppress(ProcessLookupError):
+            os.kill(pid, signal.SIGKILL)
 
 
 def processes_of(run: str) -> list[int]:

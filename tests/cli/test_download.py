@@ -35,7 +35,7 @@ def run(tfjob: Tfjob) -> Path:
 
 @pytest.mark.usefixtures("run")
 def test_links_stay_links_and_pipes_are_left_out(tfjob: Tfjob) -> None:
-    done = tfjob("download", "latest", "--to", "got", timeout_s=20)
+    done = tfjob("download", "latest", "--to", "got")
     assert done.stdout == "1 file and 3 links (8 B) in got\n"
     assert done.stderr == "tfjob: pipe is left out: it is a pipe\n"
     got = tfjob.directory / "got"

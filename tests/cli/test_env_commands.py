@@ -130,7 +130,7 @@ def test_the_group_has_help_and_near_misses(env: Tfjob) -> None:
 def test_what_a_run_uses_is_not_pruned(env: Tfjob) -> None:
     env.write("job.yml", "name: job\ncommand: sleep 300\nenvironment: {conda_file: small.yml}\n")
     run = env.submit("job.yml")
-    eventually(lambda: env.record(run)["state"] == "Running", "it runs", 60)
+    eventually(lambda: env.record(run)["state"] == "Running", "it runs")
     key = env.record(run)["environment_key"]
     elsewhere = Tfjob(env.directory.parent, env.environ)  # another workspace, or none
     kept = json.loads(elsewhere("env", "prune", "--unused-days", "0", "-o", "json").stdout)

@@ -12,6 +12,7 @@ import signal
 import subprocess
 import time
 from contextlib import suppress
+from dataclasses import replace
 from typing import TYPE_CHECKING
 
 import pytest
@@ -33,8 +34,39 @@ QUIET = "name: quiet\ncommand: sleep 300"
 RECORD = Record("job-1", "job", "tf", "Preparing", "2026-01-31T12:00:00.000Z", "/nowhere", "local")
 
 
+SAYS_WHEN_IT_WAITS = """
+import os, time
+sleep = time.sleep
+def say(seconds):
+    open(os.environ["WAITS"], "w").close()
+    sleep(seconds)
+time.sleep = say
+"""
+
+
 def wait_for_running(tfjob: Tfjob, run: str) -> None:
     eventually(lambda: tfjob.record(run)["state"] == "Running", f"{run} runs")
+
+
+def patched(tfjob: Tfjob, patch: str, **variables: str) -> Tfjob:
+    """The command with a change to itself."""
+    tfjob.write("patch/sitecustomize.py", patch)
+    path = f"{tfjob.directory}/patch:{os.environ.get('PYTHONPATH', '')}"
+    return replace(tfjob, environ={**tfjob.environ, "PYTHONPATH": path, **variables})
+
+
+def following(tfjob: Tfjob, *command: str) -> subprocess.Popen[str]:
+    """A command that follows a run and has seen all there is of it so far."""
+    waits = tfjob.directory / f"waits-{command[0]}"
+    follower = patched(tfjob, SAYS_WHEN_IT_WAITS, WAITS=str(waits)).start(*command)
+    eventually(waits.exists, "it follows")
+    return follower
+
+
+def exit_code_in(tfjob: Tfjob) -> int:
+    """What a shell wrote to the file `code`, once it has."""
+    code = tfjob.directory / "code"
+    return int(eventually(lambda: code.exists() and code.read_text(), "it has ended"))
 
 
 def test_plain_phases_are_told_by_what_they_do() -> None:
@@ -97,9 +129,7 @@ def test_a_run_that_is_over_ends_as_it_ended_whoever_reads(tfjob: Tfjob, code: i
     tfjob("init")
     line = f"({' '.join(PROGRAM)} submit job.yml -o json; echo $? > code) 2>err | true"
     subprocess.run(["bash", "-c", line], cwd=tfjob.directory, env=tfjob.environ, check=True)
-    eventually((tfjob.directory / "code").exists, "it has ended")
-    time.sleep(0.1)
-    assert (tfjob.directory / "code").read_text() == f"{int(code != 0)}\n"
+    assert exit_code_in(tfjob) == int(code != 0)
 
 
 @pytest.mark.parametrize("code", [0, 3])
@@ -108,9 +138,7 @@ def test_the_last_word_may_go_unread(tfjob: Tfjob, code: int) -> None:
     tfjob("init")
     line = f"({' '.join(PROGRAM)} submit job.yml; echo $? > code) 2>&1 >/dev/null | head -n 4"
     subprocess.run(["bash", "-c", line], cwd=tfjob.directory, env=tfjob.environ, check=True, stdout=subprocess.DEVNULL)
-    eventually((tfjob.directory / "code").exists, "it has ended")
-    time.sleep(0.1)
-    assert (tfjob.directory / "code").read_text() == f"{int(code != 0)}\n"
+    assert exit_code_in(tfjob) == int(code != 0)
 
 
 @pytest.mark.parametrize("command", [["logs", "-f", "latest"], ["wait", "latest"]])
@@ -121,11 +149,9 @@ def test_whoever_stops_following_is_told_that_the_run_goes_on(
     tfjob.write("quiet.yml", QUIET)
     run = tfjob.submit("quiet.yml")
     wait_for_running(tfjob, run)
-    follower = tfjob.start(*command)
-    with suppress(subprocess.TimeoutExpired):
-        follower.wait(1)
+    follower = following(tfjob, *command)
     follower.send_signal(number)
-    _, told = follower.communicate(timeout=20)
+    _, told = follower.communicate(timeout=60)
     assert told.endswith("Stopped following; the run goes on.\n")
     assert follower.returncode == 130
     assert tfjob.show()["state"] == "Running"
@@ -141,39 +167,41 @@ def test_two_signals_at_once_are_one(tfjob: Tfjob) -> None:
     submitter.send_signal(signal.SIGTERM)
     time.sleep(0.02)
     submitter.send_signal(signal.SIGTERM)
-    _, told = submitter.communicate(timeout=20)
+    _, told = submitter.communicate(timeout=60)
     assert "Canceled in" in told
     assert submitter.returncode == 130
 
 
 def test_an_interrupt_before_there_is_a_run_says_so(tfjob: Tfjob) -> None:
     tfjob.write("job.yml", "name: job\ncommand: 'true'")
-    tfjob.write(
-        "patch/sitecustomize.py", "import tfjob.spec.load as m\nm.load = lambda *a, **k: __import__('time').sleep(60)"
-    )
-    submitter = subprocess.Popen(
-        [*PROGRAM, "submit", "job.yml"],
-        cwd=tfjob.directory,
-        env={**tfjob.environ, "PYTHONPATH": f"{tfjob.directory}/patch:{os.environ.get('PYTHONPATH', '')}"},
-        stderr=subprocess.PIPE,
-        text=True,
-    )
-    with suppress(subprocess.TimeoutExpired):
-        submitter.wait(1.5)
+    loads = tfjob.directory / "loads"
+    hangs = f"open({str(loads)!r}, 'w').close() or __import__('time').sleep(60)"
+    patch = f"import tfjob.spec.load as m\nm.load = lambda *a, **k: {hangs}"
+    submitter = patched(tfjob, patch).start("submit", "job.yml")
+    eventually(loads.exists, "it loads the job file")
     submitter.send_signal(signal.SIGINT)
-    _, told = submitter.communicate(timeout=20)
+    _, told = submitter.communicate(timeout=60)
     assert told == "tfjob: interrupted; nothing was started\n"
     assert submitter.returncode == 130
     assert not (tfjob.directory / ".tfjob").exists()
 
 
 def test_until_output_comes_logs_say_what_the_run_is_at(tfjob: Tfjob) -> None:
-    tfjob.write("job.yml", "name: job\ncommand: sleep 1; echo hello")
+    tfjob.write("job.yml", f"name: job\ncommand: until [ -e {tfjob.directory}/go ]; do sleep 0.05; done; echo hello")
     run = tfjob.submit("job.yml")
-    done = tfjob("logs", "-f", run)
-    assert done.stdout == "hello\n"
-    assert re.match(r"tfjob: Preparing: this machine's own Python.*\ntfjob: Scaling: 1 task on ", done.stderr)
+    wait_for_running(tfjob, run)
+    follower = following(tfjob, "logs", "-f", run)
+    (tfjob.directory / "go").touch()
+    printed, told = follower.communicate(timeout=60)
+    assert printed == "hello\n"
+    assert re.match(r"tfjob: Preparing: this machine's own Python.*\ntfjob: Scaling: 1 task on ", told)
     assert re.fullmatch(r"tfjob: Completed in [\d.]+ s\n", tfjob("logs", "-f", run).stderr)  # it was over
+
+
+def is_removed(directory: Path) -> bool:
+    """Remove it; whether it has gone: who writes there may just make a file."""
+    shutil.rmtree(directory, ignore_errors=True)
+    return not directory.exists()
 
 
 def test_a_directory_removed_under_its_followers(tfjob: Tfjob) -> None:
@@ -181,14 +209,15 @@ def test_a_directory_removed_under_its_followers(tfjob: Tfjob) -> None:
     submitter = tfjob.start("submit", "quiet.yml")
     run = eventually(lambda: next((tfjob.directory / ".tfjob" / "runs").glob("quiet-*"), None), "there is a run").name
     wait_for_running(tfjob, run)
-    followers = [submitter, tfjob.start("logs", "-f", run), tfjob.start("wait", run)]
-    pids = [json.loads(file.read_bytes())["pid"] for file in tfjob.run_directory(run).glob("tasks/*/started.json")]
+    followers = [submitter, following(tfjob, "logs", "-f", run), following(tfjob, "wait", run)]
+    directory = tfjob.run_directory(run)
+    started = directory / "tasks" / "main" / "started.json"
+    pids = [json.loads(eventually(lambda: started.exists() and started.read_bytes(), "it has started"))["pid"]]
     supervisor = tfjob.record(run)["supervisor"]["pid"]
-    time.sleep(1)
-    shutil.rmtree(tfjob.run_directory(run))
+    eventually(lambda: is_removed(directory), "nobody writes there")
     try:
         for follower in followers:
-            _, told = follower.communicate(timeout=20)
+            _, told = follower.communicate(timeout=60)
             assert f"tfjob: the directory of run {run} was removed while the run was followed\n" in told
             assert follower.returncode == 3
     finally:
@@ -222,7 +251,7 @@ def test_waiting_at_a_terminal_shows_the_phase(tfjob: Tfjob) -> None:
     eventually(shows_the_phase, "the phase is shown")
     assert b"Preparing" not in seen
     waiter.terminate()
-    waiter.wait(20)
+    waiter.wait(60)
     os.close(ours)
     tfjob("cancel", "latest")
 
@@ -245,22 +274,14 @@ def test_canceling_is_as_patient_as_the_plan(tmp_path: Path) -> None:
 
 def test_a_cancel_waits_for_the_grace_period_and_a_margin(tfjob: Tfjob) -> None:
     tfjob.write(
-        "stubborn.yml",
-        "name: stubborn\ncommand: trap '' TERM; echo begun; while true; do sleep 0.1; done\nlimits: {grace_period_s: 3}",
+        "slow.yml",
+        "name: slow\ncommand: trap 'sleep 3; exit' TERM; echo begun; while true; do sleep 0.1; done\n"
+        "limits: {grace_period_s: 60}",
     )
-    tfjob.write("patch/sitecustomize.py", "import tfjob.cli.control as c\nc._CANCEL_MARGIN_S = 2")
-    run = tfjob.submit("stubborn.yml")
+    run = tfjob.submit("slow.yml")
     log = tfjob.run_directory(run) / "logs" / "main.log"
     eventually(lambda: log.exists() and "begun" in log.read_text(), "it has begun")
-    done = subprocess.run(
-        [*PROGRAM, "cancel", run],
-        cwd=tfjob.directory,
-        env={**tfjob.environ, "PYTHONPATH": f"{tfjob.directory}/patch:{os.environ.get('PYTHONPATH', '')}"},
-        capture_output=True,
-        text=True,
-        check=False,
-    )
-    assert done.returncode == 0, done.stderr
+    done = patched(tfjob, "import tfjob.cli.control as c\nc._CANCEL_MARGIN_S = 1")("cancel", run)
     assert done.stdout.startswith("Canceled in ")
 
 

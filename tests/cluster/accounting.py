@@ -18,7 +18,7 @@ if TYPE_CHECKING:
 __all__ = ["accounting", "find_accounting"]
 
 PACKAGES = {"mariadbd": "mariadb-server-core", "slurmdbd": "slurmdbd"}
-READY_S = 30
+READY_S = 90
 DATABASE = "/run/lab/slurm/db"
 WITH_MACHINE = "/run/lab/bin/with-machine"
 # Nobody but this node's own processes reaches it: it listens on the loopback of the node's network.

@@ -19,7 +19,7 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 from cluster import network
-from docker_parts import BASE, OPTIONS, CannotRunError, children, locked, signalled, start_time, wait_for
+from docker_parts import OPTIONS, CannotRunError, children, locked, signalled, start_time, wait_for
 
 if TYPE_CHECKING:
     from cluster.layout import Layout
@@ -28,7 +28,7 @@ __all__ = ["Node", "remove_cgroups"]
 
 SCRIPT = Path(__file__).with_name("node.sh")
 PATH = "/run/lab/bin:/usr/local/sbin:/usr/local/bin:/usr/sbin:/usr/bin:/sbin:/bin"
-READY_S = 30
+READY_S = 90
 STOP_S = 20
 SSH_PORT = 22
 PORT = 2375
@@ -236,15 +236,6 @@ class Node:
             for volume in client.api.volumes()["Volumes"] or ():
                 client.api.remove_volume(volume["Name"], force=True)
 
-    def forget_images(self, keep: Sequence[str] = (BASE,)) -> None:
-        """Remove every image but those in `keep`."""
-        with self.client() as client:
-            kept = {client.api.inspect_image(name)["Id"] for name in keep if client.images.list(name=name)}
-            for image in client.api.images(all=False):
-                if image["Id"] not in kept:
-                    client.api.remove_image(image["Id"], force=True)
-            client.api.prune_builds()
-
     def image_id(self, name: str) -> str:
         """The id of an image in its engine; empty if it has none of this name."""
         with self.client() as client:
@@ -255,7 +246,7 @@ class Node:
         """A Docker client for its engine, by the socket that needs no network."""
         import docker  # noqa: PLC0415  # 100 ms that only the tests that use it should pay
 
-        return contextlib.closing(docker.DockerClient(base_url=self.docker_host, timeout=30))
+        return contextlib.closing(docker.DockerClient(base_url=self.docker_host, timeout=120))
 
 
 def _engine_answers(path: Path) -> bool:

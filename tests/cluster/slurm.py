@@ -28,7 +28,7 @@ __all__ = ["CLIENTS", "Slurm", "find_slurm"]
 
 CLIENTS = ("sbatch", "squeue", "scontrol", "scancel", "sinfo", "srun", "salloc", "sacct", "sacctmgr", "sstat", "sdiag")
 PACKAGES = {"slurmctld": "slurmctld", "slurmd": "slurmd", "sbatch": "slurm-client", "munged": "munge"}
-READY_S = 30
+READY_S = 90
 STOP_S = 3
 CPUS = 16
 MEMORY_MIB = 64000

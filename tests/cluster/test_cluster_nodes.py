@@ -38,7 +38,7 @@ def test_every_node_is_a_machine_of_its_own(docker_cluster: Cluster, nodes: Node
         (docker_cluster.shared / node.name).write_text("seen", encoding="utf-8")
     for name in (node.name for node in nodes):
         assert nodes[0].exec(["cat", str(docker_cluster.shared / name)]) == "seen"
-        assert "ssh-ed25519" in nodes[0].exec(["ssh-keyscan", "-T", "2", name])  # nodes reach each other, by name
+        assert "ssh-ed25519" in nodes[0].exec(["ssh-keyscan", "-T", "20", name])  # nodes reach each other, by name
         (docker_cluster.shared / name).unlink()
 
 

@@ -35,13 +35,13 @@ def _served(command: list[str | Path], port: int, directory: Path, environ: Mapp
     log = directory / "server.log"
     process = subprocess.Popen(command, cwd=directory, env=environ, stdout=log.open("wb"), stderr=subprocess.STDOUT)
     try:
-        eventually(lambda: process.poll() is not None or _listens(port), "the emulator listens", 30)
+        eventually(lambda: process.poll() is not None or _listens(port), "the emulator listens")
         if process.poll() is not None:
             pytest.fail(f"the emulator ended: {log.read_text()[-500:]}")
         yield
     finally:
         process.terminate()
-        process.wait(10)
+        process.wait(60)
 
 
 def _free_port() -> int:

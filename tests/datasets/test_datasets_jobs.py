@@ -149,7 +149,7 @@ def test_a_sum_is_checked(job: Tfjob, web: WebServer) -> None:
 
 
 def test_what_can_not_be_had_ends_the_run_with_4_and_its_own_words(job: Tfjob, web: WebServer) -> None:
-    job.write(".tfjob/config.yml", "datasets: {timeout_s: 0.3}\n")
+    job.write(".tfjob/config.yml", "datasets: {timeout_s: 30}\n")
     (job.directory / ".tfjob" / "runs").mkdir()
     write(job, f"d: {{paths: [{web.put('a.txt', b'', Status(403))}]}}")
     assert "(403 Forbidden)" in job("submit", "job.yml", exit_code=4).stderr

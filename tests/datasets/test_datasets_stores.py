@@ -157,11 +157,11 @@ def sshd(tmp_path_factory: pytest.TempPathFactory) -> Iterator[tuple[Path, int]]
         stdin=subprocess.DEVNULL,
     )
     try:
-        eventually(lambda: process.poll() is None and _listens(port), "sshd listens", 20)
+        eventually(lambda: process.poll() is None and _listens(port), "sshd listens")
         yield home, port
     finally:
         process.terminate()
-        process.wait(10)
+        process.wait(60)
 
 
 @pytest.fixture

@@ -56,7 +56,7 @@ def serve() -> Iterator[Serve]:
 def content(cache: Cache, url: str) -> bytes:
     with cache.filling():
         known = fetch(
-            [Wanted(url, -1, "", "d")], cache, Settings(timeout_s=2, tries=2, pause_s=0.01), lambda _: None
+            [Wanted(url, -1, "", "d")], cache, Settings(timeout_s=30, tries=2, pause_s=0.01), lambda _: None
         ).known
     return Path(cache.object(known[url].sha256)).read_bytes()
 

@@ -57,8 +57,8 @@ def pair(request: pytest.FixtureRequest) -> Iterator[tuple[socket.socket, socket
         ours = client.wrap_socket(ours, server_hostname="localhost")
         thread.join()
         (theirs,) = found
-    ours.settimeout(30)
-    theirs.settimeout(30)
+    ours.settimeout(60)
+    theirs.settimeout(60)
     yield ours, theirs
     ours.close()
     theirs.close()
@@ -131,7 +131,7 @@ def test_silence_and_an_end_of_our_own(pair: tuple[socket.socket, socket.socket]
     with pytest.raises(TimeoutError):
         stream.read_frame()
     stream = hijacked(ours)
-    stream.settimeout(30)
+    stream.settimeout(60)
     ended = threading.Event()
 
     def read() -> None:
@@ -142,5 +142,5 @@ def test_silence_and_an_end_of_our_own(pair: tuple[socket.socket, socket.socket]
     thread = threading.Thread(target=read)
     thread.start()
     stream.close()
-    assert ended.wait(10)
+    assert ended.wait(60)
     thread.join()

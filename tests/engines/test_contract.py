@@ -270,7 +270,7 @@ class TestRoom:
 
         with ThreadPoolExecutor(1) as pool:
             coming = pool.submit(second.acquire, 60, note)
-            assert waiting.wait(30)
+            assert waiting.wait(60)
             first.release()
             assert coming.result(60).gpus == {"main": (3, 5)}
         assert messages[0] == f"waiting for 2 of 2 GPUs on here: run {first.run.id} holds 2"
@@ -281,7 +281,7 @@ class TestRoom:
         waiting = threading.Event()
         with ThreadPoolExecutor(1) as pool:
             coming = pool.submit(large.acquire, 60, lambda _: waiting.set())
-            assert waiting.wait(30)
+            assert waiting.wait(60)
             with pytest.raises(TargetError):  # one GPU is free, and the large run before it is gathering
                 small.acquire(0)
             holder.release()
@@ -299,14 +299,14 @@ class TestRoom:
             def wait(_message: str) -> None:
                 if not met.is_set():
                     met.set()
-                    waiting.wait(30)
+                    waiting.wait(60)
 
-            run.acquire(30, wait)
+            run.acquire(60, wait)
             run.release()
 
         with ThreadPoolExecutor(4) as pool:
             done = pool.map(take_and_free, waiters)
-            waiting.wait(30)
+            waiting.wait(60)
             for holder in holders:
                 holder.release()
                 time.sleep(0.3)  # so that somebody gathers it

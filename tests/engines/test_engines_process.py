@@ -91,7 +91,7 @@ def test_a_dataset_is_where_its_expression_says(
 def test_a_task_that_was_never_started_does_not_keep_its_run_waiting(
     bench: MakeBench, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    monkeypatch.setattr(process, "_START_S", 0.2)
+    monkeypatch.setattr(process, "_START_S", 2.0)
     run = bench(task("true"))
     run.handle = run.engine.adopt(run.plan, run.run)
     assert run.poll()["main"].state == "pending"

@@ -103,8 +103,8 @@ class Agent:
     def end(self) -> None:
         assert self.process.stdin is not None
         self.process.stdin.close()
-        assert self.process.wait(10) == 0
-        self._thread.join(10)
+        assert self.process.wait(60) == 0
+        self._thread.join(60)
 
 
 @pytest.fixture
@@ -208,7 +208,7 @@ def test_tasks_are_told_to_end_while_much_is_sent(agent: Agent, run: Path) -> No
     eventually(lambda: agent.kinds("file"), "it has begun to send")
     (run / "logs/main-0.log").write_text("meanwhile")
     agent.tell("stop", launcher=False)
-    assert task.wait(30) == -signal.SIGTERM
+    assert task.wait(60) == -signal.SIGTERM
     eventually(lambda: "logs/main-0.log" in agent.data, "the log")
     assert not agent.kinds("synced")
 
@@ -224,9 +224,9 @@ def test_an_end_from_outside_is_not_the_tasks_own(agent: Agent, program_file: Pa
     keeper = subprocess.Popen([sys.executable, "-I", "-S", "-c", KEEP, str(program_file), "end", str(run)])
     signal.pthread_sigmask(signal.SIG_UNBLOCK, {signal.SIGTERM})
     keeper.terminate()
-    assert task.wait(10) == -signal.SIGTERM
+    assert task.wait(60) == -signal.SIGTERM
     (run / "tasks/main-0/exit.json").write_text("{}")
-    assert keeper.wait(10) == 0
+    assert keeper.wait(60) == 0
     eventually(lambda: agent.kinds("leaving"), "that it is told")
     agent.sync()
     assert [one["name"] for one in agent.kinds("report")] == ["started.json"]

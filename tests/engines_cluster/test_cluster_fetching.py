@@ -177,9 +177,9 @@ def test_the_container_that_fetches_ends_with_the_supervisor(lab: Tfjob, nodes: 
     content = os.urandom(2000)
     paths = summed(web.put("a.bin", content, None, Hang(10), None), content)
     run = lab("submit", "--detach", job(lab, paths, nodes=1)).stdout.strip()
-    eventually(lambda: len(web.asked("a.bin")) == 2, "the node fetches", 60)
+    eventually(lambda: len(web.asked("a.bin")) == 2, "the node fetches")
     os.kill(lab.record(run)["supervisor"]["pid"], signal.SIGKILL)
-    eventually(lambda: not any(map(containers, nodes)), "the container is gone", 60)
+    eventually(lambda: not any(map(containers, nodes)), "the container is gone")
     lab("wait", run)  # whoever looks at the run starts another supervisor
     assert hashlib.sha256(content).hexdigest() in lab("logs", run).stdout
     assert left(nodes) == []

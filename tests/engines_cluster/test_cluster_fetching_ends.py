@@ -81,7 +81,7 @@ class TestAddresses:
 
         def sign(address: str, _life_s: int) -> str:
             signed.append(address)
-            eventually(one.given_up.is_set, "it is canceled", 60)
+            eventually(one.given_up.is_set, "it is canceled")
             return f"https://store/{len(signed)}"
 
         def told(_: str) -> None:
@@ -235,7 +235,7 @@ class TestOnAnEngine:
                     stream = api.execute(container, ["python3", "-c", works], timeout_s=30)
                     assert stream.read_frame() == (STDOUT, b"lived\n")
                     stream.close()
-                eventually(lambda: not self.containers(api, one), "the container has ended", 60)
+                eventually(lambda: not self.containers(api, one), "the container has ended")
         finally:
             api.remove_volume(one.tree.name)
 

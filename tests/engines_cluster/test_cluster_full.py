@@ -147,6 +147,7 @@ def test_a_task_that_fills_the_disk(lab: Tfjob, small: Small, nodes: tuple[Node,
     command = """
 echo early >outputs/early-$TFJOB_TASK_NAME
 [ $TFJOB_TASK_NAME = main-1 ] && sleep 600
+sleep 2  # the other has begun then
 head -c 100000000 /dev/zero >outputs/large
 """
     done = lab("submit", job(lab, command), exit_code=1)
@@ -215,7 +216,7 @@ def test_outputs_that_found_no_room_here_come_home_when_there_is_some(
     command = "head -c 5000000 /dev/zero >outputs/large; sleep 5; echo sent; until [ -e /go ]; do sleep 0.1; done"
     run = small_here("submit", "--detach", job(small_here, command, nodes=1)).stdout.strip()
     log = run_of(small_here) / "logs/main.log"
-    eventually(lambda: log.exists() and "sent" in log.read_text(), "the output was sent", 60)
+    eventually(lambda: log.exists() and "sent" in log.read_text(), "the output was sent")
     subprocess.run(["mount", "-o", "remount,size=20m", small_here.environ["TFJOB_WORKSPACE"]], check=True)
     with nodes[0].client() as client:
         (container,) = client.containers.list(filters={"label": "tfjob.run"})

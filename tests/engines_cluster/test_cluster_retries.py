@@ -21,14 +21,14 @@ command: |
   if [ $TFJOB_TASK_INDEX = 1 ]; then sleep 120; fi
   peer=$(echo "$TF_CONFIG" | grep -oE '[0-9]+([.][0-9]+){3}' | sed -n 2p)
   echo "begun with $peer"
-  while timeout 0.5 bash -c "</dev/tcp/$peer/22"; do sleep 0.1; done
+  while timeout 2 bash -c "</dev/tcp/$peer/22"; do sleep 0.1; done
   echo "lost my peer"; exit 3
 retries: {max: 1}
 """
 
 
 def test_the_lost_node_is_blamed_and_not_its_peer_that_failed_first(lab: Tfjob, nodes: tuple[Node, ...]) -> None:
-    lab.write("impatient.yml", (lab.directory / "lab.yml").read_text() + "node_lost_s: 4\n")
+    lab.write("impatient.yml", (lab.directory / "lab.yml").read_text() + "node_lost_s: 6\n")
     lab("compute", "update", "docker-lab", "-f", "impatient.yml")
     lab.write("peers.yml", JOB)
     run = lab.submit("peers.yml")

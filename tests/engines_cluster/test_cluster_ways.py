@@ -174,10 +174,10 @@ def test_what_ends_a_container_from_outside_is_the_nodes_fault(lab: Tfjob, nodes
 
 
 def test_a_node_that_comes_back_can_not_write_over_the_next_attempt(lab: Tfjob, nodes: Nodes) -> None:
-    target(lab, node_lost_s=4, merge_interval_s=0.5)
+    target(lab, node_lost_s=6, merge_interval_s=0.5)
     command = """
 if [ $TFJOB_RESTART_COUNT = 0 ]; then while :; do date +stale-%N >outputs/state; sleep 0.05; done; fi
-echo fresh >outputs/state; sleep 6
+echo fresh >outputs/state; sleep 4
 """
     run = lab.submit(job(lab, command, extra="retries: {max: 1}\n"))
     state = lab.run_directory(run) / "outputs/state"
@@ -259,6 +259,6 @@ def test_a_node_that_goes_away_while_a_run_waits_is_done_without(lab: Tfjob, nod
     eventually(lambda: f"run {first} of" in events(lab, second), "why it waits")
     nodes[2].power_off()
     lab("cancel", first)
-    eventually(lambda: lab.record(second)["state"] == "Completed", "its turn", 90)
+    eventually(lambda: lab.record(second)["state"] == "Completed", "its turn")
     assert [task["node"] for task in lab.record(second)["tasks"]] == ["node1", "node2"]
     assert left(nodes[:2]) == []

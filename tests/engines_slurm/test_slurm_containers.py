@@ -278,7 +278,7 @@ def test_what_a_node_ran_that_was_cut_off_is_ended_and_removed(site_of: Callable
     site.slurm.nodes[1].cut_cable()
     directory = site.tfjob.run_directory(run)
     site.slurm.run("scontrol", "update", "nodename=node2", "state=DOWN", "reason=test")  # what SlurmdTimeout would do
-    eventually((directory / "logs" / "attempt-1").is_dir, "the second attempt", 90)
+    eventually((directory / "logs" / "attempt-1").is_dir, "the second attempt")
     runs(site.tfjob, run, "main-0", "main-1")
     assert site.containers(site.slurm.nodes[1], run) == []
     (directory / "done").touch()
@@ -428,7 +428,7 @@ class User:
 
     def ended(self) -> Report:
         """How their run ended, by what the job says."""
-        eventually(lambda: (report := read_report(self.run)) and report.end, "the end of the job", 120)
+        eventually(lambda: (report := read_report(self.run)) and report.end, "the end of the job")
         report = read_report(self.run)
         assert report is not None
         return report
@@ -469,7 +469,7 @@ def test_apptainer_without_privileges_leaves_tasks_their_grace(user: User) -> No
 
     setup = f"export PATH={apptainer().parent}:$PATH"
     job = user.submit("apptainer", setup, command=f"id -u; umask; touch /new {user.run.outputs}/file; {SAVES}")
-    eventually(lambda: (report := read_report(user.run)) and (report.end or has_begun()), "the start", 120)
+    eventually(lambda: (report := read_report(user.run)) and (report.end or has_begun()), "the start")
     user.slurm.run("scancel", job)
     assert (user.ended().tasks or {})["main"]["exit_code"] == 9
     printed = user.run.log("main").read_text().split()

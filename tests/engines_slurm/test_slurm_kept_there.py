@@ -176,7 +176,7 @@ def test_of_two_that_send_the_same_one_waits(there: KeptThere, run: RunDirectory
     def fill(stream: IO[bytes]) -> None:
         with tarfile.open(fileobj=stream, mode="w|") as tar:
             tar.add(tmp_path / "here" / "bin", "bin")
-            goes_on.wait(30)
+            goes_on.wait(60)
 
     def other(message: str) -> None:
         if "another run sends the packages" in message:

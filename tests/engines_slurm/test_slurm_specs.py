@@ -7,13 +7,14 @@ import shutil
 from dataclasses import replace
 
 import pytest
-from specs.spec_parts import served
+from specs.spec_parts import GOAL, served, shorter
 from support import REPOSITORY, Tfjob
 from web_server import web_server
 
 pytestmark = [pytest.mark.real, pytest.mark.root, pytest.mark.xdist_group("cluster"), pytest.mark.timeout(900)]
 
 JOBS = {"digits": 1, "digits-web": 1, "digits-multiworker": 2, "digits-ps": 2, "digits-horovod": 2}  # and their nodes
+WHOLE = "digits"  # trains for all its epochs; the others for as long as it takes to see that they train
 RANKS = ("--set", "distribution.process_count_per_node=1")
 
 
@@ -25,11 +26,12 @@ def test_a_spec_trains_on_slurm(lab: Tfjob, spec: str) -> None:
     nodes = JOBS[spec]
     asked = ("--set", "compute.target=lab", "--set", f"compute.node_count={nodes}")
     ranks = RANKS if spec == "digits-horovod" else ()
+    epochs = () if spec == WHOLE else shorter(spec)
     with web_server() as web:
-        done = specs("submit", f"{spec}.yml", *asked, *ranks, *served(web, spec), timeout_s=800)
+        done = specs("submit", f"{spec}.yml", *asked, *ranks, *epochs, *served(web, spec), timeout_s=800)
     accuracies = re.findall(r"test accuracy (0\.\d+)", done.stdout)
     assert accuracies
-    assert min(map(float, accuracies)) >= 0.95
+    assert min(map(float, accuracies)) >= (0.95 if spec == WHOLE else GOAL)
     record = specs.show()
     assert record["state"] == "Completed"
     assert len({task["node"] for task in record["tasks"]}) == nodes

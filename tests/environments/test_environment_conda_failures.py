@@ -367,7 +367,7 @@ def test_a_download_that_is_ended_is_no_package(made: Made, own: Path, number: s
         process = subprocess.Popen(command, env=environment, stderr=subprocess.PIPE)
         assert site.reached.wait(60)
         process.send_signal(number)
-        process.communicate(timeout=30)
+        process.communicate(timeout=60)
         assert process.returncode
         assert made.names("prefixes") == []
         if number != signal.SIGKILL:

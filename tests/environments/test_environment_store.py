@@ -9,17 +9,17 @@ import signal
 import subprocess
 import sys
 import time
+from concurrent.futures import ThreadPoolExecutor
 from pathlib import Path
 from typing import TYPE_CHECKING
 
 import pytest
+from support import eventually
 
 from tfjob.environments import Definition, Store, variables
 from tfjob.environments.place import Machine
 
 if TYPE_CHECKING:
-    from collections.abc import Callable
-
     from environment_parts import Made, Packages
 
 pytestmark = pytest.mark.real
@@ -63,11 +63,17 @@ def lives(pid: int) -> bool:
         return False
 
 
-def wait_for(condition: Callable[[], bool], timeout_s: float = 20) -> None:
-    end = time.monotonic() + timeout_s
-    while not condition():
-        assert time.monotonic() < end, "waited in vain"
-        time.sleep(0.02)
+def until_told(packages: Packages, name: str, folder: Path) -> None:
+    """A source package whose build writes its pid to a file, and goes on when there is a file `go`."""
+    before = f"""open({str(folder / "pid")!r}, "w").write(str(os.getpid()))
+    while not os.path.exists({str(folder / "go")!r}): time.sleep(0.02)"""
+    packages.sdist(name, before=before)
+
+
+def builder(folder: Path) -> int:
+    """The pid of the build, once it has begun."""
+    pid = folder / "pid"
+    return int(eventually(lambda: pid.exists() and pid.read_text(), "it is built"))
 
 
 def run(prefix: Path, *command: str) -> str:
@@ -227,13 +233,19 @@ def test_limits_and_pip_itself_come_from_the_definition(packages: Packages, made
     assert "pip==99.0" in prefix.lock.read_text()
 
 
-def test_two_at_once_build_once(packages: Packages, made: Made) -> None:
-    packages.sdist("slow", before="time.sleep(1)")
-    both = [child(made.store.root, "slow") for _ in range(2)]
-    outputs = [output(process) for process in both]
-    text = "".join(outputs)
-    assert text.count("downloading and installing") == 1
-    assert "waiting for another tfjob that builds this environment" in text
+def test_two_at_once_build_once(packages: Packages, made: Made, tmp_path: Path) -> None:
+    until_told(packages, "slow", tmp_path)
+    first = child(made.store.root, "slow")
+    builder(tmp_path)
+    second = child(made.store.root, "slow")
+    assert second.stdout is not None
+    said = ""
+    while "waiting for another tfjob that builds this environment" not in said:
+        said += (line := second.stdout.readline())
+        assert line, said
+    (tmp_path / "go").touch()
+    outputs = [output(first), said + output(second)]
+    assert "".join(outputs).count("downloading and installing") == 1
     assert outputs[0].splitlines()[-1] == outputs[1].splitlines()[-1]
     assert len(made.names("prefixes")) == 1
 
@@ -256,19 +268,21 @@ def test_a_killed_build_leaves_nothing_that_looks_finished(packages: Packages, m
 
 @pytest.mark.parametrize("number", [signal.SIGTERM, signal.SIGINT, signal.SIGKILL])
 def test_a_signal_ends_uv_too(packages: Packages, made: Made, tmp_path: Path, number: signal.Signals) -> None:
-    before = f"open({str(tmp_path / 'pid')!r}, 'w').write(str(os.getpid())); time.sleep(3)"
-    packages.sdist("slow", before=before)
+    until_told(packages, "slow", tmp_path)
     process = child(made.store.root, "slow")
-    wait_for(lambda: (tmp_path / "pid").exists() and bool((tmp_path / "pid").read_text()))
-    builder = int((tmp_path / "pid").read_text())
+    building = builder(tmp_path)
     process.send_signal(number)
     text = output(process)
     if number == signal.SIGKILL:  # nobody is left to end uv; its lock keeps others out until it is done
-        assert made("slow").packages == 1
+        with ThreadPoolExecutor(1) as pool:
+            prepared = pool.submit(made, "slow")
+            eventually(lambda: made.steps, "another waits")
+            (tmp_path / "go").touch()
+            assert prepared.result(60).packages == 1
         assert made.steps[0].startswith("waiting")
     else:
         assert process.returncode
-        assert not lives(builder)
+        assert not lives(building)
         assert "made" not in text
     if number == signal.SIGTERM:
         assert "Interrupted" in text

@@ -191,7 +191,7 @@ def test_a_container_ends_with_its_process(
     beats = base.store_root / "beats"
     eventually(beats.exists, "the container works")
     process.send_signal(number)
-    process.communicate(timeout=30)
+    process.communicate(timeout=60)
     gone(client, before)
     last = beats.read_text(encoding="ascii")
     run(base, "true")

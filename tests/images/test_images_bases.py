@@ -8,15 +8,16 @@ import shutil
 import socket
 import subprocess
 import tarfile
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Iterator, Sequence
 from pathlib import Path
 
 import pytest
-from docker_parts import BARE, CannotRunError, install, tarball
+from docker_parts import BARE, BASE, CannotRunError, install, tarball
 from image_parts import Client, output_of
 from support import eventually
 
 from tfjob.errors import PreparationError, TargetError, UsageError
+from tfjob.images import debian
 from tfjob.images.base import base_image
 from tfjob.images.create import create
 from tfjob.images.debian import apt_source
@@ -57,23 +58,27 @@ def test_a_base_from_a_saved_image(bare_base: str, client: Client, tmp_path: Pat
         client.images.remove(tag)
 
 
-def test_a_base_of_debians_packages(bare_base: str, client: Client, store_root: Path) -> None:
-    assert bare_base
+def test_a_base_of_debians_packages(
+    test_base: str, client: Client, store_root: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    assert test_base
+    asked: list[Sequence[str]] = []
+
+    def bootstrap(into: Path, *, suite: str | None, packages: Sequence[str], log: Callable[[str], None]) -> None:
+        """The real one takes a minute, and has made the tests' own base when there was none."""
+        asked.append([str(suite), *packages])
+        log("made before")
+        shutil.copyfile(tarball(BASE), into)
+
+    monkeypatch.setattr("tfjob.images.create.bootstrap", bootstrap)
     lines: list[str] = []
-    try:
-        image = create("tfjob-test/debian:1", packages=["file"], log=lines.append, progress=quiet)
-    except PreparationError as error:
-        if "neither mmdebstrap nor debootstrap" in error.message:
-            pytest.skip(error.message)
-        raise
+    image = create("tfjob-test/debian:1", packages=["file"], log=lines.append, progress=quiet)
+    assert asked == [[apt_source().suite, *debian.BASE_PACKAGES, "file"]]
+    assert lines == ["made before"]
     base = base_image("tfjob-test/debian:1", store_root=store_root, log=quiet, progress=quiet)
     assert (base.image, bool(base.interpreters)) == (image, True)
     assert {"ssh", "sshd"} <= base.tools
-    assert (
-        output_of(client, image, "sh", "-c", "command -v file; ls /etc/ssh | grep -c ssh_host_ || true")
-        == "/usr/bin/file\n0"
-    )
-    assert lines
+    assert output_of(client, image, "sh", "-c", "ls /etc/ssh | grep -c ssh_host_ || true") == "0"
     client.images.remove("tfjob-test/debian:1")
 
 

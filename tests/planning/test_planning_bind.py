@@ -39,7 +39,7 @@ def jobs(draw: st.DrawFn) -> dict[str, Any]:
     return {**common, "type": kind}
 
 
-@settings(max_examples=100, suppress_health_check=[HealthCheck.function_scoped_fixture], deadline=None)
+@settings(max_examples=100, suppress_health_check=[HealthCheck.function_scoped_fixture, HealthCheck.too_slow])
 @given(job=jobs(), odd=TEXTS)
 def test_a_bound_task_has_nothing_left_to_resolve(planned: Planned, job: dict[str, Any], odd: str) -> None:
     late = "${{ dataset.digits }}:${{outputs.best}}:${{ run.id }}:${{ task.name }}"
@@ -66,7 +66,7 @@ def test_a_bound_task_has_nothing_left_to_resolve(planned: Planned, job: dict[st
         assert all("${{" not in text for text in (*filled.argv, *dict(filled.env).values()))
 
 
-@settings(max_examples=100, suppress_health_check=[HealthCheck.function_scoped_fixture], deadline=None)
+@settings(max_examples=100, suppress_health_check=[HealthCheck.function_scoped_fixture, HealthCheck.too_slow])
 @given(job=jobs())
 def test_gpus_are_neither_lost_nor_given_twice(planned: Planned, job: dict[str, Any]) -> None:
     plan = planned(**job)

@@ -93,7 +93,7 @@ def two_nodes(directory: Path, programs: Path) -> Iterator[tuple[VirtualNode, Vi
             host = SshHost(address, port, "root", (directory / "host.pub").read_text())
             nodes.append(VirtualNode(name, host, inside))
         for node in nodes:
-            eventually(partial(_answers, node.host, nodes[0]), f"sshd of {node.name} answers", timeout_s=20)
+            eventually(partial(_answers, node.host, nodes[0]), f"sshd of {node.name} answers")
         yield nodes[0], nodes[1]
 
 

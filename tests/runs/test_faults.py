@@ -15,14 +15,14 @@ from datetime import datetime
 from pathlib import Path
 
 import pytest
-from support import PROGRAM, Tfjob, eventually, processes_of
+from support import PROGRAM, Tfjob, eventually, kill, processes_of
 
 NUMBERED = """
     name: numbered
     command: |
-      for i in $(seq 1 400); do echo "line $i"; sleep 0.01; done
+      for i in $(seq 1 200); do echo "line $i"; sleep 0.01; done
 """
-EXPECTED_LINES = [f"line {number}" for number in range(1, 401)]
+EXPECTED_LINES = [f"line {number}" for number in range(1, 201)]
 
 
 def supervisor_of(tfjob: Tfjob, run: str) -> int:
@@ -37,6 +37,11 @@ def wait_for_state(tfjob: Tfjob, run: str, *states: str) -> None:
 def wait_for_line(tfjob: Tfjob, run: str, line: str, task: str = "main") -> None:
     log = tfjob.run_directory(run) / "logs" / f"{task}.log"
     eventually(lambda: log.exists() and line in log.read_text(), f"{line!r} in the log of {task}")
+
+
+def until_told(tfjob: Tfjob) -> str:
+    """A command that begins, and ends when there is a file `go`."""
+    return f"echo begun; until [ -e {tfjob.directory}/go ]; do sleep 0.05; done"
 
 
 def newest_run(tfjob: Tfjob) -> str:
@@ -76,10 +81,11 @@ def test_a_killed_supervisor_is_replaced_by_the_next_command_and_the_tasks_go_on
 
 
 def test_a_task_that_ends_while_nobody_watches_is_still_accounted_for(tfjob: Tfjob) -> None:
-    tfjob.write("job.yml", "name: alone\ncommand: echo begun; sleep 1; echo kept > outputs/x; exit 5")
+    tfjob.write("job.yml", f"name: alone\ncommand: {until_told(tfjob)}; echo kept > outputs/x; exit 5")
     run = tfjob.submit("job.yml")
     wait_for_line(tfjob, run, "begun")
-    os.kill(supervisor_of(tfjob, run), signal.SIGKILL)
+    kill(supervisor_of(tfjob, run))
+    (tfjob.directory / "go").touch()
     eventually(lambda: not processes_of(run), "the task ends")
     done = tfjob("wait", run, exit_code=1)
     assert "main on" in done.stdout
@@ -92,9 +98,8 @@ def test_a_supervisor_and_its_tasks_killed_together_is_told_as_what_it_is(tfjob:
     tfjob.write("job.yml", "name: all\ncommand: echo begun; sleep 300")
     run = tfjob.submit("job.yml")
     wait_for_line(tfjob, run, "begun")
-    os.kill(supervisor_of(tfjob, run), signal.SIGKILL)
-    for pid in processes_of(run):
-        os.kill(pid, signal.SIGKILL)
+    kill(supervisor_of(tfjob, run))
+    kill(*processes_of(run))
     tfjob("wait", run, exit_code=1)
     record = tfjob.show(run)
     assert record["state"] == "Failed"
@@ -105,10 +110,8 @@ def test_a_restarted_machine_ends_the_runs_that_were_on_it(tfjob: Tfjob) -> None
     tfjob.write("job.yml", "name: boot\ncommand: sleep 300")
     run = tfjob.submit("job.yml")
     wait_for_state(tfjob, run, "Running")
-    pid = supervisor_of(tfjob, run)
-    os.kill(pid, signal.SIGKILL)
-    for task in processes_of(run):
-        os.kill(task, signal.SIGKILL)
+    kill(supervisor_of(tfjob, run))
+    kill(*processes_of(run))
     file = tfjob.run_directory(run) / "record.json"
     file.write_text(file.read_text().replace(tfjob.record(run)["supervisor"]["boot_id"], "another-boot"))
     tfjob("wait", run, exit_code=5)
@@ -137,8 +140,9 @@ def test_a_task_that_ignores_sigterm_does_not_hold_up_the_end(tfjob: Tfjob) -> N
         """
         name: stubborn
         command: |
-          if [ $TFJOB_TASK_INDEX = 1 ]; then sleep 0.5; exit 9; fi
+          if [ $TFJOB_TASK_INDEX = 1 ]; then until [ -e ../worker-0/ready ]; do sleep 0.05; done; exit 9; fi
           trap '' TERM INT HUP
+          touch ready
           while true; do sleep 1; done
         distribution: {type: tensorflow, worker_count: 2}
         limits: {grace_period_s: 1}
@@ -238,7 +242,7 @@ def test_a_full_disk_ends_the_run_with_a_record_that_says_so(tfjob: Tfjob, small
         name: full
         command: |
           echo begun
-          for i in $(seq 1 300); do head -c 20000 /dev/zero | tr '\\0' x {onwards}; sleep 0.01; done
+          for i in $(seq 1 100); do head -c 20000 /dev/zero | tr '\\0' x {onwards}; sleep 0.01; done
           sleep 1
         """,
     )
@@ -407,12 +411,17 @@ def test_a_gpu_lease_outlives_a_killed_supervisor_and_not_the_run(tfjob: Tfjob) 
 def test_a_supervisor_killed_while_it_waits_for_gpus_is_replaced(tfjob: Tfjob) -> None:
     tfjob("init")
     (tfjob.directory / ".tfjob" / "config.yml").write_text("local: {gpus: 1}\n")
-    tfjob.write("job.yml", "name: gpu\ncommand: echo begun; sleep $SECONDS_\ncompute: {gpus_per_node: 1}")
-    first = tfjob.submit("job.yml", "--set", "environment_variables.SECONDS_=3")
+    tfjob.write("first.yml", f"name: gpu\ncommand: {until_told(tfjob)}\ncompute: {{gpus_per_node: 1}}")
+    tfjob.write("second.yml", "name: gpu\ncommand: 'true'\ncompute: {gpus_per_node: 1}")
+    first = tfjob.submit("first.yml")
     wait_for_line(tfjob, first, "begun")
-    second = tfjob.submit("job.yml", "--set", "environment_variables.SECONDS_=0")
+    second = tfjob.submit("second.yml")
     wait_for_state(tfjob, second, "Scaling")
-    os.kill(supervisor_of(tfjob, second), signal.SIGKILL)
+    killed = supervisor_of(tfjob, second)
+    os.kill(killed, signal.SIGKILL)
+    tfjob("show", second)
+    eventually(lambda: supervisor_of(tfjob, second) != killed, "another supervisor")
+    (tfjob.directory / "go").touch()
     tfjob("wait", second)
     assert tfjob.record(second)["state"] == "Completed"
     tfjob("wait", first)
@@ -507,8 +516,10 @@ def test_a_worker_that_fails_because_its_chief_has_finished_spoils_nothing(tfjob
         """
         name: done
         command: |
-          if [ $TFJOB_TASK_TYPE = chief ]; then sleep 0.7; exit 0; fi
-          if [ $TFJOB_TASK_TYPE = worker ]; then sleep 0.5; exit 1; fi
+          if [ $TFJOB_TASK_TYPE = chief ]; then
+            until [ -e ../worker-0/fails ]; do sleep 0.05; done; sleep 0.2; exit 0
+          fi
+          if [ $TFJOB_TASK_TYPE = worker ]; then touch fails; exit 1; fi
           sleep 300
         distribution: {type: tensorflow, worker_count: 1, parameter_server_count: 1}
         """,
@@ -520,7 +531,7 @@ def test_a_worker_that_fails_because_its_chief_has_finished_spoils_nothing(tfjob
 def test_a_recovered_run_keeps_what_its_own_shell_gave_it(tfjob: Tfjob) -> None:
     tfjob("init")
     (tfjob.directory / ".tfjob" / "config.yml").write_text("local: {gpus: 1}\n")
-    tfjob.write("first.yml", "name: first\ncommand: echo begun; sleep 2\ncompute: {gpus_per_node: 1}")
+    tfjob.write("first.yml", f"name: first\ncommand: {until_told(tfjob)}\ncompute: {{gpus_per_node: 1}}")
     tfjob.write("second.yml", "name: second\ncommand: echo $PATH $TZ\ncompute: {gpus_per_node: 1}")
     first = tfjob.submit("first.yml")
     wait_for_line(tfjob, first, "begun")
@@ -528,7 +539,9 @@ def test_a_recovered_run_keeps_what_its_own_shell_gave_it(tfjob: Tfjob) -> None:
     second = shell.submit("second.yml")
     wait_for_state(tfjob, second, "Scaling")
     os.kill(supervisor_of(tfjob, second), signal.SIGKILL)
+    (tfjob.directory / "go").touch()
     tfjob("wait", second)
+    tfjob("wait", first)
     assert tfjob("logs", second).stdout.endswith(":/own Asia/Tokyo\n")
 
 

@@ -9,7 +9,7 @@ from pathlib import Path
 
 import pytest
 from engines.engine_bench import plan, task
-from support import Tfjob, eventually, processes_of
+from support import Tfjob, eventually, kill, processes_of
 
 from tfjob.planning.plan import Plan, RetriesPlan
 from tfjob.rundir import RunDirectory
@@ -45,8 +45,9 @@ PAIR = """
     command: |
       echo "$TFJOB_TASK_NAME $TFJOB_RESTART_COUNT"
       if [ $TFJOB_RESTART_COUNT = 1 ]; then exit 0; fi
-      if [ $TFJOB_TASK_INDEX = 1 ]; then sleep 0.3; exit 4; fi
+      if [ $TFJOB_TASK_INDEX = 1 ]; then until [ -e ../worker-0/ready ]; do sleep 0.02; done; exit 4; fi
       trap true TERM
+      touch ready
       while true; do sleep 0.05 || true; done
     distribution: {type: tensorflow, worker_count: 2}
     limits: {grace_period_s: 2}
@@ -158,8 +159,7 @@ def test_a_restart_of_this_machine_is_a_lost_node(tfjob: Tfjob) -> None:
     run = tfjob.submit("job.yml")
     eventually(lambda: tfjob.record(run)["state"] == "Running", "it is running")
     pids = [tfjob.record(run)["supervisor"]["pid"], *processes_of(run)]
-    for pid in pids:
-        os.kill(pid, signal.SIGKILL)
+    kill(*pids)
     file = tfjob.run_directory(run) / "record.json"
     file.write_text(file.read_text().replace(tfjob.record(run)["supervisor"]["boot_id"], "another-boot"))
     record = json.loads(tfjob("wait", run, "-o", "json").stdout)

@@ -4,7 +4,6 @@ from __future__ import annotations
 
 import json
 import os
-import signal
 import subprocess
 import sys
 import time
@@ -15,7 +14,7 @@ from pathlib import Path
 import pytest
 from engines.engine_bench import plan, task
 from runs import elsewhere
-from support import eventually, processes_of
+from support import eventually, kill, processes_of
 
 from tfjob.durable import replace_json
 from tfjob.engines.base import Allocation
@@ -35,8 +34,7 @@ def run(tmp_path: Path) -> Iterator[RunDirectory]:
     for directory in (run.logs, run.tasks):
         directory.mkdir(parents=True)
     yield run
-    for pid in processes_of(run.id):
-        os.kill(pid, signal.SIGKILL)
+    kill(*processes_of(run.id))
 
 
 @pytest.fixture

@@ -372,7 +372,7 @@ def problems_in(text: str, folder: Path, overrides: Sequence[str] = ()) -> tuple
     return None
 
 
-@settings(suppress_health_check=[HealthCheck.function_scoped_fixture], deadline=None)
+@settings(suppress_health_check=[HealthCheck.function_scoped_fixture, HealthCheck.too_slow])
 @given(YAML_LIKE, st.lists(YAML_LIKE, max_size=2))
 def test_any_text_is_a_job_or_has_problems(folder: Path, text: str, overrides: list[str]) -> None:
     assert problems_in(text, folder, overrides) != ()
@@ -411,7 +411,7 @@ printable = st.text(st.characters(exclude_categories=("Cs", "Cc", "Cn", "Zl", "Z
 variable = st.from_regex(r"[a-z_][a-z0-9_]{0,8}", fullmatch=True)
 
 
-@settings(suppress_health_check=[HealthCheck.function_scoped_fixture], deadline=None)
+@settings(suppress_health_check=[HealthCheck.function_scoped_fixture, HealthCheck.too_slow])
 @given(
     arguments=st.lists(printable | st.integers() | st.booleans() | st.floats(allow_nan=False, allow_infinity=False)),
     variables=st.dictionaries(variable, printable),

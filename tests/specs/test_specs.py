@@ -110,7 +110,7 @@ def test_ranks_have_their_grace_to_save(specs: Tfjob, end: str) -> None:
     specs.write("ranks.yml", _MPI_JOB.replace("grace_period_s: 2", "grace_period_s: 12"))
     run = specs.submit("ranks.yml")
     log = specs.run_directory(run) / "logs" / "rank-1.log"
-    eventually(lambda: log.exists() and "training" in log.read_text(), "rank 1 trains", 120)
+    eventually(lambda: log.exists() and "training" in log.read_text(), "rank 1 trains")
     if end == "cancel":
         specs("cancel", run)
     else:

@@ -98,9 +98,10 @@ def test_by_tcp_a_node_is_asked_in_a_container_of_a_known_image(
             assert client.api.containers(all=True) == []
 
 
-def test_without_an_image_what_was_not_found_out_is_told(nodes: tuple[Node, ...]) -> None:
-    for node in nodes[1:]:
-        node.forget_images()  # which jobs of other tests may have sent
+def test_without_an_image_what_was_not_found_out_is_told(
+    nodes: tuple[Node, ...], monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr("tfjob.targets.node_shell._OWN_IMAGES", "none/")  # of those that jobs of other tests have sent
     cluster = by_tcp(*nodes[1:])
     (report, other) = probe(cluster, images=("there-is:none",))
     assert (report.disk_free_bytes, report.peers[0].reached) == (None, None)

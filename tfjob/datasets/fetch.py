@@ -33,12 +33,13 @@ if TYPE_CHECKING:
     from tfjob.datasets.workers import Workers
 
     Note = Callable[[Iterable[tuple[str, Known]]], None]
+    Came = Callable[[Sequence[tuple[str, Known]]], None]
 
 __all__ = ["HOUR_S", "Fetched", "fetch"]
 
 HOUR_S: Final = 3600.0
 """How long many web addresses are not asked again whether they have changed."""
-_BATCH: Final = 300
+_BATCH: Final = 1000
 _BATCH_S: Final = 0.3
 _PROGRESS_S: Final = 0.5
 _WAIT_S: Final = 0.1
@@ -61,9 +62,9 @@ def fetch(
     progress: Callable[[str], None],
     *,
     standby: Standby | None = None,
-    came: Callable[[str, Known], None] = lambda _source, _known: None,
+    came: Came = lambda _: None,
 ) -> Fetched:
-    """Have all files in the cache. `came` is told what an address that had to be fetched holds, once it is noted.
+    """Have all files in the cache. `came` is told what addresses that had to be fetched hold, once it is noted.
 
     `standby` may have started the processes that fetch small files.
     To be called with the cache kept from eviction (`Cache.filling`). Raises PreparationError for the first file that
@@ -82,9 +83,7 @@ def fetch(
         raise unwritable(cache, error) from error
 
 
-def _fetch(
-    unique: dict[str, Wanted], transfer: Transfer, progress: Callable[[str], None], came: Callable[[str, Known], None]
-) -> Fetched:
+def _fetch(unique: dict[str, Wanted], transfer: Transfer, progress: Callable[[str], None], came: Came) -> Fetched:
     cache = transfer.cache
     known = cache.known(list(unique))
     many = sum(map(is_web, unique)) > addresses.MANY
@@ -104,9 +103,9 @@ def _fetch(
     try:
         crew.begin()
         with cache.noting() as note:
-            for source, now in crew.results(note, progress):
-                found[source] = now
-                came(source, now)
+            for held in crew.results(note, progress):
+                found |= held
+                came(held)
     finally:
         crew.end()
     return Fetched(found, tuple(transfer.notes), transfer.done_bytes)
@@ -207,8 +206,8 @@ class _Crew:
         self._most = self._transfer.settings.connections
         self._engage()
 
-    def results(self, note: Note, progress: Callable[[str], None]) -> Iterator[tuple[str, Known]]:
-        """Yield what each address holds, once that is noted in the cache by `note`. Raises what kept a file from being had."""
+    def results(self, note: Note, progress: Callable[[str], None]) -> Iterator[list[tuple[str, Known]]]:
+        """Yield what addresses hold, once that is noted in the cache by `note`. Raises what kept a file from being had."""
         began = reported = time.monotonic()
         batch: list[_Result] = []
         noted = began
@@ -225,7 +224,7 @@ class _Crew:
                 done += 1
             now = time.monotonic()
             if batch and (len(batch) >= _BATCH or now - noted > _BATCH_S or done == self._count):
-                yield from self._note(batch, note)
+                yield self._note(batch, note)
                 noted = now
             if now - reported > _PROGRESS_S:
                 reported = now

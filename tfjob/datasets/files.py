@@ -9,7 +9,7 @@ from __future__ import annotations
 import glob
 import os
 import re
-from collections.abc import Iterable, Mapping, Sequence
+from collections.abc import Collection, Iterable, Mapping, Sequence
 from dataclasses import dataclass, field, replace
 from pathlib import Path
 from typing import NamedTuple
@@ -112,7 +112,7 @@ def _laid_out(rows: dict[str, tuple[str, int, int | str]], remote: Iterable[Remo
     )
 
 
-def change_since(digest: str, files: Iterable[Sequence[str | int]], marks: Sequence[str] = ()) -> str | None:
+def change_since(digest: str, files: Collection[Sequence[str | int]], marks: Sequence[str] = ()) -> str | None:
     """What has changed since the files had this digest, in words, or None: the name of a file that is gone or has another size.
 
     A change that leaves the size is noticed too, but not in which file. Files behind addresses are not looked at.
@@ -135,12 +135,16 @@ def with_marks(files: DatasetFiles, known: Mapping[str, tuple[int, str]]) -> Dat
     return replace(files, files=tuple(rows), marks=tuple(marks), digest=digest)
 
 
-def _looked_at(files: Iterable[Sequence[str | int]], marks: Sequence[str]) -> tuple[str, str | None]:
+def _looked_at(files: Collection[Sequence[str | int]], marks: Sequence[str]) -> tuple[str, str | None]:
     """The digest of the files as they are now, and what is seen to have changed, in words."""
+    if marks and all(source[0] != "/" for source, _, _ in files):  # type: ignore[index]  # each is text
+        return digest_of(
+            [(name, size, mark or source) for (source, name, size), mark in zip(files, marks, strict=True)]
+        ), None
     rows: list[list[str | int]] = []
     stat = os.stat
     for index, (source, name, size) in enumerate(files):
-        if marks and source[0] != "/":  # type: ignore[index]  # an address, which is text; there may be very many
+        if marks and is_address(str(source)):
             rows.append([name, size, marks[index] or source])
             continue
         try:

@@ -12,7 +12,7 @@ from typing import TYPE_CHECKING
 from tfjob.datasets.cache import remove_tree
 
 if TYPE_CHECKING:
-    from tfjob.datasets.cache import Cache
+    from tfjob.datasets.cache import Cache, Known
 
 __all__ = ["GrowingTree"]
 
@@ -33,21 +33,22 @@ class GrowingTree:
         self.path: Path | None = None
         self.linked: dict[str, str] = {}
 
-    def add(self, source: str, sha256: str) -> None:
-        """Link the object that an address holds by its names. An address that is not of this tree is passed over."""
-        if not self._names:
-            for address, name, _ in self._files:
-                self._names.setdefault(address, []).append(name)
-        for name in self._names.get(source, ()):
-            with contextlib.suppress(OSError):
-                if self.path is None:
-                    self._begin()
-                directory = name.rpartition("/")[0]
-                if directory not in self._directories:
-                    os.makedirs(f"{self.path}/{directory}", exist_ok=True)
-                    self._directories.add(directory)
-                os.link(f"{sha256[:2]}/{sha256}", name, src_dir_fd=self._objects, dst_dir_fd=self._here)
-                self.linked[name] = sha256
+    def add(self, held: Iterable[tuple[str, Known]]) -> None:
+        """Link the objects that addresses hold by their names. An address that is not of this tree is passed over."""
+        with contextlib.suppress(OSError):
+            if self.path is None:
+                self._begin()
+            for source, known in held:
+                for name in self._names.get(source, ()):
+                    self._link(name, known.sha256)
+
+    def _link(self, name: str, sha256: str) -> None:
+        directory = name.rpartition("/")[0]
+        if directory not in self._directories:
+            os.makedirs(f"{self.path}/{directory}", exist_ok=True)
+            self._directories.add(directory)
+        os.link(f"{sha256[:2]}/{sha256}", name, src_dir_fd=self._objects, dst_dir_fd=self._here)
+        self.linked[name] = sha256
 
     def end(self) -> None:
         """Remove the directory, unless it has become a tree."""
@@ -60,6 +61,9 @@ class GrowingTree:
         self.path = None
 
     def _begin(self) -> None:
+        self._names = {}
+        for source, name, _ in self._files:
+            self._names.setdefault(source, []).append(name)
         trees = self._cache.root / "trees"
         trees.mkdir(exist_ok=True)
         self._objects = os.open(self._cache.root / "objects", os.O_RDONLY | os.O_DIRECTORY | os.O_CLOEXEC)

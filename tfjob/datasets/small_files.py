@@ -32,7 +32,7 @@ if TYPE_CHECKING:
 
 SLOWEST = 1024  # bytes that must come within the time that an answer is waited for
 MOST_LEFT = 20  # beside those that came: then all that wait are left too
-TOLD_AT_ONCE = 100
+TOLD_AT_ONCE = 200
 TOLD_S = 0.1
 READY_AT_ONCE = 64
 PREFIX = 4
@@ -65,8 +65,9 @@ class Loop:
             while self.waiting and self.free:
                 self.start(self.free.pop())
             for descriptor, _ in self.poll.poll(TOLD_S if self.had or self.left else 1.0, READY_AT_ONCE):
-                if descriptor in self.watched:
-                    self.serve(self.watched[descriptor])
+                connection = self.watched.get(descriptor)
+                if connection is not None:
+                    self.serve(connection)
                 elif descriptor == 0 and not self.hear():
                     return
             if self.arrived:
@@ -134,8 +135,9 @@ class Loop:
 
     def keep(self) -> None:
         """Make objects of what came."""
+        digest, had = hashlib.sha256, self.had.append
         for (number, _, _, _, _, expected), tag, body in self.arrived:
-            sha256 = hashlib.sha256(body).hexdigest()
+            sha256 = digest(body).hexdigest()
             if expected and expected != sha256:
                 self.leave_file(number, 200)
                 continue
@@ -145,8 +147,8 @@ class Loop:
                 self.leave_file(number, 0)
                 continue
             self.more_left -= 1
-            self.had.append((number, tag, len(body), sha256))
-        self.arrived = []
+            had((number, tag, len(body), sha256))
+        self.arrived.clear()
 
     def leave(self, connection: Connection, error: Exception) -> None:
         """Leave a file, and the connection that it was to come over."""

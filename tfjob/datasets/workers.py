@@ -35,8 +35,8 @@ if TYPE_CHECKING:
 
 __all__ = ["Worker", "Workers", "alone", "plain_files"]
 
-_DEALT_AT_ONCE: Final = 100
-_IN_HAND: Final = 200
+_DEALT_AT_ONCE: Final = 200
+_IN_HAND: Final = 300
 _MOST_LEFT: Final = 100
 _PATIENCE_S: Final = 5.0
 _LOOK_S: Final = 0.3
@@ -56,11 +56,11 @@ def plain_files(wanted: Iterable[Wanted], settings: Settings) -> list[Plain]:
 
     All from one server come one after the other: its connections stay open, and what is noted of them lies side by side.
     """
-    small = [Plain(one, *split_address(one.source)) for one in wanted if one.size <= LARGEST]
+    small = [Plain(one, *split_address(one.source)) for one in sorted(wanted) if one.size <= LARGEST]
     counts = Counter([one.origin for one in small])
     good = {origin for origin, count in counts.items() if count * 3 >= settings.many and is_direct(origin)}
-    chosen = [one for one in small if one.origin in good]
-    return sorted(chosen, key=lambda one: one.wanted.source) if len(chosen) >= settings.many else []
+    chosen = small if len(good) == len(counts) else [one for one in small if one.origin in good]
+    return chosen if len(chosen) >= settings.many else []
 
 
 @contextmanager
@@ -277,13 +277,19 @@ class Worker:
     def _hear(self, had: list[tuple[int, str, int, str]], left: list[tuple[int, int]]) -> None:
         """Tell others what came, and what is left."""
         now, take = time.time(), self._in_hand.pop
+        came: list[tuple[str, Known, None]] = []
+        received = expected = 0
         with self._lock:
-            came = [(take(number), Known(tag, size, sha256, now)) for number, tag, size, sha256 in had]
+            for number, tag, size, sha256 in had:
+                wanted = take(number)
+                came.append((wanted.source, Known(tag, size, sha256, now), None))
+                received += size
+                if wanted.size < 0:
+                    expected += size
             others = [take(number) for number, _ in left]
         if came:
-            received = sum([known.size for _, known in came])
-            self._workers.transfer.count(received, sum([known.size for wanted, known in came if wanted.size < 0]))
-            self._workers.came([(wanted.source, known, None) for wanted, known in came])
+            self._workers.transfer.count(received, expected)
+            self._workers.came(came)
         if others:
             self._workers.leave(others, [status for _, status in left])
 

@@ -126,7 +126,6 @@ class RunData:
             for one in ready:
                 self._use(one)
             self._place(datasets)
-        self._note_contents(datasets)
         if fetched is not None and fetched.received_bytes and not has_room:
             from tfjob.datasets.eviction import evict  # noqa: PLC0415  # where something came
 
@@ -158,9 +157,9 @@ class RunData:
         wanted = [one for dataset in missing for one in _wanted(dataset, rerun_of)]
         trees = tuple(growing.values())
 
-        def came(source: str, now: Known) -> None:
+        def came(held: Sequence[tuple[str, Known]]) -> None:
             for tree in trees:
-                tree.add(source, now.sha256)
+                tree.add(held)
 
         return fetch(wanted, self.cache, self.settings, progress, standby=self.standby, came=came)
 
@@ -178,6 +177,24 @@ class RunData:
     def _is_looked_at_late(self, dataset: DatasetPlan) -> bool:
         """Whether a dataset is copied here from files of this machine alone: who copies a file looks at it."""
         return dataset.mode == "download" and self.here and not dataset.marks
+
+    def pin(self, plan: Plan) -> None:
+        """Note what the registered versions of a plan, as it was fetched, hold, at their first use: they must always hold that.
+
+        To be called when the tasks have started, or were found running: they need not wait for it.
+        """
+        from tfjob.datasets.registered import has_contents, note_contents  # noqa: PLC0415  # see above
+
+        for dataset in plan.datasets:
+            if dataset.registered is None or not dataset.marks:
+                continue
+            try:
+                if has_contents(dataset.registered, self.registry):
+                    continue
+                held = {source: (size, sha256) for _, source, size, sha256 in _rows(dataset) if sha256}
+                note_contents(dataset.registered, self.registry, held)
+            except (OSError, TfjobError):  # removed meanwhile, or a full disk: the next use will
+                continue
 
     def changes(self, plan: Plan) -> tuple[str, ...]:
         """What has changed in mounted datasets, a sentence each: nothing but good manners keeps a process from writing there."""
@@ -311,21 +328,6 @@ class RunData:
                 _refuse_changed(dataset)
                 raise _changed(dataset, "one of its files was written to")
             same = times
-
-    def _note_contents(self, datasets: Sequence[DatasetPlan]) -> None:
-        """Pin what registered versions hold, at their first use."""
-        from tfjob.datasets.registered import has_contents, note_contents  # noqa: PLC0415  # see above
-
-        for dataset in datasets:
-            if dataset.registered is None or not dataset.marks:
-                continue
-            try:
-                if has_contents(dataset.registered, self.registry):
-                    continue
-                held = {source: (size, sha256) for _, source, size, sha256 in _rows(dataset) if sha256}
-                note_contents(dataset.registered, self.registry, held)
-            except (OSError, TfjobError):  # removed meanwhile, or a full disk: the next use will
-                continue
 
 
 def _refuse_changed(dataset: DatasetPlan) -> None:

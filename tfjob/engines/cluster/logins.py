@@ -28,7 +28,7 @@ class Logins:
             with suppress(TargetError):
                 self._engines[node.name] = engine_at(node.engine, tls=node.tls, environ=environ)
         for api in self._engines.values():
-            threading.Thread(target=_call, args=(api,), daemon=True).start()
+            threading.Thread(target=_call, args=(api, min(_PATIENCE_S, target.wait_s)), daemon=True).start()
 
     def engines(self, target: ClusterDefinition) -> dict[str, DockerApi]:
         """The engines, by their nodes' names, if they are that target's as it is now; else none, and the logins end."""
@@ -46,6 +46,7 @@ class Logins:
         at_once(DockerApi.close, list(self._engines.values()))
 
 
-def _call(api: DockerApi) -> None:
+def _call(api: DockerApi, patience_s: float) -> None:
+    """Who uses the engine waits for this call's end, and so no longer than for a node of the target."""
     with suppress(TargetError, RefusalError, OSError):
-        api.clock(_PATIENCE_S)
+        api.clock(patience_s)
