@@ -37,7 +37,7 @@ class Tfjob:
     environ: dict[str, str]
 
     def __call__(
-        self, *arguments: str, exit_code: int | None = 0, timeout_s: float = 120
+        self, *arguments: str, exit_code: int | None = 0, timeout_s: float = 180
     ) -> subprocess.CompletedProcess[str]:
         done = subprocess.run(
             [*PROGRAM, *arguments],
