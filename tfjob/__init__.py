@@ -10,10 +10,9 @@
 
 from __future__ import annotations
 
-from typing import TYPE_CHECKING
-
 from tfjob.version import __version__ as __version__
 
+TYPE_CHECKING = False  # typing.TYPE_CHECKING, without importing typing: processes that fetch are to start quickly
 if TYPE_CHECKING:
     from tfjob.errors import TfjobError as TfjobError
     from tfjob.planning.plan import Plan as Plan

@@ -23,7 +23,7 @@ from tfjob.planning.make import make_plan
 from tfjob.planning.plan import Plan
 from tfjob.resolve import ResolvedJob, resolve
 from tfjob.rundir import RunDirectory
-from tfjob.runs.fetched import dataset_records, with_fetched
+from tfjob.runs.fetched import dataset_records, dataset_text, with_fetched
 from tfjob.runs.record import Record, iso, read_record, write_record
 from tfjob.runs.run import Run
 from tfjob.runs.starting import StartingSupervisor
@@ -253,12 +253,13 @@ def _begin(ready: Ready, workspace: Workspace, supervisor: StartingSupervisor) -
 
 def _keep_plan(made: Plan, path: Path) -> None:
     """Write the plan for people to read; with very many files a line for each part of it: indenting those takes long."""
-    encoded = encode(made)
     if sum(dataset.file_count for dataset in made.datasets) < _MANY_FILES:
-        replace_json(path, encoded, force=False)
+        replace_json(path, encode(made), force=False)
     else:
-        parts = (f"{json.dumps(key)}: {json.dumps(part)}" for key, part in encoded.items())
-        replace_text(path, "{\n" + ",\n".join(parts) + "\n}\n", force=False)
+        parts = {key: json.dumps(part) for key, part in encode(replace(made, datasets=())).items()}
+        parts["datasets"] = f"[{', '.join(map(dataset_text, made.datasets))}]"
+        lines = (f"{json.dumps(key)}: {text}" for key, text in parts.items())
+        replace_text(path, "{\n" + ",\n".join(lines) + "\n}\n", force=False)
 
 
 def _random_name() -> str:

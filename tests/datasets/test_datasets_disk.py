@@ -11,9 +11,11 @@ from typing import TYPE_CHECKING
 
 import pytest
 
+from tfjob.datasets import placing
 from tfjob.datasets.cache import Cache
 from tfjob.datasets.fetch import fetch
 from tfjob.datasets.files import find_files
+from tfjob.datasets.placing import place
 from tfjob.datasets.wanted import Settings, Wanted
 from tfjob.engines.dataset_contents import contents
 from tfjob.errors import PreparationError
@@ -50,6 +52,18 @@ def test_a_full_disk_is_told_and_nothing_is_left(small: Path, web: WebServer, te
     assert "tfjob dataset cache --prune" in caught.value.hint
     assert sum(path.stat().st_size for path in (cache.root / "partial").iterdir()) == 0
     assert list(cache.root.glob("objects/*/*")) == []
+
+
+@pytest.mark.root
+@pytest.mark.parametrize("many", [1, 1000])
+def test_a_full_disk_ends_the_copy_of_few_files_and_of_many(
+    small: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch, many: int
+) -> None:
+    monkeypatch.setattr(placing, "_MANY", many)
+    for number in range(100):
+        (tmp_path / f"{number}.bin").write_bytes(os.urandom(30_000))
+    with pytest.raises(PreparationError, match=r"\d+\.bin can't be used: No space left on device"):
+        place(find_files([f"{tmp_path}/*.bin"]).files, small / "copy", copy=True)
 
 
 def test_engines_are_given_every_file_with_its_sum(web: WebServer, cache: Cache, tmp_path: Path) -> None:

@@ -13,16 +13,18 @@ from collections import Counter
 from concurrent.futures import ThreadPoolExecutor
 from contextlib import suppress
 from pathlib import Path
+from typing import cast
 
 import pytest
 from support import Tfjob, eventually
 from web_server import Cut, Hang, Redirect, Slow, Status, WebServer
 
+from tfjob.datasets import standby, workers
 from tfjob.datasets import web as web_module
-from tfjob.datasets import workers
 from tfjob.datasets.cache import OBJECT_TIME_NS, Cache, Known
-from tfjob.datasets.connections import LARGEST
+from tfjob.datasets.connections import LARGEST, Connection, Left
 from tfjob.datasets.fetch import fetch
+from tfjob.datasets.small_files import Loop
 from tfjob.datasets.wanted import Settings, Wanted
 from tfjob.errors import PreparationError
 from tfjob.spec import addresses
@@ -95,7 +97,7 @@ def test_many_are_fetched_by_processes_and_each_once(web: WebServer, cache: Cach
 
 def test_few_are_not(web: WebServer, cache: Cache, monkeypatch: pytest.MonkeyPatch) -> None:
     urls = put(web, 19)
-    monkeypatch.setattr(workers, "_PROGRAM", "import sys; sys.exit(1)")
+    monkeypatch.setattr(standby, "_PROGRAM", "import sys; sys.exit(1)")
     require_whole(cache, urls, got(cache, urls))
 
 
@@ -103,10 +105,33 @@ def test_processes_that_can_not_be_started_are_done_without(
     web: WebServer, cache: Cache, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     urls = put(web)
-    monkeypatch.setattr(workers, "_PROGRAM", "import sys; sys.exit(1)")
+    monkeypatch.setattr(standby, "_PROGRAM", "import sys; sys.exit(1)")
     require_whole(cache, urls, got(cache, urls))
     monkeypatch.setattr(sys, "executable", "/nowhere")
     require_whole(cache, urls, got(Cache(cache.root.parent / "another"), urls))
+
+
+def test_file_systems_without_files_without_a_name(
+    web: WebServer, cache: Cache, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    refused = "from tfjob.datasets import objects; objects._NAMELESS = objects.os.O_TMPFILE; from tfjob.datasets.small"
+    assert "from tfjob.datasets.small" in standby._PROGRAM
+    monkeypatch.setattr(standby, "_PROGRAM", standby._PROGRAM.replace("from tfjob.datasets.small", refused))
+    urls = put(web)
+    require_whole(cache, urls, got(cache, urls))
+    assert set(fetches(web).values()) == {1}
+
+
+def test_what_broke_off_before_is_gone_on_with(web: WebServer, cache: Cache) -> None:
+    """Workers begin each file anew: one of which there is something is not theirs."""
+    big = os.urandom(2 << 20)
+    urls = {**put(web), (url := web.put("0/big.bin", big, Cut(3 << 19))): big}
+    settings = Settings(connections=4, timeout_s=5, tries=1, pause_s=0.01)
+    with pytest.raises(PreparationError, match="ended after"):
+        got(cache, {url: big}, settings=settings)
+    require_whole(cache, urls, got(cache, urls))
+    asked = [headers.get("Range") for _, path, headers in web.requests if path == "/0/big.bin"]
+    assert asked == [None, f"bytes={3 << 19}-"]
 
 
 def test_what_is_not_plain_is_left_to_who_can_do_it(web: WebServer, cache: Cache) -> None:
@@ -133,6 +158,72 @@ def test_a_server_where_nothing_is_plain_is_asked_by_threads(web: WebServer, cac
     require_whole(cache, urls, got(cache, urls))
     asked = fetches(web)
     assert sum(asked.values()) - len(asked) < 160
+
+
+HEAD = "HTTP/1.1 200 OK\r\nContent-Length: 7\r\n"
+
+
+@pytest.mark.parametrize(
+    ("head", "tag", "closes"),
+    [
+        (HEAD, "", False),
+        ("HTTP/1.1 200\r\ncontent-length:7\r\n", "", False),
+        (HEAD + 'ETAG: \t"a: b" \r\nlast-modified: then\r\n', '"a: b"', False),
+        (HEAD + 'ETag: W/"a"\r\nLast-Modified: then\r\n', "then", False),
+        (HEAD + 'ETag: W/"a"\r\n', 'W/"a"', False),
+        (HEAD + "X-ETag: a\r\nX: etag: b\r\n", "", False),
+        (HEAD + "Connection: keep-alive\r\nconnection: Upgrade, Close\r\n", "", True),
+        ("HTTP/1.1 200 OK\r\nConnection: keep-alive\r\nContent-Length: 7\r\n", "", False),
+    ],
+)
+def test_a_plain_head(head: str, tag: str, *, closes: bool) -> None:
+    connection = connection_for()
+    connection.read_head(head.encode())
+    assert [connection.missing, connection.tag, connection.closes] == [7, tag, closes]
+
+
+@pytest.mark.parametrize(
+    ("head", "status"),
+    [
+        ("HTTP/1.1 404 Not Found\r\nContent-Length: 7\r\n", 404),
+        ("HTTP/1.1 206 Partial Content\r\nContent-Length: 7\r\n", 206),
+        ("HTTP/1.1 2000 OK\r\nContent-Length: 7\r\n", 200),
+        ("HTTP/1.0 200 OK\r\nContent-Length: 7\r\n", 0),
+        ("HTTP/1.1 twice\r\nContent-Length: 7\r\n", 0),
+        ("220 mail.example.com ESMTP\r\n", 0),
+        ("HTTP/1.1 200 OK\r\n", 200),
+        ("HTTP/1.1 200 OK\r\nX-Content-Length: 7\r\n", 200),
+        ("HTTP/1.1 200 OK\r\nContent-Length:\r\n", 200),
+        ("HTTP/1.1 200 OK\r\nContent-Length: 7, 7\r\n", 200),
+        ("HTTP/1.1 200 OK\r\nContent-Length: +7\r\n", 200),
+        ("HTTP/1.1 200 OK\r\nContent-Length: \xb2\r\n", 200),
+        ("HTTP/1.1 200 OK\r\nContent-Length:\r\n 7\r\n", 200),
+        (f"HTTP/1.1 200 OK\r\nContent-Length: {7:050}\r\n", 200),
+        (HEAD + "content-length: 7\r\n", 200),
+        (HEAD + "Transfer-Encoding: chunked\r\n", 200),
+        (HEAD + 'ETag: "a\nX: b"\r\n', 200),
+        (HEAD + f"ETag: {'long' * 100}\r\n", 200),
+        (f"HTTP/1.1 200 OK\r\nContent-Length: {LARGEST + 1}\r\n", 200),
+    ],
+)
+def test_a_head_that_is_not_plain(head: str, status: int) -> None:
+    with pytest.raises(Left) as left:
+        connection_for().read_head(head.encode("latin-1"))
+    assert left.value.status == status
+
+
+def test_a_head_of_another_file() -> None:
+    for size, tag in ((8, ""), (7, '"a"'), (-1, '"a"')):
+        with pytest.raises(Left):
+            connection_for(size, tag).read_head(HEAD.encode())
+    connection_for(7, '"a"').read_head(f'{HEAD}ETag: "a"\r\n'.encode())
+
+
+def connection_for(size: int = -1, tag: str = "") -> Connection:
+    """A connection that has asked for a file."""
+    connection = Connection(cast("Loop", None))
+    connection.file = (1, 0, b"/file", size, tag, "")
+    return connection
 
 
 def test_a_server_that_closes_now_and_then(cache: Cache) -> None:
@@ -251,7 +342,7 @@ def test_who_is_interrupted_ends_the_processes(web: WebServer, cache: Cache) -> 
 def test_a_process_that_hears_nothing_keeps_nobody(
     web: WebServer, cache: Cache, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    monkeypatch.setattr(workers, "_PROGRAM", "import time; time.sleep(600)")
+    monkeypatch.setattr(standby, "_PROGRAM", "import time; time.sleep(600)")
     monkeypatch.setattr(workers, "_PATIENCE_S", 0.1)
     urls = [f"{web.address}/{number}/{'long' * 1000}" for number in range(200)]  # more than a pipe holds
 
@@ -271,6 +362,7 @@ import sys
 from pathlib import Path
 from tfjob.datasets.cache import Cache
 from tfjob.datasets.fetch import fetch
+from tfjob.datasets.small_files import Loop
 from tfjob.datasets.wanted import Settings, Wanted
 cache = Cache(Path(sys.argv[1]))
 with cache.filling():
@@ -290,6 +382,7 @@ def test_processes_do_not_outlive_who_was_killed_and_what_came_is_whole(web: Web
     process.wait()
     eventually(lambda: not any(map(lives, workers)), "they end")
     require_no_half(cache.root)
+    assert [path.name[:5] for path in (cache.root / "partial").iterdir()] == ["many-"]
     web.faults.clear()
     require_whole(cache, urls, got(cache, urls))
 

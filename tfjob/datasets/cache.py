@@ -25,7 +25,7 @@ import json
 import os
 import shutil
 import tempfile
-from collections.abc import Iterable, Iterator, Sequence
+from collections.abc import Callable, Iterable, Iterator, Sequence
 from contextlib import contextmanager
 from pathlib import Path
 from typing import TYPE_CHECKING, NamedTuple
@@ -35,6 +35,8 @@ from tfjob.errors import PreparationError
 
 if TYPE_CHECKING:
     import sqlite3
+
+    from tfjob.datasets.growing import GrowingTree
 
 __all__ = ["OBJECT_TIME_NS", "Cache", "Known", "read_facts", "remove_tree"]
 
@@ -133,10 +135,22 @@ class Cache:
 
     def remember(self, rows: Iterable[tuple[str, Known]]) -> None:
         """Note what addresses hold."""
+        with self.noting() as note:
+            note(rows)
+
+    @contextmanager
+    def noting(self) -> Iterator[Callable[[Iterable[tuple[str, Known]]], None]]:
+        """Note what addresses hold, again and again: opening the index takes as long as a hundred rows. Each time is kept for itself."""
         with self._index() as index:
-            index.executemany(
-                "insert or replace into addresses values (?, ?, ?, ?, ?)", [(source, *known) for source, known in rows]
-            )
+
+            def note(rows: Iterable[tuple[str, Known]]) -> None:
+                with index:
+                    index.executemany(
+                        "insert or replace into addresses values (?, ?, ?, ?, ?)",
+                        [(source, *known) for source, known in rows],
+                    )
+
+            yield note
 
     def digests(self, paths: Sequence[str]) -> dict[str, tuple[str, str]]:
         """The (sign, SHA-256) noted for files of this machine; `sign` says of which size and time."""
@@ -153,11 +167,12 @@ class Cache:
         with self._index() as index:
             index.executemany("insert or replace into digests values (?, ?, ?)", list(rows))
 
-    def tree(self, files: Sequence[tuple[str, str, int, str]]) -> Path:
+    def tree(self, files: Sequence[tuple[str, str, int, str]], grown: GrowingTree | None = None) -> Path:
         """A directory with the files by their names, made if it is not there: (name, source, bytes, SHA-256).
 
         A file with a SHA-256 is a hard link to its object, one without is a link to its source. Made once for the same
-        files, so that a run needs one link to it. Raises PreparationError when an object is missing or there is no space.
+        files, so that a run needs one link to it; of what has `grown` of it while they came. Raises PreparationError when an
+        object is missing or there is no space.
         """
         key = digest_of([[name, sha256 or source] for name, source, _, sha256 in files])
         tree, facts = self.root / "trees" / key, self.root / "trees" / f"{key}.json"
@@ -167,7 +182,7 @@ class Cache:
             tree.parent.mkdir(parents=True, exist_ok=True)
             with _locked(self.root / "trees" / f"{key}.lock"):
                 if self.known_tree(key) is None or not _is_sound(tree, files):
-                    self._make_tree(tree, files)
+                    self._make_tree(tree, files, grown)
                     held = {
                         "files": len(files),
                         "objects": {sha256: size for _, _, size, sha256 in files if sha256},
@@ -231,11 +246,12 @@ class Cache:
         finally:
             os.close(descriptor)
 
-    def _make_tree(self, tree: Path, files: Sequence[tuple[str, str, int, str]]) -> None:
+    def _make_tree(self, tree: Path, files: Sequence[tuple[str, str, int, str]], grown: GrowingTree | None) -> None:
         """Put a tree in its place, whole. One that is there and unsound may be mounted by a run: it stays beside till nobody uses it."""
-        fresh = Path(tempfile.mkdtemp(dir=tree.parent, prefix=f".{tree.name[:12]}-"))
+        begun = grown.path if grown is not None else None
+        fresh = begun or Path(tempfile.mkdtemp(dir=tree.parent, prefix=f".{tree.name[:12]}-"))
         try:
-            self._fill(fresh, files)
+            self._fill(fresh, files, grown.linked if grown is not None else {})
             fresh.chmod(_READ_ONLY)
             with contextlib.suppress(FileNotFoundError):
                 tree.rename(tree.parent / f".{tree.name}-{fresh.name}")
@@ -244,7 +260,8 @@ class Cache:
             remove_tree(fresh)
             raise
 
-    def _fill(self, into: Path, files: Sequence[tuple[str, str, int, str]]) -> None:
+    def _fill(self, into: Path, files: Sequence[tuple[str, str, int, str]], linked: dict[str, str]) -> None:
+        """Link the files; those that are linked already are looked at no more."""
         made: set[str] = {""}
         with _directory(self._objects) as objects, _directory(into) as here:
             for name, source, _, sha256 in files:
@@ -252,6 +269,11 @@ class Cache:
                 if directory not in made:
                     os.makedirs(into / directory, exist_ok=True)
                     made.add(directory)
+                before = linked.get(name)
+                if before is not None:
+                    if before == sha256:
+                        continue
+                    os.unlink(name, dir_fd=here)
                 if not sha256:
                     os.symlink(source, name, dir_fd=here)
                     continue

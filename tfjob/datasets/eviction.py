@@ -70,22 +70,24 @@ def usage(cache: Cache) -> Usage:
     return Usage(tuple(trees), len(objects), sum(size for size, _ in objects.values()), partial)
 
 
-def evict(cache: Cache, *, limit_bytes: int, needed_bytes: int = 0, dry_run: bool = False) -> Evicted:
-    """Free what is needed for the cache to have at most `limit_bytes` once `needed_bytes` have come.
+def evict(cache: Cache, *, limit_bytes: int, coming: Iterable[tuple[str, int]] = (), dry_run: bool = False) -> Evicted:
+    """Free what is needed for the cache to have at most `limit_bytes` once all that is `coming` has come.
 
-    What was used last stays longest; what a run uses, or is younger than who fetches it, stays. Objects of no tree go
-    first. Waits for nobody: while others fetch, nothing is freed.
+    That is a (SHA-256 or empty, bytes) for each file; one whose content is there already takes no room. What was used last
+    stays longest; what a run uses, or is younger than who fetches it, stays. Objects of no tree go first. Waits for nobody:
+    while others fetch, nothing is freed.
     """
     if not cache.root.is_dir():
         return Evicted()
     with _alone(cache) as alone:
         if not alone:
             return Evicted(is_busy=True)
-        return _evict(cache, max(limit_bytes - needed_bytes, 0), dry_run=dry_run)
+        return _evict(cache, limit_bytes, coming, dry_run=dry_run)
 
 
-def _evict(cache: Cache, limit_bytes: int, *, dry_run: bool) -> Evicted:
+def _evict(cache: Cache, limit_bytes: int, coming: Iterable[tuple[str, int]], *, dry_run: bool) -> Evicted:
     objects = {sha256: size for sha256, (size, _) in _objects(cache)}
+    limit_bytes = max(limit_bytes - sum(max(size, 0) for sha256, size in coming if sha256 not in objects), 0)
     trees = sorted(_trees(cache), key=lambda tree: tree.last_used)
     users = Counter(sha256 for tree in trees for sha256 in tree.objects)
     total = sum(objects.values())

@@ -4,18 +4,21 @@ from __future__ import annotations
 
 import os
 import tempfile
-from collections.abc import Callable
+from collections.abc import Callable, Iterable, Iterator, Sequence
 from pathlib import Path
 
 from tfjob.datasets.cache import Cache
+from tfjob.datasets.copying import File, NotCopied
 from tfjob.datasets.fetch import fetch
 from tfjob.datasets.files import SHA256, DatasetFiles, is_address, with_marks
-from tfjob.datasets.placing import copy_file
+from tfjob.datasets.placing import copy_files
 from tfjob.datasets.registered import note_contents
 from tfjob.datasets.wanted import Settings, Wanted
-from tfjob.errors import UsageError
+from tfjob.errors import PreparationError, UsageError
 
 __all__ = ["export"]
+
+_AT_ONCE_BYTES = 4 << 30
 
 
 def export(
@@ -34,11 +37,17 @@ def export(
     with cache.filling():
         whole = _fetched(found, cache, settings, registry, progress) if found.marks else found
         marks = whole.marks or ("",) * len(whole.files)
-        total = 0
-        for (source, name, _), mark in zip(whole.files, marks, strict=True):
-            at = cache.object(mark.removeprefix(SHA256)) if mark.startswith(SHA256) else source
-            total += _copy(at, target / name)
-    return total
+        files = [
+            (cache.object(mark.removeprefix(SHA256)) if mark.startswith(SHA256) else source, name, size)
+            for (source, name, size), mark in zip(whole.files, marks, strict=True)
+        ]
+        try:
+            target.mkdir(parents=True, exist_ok=True)
+            for some in _portions(files):
+                _copy(some, target)
+        except OSError as error:
+            raise UsageError(f"{error.filename or target} can't be written: {error.strerror or error}") from error
+    return sum(size for _, _, size in files)
 
 
 def _fetched(
@@ -59,13 +68,42 @@ def _fetched(
     return with_marks(found, held)
 
 
-def _copy(source: str, target: Path) -> int:
-    try:
-        target.parent.mkdir(parents=True, exist_ok=True)
-        with tempfile.TemporaryDirectory(dir=target.parent, prefix=f".{target.name[:100]}.") as directory:
-            fresh = os.path.join(directory, "new")
-            copied = copy_file(source, fresh)
-            os.replace(fresh, target)
-    except OSError as error:
-        raise UsageError(f"{error.filename or target} can't be written: {error.strerror or error}") from error
-    return copied
+def _portions(files: Iterable[File]) -> Iterator[list[File]]:
+    """The files in portions that a disk has room for beside what they replace."""
+    portion: list[File] = []
+    held = 0
+    for file in files:
+        if portion and held + file[2] > _AT_ONCE_BYTES:
+            yield portion
+            portion, held = [], 0
+        portion.append(file)
+        held += file[2]
+    if portion:
+        yield portion
+
+
+def _copy(files: Sequence[File], target: Path) -> None:
+    """Copy files to a directory beside their place, and move them there when they are whole."""
+    with tempfile.TemporaryDirectory(dir=target, prefix=".tfjob-") as directory:
+        fresh = Path(directory, "new")
+        fresh.mkdir()
+        try:
+            copy_files(files, fresh)
+        except NotCopied as failure:
+            if not failure.reason:
+                raise PreparationError(f"{failure.source} has changed while it was copied", "Try again.") from failure
+            if not os.access(failure.source, os.R_OK):
+                raise PreparationError(f"{failure.source} can't be read: {failure.reason}") from failure
+            raise UsageError(f"{target} can't be written: {failure.reason}") from failure
+        _move(str(fresh), str(target))
+
+
+def _move(directory: str, to: str) -> None:
+    """Move what is in a directory to another, where it may replace files: what is not there yet as a whole."""
+    with os.scandir(directory) as entries:
+        for entry in entries:
+            target = os.path.join(to, entry.name)
+            if entry.is_dir() and os.path.isdir(target):
+                _move(entry.path, target)
+            else:
+                os.replace(entry.path, target)

@@ -14,11 +14,12 @@ import os
 import shutil
 import threading
 import time
-from collections import Counter, deque
+from collections import deque
 from typing import TYPE_CHECKING, Final, NamedTuple
 
 from tfjob.datasets.cache import Known
 from tfjob.datasets.partials import locked
+from tfjob.datasets.standby import Standby
 from tfjob.datasets.wanted import Fetcher, Partial, Settings, Transfer, Wanted, unwritable
 from tfjob.datasets.web import Session, Transient
 from tfjob.errors import PreparationError
@@ -29,13 +30,16 @@ if TYPE_CHECKING:
     from collections.abc import Callable, Iterable, Iterator, Sequence
 
     from tfjob.datasets.cache import Cache
-    from tfjob.datasets.workers import Worker, Workers
+    from tfjob.datasets.workers import Workers
+
+    Note = Callable[[Iterable[tuple[str, Known]]], None]
+    Came = Callable[[Sequence[tuple[str, Known]]], None]
 
 __all__ = ["HOUR_S", "Fetched", "fetch"]
 
 HOUR_S: Final = 3600.0
 """How long many web addresses are not asked again whether they have changed."""
-_BATCH: Final = 300
+_BATCH: Final = 1000
 _BATCH_S: Final = 0.3
 _PROGRESS_S: Final = 0.5
 _WAIT_S: Final = 0.1
@@ -51,25 +55,36 @@ class Fetched(NamedTuple):
     received_bytes: int = 0
 
 
-def fetch(wanted: Sequence[Wanted], cache: Cache, settings: Settings, progress: Callable[[str], None]) -> Fetched:
-    """Have all files in the cache.
+def fetch(
+    wanted: Sequence[Wanted],
+    cache: Cache,
+    settings: Settings,
+    progress: Callable[[str], None],
+    *,
+    standby: Standby | None = None,
+    came: Came = lambda _: None,
+) -> Fetched:
+    """Have all files in the cache. `came` is told what addresses that had to be fetched hold, once it is noted.
 
+    `standby` may have started the processes that fetch small files.
     To be called with the cache kept from eviction (`Cache.filling`). Raises PreparationError for the first file that
     can't be had, once the others have stopped; what came of large files is kept for the next try.
     """
     unique = {one.source: one for one in wanted}
+    transfer = Transfer(cache, settings, standby or Standby())
     if len(unique) < settings.many:
-        return _fetch(unique, cache, settings, progress)
+        return _fetch(unique, transfer, progress, came)
     from tfjob.datasets.workers import alone  # noqa: PLC0415  # few files have no use for it
 
     try:
         with alone(cache, unique, progress):
-            return _fetch(unique, cache, settings, progress)
+            return _fetch(unique, transfer, progress, came)
     except OSError as error:
         raise unwritable(cache, error) from error
 
 
-def _fetch(unique: dict[str, Wanted], cache: Cache, settings: Settings, progress: Callable[[str], None]) -> Fetched:
+def _fetch(unique: dict[str, Wanted], transfer: Transfer, progress: Callable[[str], None], came: Came) -> Fetched:
+    cache = transfer.cache
     known = cache.known(list(unique))
     many = sum(map(is_web, unique)) > addresses.MANY
     found: dict[str, Known] = {}
@@ -82,12 +97,15 @@ def _fetch(unique: dict[str, Wanted], cache: Cache, settings: Settings, progress
             missing.append(one)
     if not missing:
         return Fetched(found)
-    transfer = Transfer(cache, settings, total_bytes=sum(max(one.size, 0) for one in missing))
+    transfer.total_bytes = sum(max(one.size, 0) for one in missing)
     _refuse_full_disk(cache, transfer.total_bytes)
     crew = _Crew(missing, known, transfer)
     try:
         crew.begin()
-        found |= dict(crew.results(progress))
+        with cache.noting() as note:
+            for held in crew.results(note, progress):
+                found |= held
+                came(held)
     finally:
         crew.end()
     return Fetched(found, tuple(transfer.notes), transfer.done_bytes)
@@ -115,8 +133,8 @@ def _at_hand(  # noqa: PLR0911  # a table of what needs no asking
     return known if cache.has(known.sha256, known.size) else None
 
 
-_Result = tuple[str, Known, "int | Worker"]
-"""What an address holds, and who holds the lock of the file it was fetched into: a descriptor, or a worker."""
+_Result = tuple[str, Known, int | None]
+"""What an address holds, and the descriptor that holds the lock of the file it was fetched into; None where a worker did that."""
 
 
 class _Crew:
@@ -173,7 +191,7 @@ class _Crew:
         known = self._known.get(wanted.source)
         return known is not None and self._transfer.cache.has(known.sha256, known.size)
 
-    def _came(self, results: list[tuple[str, Known, Worker]]) -> None:
+    def _came(self, results: Iterable[_Result]) -> None:
         """Hear from a worker what came."""
         self._results.extend(results)
         self._wake.set()
@@ -188,8 +206,8 @@ class _Crew:
         self._most = self._transfer.settings.connections
         self._engage()
 
-    def results(self, progress: Callable[[str], None]) -> Iterator[tuple[str, Known]]:
-        """Yield what each address holds, once that is noted in the cache. Raises what kept a file from being had."""
+    def results(self, note: Note, progress: Callable[[str], None]) -> Iterator[list[tuple[str, Known]]]:
+        """Yield what addresses hold, once that is noted in the cache by `note`. Raises what kept a file from being had."""
         began = reported = time.monotonic()
         batch: list[_Result] = []
         noted = began
@@ -200,13 +218,13 @@ class _Crew:
             while self._results:
                 result = self._results.popleft()
                 if isinstance(result, BaseException):
-                    self._note(batch)
+                    self._note(batch, note)
                     raise result
                 batch.append(result)
                 done += 1
             now = time.monotonic()
             if batch and (len(batch) >= _BATCH or now - noted > _BATCH_S or done == self._count):
-                yield from self._note(batch)
+                yield self._note(batch, note)
                 noted = now
             if now - reported > _PROGRESS_S:
                 reported = now
@@ -227,24 +245,19 @@ class _Crew:
                 thread.join(0.2)
         while self._results:
             left = self._results.popleft()
-            if not isinstance(left, BaseException) and isinstance(left[2], int):
+            if not isinstance(left, BaseException) and left[2] is not None:
                 os.close(left[2])
 
-    def _note(self, batch: list[_Result]) -> list[tuple[str, Known]]:
+    def _note(self, batch: list[_Result], note: Note) -> list[tuple[str, Known]]:
         """Note what was fetched, and only then let others see that nobody fetches it any more."""
         rows = [(source, known) for source, known, _ in batch]
         try:
             if rows:
-                self._transfer.cache.remember(rows)
+                note(rows)
         finally:
-            counts: Counter[Worker] = Counter()
-            for _, _, holder in batch:
-                if isinstance(holder, int):
-                    os.close(holder)
-                else:
-                    counts[holder] += 1
-            for worker, count in counts.items():
-                worker.noted(count)
+            for _, _, descriptor in batch:
+                if descriptor is not None:
+                    os.close(descriptor)
             batch.clear()
         return rows
 

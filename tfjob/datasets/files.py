@@ -9,7 +9,7 @@ from __future__ import annotations
 import glob
 import os
 import re
-from collections.abc import Iterable, Iterator, Mapping, Sequence
+from collections.abc import Collection, Iterable, Mapping, Sequence
 from dataclasses import dataclass, field, replace
 from pathlib import Path
 from typing import NamedTuple
@@ -25,6 +25,7 @@ __all__ = [
     "find_files",
     "is_address",
     "laid_out",
+    "local_digest",
     "whole_directory",
     "with_marks",
 ]
@@ -83,7 +84,7 @@ def find_files(patterns: Iterable[str], remote: Iterable[Remote] = ()) -> Datase
         base = None if os.path.exists(pattern) else _fixed_part(pattern)
         for match in matches:
             finder.add(match, base)
-    return laid_out(((*row, name) for name, row in found.items()), remote)
+    return _laid_out(dict(found), remote)
 
 
 def laid_out(local: Iterable[tuple[str, int, int, str]], remote: Iterable[Remote]) -> DatasetFiles:
@@ -91,7 +92,10 @@ def laid_out(local: Iterable[tuple[str, int, int, str]], remote: Iterable[Remote
 
     Raises PreparationError for a clash of names.
     """
-    rows: dict[str, tuple[str, int, int | str]] = {name: (source, size, ns) for source, size, ns, name in local}
+    return _laid_out({name: (source, size, ns) for source, size, ns, name in local}, remote)
+
+
+def _laid_out(rows: dict[str, tuple[str, int, int | str]], remote: Iterable[Remote]) -> DatasetFiles:
     marks: dict[str, str] = {}
     for source, name, size, mark in remote:
         known = rows.get(name)
@@ -108,7 +112,7 @@ def laid_out(local: Iterable[tuple[str, int, int, str]], remote: Iterable[Remote
     )
 
 
-def change_since(digest: str, files: Iterable[Sequence[str | int]], marks: Sequence[str] = ()) -> str | None:
+def change_since(digest: str, files: Collection[Sequence[str | int]], marks: Sequence[str] = ()) -> str | None:
     """What has changed since the files had this digest, in words, or None: the name of a file that is gone or has another size.
 
     A change that leaves the size is noticed too, but not in which file. Files behind addresses are not looked at.
@@ -122,19 +126,21 @@ def with_marks(files: DatasetFiles, known: Mapping[str, tuple[int, str]]) -> Dat
 
     Raises PreparationError when a file of this machine has changed meanwhile.
     """
-    rows, marks = [], []
-    for (source, name, size), mark in zip(files.files, files.marks, strict=True):
-        found = known.get(source)
-        rows.append((source, name, found[0] if found else size))
-        marks.append(f"{SHA256}{found[1]}" if found else mark)
+    held = [known.get(source) for source, _, _ in files.files]
+    rows = [(row[0], row[1], found[0]) if found else row for row, found in zip(files.files, held, strict=True)]
+    marks = [SHA256 + found[1] if found else mark for mark, found in zip(files.marks, held, strict=True)]
     digest, change = _looked_at(rows, marks)
     if change:
         raise PreparationError(f"the dataset has changed while it was fetched: {change}", "Submit the job again.")
     return replace(files, files=tuple(rows), marks=tuple(marks), digest=digest)
 
 
-def _looked_at(files: Iterable[Sequence[str | int]], marks: Sequence[str]) -> tuple[str, str | None]:
+def _looked_at(files: Collection[Sequence[str | int]], marks: Sequence[str]) -> tuple[str, str | None]:
     """The digest of the files as they are now, and what is seen to have changed, in words."""
+    if marks and all(source[0] != "/" for source, _, _ in files):  # type: ignore[index]  # each is text
+        return digest_of(
+            [(name, size, mark or source) for (source, name, size), mark in zip(files, marks, strict=True)]
+        ), None
     rows: list[list[str | int]] = []
     stat = os.stat
     for index, (source, name, size) in enumerate(files):
@@ -149,6 +155,11 @@ def _looked_at(files: Iterable[Sequence[str | int]], marks: Sequence[str]) -> tu
             return "", f"{source} has {status.st_size} bytes where it had {size}"
         rows.append([name, size, status.st_mtime_ns])
     return digest_of(rows), None
+
+
+def local_digest(files: Sequence[tuple[str, str, int]], times: Iterable[int]) -> str:
+    """The digest of files of this machine alone, with their times of change (ns)."""
+    return digest_of([(name, size, ns) for (_, name, size), ns in zip(files, times, strict=True)])
 
 
 def whole_directory(files: Sequence[tuple[str, str, int]]) -> str | None:
@@ -194,28 +205,46 @@ class _Finder:
         below = "" if base is None else os.path.relpath(match, base)
         self._tree(match, "" if below in {"", "."} else f"{below}/", ())
 
-    def _tree(self, directory: str, below: str, above: tuple[str, ...]) -> None:
-        real = os.path.realpath(directory)
+    def _tree(self, directory: str, below: str, above: tuple[str, ...], real: str = "") -> None:
+        real = real or os.path.realpath(directory)
         if real in above:
             return
         try:
-            with os.scandir(directory) as scan:
-                entries = sorted(scan, key=lambda entry: entry.name)
+            opened = os.open(directory, os.O_RDONLY | os.O_DIRECTORY | os.O_CLOEXEC)
+            try:
+                with os.scandir(opened) as entries:
+                    others = self._plain_files(entries, directory, below, real)
+            finally:
+                os.close(opened)
         except OSError as error:
             raise PreparationError(f"dataset directory {directory} can't be read: {error.strerror}") from error
-        for entry in entries:
-            if entry.is_dir():
-                self._tree(entry.path, f"{below}{entry.name}/", (*above, real))
-            elif entry.is_symlink():
-                self._file(os.path.realpath(entry.path), below + entry.name, entry.path)
-            elif (name := below + entry.name) in self._found or real == "/":
-                self._file(os.path.join(real, entry.name), name)
+        for name, is_link, is_directory in others:
+            path = os.path.join(directory, name)
+            if is_directory:
+                inside = "" if is_link else os.path.join(real, name)
+                self._tree(path, f"{below}{name}/", (*above, real), inside)
             else:
-                try:
-                    status = entry.stat()
-                except OSError as error:
-                    raise PreparationError(f"dataset file {entry.path} can't be read: {error.strerror}") from error
-                self._found[name] = (f"{real}/{entry.name}", status.st_size, status.st_mtime_ns)
+                self._file(os.path.realpath(path) if is_link else os.path.join(real, name), below + name, path)
+
+    def _plain_files(
+        self, entries: Iterable[os.DirEntry[str]], directory: str, below: str, real: str
+    ) -> list[tuple[str, bool, bool]]:
+        """Add the files of a directory that nothing of their name was found before; the rest: name, is it a link, a directory."""
+        found, others, start = self._found, [], real.rstrip("/")
+        for entry in entries:
+            own = entry.name
+            name = below + own
+            if not entry.is_file(follow_symlinks=False) or name in found:
+                others.append((own, entry.is_symlink(), entry.is_dir()))
+                continue
+            try:
+                status = entry.stat(follow_symlinks=False)
+            except OSError as error:
+                raise PreparationError(
+                    f"dataset file {os.path.join(directory, own)} can't be read: {error.strerror}"
+                ) from error
+            found[name] = (f"{start}/{own}", status.st_size, status.st_mtime_ns)
+        return others
 
     def _real_file(self, path: str) -> str:
         """The file behind a path; the directories above it are looked at once for all files in them."""
@@ -237,23 +266,16 @@ class _Finder:
         self._found[name] = (real, status.st_size, status.st_mtime_ns)
 
 
-def _refuse_nesting(names: Iterable[str]) -> None:
+def _refuse_nesting(names: Mapping[str, object]) -> None:
     """Refuse a file whose name is also that of a directory."""
-    known = set(names)
-    directories: set[str] = set()
-    for name in known:
-        for parent in _new_parents(name, directories):
-            if parent in known:
-                raise PreparationError(f"{parent} is a file of the dataset and also the directory of {name}", _ANOTHER)
-
-
-def _new_parents(name: str, seen: set[str]) -> Iterator[str]:
-    """The directories of a name that were not seen yet; they are seen then."""
-    end = name.rfind("/")
-    while end > 0 and (parent := name[:end]) not in seen:
-        seen.add(parent)
-        yield parent
-        end = name.rfind("/", 0, end)
+    directories: set[str] = {""}
+    above: Iterable[str] = names
+    while above := {name.rpartition("/")[0] for name in above} - directories:
+        directories |= above
+    for directory in directories:
+        if directory in names:
+            name = next(name for name in names if name.startswith(f"{directory}/"))
+            raise PreparationError(f"{directory} is a file of the dataset and also the directory of {name}", _ANOTHER)
 
 
 def _fixed_part(pattern: str) -> str | None:

@@ -173,7 +173,7 @@ def note_contents(name: str, root: Path, contents: Mapping[str, tuple[int, str]]
     entry = assets(root).find(name)
     path = root / _CONTENTS / f"{entry.content['listing']}.json"
     path.parent.mkdir(exist_ok=True)
-    replace_json(path, {source: list(held) for source, held in contents.items()})
+    replace_text(path, json.dumps(contents) + "\n")  # in one line: there may be very many
 
 
 def _kept(asked: Asked, found: DatasetFiles, root: Path, *, new_version: bool, fresh: Mapping[str, Any]) -> Entry:

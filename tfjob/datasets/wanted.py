@@ -5,13 +5,14 @@ from __future__ import annotations
 import errno
 import threading
 from dataclasses import dataclass, field
-from typing import TYPE_CHECKING, Protocol
+from typing import TYPE_CHECKING, NamedTuple, Protocol
 
 from tfjob.errors import PreparationError
 from tfjob.spec.addresses import shown_address
 
 if TYPE_CHECKING:
     from tfjob.datasets.cache import Cache, Known
+    from tfjob.datasets.standby import Standby
 
 __all__ = ["Fetcher", "Partial", "Settings", "Transfer", "Wanted", "changed", "check_content", "lost", "unwritable"]
 
@@ -30,8 +31,7 @@ class Settings:
     many: int = 300
 
 
-@dataclass(frozen=True)
-class Wanted:
+class Wanted(NamedTuple):
     """A file to fetch: its address, its bytes (-1: not known) and what its content must be (see `Remote`).
 
     `of` is what it belongs to, in words, for messages: ``dataset digits`` or ``digits@2``; `rerun_of` is the run whose
@@ -72,10 +72,14 @@ class Fetcher(Protocol):
 
 @dataclass
 class Transfer:
-    """What all threads share: the cache, whether to stop, how much is done. `note` says what people should know."""
+    """What all threads share: the cache, whether to stop, how much is done. `notes` say what people should know.
+
+    `standby` has the processes that were started for small files.
+    """
 
     cache: Cache
     settings: Settings
+    standby: Standby
     stop: threading.Event = field(default_factory=threading.Event)
     done_bytes: int = 0
     total_bytes: int = 0

@@ -7,43 +7,40 @@ again, follow redirects, and tell what is wrong. Where a server asks for patienc
 from __future__ import annotations
 
 import contextlib
-import hashlib
-import json
+import marshal
 import os
 import queue
 import subprocess
-import sys
 import threading
 import time
 from collections import Counter, deque
 from collections.abc import Callable, Iterable, Iterator, Sequence
 from contextlib import contextmanager
-from pathlib import Path
 from typing import TYPE_CHECKING, Any, Final, NamedTuple
 from urllib.parse import urlsplit
 
 from tfjob.datasets.cache import OBJECT_TIME_NS, Known
 from tfjob.datasets.connections import LARGEST, PATIENCE
 from tfjob.datasets.partials import is_ours
+from tfjob.datasets.small_files import PREFIX
+from tfjob.datasets.standby import process_count
 from tfjob.datasets.web import common_headers, is_direct, split_address
 from tfjob.durable import digest_of
 from tfjob.errors import PreparationError
 
 if TYPE_CHECKING:
     from tfjob.datasets.cache import Cache
+    from tfjob.datasets.small_files import File
     from tfjob.datasets.wanted import Settings, Transfer, Wanted
 
 __all__ = ["Worker", "Workers", "alone", "plain_files"]
 
-_PROGRAM: Final = "import sys; sys.path.insert(0, sys.argv[1]); from tfjob.datasets.small_files import main; main()"
-_MOST: Final = 8
-_DEALT_AT_ONCE: Final = 50
-_IN_HAND: Final = 100
-_UNNOTED: Final = 600
-"""So many files that came a worker may hold the locks of: each is a descriptor, and those are often 1024."""
+_DEALT_AT_ONCE: Final = 200
+_IN_HAND: Final = 300
 _MOST_LEFT: Final = 100
 _PATIENCE_S: Final = 5.0
 _LOOK_S: Final = 0.3
+_ALONE: Final = "many-"
 
 
 class Plain(NamedTuple):
@@ -59,17 +56,17 @@ def plain_files(wanted: Iterable[Wanted], settings: Settings) -> list[Plain]:
 
     All from one server come one after the other: its connections stay open, and what is noted of them lies side by side.
     """
-    small = [Plain(one, *split_address(one.source)) for one in wanted if one.size <= LARGEST]
+    small = [Plain(one, *split_address(one.source)) for one in sorted(wanted) if one.size <= LARGEST]
     counts = Counter([one.origin for one in small])
     good = {origin for origin, count in counts.items() if count * 3 >= settings.many and is_direct(origin)}
-    chosen = [one for one in small if one.origin in good]
-    return sorted(chosen, key=lambda one: one.wanted.source) if len(chosen) >= settings.many else []
+    chosen = small if len(good) == len(counts) else [one for one in small if one.origin in good]
+    return chosen if len(chosen) >= settings.many else []
 
 
 @contextmanager
 def alone(cache: Cache, sources: Iterable[str], progress: Callable[[str], None]) -> Iterator[None]:
     """Let no other process fetch the very same files meanwhile. Waits for one that does; what `progress` raises ends that."""
-    path = f"{cache.root}/partial/many-{digest_of(list(sources))[:40]}"
+    path = f"{cache.root}/partial/{_ALONE}{digest_of(list(sources))[:40]}"
     while True:
         descriptor = os.open(path, os.O_RDWR | os.O_CREAT | os.O_CLOEXEC, 0o644)
         try:
@@ -90,15 +87,15 @@ def alone(cache: Cache, sources: Iterable[str], progress: Callable[[str], None])
 class Workers:
     """The processes, and what they have not fetched yet.
 
-    `came` is told what came; its worker holds the locks until it is told that they are noted. `left` is told what is
-    not fetched by workers; `ended`, when the last of them has nothing in hand. All three are called by other threads.
+    `came` is told what came; `left`, what is not fetched by workers; `ended`, when the last of them has nothing in hand.
+    All three are called by other threads.
     """
 
     def __init__(
         self,
         most: int,
         transfer: Transfer,
-        came: Callable[[list[tuple[str, Known, Worker]]], None],
+        came: Callable[[list[tuple[str, Known, None]]], None],
         left: Callable[[Iterable[Wanted]], None],
         ended: Callable[[], None],
     ) -> None:
@@ -115,13 +112,20 @@ class Workers:
         self._left_count = 0
         self.origins: dict[str, int] = {}
         connections = transfer.settings.connections - 1
-        count = min(len(os.sched_getaffinity(0)), connections, max(1, 2 * most // transfer.settings.many), _MOST)
+        count = process_count(most, transfer.settings)
         shares = [connections // count + (number < connections % count) for number in range(count)]
         self._workers = [Worker(self, share) for share in shares]
         self._talking = count
 
     def begin(self, files: Sequence[Plain]) -> None:
-        """Have them fetch."""
+        """Have them fetch. What somebody else has begun to fetch is left: it is those who fetch in threads that go on with it."""
+        begun = set(os.listdir(f"{self.transfer.cache.root}/partial"))
+        if not all(name.startswith(_ALONE) for name in begun):
+            of = self.transfer.cache.partial
+            others = [one.wanted for one in files if os.path.basename(of(one.wanted.source)) in begun]
+            taken = {one.source for one in others}
+            files = [one for one in files if one.wanted.source not in taken]
+            self._left(others)
         self._waiting.extend(files)
         self.origins = {origin: number for number, origin in enumerate({one.origin for one in files})}
         for worker in self._workers:
@@ -177,28 +181,14 @@ class Worker:
         self._lock = threading.Lock()
         self._in_hand: dict[int, Wanted] = {}
         self._number = 0
-        self._unnoted = 0
         self._is_over = False
         self.thread = threading.Thread(target=self._talk, daemon=True)
         self._unsaid: queue.SimpleQueue[bytes | None] = queue.SimpleQueue()
         self._sender = threading.Thread(target=self._send, daemon=True)
         self._process: subprocess.Popen[bytes] | None = None
         with contextlib.suppress(OSError):  # others fetch, then
-            self._process = subprocess.Popen(
-                [sys.executable, "-I", "-S", "-c", _PROGRAM, str(Path(__file__).parents[2])],
-                cwd="/",
-                stdin=subprocess.PIPE,
-                stdout=subprocess.PIPE,
-                stderr=subprocess.DEVNULL,
-            )
+            self._process = workers.transfer.standby.take()
             self._sender.start()
-
-    def noted(self, count: int) -> None:
-        """Have it let go of the locks of so many files, the first that came and are not let go of yet."""
-        with self._lock:
-            self._unnoted -= count
-        self._say({"noted": count})
-        self._deal()
 
     def hang_up(self) -> None:
         """Have it end: nothing more is said to it."""
@@ -225,11 +215,12 @@ class Worker:
             if self._process is not None and self._process.stdout is not None:
                 self._begin()
                 while self._deal():
-                    line = self._process.stdout.readline()
-                    if not line:
+                    said = self._process.stdout.read(PREFIX)
+                    said = self._process.stdout.read(int.from_bytes(said, "little"))
+                    if not said:
                         break
-                    self._hear(json.loads(line))
-        except (OSError, ValueError, PreparationError):  # of the last, who fetches tells in its own time
+                    self._hear(*marshal.loads(said))  # noqa: S302  # it comes from a program of ours
+        except (OSError, EOFError, ValueError, TypeError, PreparationError):  # who fetches tells of the last
             self._workers.give_up()
         finally:
             with self._lock:
@@ -247,7 +238,7 @@ class Worker:
             parts = urlsplit(origin)
             is_tls = parts.scheme == "https"
             headers = "".join(f"{name}: {value}\r\n" for name, value in common_headers(origin).items())
-            rows.append([is_tls, parts.hostname or "", parts.port or (443 if is_tls else 80), headers])
+            rows.append((is_tls, parts.hostname or "", parts.port or (443 if is_tls else 80), headers))
         self._say(
             {
                 "root": str(transfer.cache.root),
@@ -264,41 +255,47 @@ class Worker:
             with self._lock:
                 if self._is_over:  # and nobody would hear what comes of them
                     return False
-                if len(self._in_hand) > _IN_HAND or self._unnoted > _UNNOTED:
+                if len(self._in_hand) > _IN_HAND:
                     return True
                 files = self._workers.next_files()
                 if not files:
                     return bool(self._in_hand)
                 rows = [self._row(one) for one in files]
-            self._say({"files": rows})
+            self._say(rows)
         return bool(self._in_hand)
 
-    def _row(self, plain: Plain) -> list[Any]:
+    def _row(self, plain: Plain) -> File:
         """A file, as it hears of it."""
         wanted = plain.wanted
         self._number += 1
         self._in_hand[self._number] = wanted
         kind, _, expected = wanted.mark.partition(":")
-        name = hashlib.sha256(wanted.source.encode("utf-8", "surrogateescape")).hexdigest()[:40]
         tag, sha256 = (expected, "") if kind == "tag" else ("", expected)
-        return [self._number, self._workers.origins[plain.origin], plain.target, name, wanted.size, tag, sha256]
+        target = plain.target.encode("latin-1")
+        return self._number, self._workers.origins[plain.origin], target, wanted.size, tag, sha256
 
-    def _hear(self, facts: dict[str, Any]) -> None:
+    def _hear(self, had: list[tuple[int, str, int, str]], left: list[tuple[int, int]]) -> None:
         """Tell others what came, and what is left."""
-        now = time.time()
+        now, take = time.time(), self._in_hand.pop
+        came: list[tuple[str, Known, None]] = []
+        received = expected = 0
         with self._lock:
-            self._unnoted += len(facts["had"])
-            had = [(self._in_hand.pop(number), Known(tag, size, sha, now)) for number, tag, size, sha in facts["had"]]
-            left = [self._in_hand.pop(number) for number, _ in facts["left"]]
-        if had:
-            received = sum(known.size for _, known in had)
-            self._workers.transfer.count(received, sum(known.size for wanted, known in had if wanted.size < 0))
-            self._workers.came([(wanted.source, known, self) for wanted, known in had])
-        if left:
-            self._workers.leave(left, [status for _, status in facts["left"]])
+            for number, tag, size, sha256 in had:
+                wanted = take(number)
+                came.append((wanted.source, Known(tag, size, sha256, now), None))
+                received += size
+                if wanted.size < 0:
+                    expected += size
+            others = [take(number) for number, _ in left]
+        if came:
+            self._workers.transfer.count(received, expected)
+            self._workers.came(came)
+        if others:
+            self._workers.leave(others, [status for _, status in left])
 
-    def _say(self, facts: dict[str, Any]) -> None:
-        self._unsaid.put(json.dumps(facts).encode("ascii") + b"\n")
+    def _say(self, said: dict[str, Any] | list[File]) -> None:
+        data = marshal.dumps(said)
+        self._unsaid.put(len(data).to_bytes(PREFIX, "little") + data)
 
     def _send(self) -> None:
         """Write what is to be said. Nobody else waits for the process to hear it: it may wait for a disk, or be stopped."""

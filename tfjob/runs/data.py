@@ -2,27 +2,38 @@
 
 from __future__ import annotations
 
+import gc
 import json
 import os
 import time
 from collections.abc import Callable, Iterator, Sequence
-from dataclasses import dataclass, replace
+from contextlib import contextmanager
+from dataclasses import dataclass, field, replace
 from pathlib import Path
 from typing import TYPE_CHECKING, NamedTuple
 
 from tfjob.datasets.cache import Cache
-from tfjob.datasets.files import SHA256, DatasetFiles, change_since, is_address, whole_directory, with_marks
+from tfjob.datasets.files import (
+    SHA256,
+    DatasetFiles,
+    change_since,
+    is_address,
+    local_digest,
+    whole_directory,
+    with_marks,
+)
 from tfjob.datasets.placing import clear, place
+from tfjob.datasets.standby import Standby, process_count
 from tfjob.durable import digest_of, replace_text
 from tfjob.engines.dataset_contents import is_remote
 from tfjob.errors import PreparationError, TfjobError
 from tfjob.planning.plan import DatasetPlan, Plan
 from tfjob.rundir import RunDirectory
-from tfjob.runs.fetched import with_fetched
+from tfjob.runs.fetched import dataset_text, with_fetched
 from tfjob.runs.record import read_record
 from tfjob.spec import addresses
 from tfjob.spec.addresses import is_web
-from tfjob.values import decode, encode
+from tfjob.values import decode
 
 __all__ = ["RunData"]
 
@@ -34,7 +45,9 @@ _SEEN = "seen:"
 
 
 if TYPE_CHECKING:
+    from tfjob.datasets.cache import Known
     from tfjob.datasets.fetch import Fetched
+    from tfjob.datasets.growing import GrowingTree
     from tfjob.datasets.wanted import Settings, Wanted
 
 
@@ -63,21 +76,36 @@ class RunData:
     settings: Settings
     here: bool = True
     nodes_fetch: bool = False
+    standby: Standby = field(default_factory=Standby)
+
+    def foresee(self) -> None:
+        """Start what fetches very many small files, if the run may need it: that loads while the rest is got ready."""
+        missing = [
+            one for one in self.plan.datasets if _is_large(one) and not self.cache.resolved(_asked(one)).exists()
+        ]
+        if missing and not self.nodes_fetch:
+            self.standby.start(process_count(sum(one.file_count for one in missing), self.settings))
 
     def prepare(self, progress: Callable[[str], None]) -> tuple[Plan, tuple[str, ...]]:
         """Fetch what is missing and put everything in its place. Returns the plan as fetched, and what people should know.
 
         Can be done again after it was interrupted. Raises PreparationError when something can't be had, or has changed.
         """
+        gc.disable()  # there may be very many rows, and no garbage among them
+        try:
+            return self._prepare(progress)
+        finally:
+            self.standby.end()
+            gc.enable()
+
+    def _prepare(self, progress: Callable[[str], None]) -> tuple[Plan, tuple[str, ...]]:
         asked = with_fetched(self.plan, self.run).datasets  # another try has the very content of the one before
         just_seen = self._is_just_planned()
         for dataset in asked:
-            is_looked_at = _has_local(dataset) and not (just_seen and dataset.mode == "mount")
-            change = change_since(dataset.digest, dataset.files, dataset.marks) if is_looked_at else None
-            if change:
-                raise PreparationError(
-                    f"dataset {dataset.name} has changed since the job was planned: {change}", "Submit the job again."
-                )
+            if _has_local(dataset) and not (
+                just_seen and (dataset.mode == "mount" or self._is_looked_at_late(dataset))
+            ):
+                _refuse_changed(dataset)
         asked = tuple(map(self._with_sizes, asked))
         if not any(map(_as_tree, asked)):
             self._place(asked)
@@ -86,29 +114,54 @@ class RunData:
             known = {one.name: found for one in asked if (found := self._kept(one)) is not None}
         missing = [one for one in asked if one.marks and one.name not in known and not self._is_left_to_nodes(one)]
         has_room = self._make_room(missing)
-        with self.cache.filling():
-            fetched = self._fetch(missing, progress) if missing else None
-            ready = [self._ready(dataset, known.get(dataset.name), fetched) for dataset in asked]
+        with self.cache.filling(), self._growing(missing) as growing:
+            fetched = self._fetch(missing, growing, progress) if missing else None
+            ready = [
+                known.get(dataset.name) or self._ready(dataset, fetched, growing.get(dataset.name)) for dataset in asked
+            ]
             datasets = tuple(one.dataset for one in ready)
             if any(dataset.marks for dataset in asked):
-                lines = ",\n".join(one.text or _text(one.dataset) for one in ready)
+                lines = ",\n".join(one.text or dataset_text(one.dataset) for one in ready)
                 replace_text(self.run.fetched, f"[{lines}]\n", force=False)
             for one in ready:
                 self._use(one)
             self._place(datasets)
-        self._note_contents(datasets)
         if fetched is not None and fetched.received_bytes and not has_room:
             from tfjob.datasets.eviction import evict  # noqa: PLC0415  # where something came
 
             evict(self.cache, limit_bytes=int(self.limit_gib * _GIB))
         return replace(self.plan, datasets=datasets), fetched.notes if fetched is not None else ()
 
-    def _fetch(self, missing: Sequence[DatasetPlan], progress: Callable[[str], None]) -> Fetched:
+    @contextmanager
+    def _growing(self, missing: Sequence[DatasetPlan]) -> Iterator[dict[str, GrowingTree]]:
+        """The trees of large datasets, by their names, which are put together while what is missing comes."""
+        large = [one for one in missing if _is_large(one)]
+        if not large:
+            yield {}
+            return
+        from tfjob.datasets.growing import GrowingTree  # noqa: PLC0415  # see above
+
+        growing = {one.name: GrowingTree(self.cache, one.files) for one in large}
+        try:
+            yield growing
+        finally:
+            for tree in growing.values():
+                tree.end()
+
+    def _fetch(
+        self, missing: Sequence[DatasetPlan], growing: dict[str, GrowingTree], progress: Callable[[str], None]
+    ) -> Fetched:
         from tfjob.datasets.fetch import fetch  # noqa: PLC0415  # 40 ms with all it stands on
 
         rerun_of = read_record(self.run).rerun_of or ""
         wanted = [one for dataset in missing for one in _wanted(dataset, rerun_of)]
-        return fetch(wanted, self.cache, self.settings, progress)
+        trees = tuple(growing.values())
+
+        def came(held: Sequence[tuple[str, Known]]) -> None:
+            for tree in trees:
+                tree.add(held)
+
+        return fetch(wanted, self.cache, self.settings, progress, standby=self.standby, came=came)
 
     def _is_just_planned(self) -> bool:
         """Whether the command that submits has looked at the files just now: ten thousand are not looked at again at once.
@@ -120,6 +173,28 @@ class RunData:
             return 0 <= age_s < _JUST_S and read_record(self.run).rerun_of is None
         except (OSError, TfjobError):
             return False
+
+    def _is_looked_at_late(self, dataset: DatasetPlan) -> bool:
+        """Whether a dataset is copied here from files of this machine alone: who copies a file looks at it."""
+        return dataset.mode == "download" and self.here and not dataset.marks
+
+    def pin(self, plan: Plan) -> None:
+        """Note what the registered versions of a plan, as it was fetched, hold, at their first use: they must always hold that.
+
+        To be called when the tasks have started, or were found running: they need not wait for it.
+        """
+        from tfjob.datasets.registered import has_contents, note_contents  # noqa: PLC0415  # see above
+
+        for dataset in plan.datasets:
+            if dataset.registered is None or not dataset.marks:
+                continue
+            try:
+                if has_contents(dataset.registered, self.registry):
+                    continue
+                held = {source: (size, sha256) for _, source, size, sha256 in _rows(dataset) if sha256}
+                note_contents(dataset.registered, self.registry, held)
+            except (OSError, TfjobError):  # removed meanwhile, or a full disk: the next use will
+                continue
 
     def changes(self, plan: Plan) -> tuple[str, ...]:
         """What has changed in mounted datasets, a sentence each: nothing but good manners keeps a process from writing there."""
@@ -161,20 +236,18 @@ class RunData:
 
     def _make_room(self, missing: Sequence[DatasetPlan]) -> bool:
         """Free what is needed for what is known to come; whether that is all there is to it."""
-        sizes = [
-            size
+        coming = [
+            (mark.rpartition(":")[2] if mark.startswith((SHA256, _SEEN)) else "", size)
             for dataset in missing
             for (source, _, size), mark in zip(dataset.files, dataset.marks, strict=True)
             if source[0] != "/"
-            and not (mark.startswith((SHA256, _SEEN)) and os.path.exists(self.cache.object(mark.rpartition(":")[2])))
         ]
-        needed = sum(max(size, 0) for size in sizes)
-        if not needed:
+        if all(size <= 0 for _, size in coming):
             return False
         from tfjob.datasets.eviction import evict  # noqa: PLC0415  # see above
 
-        is_free = not evict(self.cache, limit_bytes=int(self.limit_gib * _GIB), needed_bytes=needed).is_busy
-        return is_free and min(sizes) >= 0
+        is_free = not evict(self.cache, limit_bytes=int(self.limit_gib * _GIB), coming=coming).is_busy
+        return is_free and min(size for _, size in coming) >= 0
 
     def _kept(self, dataset: DatasetPlan) -> _Ready | None:
         """A large dataset as an earlier run of the last hour had it: neither servers nor files need to be looked at."""
@@ -194,10 +267,8 @@ class RunData:
             return None
         return _Ready(found, tree, text=json.dumps(encoded)) if tree is not None else None
 
-    def _ready(self, dataset: DatasetPlan, kept: _Ready | None, fetched: Fetched | None) -> _Ready:
+    def _ready(self, dataset: DatasetPlan, fetched: Fetched | None, grown: GrowingTree | None) -> _Ready:
         """The dataset as it was fetched, and what one link can lead to, if it is mounted by one."""
-        if kept is not None:
-            return kept
         if not _as_tree(dataset) or self._is_left_to_nodes(dataset):
             return _Ready(dataset)
         if not dataset.marks and (whole := whole_directory(dataset.files)) is not None:
@@ -205,12 +276,12 @@ class RunData:
         come = fetched.known if fetched is not None else {}
         held = {source: (one.size, one.sha256) for source, one in come.items()}
         now = _fetched(dataset, held) if dataset.marks else dataset
-        tree = self.cache.tree(list(_rows(now)))
+        tree = self.cache.tree(list(_rows(now)), grown)
         if _is_large(dataset):
             checked = min(come[source].checked or time.time() for source, _, _ in dataset.files)
             path = self.cache.resolved(_asked(dataset))
             path.parent.mkdir(exist_ok=True)
-            text = _text(now)  # it has a row for each file: written twice, it is made once
+            text = dataset_text(now)  # it has a row for each file: written twice, it is made once
             facts = json.dumps({"checked": checked, "tree": tree.name})
             replace_text(path, f'{facts[:-1]}, "dataset": {text}}}', force=False)
             return _Ready(now, tree, text=text)
@@ -231,6 +302,9 @@ class RunData:
         for dataset in datasets if self.here else ():
             if dataset.mode == "mount" and _as_tree(dataset):
                 continue  # one link, see `_use`
+            if self._is_looked_at_late(dataset):
+                self._copy(dataset)
+                continue
             sources = [
                 (self.cache.object(sha256) if sha256 else source, name, size)
                 for name, source, size, sha256 in _rows(dataset)
@@ -241,26 +315,31 @@ class RunData:
             else:
                 place(sources, self.run.datasets / dataset.name, copy=False)
 
-    def _note_contents(self, datasets: Sequence[DatasetPlan]) -> None:
-        """Pin what registered versions hold, at their first use."""
-        from tfjob.datasets.registered import has_contents, note_contents  # noqa: PLC0415  # see above
-
-        for dataset in datasets:
-            if dataset.registered is None or not dataset.marks:
-                continue
+    def _copy(self, dataset: DatasetPlan) -> None:
+        """Copy files of this machine for each task, and refuse what is not what was planned: also a change that leaves the size."""
+        same: Sequence[int] = ()
+        for task in self.plan.tasks:
             try:
-                if has_contents(dataset.registered, self.registry):
-                    continue
-                held = {source: (size, sha256) for _, source, size, sha256 in _rows(dataset) if sha256}
-                note_contents(dataset.registered, self.registry, held)
-            except (OSError, TfjobError):  # removed meanwhile, or a full disk: the next use will
-                continue
+                times = place(dataset.files, self.run.datasets / task.name / dataset.name, copy=True)
+            except PreparationError:
+                _refuse_changed(dataset)  # says more of it
+                raise
+            if times != same and local_digest(dataset.files, times) != dataset.digest:
+                _refuse_changed(dataset)
+                raise _changed(dataset, "one of its files was written to")
+            same = times
 
 
-def _text(dataset: DatasetPlan) -> str:
-    """The JSON of a dataset. Its files are rows of plain values, which need no encoding one by one."""
-    encoded = encode(replace(dataset, files=(), marks=()))
-    return json.dumps({**encoded, "files": dataset.files, "marks": dataset.marks})
+def _refuse_changed(dataset: DatasetPlan) -> None:
+    """Raise PreparationError if files of this machine are not those that were planned."""
+    if change := change_since(dataset.digest, dataset.files, dataset.marks):
+        raise _changed(dataset, change)
+
+
+def _changed(dataset: DatasetPlan, change: str) -> PreparationError:
+    return PreparationError(
+        f"dataset {dataset.name} has changed since the job was planned: {change}", "Submit the job again."
+    )
 
 
 def _has_local(dataset: DatasetPlan) -> bool:

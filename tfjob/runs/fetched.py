@@ -8,9 +8,9 @@ from dataclasses import replace
 from tfjob.planning.plan import DatasetPlan, Plan
 from tfjob.rundir import RunDirectory
 from tfjob.runs.record import DatasetRecord
-from tfjob.values import decode
+from tfjob.values import decode, encode
 
-__all__ = ["dataset_records", "with_fetched"]
+__all__ = ["dataset_records", "dataset_text", "with_fetched"]
 
 
 def with_fetched(plan: Plan, run: RunDirectory) -> Plan:
@@ -27,3 +27,9 @@ def dataset_records(plan: Plan) -> tuple[DatasetRecord, ...]:
     return tuple(
         DatasetRecord(one.name, one.registered, one.digest, one.file_count, one.size_bytes) for one in plan.datasets
     )
+
+
+def dataset_text(dataset: DatasetPlan) -> str:
+    """The JSON of a dataset. Its files are rows of plain values, which need no encoding one by one."""
+    encoded = encode(replace(dataset, files=(), marks=()))
+    return json.dumps({**encoded, "files": dataset.files, "marks": dataset.marks})

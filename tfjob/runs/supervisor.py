@@ -155,7 +155,7 @@ def _data(plan: Plan, run: RunDirectory, workspace: Workspace, *, here: bool) ->
     from tfjob.runs.data import RunData  # noqa: PLC0415
 
     config, shared = workspace.config, _shared(plan)
-    return RunData(
+    data = RunData(
         plan,
         run,
         Cache(shared / "datasets" if shared else config.dataset_cache),
@@ -165,6 +165,8 @@ def _data(plan: Plan, run: RunDirectory, workspace: Workspace, *, here: bool) ->
         here=here,
         nodes_fetch=plan.cluster is not None,
     )
+    data.foresee()
+    return data
 
 
 def _of_this_shell() -> dict[str, str]:
@@ -249,7 +251,8 @@ def _load_for_data() -> None:
     """Load what fetches data now, while the run is being made."""
     import tfjob.datasets.eviction  # noqa: PLC0415  # only for those who have data
     import tfjob.datasets.fetch  # noqa: PLC0415  # the same
-    import tfjob.datasets.workers  # noqa: F401, PLC0415  # the same
+    import tfjob.datasets.workers  # noqa: PLC0415  # the same
+    import tfjob.runs.data  # noqa: F401, PLC0415  # the same
 
 
 def _begin_on_several_machines(targets: Path, name: str) -> Logins | None:

@@ -1,0 +1,71 @@
+"""A tree of the cache that is put together while its objects come: when the last is there, so is the tree."""
+
+from __future__ import annotations
+
+import contextlib
+import os
+import tempfile
+from collections.abc import Iterable
+from pathlib import Path
+from typing import TYPE_CHECKING
+
+from tfjob.datasets.cache import remove_tree
+
+if TYPE_CHECKING:
+    from tfjob.datasets.cache import Cache, Known
+
+__all__ = ["GrowingTree"]
+
+
+class GrowingTree:
+    """A directory beside the trees, with links to the objects that are there. `Cache.tree` adds what it lacks and names it.
+
+    Nothing is lost with it: who can't link an object leaves that to `Cache.tree`, which has the words for it.
+    """
+
+    def __init__(self, cache: Cache, files: Iterable[tuple[str, str, int]]) -> None:
+        """A tree for files by their (address, name, bytes); it begins to be with the first that comes."""
+        self._cache = cache
+        self._files = files
+        self._names: dict[str, list[str]] = {}
+        self._directories = {""}
+        self._objects = self._here = -1
+        self.path: Path | None = None
+        self.linked: dict[str, str] = {}
+
+    def add(self, held: Iterable[tuple[str, Known]]) -> None:
+        """Link the objects that addresses hold by their names. An address that is not of this tree is passed over."""
+        with contextlib.suppress(OSError):
+            if self.path is None:
+                self._begin()
+            for source, known in held:
+                for name in self._names.get(source, ()):
+                    self._link(name, known.sha256)
+
+    def _link(self, name: str, sha256: str) -> None:
+        directory = name.rpartition("/")[0]
+        if directory not in self._directories:
+            os.makedirs(f"{self.path}/{directory}", exist_ok=True)
+            self._directories.add(directory)
+        os.link(f"{sha256[:2]}/{sha256}", name, src_dir_fd=self._objects, dst_dir_fd=self._here)
+        self.linked[name] = sha256
+
+    def end(self) -> None:
+        """Remove the directory, unless it has become a tree."""
+        for descriptor in (self._objects, self._here):
+            if descriptor >= 0:
+                os.close(descriptor)
+        self._objects = self._here = -1
+        if self.path is not None and self.path.exists():
+            remove_tree(self.path)
+        self.path = None
+
+    def _begin(self) -> None:
+        self._names = {}
+        for source, name, _ in self._files:
+            self._names.setdefault(source, []).append(name)
+        trees = self._cache.root / "trees"
+        trees.mkdir(exist_ok=True)
+        self._objects = os.open(self._cache.root / "objects", os.O_RDONLY | os.O_DIRECTORY | os.O_CLOEXEC)
+        self.path = Path(tempfile.mkdtemp(dir=trees, prefix=".growing-"))
+        self._here = os.open(self.path, os.O_RDONLY | os.O_DIRECTORY | os.O_CLOEXEC)
