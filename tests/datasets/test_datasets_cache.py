@@ -11,6 +11,7 @@ import pytest
 
 from tfjob.datasets.cache import Cache, Known
 from tfjob.datasets.eviction import evict, usage
+from tfjob.datasets.growing import GrowingTree
 from tfjob.errors import PreparationError
 
 Rows = list[tuple[str, str, int, str]]
@@ -104,3 +105,74 @@ def test_an_index_that_can_not_be_opened_is_told_and_stays(cache: Cache) -> None
     with pytest.raises(PreparationError, match=r"index\.db can't be used: unable to open database file"):
         cache.remember([("https://host/a", Known("", 1, "ab", 0))])
     assert index.is_dir()
+
+
+def growing(cache: Cache, rows: Rows) -> GrowingTree:
+    """A tree for these rows, each file behind an address of its own."""
+    return GrowingTree(cache, [(f"at:{name}", name, size) for name, _, size, _ in rows])
+
+
+def held(rows: Rows) -> list[tuple[str, Known]]:
+    return [(f"at:{name}", Known("", size, sha256, 0)) for name, _, size, sha256 in rows]
+
+
+def test_a_tree_grows_while_its_objects_come_and_is_as_any_other(cache: Cache) -> None:
+    rows = kept(cache, b"a", b"bb", b"ccc")
+    grown = growing(cache, rows)
+    grown.add(held(rows[:1]))
+    grown.add([*held(rows[1:2]), ("at:elsewhere", Known("", 1, "0" * 64, 0))])
+    assert grown.path is not None
+    inode = grown.path.stat().st_ino
+    tree = cache.tree(rows, grown)
+    grown.end()
+    assert tree.stat().st_ino == inode
+    assert [tree.stat().st_mode & 0o777, (tree / "deep").stat().st_mode & 0o777] == [0o555, 0o555]
+    assert [(tree / name).samefile(cache.object(sha256)) for name, _, _, sha256 in rows] == [True] * 3
+    assert sorted(path.suffix for path in (cache.root / "trees").iterdir()) == ["", ".json", ".lock"]
+    assert cache.known_tree(tree.name) == tree
+
+
+def test_what_grew_otherwise_than_the_files_are_in_the_end_is_put_right(cache: Cache) -> None:
+    rows = kept(cache, b"a", b"bb")
+    grown = growing(cache, rows)
+    grown.add(held([(*rows[0][:3], rows[1][3]), rows[1]]))  # the first has the second's content
+    tree = cache.tree(rows, grown)
+    grown.end()
+    assert [(tree / name).samefile(cache.object(sha256)) for name, _, _, sha256 in rows] == [True] * 2
+
+
+def test_what_grew_and_is_of_no_use_is_removed(cache: Cache) -> None:
+    rows = kept(cache, b"a", b"bb")
+    tree = cache.tree(rows)
+    before = tree.stat().st_ino
+    grown, unused = growing(cache, rows), growing(cache, rows)
+    with cache.filling():
+        grown.add(held(rows))
+        assert cache.tree(rows, grown).stat().st_ino == before
+        grown.end()
+        unused.end()
+    abandoned = growing(cache, rows)
+    abandoned.add(held(rows))  # by a process that is killed then
+    assert len(list((cache.root / "trees").glob(".*"))) == 1
+    evict(cache, limit_bytes=1 << 30)
+    assert list((cache.root / "trees").glob(".*")) == []
+    assert cache.known_tree(tree.name) == tree
+
+
+def test_an_object_that_can_not_be_linked_is_told_by_who_makes_the_tree(cache: Cache) -> None:
+    rows = kept(cache, b"a", b"bb")
+    os.unlink(cache.object(rows[0][3]))
+    grown = growing(cache, rows)
+    grown.add(held(rows))
+    with pytest.raises(PreparationError, match="can't be put together"):
+        cache.tree(rows, grown)
+    grown.end()
+    assert [path.suffix for path in (cache.root / "trees").iterdir()] == [".lock"]
+
+
+def test_what_is_there_needs_no_room(cache: Cache) -> None:
+    rows = kept(cache, b"x" * 60, b"y" * 60)
+    tree = cache.tree(rows[:1])
+    coming = [(rows[0][3], 60), ("", 30)]
+    assert evict(cache, limit_bytes=150, coming=coming).trees == ()
+    assert evict(cache, limit_bytes=80, coming=coming).trees == (tree.name,)

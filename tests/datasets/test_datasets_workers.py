@@ -461,3 +461,24 @@ def test_servers_with_tls_prove_who_they_are(secure: WebServer, cache: Cache, mo
     web_module._tls.cache_clear()
     with pytest.raises(PreparationError, match=r"127\.0\.0\.1:\d+ can't prove who it is: self.signed"):
         got(Cache(cache.root.parent / "another"), urls)
+
+
+def test_processes_that_wait_are_taken_first_and_the_others_end(web: WebServer, cache: Cache) -> None:
+    waiting = standby.Standby()
+    waiting.start(standby.process_count(60, MANY) + 2)
+    before = children()
+    urls = put(web)
+    with cache.filling():
+        known = fetch([Wanted(url, -1, "", "d") for url in urls], cache, MANY, lambda _: None, standby=waiting).known
+    require_whole(cache, urls, known)
+    left = children()
+    assert len(left) == 2
+    assert set(left) < set(before)
+    waiting.end()
+    assert children() == []
+
+
+def test_few_files_and_a_single_connection_have_no_processes() -> None:
+    assert standby.process_count(MANY.many - 1, MANY) == 0
+    assert standby.process_count(100_000, Settings(connections=1)) == 0
+    assert 1 <= standby.process_count(100_000, Settings(connections=3)) <= 2

@@ -15,7 +15,7 @@ from typing import TYPE_CHECKING
 from tfjob.datasets.cache import read_facts, remove_tree
 
 if TYPE_CHECKING:
-    from collections.abc import Iterable, Iterator
+    from collections.abc import Iterable, Iterator, Sequence
 
     from tfjob.datasets.cache import Cache
 
@@ -107,13 +107,14 @@ def _evict(cache: Cache, limit_bytes: int, coming: Iterable[tuple[str, int]], *,
     return Evicted(tuple(gone_trees), len(gone), freed)
 
 
-def _free(cache: Cache, trees: Iterable[str], objects: Iterable[str]) -> None:
+def _free(cache: Cache, trees: Sequence[str], objects: Sequence[str]) -> None:
     for key in trees:
         _remove(cache, key)
     for sha256 in objects:
         with contextlib.suppress(OSError):
             os.unlink(cache.object(sha256))
-    cache.distrust()
+    if trees or objects:
+        cache.distrust()
     _sweep(cache)
 
 
