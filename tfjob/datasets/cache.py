@@ -30,6 +30,7 @@ from contextlib import contextmanager
 from pathlib import Path
 from typing import TYPE_CHECKING, NamedTuple
 
+from tfjob.datasets.trees import READ_ONLY, remove_tree
 from tfjob.durable import digest_of, replace_text
 from tfjob.errors import PreparationError
 
@@ -38,13 +39,12 @@ if TYPE_CHECKING:
 
     from tfjob.datasets.growing import GrowingTree
 
-__all__ = ["OBJECT_TIME_NS", "Cache", "Known", "read_facts", "remove_tree"]
+__all__ = ["OBJECT_TIME_NS", "Cache", "Known"]
 
 OBJECT_TIME_NS = 1_000_000_000 * 10**9
 """The time of change of every object: 2001-09-09T01:46:40Z. One with another time was written to."""
 
 _ASKED_AT_ONCE = 500
-_READ_ONLY, _WRITABLE = 0o555, 0o755
 _TABLES = (
     (
         "create table if not exists addresses "
@@ -182,11 +182,11 @@ class Cache:
             tree.parent.mkdir(parents=True, exist_ok=True)
             with _locked(self.root / "trees" / f"{key}.lock"):
                 if self.known_tree(key) is None or not _is_sound(tree, files):
-                    self._make_tree(tree, files, grown)
+                    directories = self._make_tree(tree, files, grown)
                     held = {
                         "files": len(files),
                         "objects": {sha256: size for _, _, size, sha256 in files if sha256},
-                        "directories": _times(tree),
+                        "directories": {name or ".": os.stat(tree / name).st_mtime_ns for name in directories},
                     }
                     replace_text(facts, json.dumps(held), force=False)  # in one line: indenting it takes long
         except OSError as error:
@@ -246,22 +246,26 @@ class Cache:
         finally:
             os.close(descriptor)
 
-    def _make_tree(self, tree: Path, files: Sequence[tuple[str, str, int, str]], grown: GrowingTree | None) -> None:
-        """Put a tree in its place, whole. One that is there and unsound may be mounted by a run: it stays beside till nobody uses it."""
+    def _make_tree(self, tree: Path, files: Sequence[tuple[str, str, int, str]], grown: GrowingTree | None) -> set[str]:
+        """Put a tree in its place, whole; returns its directories.
+
+        One that is there and unsound may be mounted by a run: it stays beside till nobody uses it.
+        """
         begun = grown.path if grown is not None else None
         fresh = begun or Path(tempfile.mkdtemp(dir=tree.parent, prefix=f".{tree.name[:12]}-"))
         try:
-            self._fill(fresh, files, grown.linked if grown is not None else {})
-            fresh.chmod(_READ_ONLY)
+            directories = self._fill(fresh, files, grown.linked if grown is not None else {})
+            fresh.chmod(READ_ONLY)
             with contextlib.suppress(FileNotFoundError):
                 tree.rename(tree.parent / f".{tree.name}-{fresh.name}")
             fresh.rename(tree)
         except BaseException:
             remove_tree(fresh)
             raise
+        return directories
 
-    def _fill(self, into: Path, files: Sequence[tuple[str, str, int, str]], linked: dict[str, str]) -> None:
-        """Link the files; those that are linked already are looked at no more."""
+    def _fill(self, into: Path, files: Sequence[tuple[str, str, int, str]], linked: dict[str, str]) -> set[str]:
+        """Link the files; those that are linked already are looked at no more. Returns the directories there are then."""
         made: set[str] = {""}
         with _directory(self._objects) as objects, _directory(into) as here:
             for name, source, _, sha256 in files:
@@ -281,8 +285,11 @@ class Cache:
                     os.link(f"{sha256[:2]}/{sha256}", name, src_dir_fd=objects, dst_dir_fd=here)
                 except OSError as error:
                     _copy(error, self.object(sha256), f"{into}/{name}")
+        for name in tuple(made):
+            made.update(above for above in map(str, Path(name).parents) if above != ".")
         for directory in sorted(made - {""}, reverse=True):
-            os.chmod(into / directory, _READ_ONLY)
+            os.chmod(into / directory, READ_ONLY)
+        return made
 
     @contextmanager
     def _index(self) -> Iterator[sqlite3.Connection]:
@@ -379,27 +386,3 @@ def _is_sound(tree: Path, files: Sequence[tuple[str, str, int, str]]) -> bool:
         except OSError:
             return False
     return seen == len(wanted)
-
-
-def remove_tree(tree: Path) -> None:
-    """Remove a tree whose directories can't be written."""
-    for parent, directories, _ in os.walk(tree):
-        os.chmod(parent, _WRITABLE)
-        for name in directories:
-            if not os.path.islink(child := os.path.join(parent, name)):
-                os.chmod(child, _WRITABLE)
-    shutil.rmtree(tree, ignore_errors=True)
-
-
-def _times(tree: Path) -> dict[str, int]:
-    """The time of change (ns) of every directory of a tree, by its path in it."""
-    return {os.path.relpath(parent, tree): os.stat(parent).st_mtime_ns for parent, _, _ in os.walk(tree)}
-
-
-def read_facts(path: Path) -> dict[str, int] | None:
-    """The objects a tree holds, each with its bytes; None where that can't be read."""
-    try:
-        held: dict[str, int] = json.loads(path.read_bytes())["objects"]
-    except (OSError, ValueError, KeyError, TypeError):
-        return None
-    return held

@@ -12,7 +12,7 @@ from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import TYPE_CHECKING
 
-from tfjob.datasets.cache import read_facts, remove_tree
+from tfjob.datasets.trees import read_facts, remove_tree
 
 if TYPE_CHECKING:
     from collections.abc import Iterable, Iterator, Sequence

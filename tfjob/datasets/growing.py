@@ -9,7 +9,7 @@ from collections.abc import Iterable
 from pathlib import Path
 from typing import TYPE_CHECKING
 
-from tfjob.datasets.cache import remove_tree
+from tfjob.datasets.trees import remove_tree
 
 if TYPE_CHECKING:
     from tfjob.datasets.cache import Cache, Known

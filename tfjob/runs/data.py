@@ -9,6 +9,7 @@ import time
 from collections.abc import Callable, Iterator, Sequence
 from contextlib import contextmanager
 from dataclasses import dataclass, field, replace
+from functools import lru_cache
 from pathlib import Path
 from typing import TYPE_CHECKING, NamedTuple
 
@@ -356,6 +357,7 @@ def _is_large(dataset: DatasetPlan) -> bool:
     )
 
 
+@lru_cache(4)
 def _asked(dataset: DatasetPlan) -> str:
     """What tells this dataset, as it is asked for, from any other."""
     return digest_of([dataset.digest, [source for source, _, _ in dataset.files]])
