@@ -11,7 +11,7 @@ from pathlib import Path
 import pytest
 from compiler_parts import compilers
 from hypothesis import HealthCheck, settings
-from support import REPOSITORY, Tfjob, kill, processes_of
+from support import Tfjob, environ_of_users, kill, processes_of
 
 __all__ = ["compilers"]
 
@@ -40,9 +40,7 @@ def pytest_itemcollected(item: pytest.Item) -> None:
 def tfjob(tmp_path: Path) -> Iterator[Tfjob]:
     directory = tmp_path / "project"
     directory.mkdir()
-    environ = {name: value for name, value in os.environ.items() if not name.startswith(("TFJOB_", "NO_COLOR"))}
-    environ["TFJOB_STORE"] = os.environ.get("TFJOB_TEST_STORE", str(REPOSITORY / ".cache" / "store"))
-    command = Tfjob(directory, environ)
+    command = Tfjob(directory, environ_of_users())
     yield command
     runs = directory / ".tfjob" / "runs"
     names = [path.name for path in runs.iterdir() if not path.name.startswith(".")] if runs.is_dir() else []

@@ -22,6 +22,13 @@ REPOSITORY = Path(__file__).resolve().parent.parent
 PROGRAM = [sys.executable, "-P", "-m", "tfjob.cli.main"]
 
 
+def environ_of_users() -> dict[str, str]:
+    """The variables of somebody who has set nothing for tfjob, but for the store that all tests share."""
+    environ = {name: value for name, value in os.environ.items() if not name.startswith(("TFJOB_", "NO_COLOR"))}
+    environ["TFJOB_STORE"] = os.environ.get("TFJOB_TEST_STORE", str(REPOSITORY / ".cache" / "store"))
+    return environ
+
+
 @dataclass(frozen=True)
 class Tfjob:
     """The tfjob command in a directory: `tfjob("submit", "job.yml")` runs it, `tfjob.start(...)` leaves it running."""
@@ -30,7 +37,7 @@ class Tfjob:
     environ: dict[str, str]
 
     def __call__(
-        self, *arguments: str, exit_code: int | None = 0, timeout_s: float = 120
+        self, *arguments: str, exit_code: int | None = 0, timeout_s: float = 180
     ) -> subprocess.CompletedProcess[str]:
         done = subprocess.run(
             [*PROGRAM, *arguments],

@@ -14,7 +14,7 @@ import tempfile
 from pathlib import Path
 from typing import Any
 
-__all__ = ["append_line", "digest_of", "file_digest", "is_locked", "replace_json", "replace_text", "try_lock"]
+__all__ = ["append_line", "digest_of", "file_digest", "force", "is_locked", "replace_json", "replace_text", "try_lock"]
 
 
 def replace_text(path: Path, text: str, *, force: bool = True) -> None:
@@ -44,6 +44,16 @@ def _replace(path: Path, data: bytes, *, force: bool) -> None:
     except BaseException:
         Path(temporary).unlink(missing_ok=True)
         raise
+
+
+def force(path: Path) -> None:
+    """See that a file is on the disk as it is now, whoever wrote it. Raises OSError when it can't be, or is not there."""
+    for one in (path, path.parent):
+        descriptor = os.open(one, os.O_RDONLY | os.O_CLOEXEC)
+        try:
+            os.fsync(descriptor)
+        finally:
+            os.close(descriptor)
 
 
 def append_line(path: Path, line: str) -> None:

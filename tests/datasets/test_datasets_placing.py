@@ -5,6 +5,7 @@ from __future__ import annotations
 import json
 import marshal
 import os
+import shutil
 import struct
 import subprocess
 import sys
@@ -92,6 +93,19 @@ def test_a_copy_has_the_rights_that_new_files_have(data: Path, tmp_path: Path) -
     finally:
         os.umask(before)
     assert {path.stat().st_mode & 0o777 for path in (tmp_path / "copy").rglob("*.bin")} == {0o640}
+
+
+def test_copies_lie_apart_on_a_disk_of_ext4(data: Path, tmp_path: Path) -> None:
+    into = tmp_path / "run" / "main" / "d"
+    place(find_files([str(data)]).files, into, copy=True)
+    assert list(into.parent.iterdir()) == [into]
+    if shutil.which("lsattr") is None:
+        pytest.skip("lsattr is missing (apt install e2fsprogs)")
+    shown = subprocess.run(["lsattr", "-d", into.parent], capture_output=True, text=True, check=False).stdout
+    kind = subprocess.run(["stat", "-f", "-c", "%T", tmp_path], capture_output=True, text=True, check=True).stdout
+    if not kind.startswith("ext"):
+        pytest.skip(f"{tmp_path} is not on ext4")
+    assert "T" in shown.split()[0]
 
 
 @pytest.mark.parametrize("number", [0, 100, 200])

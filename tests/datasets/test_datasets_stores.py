@@ -224,7 +224,6 @@ def test_a_server_that_freezes_is_given_up_and_connected_to_again(
     monkeypatch.setattr(sftp, "TIMEOUT_S", 20.0)  # for what is to succeed
     sftp_file_system(address)[0].client.close()  # an earlier test's
     files, path = sftp_file_system(address)
-    files.ftp.get_channel().settimeout(0.5)
     wanted = Wanted(address, len(content), "", "d")
     blocks = _blocks(files, path, 0, wanted)
     frozen = _below(int((sshd[0] / "sshd.pid").read_text()))
@@ -233,6 +232,7 @@ def test_a_server_that_freezes_is_given_up_and_connected_to_again(
     try:
         for pid in frozen:
             os.kill(pid, signal.SIGSTOP)
+        files.ftp.get_channel().settimeout(0.5)
         with pytest.raises(Transient, match="the host box has said nothing for 20 s"):
             list(blocks)
         assert not files.client.get_transport()

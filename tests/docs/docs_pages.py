@@ -22,7 +22,7 @@ from typing import Any
 
 import typer.main
 import yaml
-from support import REPOSITORY
+from support import REPOSITORY, environ_of_users
 
 from tfjob.cli.main import COMMANDS, GROUPS
 from tfjob.cli.parser import app
@@ -99,10 +99,7 @@ class Player:
         """`kinds` are those of console blocks that are run; `base` is the image that `base: cpu` stands for."""
         self.folder = folder / "digits"
         self._kinds = kinds
-        self._environ = {
-            name: value for name, value in os.environ.items() if not name.startswith(("TFJOB_", "NO_COLOR"))
-        }
-        self._environ["TFJOB_STORE"] = os.environ.get("TFJOB_TEST_STORE", str(REPOSITORY / ".cache" / "store"))
+        self._environ = environ_of_users()
         self._environ["PATH"] = f"{Path(sys.executable).parent}:{self._environ['PATH']}"
         self._environ["TERM"] = "xterm-256color"
         self._refused = ""

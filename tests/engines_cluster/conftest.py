@@ -2,31 +2,43 @@
 
 from __future__ import annotations
 
+import shutil
 from collections.abc import Iterator
 from dataclasses import replace
+from pathlib import Path
 from typing import TYPE_CHECKING
 
 import pytest
 from cluster_parts import TARGET, Cluster, docker_cluster, node_base, nodes
 from docker_parts import Daemon, base_image, docker_daemon, docker_engine, needed, test_base
+from support import Tfjob, environ_of_users
 
 if TYPE_CHECKING:
     from cluster.node import Node
-    from support import Tfjob
 
 __all__ = ["docker_cluster", "docker_daemon", "docker_engine", "node_base", "nodes", "test_base"]
 
 
+@pytest.fixture(scope="session")
+def lab_project(docker_cluster: Cluster, tmp_path_factory: pytest.TempPathFactory) -> Path:
+    """A folder with a workspace that knows `docker-lab`, for copies of it: two commands less for each test."""
+    command = Tfjob(tmp_path_factory.mktemp("lab"), environ_of_users())
+    command("init")
+    command.write("lab.yml", docker_cluster.target())
+    command("compute", "create", TARGET, "-f", "lab.yml")
+    return command.directory
+
+
 @pytest.fixture
-def lab(tfjob: Tfjob, docker_cluster: Cluster, docker_daemon: Daemon, node_base: str) -> Iterator[Tfjob]:
+def lab(
+    tfjob: Tfjob, lab_project: Path, docker_cluster: Cluster, docker_daemon: Daemon, node_base: str
+) -> Iterator[Tfjob]:
     """The command in a workspace that knows `docker-lab`; `base: cpu` is the image that all engines have."""
     needed(lambda: base_image(docker_daemon))
     environ = {**tfjob.environ, **docker_cluster.ssh_environ, "DOCKER_HOST": docker_daemon.host}
     command = replace(tfjob, environ=environ)
-    command("init")
+    shutil.copytree(lab_project, command.directory, dirs_exist_ok=True)
     command.write(".tfjob/config.yml", f"images:\n  cpu: {node_base}\n")
-    command.write("lab.yml", docker_cluster.target())
-    command("compute", "create", TARGET, "-f", "lab.yml")
     yield command
     for node in docker_cluster.nodes:
         if node.runs:

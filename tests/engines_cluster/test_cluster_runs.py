@@ -14,7 +14,7 @@ from typing import TYPE_CHECKING
 import pytest
 from cluster.node import Node
 from engines_cluster.conftest import containers, left, volumes
-from support import Tfjob, eventually, processes_of
+from support import Tfjob, eventually, kill, processes_of
 
 if TYPE_CHECKING:
     from cluster_parts import Cluster
@@ -273,9 +273,8 @@ class TestSupervisor:
         for delay_s in (0.3, 0.6, 0.9):
             run = lab.submit(job(lab, "echo ran >outputs/$TFJOB_TASK_NAME", more=", gpus_per_node: 1"))
             time.sleep(delay_s)
-            pid = (lab.record(run)["supervisor"] or {}).get("pid")
-            if pid:
-                os.kill(pid, signal.SIGKILL)
+            if supervisor := lab.record(run)["supervisor"]:
+                kill(supervisor["pid"])
             lab("wait", run)
             assert lab.record(run)["state"] == "Completed"
             assert left(nodes) == []

@@ -1,16 +1,18 @@
 from __future__ import annotations
 
+import shutil
 import textwrap
 from collections.abc import Callable, Iterator
+from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 import pytest
 import yaml
 from slurm_parts import slurm_cluster
+from support import Tfjob, environ_of_users
 
 if TYPE_CHECKING:
     from cluster.slurm import Slurm
-    from support import Tfjob
 
 __all__ = ["slurm_cluster"]
 
@@ -31,12 +33,20 @@ def slurm(slurm_cluster: Slurm) -> Iterator[Slurm]:
         slurm_cluster.run("scancel", "--user=root", check=False)
 
 
+@pytest.fixture(scope="session")
+def lab_project(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    """A folder with a workspace that knows the target `lab`, for copies of it."""
+    command = Tfjob(tmp_path_factory.mktemp("lab"), environ_of_users())
+    command.write("lab.yml", "kind: slurm\nname: lab\npartition: gpu\n")
+    command("compute", "create", "lab", "-f", "lab.yml")
+    return command.directory
+
+
 @pytest.fixture
-def lab(tfjob: Tfjob, slurm: Slurm) -> Tfjob:
+def lab(tfjob: Tfjob, lab_project: Path, slurm: Slurm) -> Tfjob:
     """The tfjob command on a login node of a Slurm cluster that is the target `lab`."""
     tfjob.environ["PATH"] = slurm.environ["PATH"]
-    tfjob.write("lab.yml", "kind: slurm\nname: lab\npartition: gpu\n")
-    tfjob("compute", "create", "lab", "-f", "lab.yml")
+    shutil.copytree(lab_project, tfjob.directory, dirs_exist_ok=True)
     return tfjob
 
 

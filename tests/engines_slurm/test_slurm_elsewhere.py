@@ -34,13 +34,14 @@ class Site:
         self.tfjob = tfjob
         self.slurm = slurm
         self.directory = directory
+        self._verb = "create"
 
     def target(self, **keys: Any) -> None:
         """Define the target anew."""
         target = {"kind": "slurm", "login": self.slurm.login_url, "directory": str(self.directory), "partition": "gpu"}
         self.tfjob.write("far.yml", yaml.safe_dump({"name": "far", **target, **keys}))
-        if self.tfjob("compute", "update", "-f", "far.yml", exit_code=None).returncode:
-            self.tfjob("compute", "create", "-f", "far.yml")
+        self.tfjob("compute", self._verb, "-f", "far.yml")
+        self._verb = "update"
 
     def submit(self, command: str, *, nodes: int = 1, **keys: Any) -> str:
         job = {"name": "job", "command": command, "compute": {"target": "far", "node_count": nodes}, **keys}

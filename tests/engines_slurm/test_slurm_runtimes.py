@@ -379,7 +379,7 @@ def test_what_an_image_had_is_removed_whatever_its_rights(tmp_path: Path) -> Non
 
 
 def test_apptainer_makes_its_file_once_and_keeps_no_other_copy(tmp_path: Path) -> None:
-    commands(tmp_path, apptainer=f'echo "$@" >>{tmp_path}/said; echo image >"$3"')
+    commands(tmp_path, apptainer=f'echo "$@" >>{tmp_path}/said; [ "$3" = --sandbox ] || echo image >"$3"')
     image = archive(tmp_path / "image.tar", {"etc": None})
     made = {"archive": str(image), "reference": None, "directory": str(tmp_path)}
     images = module("image").Images(

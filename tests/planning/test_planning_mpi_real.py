@@ -80,7 +80,7 @@ def test_ranks_find_each_other_across_nodes(planned: Callable[..., Plan], tmp_pa
             env={"HOME": str(tmp_path), **dict(launcher.env)},
             capture_output=True,
             text=True,
-            timeout=60,
+            timeout=120,
             check=False,
         )
     said = done_launching.stdout + done_launching.stderr

@@ -84,7 +84,7 @@ class WebFetcher:
         room = sink.room()
         while count := answer.read_into(room):
             sink.write(room[:count])
-            if sink.transfer.stop.is_set():
+            if sink.transfer.stop.is_set() and sink.size != total:  # of what is whole an object is made
                 raise Transient("stopped")
             received += count
             room = sink.room()

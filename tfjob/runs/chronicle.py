@@ -6,10 +6,11 @@ import errno
 import os
 import time
 from collections.abc import Iterator
-from contextlib import contextmanager
+from contextlib import contextmanager, suppress
 from dataclasses import replace
 from typing import Any, get_args
 
+from tfjob.durable import force
 from tfjob.rundir import RunDirectory
 from tfjob.runs.events import append_event
 from tfjob.runs.record import Phase, RunState, iso, read_record, write_record
@@ -58,9 +59,9 @@ class Chronicle:
         write_record(self._run, self.record)
 
     def force(self) -> None:
-        """Force the record to the disk, as far as that can be."""
-        with self._best_effort():
-            write_record(self._run, self.record, force=True)
+        """Force the record to the disk, as far as that can be. It is not written again: others may have, now that the run is over."""
+        with self._best_effort(), suppress(FileNotFoundError):  # or have removed it
+            force(self._run.record)
 
     def enter(self, phase: RunState, **facts: Any) -> None:
         """Note that a phase begins, and `facts` of the record with it. Phases that come after it are to be gone through again."""
