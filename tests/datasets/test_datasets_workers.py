@@ -6,6 +6,7 @@ import hashlib
 import os
 import signal
 import socket
+import ssl
 import subprocess
 import sys
 import threading
@@ -464,6 +465,41 @@ def test_servers_with_tls_prove_who_they_are(secure: WebServer, cache: Cache, mo
     web_module._tls.cache_clear()
     with pytest.raises(PreparationError, match=r"127\.0\.0\.1:\d+ can't prove who it is: self.signed"):
         got(Cache(cache.root.parent / "another"), urls)
+
+
+@pytest.mark.usefixtures("secure")  # for its certificate
+@pytest.mark.parametrize("is_in_record", [False, True])
+def test_servers_with_tls_that_fall_silent_are_not_waited_for(
+    cache: Cache, tmp_path: Path, *, is_in_record: bool
+) -> None:
+    """One says nothing to the handshake; one sends the beginning of its answer's first record."""
+    context = ssl.SSLContext(ssl.PROTOCOL_TLS_SERVER)
+    context.load_cert_chain(tmp_path / "certificate.pem", tmp_path / "key.pem")
+    clients: list[ssl.SSLSocket] = []
+
+    def serve(client: socket.socket) -> None:
+        with suppress(OSError):
+            secured = context.wrap_socket(client, server_side=True)
+            clients.append(secured)
+            if secured.recv(65536):
+                os.write(secured.fileno(), b"\x17\x03\x03\x10\x00" + bytes(100))
+
+    def accept() -> None:
+        with suppress(OSError):
+            while True:
+                client, _ = listener.accept()
+                threading.Thread(target=serve, args=(client,), daemon=True).start()
+
+    settings = Settings(connections=4, timeout_s=0.5, tries=2, pause_s=0.01, many=20)
+    with socket.create_server(("127.0.0.1", 0)) as listener:
+        if is_in_record:
+            threading.Thread(target=accept, daemon=True).start()
+        address = f"https://127.0.0.1:{listener.getsockname()[1]}"
+        with pytest.raises(PreparationError, match=r"127\.0\.0\.1:\d+ sends nothing \(tried 2 times\)"):
+            got(cache, {f"{address}/{number}": b"" for number in range(25)}, settings=settings)
+    assert children() == []
+    for client in clients:
+        client.close()
 
 
 def test_processes_that_wait_are_taken_first_and_the_others_end(web: WebServer, cache: Cache) -> None:

@@ -122,6 +122,9 @@ class Connection:
 
         self.loop.forget(self)
         plain = socket.socket(fileno=self.socket.detach())
+        plain.setblocking(
+            False
+        )  # the new object takes it to wait, whatever the old one was told, and TLS takes that over
         self.socket = self.origin.tls.wrap_socket(
             plain, server_hostname=self.origin.host, do_handshake_on_connect=False
         )
