@@ -227,6 +227,31 @@ def connection_for(size: int = -1, tag: str = "") -> Connection:
     return connection
 
 
+_FORGETS_BADLY = """
+from tfjob.datasets.connections import Connection, Left
+drop = Connection.drop
+def drop_and_fail(connection):
+    drop(connection)
+    if connection.file is None:
+        raise Left
+Connection.drop = drop_and_fail
+main()
+"""
+
+
+def test_a_connection_that_fails_once_its_file_came_is_free_once(
+    web: WebServer, cache: Cache, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """Two files would share it otherwise, and nobody would hear of one of them."""
+    assert standby._PROGRAM.endswith("; main()")
+    monkeypatch.setattr(standby, "_PROGRAM", standby._PROGRAM.removesuffix("; main()") + _FORGETS_BADLY)
+    monkeypatch.setattr(workers, "_DEALT_AT_ONCE", 4)
+    monkeypatch.setattr(workers, "_IN_HAND", 0)  # there are none that wait, again and again
+    urls = put(web)
+    require_whole(cache, urls, got(cache, urls))
+    assert set(fetches(web).values()) == {1}
+
+
 def test_a_server_that_closes_now_and_then(cache: Cache) -> None:
     """Every second connection is closed after its first answer, without a word or with one. Nothing is asked before it is whole."""
     asked_at_once: set[int] = set()

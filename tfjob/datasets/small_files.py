@@ -122,7 +122,8 @@ class Loop:
             connection.step()
         except (Left, OSError) as error:
             self.leave(connection, error)
-            self.start(connection)
+            if connection not in self.free:  # it is, when its file came and none waited: two files must not share it
+                self.start(connection)
 
     def came(self, connection: Connection, body: bytes) -> None:
         """Take what came whole, and ask for the next file: the server works on it while this one becomes an object."""
