@@ -11,6 +11,7 @@ import subprocess
 import sys
 import threading
 from collections import Counter
+from collections.abc import Iterable
 from concurrent.futures import ThreadPoolExecutor
 from contextlib import suppress
 from pathlib import Path
@@ -27,6 +28,7 @@ from tfjob.datasets.connections import LARGEST, Connection, Left
 from tfjob.datasets.fetch import fetch
 from tfjob.datasets.small_files import Loop
 from tfjob.datasets.wanted import Settings, Wanted
+from tfjob.datasets.workers import Plain, plain_files
 from tfjob.errors import PreparationError
 from tfjob.spec import addresses
 
@@ -351,6 +353,21 @@ def test_a_process_that_is_killed_costs_nothing_but_time(web: WebServer, cache: 
         for pid in children()[:1]:
             os.kill(pid, signal.SIGKILL)
         require_whole(cache, urls, fetching.result(60))
+
+
+def test_a_file_that_a_process_can_not_be_told_of_costs_no_other(
+    web: WebServer, cache: Cache, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    urls = put(web)
+
+    def with_a_fault(wanted: Iterable[Wanted], settings: Settings) -> list[Plain]:
+        return [
+            one._replace(target="/\u20ac") if one.target == "/3/31.bin" else one
+            for one in plain_files(wanted, settings)
+        ]
+
+    monkeypatch.setattr(workers, "plain_files", with_a_fault)
+    require_whole(cache, urls, got(cache, urls))
 
 
 def test_who_is_interrupted_ends_the_processes(web: WebServer, cache: Cache) -> None:

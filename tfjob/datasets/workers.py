@@ -260,19 +260,20 @@ class Worker:
                 files = self._workers.next_files()
                 if not files:
                     return bool(self._in_hand)
-                rows = [self._row(one) for one in files]
-            self._say(rows)
+                first = self._number + 1
+                self._number += len(files)
+                self._in_hand.update(enumerate([one.wanted for one in files], first))
+            # What fails from here on has them in hand: who fetches others then gets all of them.
+            self._say([self._row(number, one) for number, one in enumerate(files, first)])
         return bool(self._in_hand)
 
-    def _row(self, plain: Plain) -> File:
+    def _row(self, number: int, plain: Plain) -> File:
         """A file, as it hears of it."""
         wanted = plain.wanted
-        self._number += 1
-        self._in_hand[self._number] = wanted
         kind, _, expected = wanted.mark.partition(":")
         tag, sha256 = (expected, "") if kind == "tag" else ("", expected)
         target = plain.target.encode("latin-1")
-        return self._number, self._workers.origins[plain.origin], target, wanted.size, tag, sha256
+        return number, self._workers.origins[plain.origin], target, wanted.size, tag, sha256
 
     def _hear(self, had: list[tuple[int, str, int, str]], left: list[tuple[int, int]]) -> None:
         """Tell others what came, and what is left."""
