@@ -6,6 +6,7 @@ import errno
 import hashlib
 import os
 import resource
+import struct
 from collections.abc import Iterator
 from pathlib import Path
 
@@ -16,6 +17,7 @@ from tfjob.datasets.cache import OBJECT_TIME_NS, Cache
 from tfjob.datasets.objects import Objects
 
 BODY = b"content"
+_OWNER, _GROUP, _OTHERS = 1, 4, 32  # as entries of an ACL name them
 SHA256 = hashlib.sha256(BODY).hexdigest()
 
 
@@ -63,6 +65,20 @@ def test_all_may_read_them_and_directories_are_as_the_user_wants(root: Path, way
     objects.keep(empty, b"")
     assert Path(Cache(root).object(empty)).stat().st_size == 0
     assert objects.keep == (objects._keep_nameless if way == "nameless" else objects._keep_named)
+
+
+@pytest.mark.usefixtures("way")
+def test_all_may_read_them_whatever_their_directory_says(root: Path) -> None:
+    """A default ACL takes the place of the umask: here, files that are made there are for their owner alone."""
+    acl = struct.pack("<I", 2) + b"".join(
+        struct.pack("<HHI", who, may, 0xFFFFFFFF) for who, may in ((_OWNER, 7), (_GROUP, 0), (_OTHERS, 0))
+    )
+    try:
+        os.setxattr(root / "objects", "system.posix_acl_default", acl)
+    except OSError as error:
+        pytest.skip(f"the file system has no ACLs: {error}")
+    Objects(OBJECT_TIME_NS).keep(SHA256, BODY)
+    assert len(made(root)) == 1
 
 
 def test_one_that_is_there_stays(root: Path, way: str) -> None:

@@ -14,6 +14,7 @@ if TYPE_CHECKING:
     from collections.abc import Callable
 
 _OBJECT = 0o444
+_DEFAULT_ACL = "system.posix_acl_default"
 _OWN_FILES = "/proc/self/fd"
 _NAMELESS = os.O_RDWR | os.O_TMPFILE | os.O_CLOEXEC
 _NAMED = os.O_RDWR | os.O_CREAT | os.O_EXCL | os.O_CLOEXEC
@@ -28,6 +29,7 @@ class Objects:
         self._times = (time_ns, time_ns)
         self._directory_mode = 0o777 & ~os.umask(0)
         self._directories: dict[str, int] = {}
+        self._with_acl: set[int] = set()  # of these, the ones that may take readers from a file that is made in them
         self._unique = os.urandom(8).hex()
         self._descriptors = -1
         self.keep: Callable[[str, bytes], None] = self._keep_named
@@ -44,6 +46,8 @@ class Objects:
             file = os.open(".", _NAMELESS, _OBJECT, dir_fd=directory)
             try:
                 self._fill(file, body)
+                if directory in self._with_acl:
+                    os.fchmod(file, _OBJECT)
                 os.link(f"{file}", sha256, src_dir_fd=self._descriptors, dst_dir_fd=directory, follow_symlinks=True)
             finally:
                 os.close(file)
@@ -107,6 +111,11 @@ class Objects:
             self._make_directory(name)
             directory = os.open(f"objects/{name}", flags)
         self._directories[name] = directory
+        try:
+            os.getxattr(directory, _DEFAULT_ACL)
+            self._with_acl.add(directory)
+        except OSError:  # it has none, as nearly always
+            pass
         return directory
 
     def _make_directory(self, name: str) -> None:
