@@ -76,6 +76,35 @@ def test_the_others_copy_too(data: Path, tmp_path: Path, monkeypatch: pytest.Mon
     assert local_digest(found.files, times) == found.digest
 
 
+def test_what_the_others_read_is_read_by_each_for_itself(
+    data: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(os, "sched_getaffinity", lambda _: {0, 1, 2, 3})
+    files, times_bytes = find_files([str(data)]).files, 8 * 201
+    for number in range(10):
+        into = tmp_path / str(number)
+        into.mkdir()
+        with (
+            placing._shared(times_bytes, marshal.dumps((str(into), files))) as shared,
+            placing._turns(files) as turns,
+            placing._others(3, turns, shared, len(files)) as others,
+        ):
+            while any(other.poll() is None for other in others):
+                os.lseek(shared, 0, os.SEEK_END)  # where one of them is that has read all
+            assert [other.returncode for other in others] == [0, 0, 0]
+        assert contents(into) == contents(data)
+
+
+def test_four_copy_and_nobody_dies(data: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(os, "sched_getaffinity", lambda _: {0, 1, 2, 3})
+    files = find_files([str(data)]).files
+    for number in range(20):
+        into = tmp_path / str(number)
+        into.mkdir()
+        assert len(placing._copy_together(files, str(into), 3)) == 201
+        assert contents(into) == contents(data)
+
+
 def test_every_file_is_in_one_turn(data: Path) -> None:
     files = find_files([str(data)]).files
     with placing._turns(files) as turns:
