@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import errno
 import os
+import subprocess
 import sys
 import threading
 from concurrent.futures import ThreadPoolExecutor
@@ -12,8 +13,11 @@ from typing import TYPE_CHECKING
 
 import pytest
 
+from tfjob.datasets import beside as module
+from tfjob.datasets.beside import beside
 from tfjob.datasets.export import export
 from tfjob.datasets.files import find_files
+from tfjob.datasets.partials import is_ours
 from tfjob.datasets.wanted import Settings
 from tfjob.errors import UsageError
 
@@ -21,6 +25,17 @@ if TYPE_CHECKING:
     from tfjob.datasets.cache import Cache
 
 NAMES = ("plain.txt", "small/a.txt", "small/own/b.txt", "small/sub/deep/c.txt", "link/d.txt", "link/sub/e.txt")
+
+BEGINS = """
+import sys, time
+from pathlib import Path
+from tfjob.datasets.beside import beside
+with beside(Path(sys.argv[1])) as fresh:
+    (fresh / "sub").mkdir()
+    (fresh / "sub" / "half").write_text("half")
+    print(fresh, flush=True)
+    time.sleep(600)
+"""
 
 
 def made(root: Path, names: tuple[str, ...] = NAMES) -> Path:
@@ -107,3 +122,87 @@ def test_two_exports_to_one_directory_at_once_meet(
         assert list(threads.map(lambda _: exported(data, target, cache), range(2))) == [18, 18]
     assert sorted(path.name for path in (target / "sub").iterdir()) == ["a.txt", "b.txt"]
     assert left(target) == []
+
+
+def begun(target: Path) -> tuple[subprocess.Popen[str], Path]:
+    """Somebody who makes files ready there, and where."""
+    process = subprocess.Popen([sys.executable, "-P", "-c", BEGINS, target], stdout=subprocess.PIPE, text=True)
+    assert process.stdout is not None
+    return process, Path(process.stdout.readline().strip())
+
+
+def test_what_a_killed_export_left_is_removed_by_the_next_and_what_is_used_stays(tmp_path: Path, cache: Cache) -> None:
+    data, target = made(tmp_path / "data"), tmp_path / "to"
+    target.mkdir()
+    (killed, gone), (alive, used) = begun(target), begun(target)
+    with killed, alive:
+        try:
+            killed.kill()
+            killed.wait()
+            assert (gone / "sub" / "half").exists()
+            exported(data, target, cache)
+            assert left(target) == [used.parent]
+            assert (used / "sub" / "half").exists()
+        finally:
+            alive.kill()
+            killed.kill()
+    exported(data, target, cache)
+    assert left(target) == []
+
+
+def test_an_export_removes_nothing_of_the_users(tmp_path: Path, cache: Cache) -> None:
+    target = tmp_path / "to"
+    kept = (
+        ".tfjob-download-abcdefg1/new/mine",
+        ".tfjob-download-abcdefg2/lock",
+        ".tfjob-download-abcdefg2/mine",
+        ".tfjob-download-abcdefg/lock",
+        ".tfjob-download/lock",
+        ".tfjob-abcdefg4/new/mine",
+        ".tfjob/runs/mine",
+    )
+    made(target, kept)
+    made(tmp_path / "other", ("lock", "new/mine"))
+    (target / ".tfjob-download-abcdefg5").symlink_to(tmp_path / "other")
+    (target / ".tfjob-download-abcdefg6").write_text("mine")
+    exported(made(tmp_path / "data"), target, cache)
+    for name in (*kept, ".tfjob-download-abcdefg5/new/mine", ".tfjob-download-abcdefg6"):
+        assert (target / name).exists()
+
+
+def test_a_directory_that_was_removed_before_its_lock_was_taken_is_made_anew(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    others = [1, 2]
+
+    def late(descriptor: int) -> bool:
+        if not others:
+            return is_ours(descriptor)
+        if others.pop() == 1:  # somebody has the lock
+            return False
+        monkeypatch.setattr(module, "is_ours", is_ours)
+        module._remove_left(tmp_path)
+        monkeypatch.setattr(module, "is_ours", late)
+        return is_ours(descriptor)
+
+    monkeypatch.setattr(module, "is_ours", late)
+    with beside(tmp_path) as fresh:
+        assert fresh.is_dir()
+        assert others == []
+        assert len(left(tmp_path)) == 2
+    monkeypatch.undo()
+    with beside(tmp_path) as fresh:
+        assert left(tmp_path) == [fresh.parent]
+
+
+def test_where_there_are_no_locks_nothing_is_removed(
+    tmp_path: Path, cache: Cache, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    def none(_: int) -> bool:
+        raise OSError(errno.ENOLCK, "No locks available")
+
+    made(tmp_path / "to", (".tfjob-download-abcdefgh/lock", ".tfjob-download-abcdefgh/new/half"))
+    monkeypatch.setattr(module, "is_ours", none)
+    exported(made(tmp_path / "data"), tmp_path / "to", cache)
+    assert left(tmp_path / "to") == [tmp_path / "to" / ".tfjob-download-abcdefgh"]
+    assert (tmp_path / "to" / "plain.txt").exists()

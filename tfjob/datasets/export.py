@@ -4,10 +4,10 @@ from __future__ import annotations
 
 import errno
 import os
-import tempfile
 from collections.abc import Callable, Iterable, Iterator, Sequence
 from pathlib import Path
 
+from tfjob.datasets.beside import beside
 from tfjob.datasets.cache import Cache
 from tfjob.datasets.copying import File, NotCopied
 from tfjob.datasets.fetch import fetch
@@ -90,9 +90,7 @@ def _copy(files: Sequence[File], target: Path, *, is_beside: bool = False) -> No
 
     `is_beside`: they are such copies, but on another file system.
     """
-    with tempfile.TemporaryDirectory(dir=target, prefix=".tfjob-") as directory:
-        fresh = Path(directory, "new")
-        fresh.mkdir()
+    with beside(target) as fresh:
         try:
             copy_files(files, fresh)
         except NotCopied as failure:
