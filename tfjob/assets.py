@@ -86,7 +86,7 @@ class Assets:
         self._refuse(name, version)
         plain: dict[str, Any] = json.loads(json.dumps(dict(content)))
         digest = digest_of(plain)
-        with self._locked():
+        with self.locked():
             known = self.versions(name)
             if version is not None:
                 same = next((entry for entry in known if entry.version == version), None)
@@ -161,7 +161,7 @@ class Assets:
         they keep what they need. Raises NotFound where there is none.
         """
         bare, version = split_name(name)
-        with self._locked():
+        with self.locked():
             entry = self.find(name)
             gone = self.versions(bare) if version is None else (entry,)
             self._keep_number(bare, self.versions(bare))
@@ -230,8 +230,8 @@ class Assets:
             ) from error
 
     @contextmanager
-    def _locked(self) -> Iterator[None]:
-        """Let nobody else register or remove meanwhile; waits for whoever does. The lock dies with its holder."""
+    def locked(self) -> Iterator[None]:
+        """Let nobody else register or remove meanwhile; waits for whoever does. The lock dies with its holder. Raises UsageError."""
         try:
             self.root.mkdir(parents=True, exist_ok=True)
             descriptor = os.open(self.root / _LOCK, os.O_RDWR | os.O_CREAT | os.O_CLOEXEC, 0o644)

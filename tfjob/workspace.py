@@ -34,7 +34,7 @@ __all__ = ["DIRECTORY", "Config", "Workspace", "default_config", "find_workspace
 DIRECTORY = ".tfjob"
 SNAPSHOT_LIMIT_MIB = 500
 CACHE_LIMIT_GIB = 100.0
-CONNECTIONS = 8
+CONNECTIONS = 16
 TIMEOUT_S = 60.0
 CPU_IMAGE = "python:3.11-slim-bookworm"
 GPU_IMAGE = "nvidia/cuda:12.5.1-cudnn-runtime-ubuntu22.04"
@@ -58,7 +58,7 @@ _CONFIG = """\
 # Data that is fetched: how much of it is kept, in GiB; files at once; how long to wait for an answer.
 # datasets:
 #   cache_limit_gib: 100
-#   connections: 8
+#   connections: 16
 #   timeout_s: 60
 """
 

@@ -10,7 +10,7 @@ from pathlib import Path
 import pytest
 
 from tfjob.datasets.cache import Cache, Known
-from tfjob.datasets.eviction import evict, usage
+from tfjob.datasets.eviction import Evicted, evict, usage
 from tfjob.datasets.growing import GrowingTree
 from tfjob.errors import PreparationError
 
@@ -170,9 +170,31 @@ def test_an_object_that_can_not_be_linked_is_told_by_who_makes_the_tree(cache: C
     assert [path.suffix for path in (cache.root / "trees").iterdir()] == [".lock"]
 
 
-def test_what_is_there_needs_no_room(cache: Cache) -> None:
+def test_what_is_there_needs_no_room_and_stays(cache: Cache) -> None:
     rows = kept(cache, b"x" * 60, b"y" * 60)
     tree = cache.tree(rows[:1])
-    coming = [(rows[0][3], 60), ("", 30)]
-    assert evict(cache, limit_bytes=150, coming=coming).trees == ()
-    assert evict(cache, limit_bytes=80, coming=coming).trees == (tree.name,)
+    there, other, new = (rows[0][3], 60), (rows[1][3], 60), ("", 30)
+    assert evict(cache, limit_bytes=150, coming=[there, new]).freed_bytes == 0
+    assert evict(cache, limit_bytes=1, coming=[there, other]).freed_bytes == 0
+    assert evict(cache, limit_bytes=80, coming=[there, new]) == Evicted((tree.name,), 1, 60)
+    assert [os.path.exists(cache.object(sha256)) for sha256, _ in (there, other)] == [True, False]
+
+
+def test_what_can_not_be_put_together_meanwhile_is_given_up(cache: Cache) -> None:
+    rows = kept(cache, b"a", b"bb")
+    (cache.root / "trees").touch()  # where a directory belongs
+    grown = growing(cache, rows)
+    before = len(os.listdir("/proc/self/fd"))
+    for _ in range(5):
+        grown.add(held(rows))
+    grown.end()
+    assert len(os.listdir("/proc/self/fd")) == before
+    (cache.root / "trees").unlink()
+    assert sorted(os.listdir(cache.tree(rows, grown) / "deep")) == ["0", "1"]
+
+
+def test_a_known_tree_is_not_evicted_before_it_is_used(cache: Cache, tmp_path: Path) -> None:
+    tree = cache.tree(kept(cache, b"a"))
+    cache.use(tree, used_by(tmp_path, "run-1", ended=None))
+    assert evict(cache, limit_bytes=0).trees == ()
+    assert cache.known_tree(tree.name) == tree

@@ -1,4 +1,4 @@
-"""A run's data that is very many small files: what begins before the run is ready, and what is noted when its tasks have started."""
+"""A run's data that is very many small files: what begins before the run is ready, and what is noted of it."""
 
 from __future__ import annotations
 
@@ -12,7 +12,6 @@ from web_server import Status, WebServer
 from tfjob.datasets.cache import Cache
 from tfjob.datasets.files import Remote, laid_out
 from tfjob.datasets.registered import Asked, content_of, register
-from tfjob.datasets.registered import assets as registered
 from tfjob.datasets.wanted import Settings
 from tfjob.errors import PreparationError
 from tfjob.planning.plan import DatasetPlan, Plan
@@ -77,15 +76,17 @@ def test_nobody_stays_when_something_can_not_be_had(web: WebServer, tmp_path: Pa
     assert list((cache.root / "trees").glob(".*")) == []
 
 
-def test_contents_are_pinned_when_the_tasks_have_started(web: WebServer, tmp_path: Path, cache: Cache) -> None:
+def test_of_two_first_uses_at_once_the_first_counts(web: WebServer, tmp_path: Path, cache: Cache) -> None:
     urls = put(web, 3)
     root = tmp_path / "registry"
     entry = register(Asked(tuple(urls), (), "words"), root, MANY)
-    data = data_of(urls, tmp_path, cache, "run-1", entry.full_name)
-    fetched, _ = data.prepare(lambda _: None)
-    assert content_of(entry, root) == {}
-    data.pin(fetched)
-    pinned = content_of(registered(root).find("words"), root)
+    first = data_of(urls, tmp_path, cache, "run-1", entry.full_name)
+    second = data_of(urls, tmp_path, cache, "run-2", entry.full_name)
+    first.prepare(lambda _: None)
+    pinned = content_of(entry, root)
     assert {url: size for url, (size, _) in pinned.items()} == dict.fromkeys(urls, 1)
-    data.pin(fetched)
+    data_of(urls, tmp_path, cache, "run-3", entry.full_name).prepare(lambda _: None)
+    web.put("1.txt", b"x")
+    with pytest.raises(PreparationError, match=r"1\.txt has changed since another run was the first to use words@1"):
+        second.prepare(lambda _: None)
     assert content_of(entry, root) == pinned

@@ -9,6 +9,7 @@ from concurrent.futures import ThreadPoolExecutor
 from pathlib import Path
 
 import pytest
+from datasets.test_datasets_workers import children
 from support import Tfjob, eventually
 from web_server import Hang, Slow, Status, WebServer
 
@@ -274,3 +275,19 @@ def test_a_second_job_with_many_addresses_asks_nobody(job: Tfjob, web: WebServer
     assert "200\n7\n" in job("submit", "job.yml").stdout
     assert len(web.requests) == asked + 2
     assert job.show()["datasets"][0]["registered"] == "many@1"
+
+
+def test_a_supervisor_that_takes_over_starts_nobody_who_fetches(job: Tfjob, web: WebServer) -> None:
+    urls = [web.put(f"{number}.txt", b"%d" % number) for number in range(310)]
+    (job.directory / "urls.txt").write_text("\n".join(urls))
+    job("dataset", "create", "--name", "many", "--paths-from", "urls.txt")
+    write(job, "d: many", "sleep 300")
+    run = job.submit("job.yml")
+    eventually(lambda: job.record(run)["state"] == "Running", "the start")
+    killed = job.record(run)["supervisor"]["pid"]
+    assert children(killed) == []
+    os.kill(killed, 9)
+    job("show", run)
+    eventually(lambda: "adopted" in str(job.record(run)["notes"]), "another supervisor")
+    assert children(job.record(run)["supervisor"]["pid"]) == []
+    job("cancel", run)

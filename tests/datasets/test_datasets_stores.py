@@ -297,3 +297,17 @@ def _below(pid: int) -> list[int]:
 def _listens(port: int) -> bool:
     with socket.socket() as client:
         return client.connect_ex(("127.0.0.1", port)) == 0
+
+
+def test_a_server_is_not_pressed_by_many_connections_at_once(
+    box: Tfjob, sshd: tuple[Path, int], tmp_path: Path
+) -> None:
+    """Its default is to drop some of those that come when ten are not let in yet."""
+    (there := tmp_path / "there").mkdir()
+    for number in range(60):
+        (there / f"{number}").write_bytes(b"x" * number)
+    box("init")
+    (box.directory / ".tfjob" / "config.yml").write_text("datasets: {connections: 40}\n")
+    write(box, f"sftp://box{there}", "ls ${{ dataset.d }} | wc -l")
+    assert "60" in box("submit", "job.yml").stdout
+    assert "drop connection" not in (sshd[0] / "sshd.log").read_text()

@@ -15,7 +15,7 @@ from typing import TYPE_CHECKING
 from tfjob.datasets.trees import read_facts, remove_tree
 
 if TYPE_CHECKING:
-    from collections.abc import Iterable, Iterator, Sequence
+    from collections.abc import Collection, Iterator, Sequence
 
     from tfjob.datasets.cache import Cache
 
@@ -70,12 +70,14 @@ def usage(cache: Cache) -> Usage:
     return Usage(tuple(trees), len(objects), sum(size for size, _ in objects.values()), partial)
 
 
-def evict(cache: Cache, *, limit_bytes: int, coming: Iterable[tuple[str, int]] = (), dry_run: bool = False) -> Evicted:
+def evict(
+    cache: Cache, *, limit_bytes: int, coming: Collection[tuple[str, int]] = (), dry_run: bool = False
+) -> Evicted:
     """Free what is needed for the cache to have at most `limit_bytes` once all that is `coming` has come.
 
-    That is a (SHA-256 or empty, bytes) for each file; one whose content is there already takes no room. What was used last
-    stays longest; what a run uses, or is younger than who fetches it, stays. Objects of no tree go first. Waits for nobody:
-    while others fetch, nothing is freed.
+    That is a (SHA-256 or empty, bytes) for each file; one whose content is there already takes no room and stays, and where
+    that is all, nothing goes. What was used last stays longest; what a run uses, or is younger than who fetches it, stays.
+    Objects of no tree go first. Waits for nobody: while others fetch, nothing is freed.
     """
     if not cache.root.is_dir():
         return Evicted()
@@ -85,21 +87,26 @@ def evict(cache: Cache, *, limit_bytes: int, coming: Iterable[tuple[str, int]] =
         return _evict(cache, limit_bytes, coming, dry_run=dry_run)
 
 
-def _evict(cache: Cache, limit_bytes: int, coming: Iterable[tuple[str, int]], *, dry_run: bool) -> Evicted:
+def _evict(cache: Cache, limit_bytes: int, coming: Collection[tuple[str, int]], *, dry_run: bool) -> Evicted:
     objects = {sha256: size for sha256, (size, _) in _objects(cache)}
-    limit_bytes = max(limit_bytes - sum(max(size, 0) for sha256, size in coming if sha256 not in objects), 0)
+    needed = sum(max(size, 0) for sha256, size in coming if sha256 not in objects)
+    if coming and not needed:
+        return Evicted()
+    limit_bytes = max(limit_bytes - needed, 0)
+    wanted = {sha256 for sha256, _ in coming}
     trees = sorted(_trees(cache), key=lambda tree: tree.last_used)
     users = Counter(sha256 for tree in trees for sha256 in tree.objects)
     total = sum(objects.values())
     gone_trees: list[str] = []
-    gone = [sha256 for sha256 in objects if sha256 not in users] if total > limit_bytes else []
+    free = (sha256 for sha256 in objects if sha256 not in users and sha256 not in wanted)
+    gone = list(free) if total > limit_bytes else []
     freed = sum(objects[sha256] for sha256 in gone)
     for tree in trees:
         if total - freed <= limit_bytes or tree.used_by:
             continue
         gone_trees.append(tree.key)
         users.subtract(tree.objects.keys())
-        own = [sha256 for sha256 in tree.objects if not users[sha256] and sha256 in objects]
+        own = [one for one in tree.objects if not users[one] and one in objects and one not in wanted]
         gone += own
         freed += sum(objects[sha256] for sha256 in own)
     if not dry_run:

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import contextlib
 import os
 import tempfile
 from collections.abc import Iterable
@@ -30,17 +29,22 @@ class GrowingTree:
         self._names: dict[str, list[str]] = {}
         self._directories = {""}
         self._objects = self._here = -1
+        self._is_given_up = False
         self.path: Path | None = None
         self.linked: dict[str, str] = {}
 
     def add(self, held: Iterable[tuple[str, Known]]) -> None:
         """Link the objects that addresses hold by their names. An address that is not of this tree is passed over."""
-        with contextlib.suppress(OSError):
+        if self._is_given_up:
+            return
+        try:
             if self.path is None:
                 self._begin()
             for source, known in held:
                 for name in self._names.get(source, ()):
                     self._link(name, known.sha256)
+        except OSError:
+            self._is_given_up = True  # what is linked by now is of use
 
     def _link(self, name: str, sha256: str) -> None:
         directory = name.rpartition("/")[0]

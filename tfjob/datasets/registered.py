@@ -39,7 +39,6 @@ __all__ = [
     "assets",
     "content_of",
     "find_registered",
-    "has_contents",
     "listed",
     "note_contents",
     "refresh",
@@ -163,17 +162,29 @@ def content_of(entry: Entry, root: Path) -> dict[str, tuple[int, str]]:
     return _contents(entry, root)
 
 
-def has_contents(name: str, root: Path) -> bool:
-    """Whether it is known what the addresses of ``name@version`` held at its first use. Raises NotFound."""
-    return (root / _CONTENTS / f"{assets(root).find(name).content['listing']}.json").exists()
-
-
 def note_contents(name: str, root: Path, contents: Mapping[str, tuple[int, str]]) -> None:
-    """Keep what the addresses of ``name@version`` held at its first use; later uses must find the same."""
-    entry = assets(root).find(name)
+    """Keep what the addresses of ``name@version`` held at its first use; later uses must find the same.
+
+    Raises PreparationError where another was the first and found something else, and NotFound, UsageError, OSError.
+    """
+    registry = assets(root)
+    entry = registry.find(name)
     path = root / _CONTENTS / f"{entry.content['listing']}.json"
     path.parent.mkdir(exist_ok=True)
-    replace_text(path, json.dumps(contents) + "\n")  # in one line: there may be very many
+    with registry.locked():  # of two at once one is the first
+        if path.exists():
+            _refuse_other(entry, _contents(entry, root), contents)
+        else:
+            replace_text(path, json.dumps(contents) + "\n")  # in one line: there may be very many
+
+
+def _refuse_other(entry: Entry, first: Mapping[str, tuple[int, str]], now: Mapping[str, tuple[int, str]]) -> None:
+    changed = [source for source, held in now.items() if is_web(source) and first.get(source, held) != held]
+    if changed:
+        raise PreparationError(
+            f"{shown_address(changed[0])} has changed since another run was the first to use {entry.full_name}",
+            f"A version never changes. Make a new one of what is there now: tfjob dataset create --name {entry.name} --refresh",
+        )
 
 
 def _kept(asked: Asked, found: DatasetFiles, root: Path, *, new_version: bool, fresh: Mapping[str, Any]) -> Entry:

@@ -24,6 +24,8 @@ TIMEOUT_S = 30.0
 """So long an answer is waited for."""
 _ALIVE_S: Final = 15
 """So often the server is told something: what is between may forget a connection that is silent."""
+_LETTING_IN: Final = threading.BoundedSemaphore(8)
+"""So many connections are begun at once: past 10 that it has not let in yet, a server drops some (sshd_config(5), MaxStartups)."""
 _GLOBAL_HOSTS = "/etc/ssh/ssh_known_hosts"
 
 
@@ -52,7 +54,8 @@ def _kind() -> Any:
         """Connects as OpenSSH does. fsspec's own takes any key that a server shows."""
 
         def _connect(self) -> None:
-            self.client = _connected(self.host, self.ssh_kwargs)
+            with _LETTING_IN:
+                self.client = _connected(self.host, self.ssh_kwargs)
             self.ftp = _opened(self.host, self.client)
 
         def connect_again(self) -> None:

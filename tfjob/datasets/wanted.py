@@ -24,7 +24,7 @@ class Settings:
     `many` is the number of files of the web that are worth the time in which processes start that fetch them.
     """
 
-    connections: int = 8
+    connections: int = 16
     timeout_s: float = 60.0
     tries: int = 5
     pause_s: float = 1.0

@@ -9,37 +9,31 @@ import time
 from collections.abc import Callable, Iterator, Sequence
 from contextlib import contextmanager
 from dataclasses import dataclass, field, replace
-from functools import lru_cache
 from pathlib import Path
 from typing import TYPE_CHECKING, NamedTuple
 
 from tfjob.datasets.cache import Cache
 from tfjob.datasets.files import (
     SHA256,
-    DatasetFiles,
     change_since,
-    is_address,
     local_digest,
     whole_directory,
-    with_marks,
 )
 from tfjob.datasets.placing import clear, place
 from tfjob.datasets.standby import Standby, process_count
-from tfjob.durable import digest_of, replace_text
+from tfjob.durable import replace_text
 from tfjob.engines.dataset_contents import is_remote
-from tfjob.errors import PreparationError, TfjobError
+from tfjob.errors import NotFound, PreparationError, TfjobError, UsageError
 from tfjob.planning.plan import DatasetPlan, Plan
 from tfjob.rundir import RunDirectory
 from tfjob.runs.fetched import dataset_text, with_fetched
+from tfjob.runs.planned_data import as_tree, asked_for, has_local, is_large, rows_of, wanted_of, with_contents
 from tfjob.runs.record import read_record
-from tfjob.spec import addresses
 from tfjob.spec.addresses import is_web
 from tfjob.values import decode
 
 __all__ = ["RunData"]
 
-_MANY = 256
-"""Files from which on a mount is one link: to their directory, or to a tree of links in the cache, made once for all runs."""
 _GIB = 1 << 30
 _JUST_S = 5.0
 _SEEN = "seen:"
@@ -49,7 +43,7 @@ if TYPE_CHECKING:
     from tfjob.datasets.cache import Known
     from tfjob.datasets.fetch import Fetched
     from tfjob.datasets.growing import GrowingTree
-    from tfjob.datasets.wanted import Settings, Wanted
+    from tfjob.datasets.wanted import Settings
 
 
 class _Ready(NamedTuple):
@@ -81,10 +75,9 @@ class RunData:
 
     def foresee(self) -> None:
         """Start what fetches very many small files, if the run may need it: that loads while the rest is got ready."""
-        missing = [
-            one for one in self.plan.datasets if _is_large(one) and not self.cache.resolved(_asked(one)).exists()
-        ]
-        if missing and not self.nodes_fetch:
+        large = [one for one in self.plan.datasets if is_large(one) and not self.nodes_fetch]
+        missing = [one for one in large if not os.path.exists(self.cache.resolved(asked_for(one)))]
+        if missing:
             self.standby.start(process_count(sum(one.file_count for one in missing), self.settings))
 
     def prepare(self, progress: Callable[[str], None]) -> tuple[Plan, tuple[str, ...]]:
@@ -92,7 +85,7 @@ class RunData:
 
         Can be done again after it was interrupted. Raises PreparationError when something can't be had, or has changed.
         """
-        gc.disable()  # there may be very many rows, and no garbage among them
+        gc.disable()  # there may be very many rows, and no garbage among them; see also `_fetch`
         try:
             return self._prepare(progress)
         finally:
@@ -103,16 +96,16 @@ class RunData:
         asked = with_fetched(self.plan, self.run).datasets  # another try has the very content of the one before
         just_seen = self._is_just_planned()
         for dataset in asked:
-            if _has_local(dataset) and not (
-                just_seen and (dataset.mode == "mount" or self._is_looked_at_late(dataset))
-            ):
+            if has_local(dataset) and not (just_seen and (dataset.mode == "mount" or self._is_looked_at_late(dataset))):
                 _refuse_changed(dataset)
         asked = tuple(map(self._with_sizes, asked))
-        if not any(map(_as_tree, asked)):
+        if not any(map(as_tree, asked)):
             self._place(asked)
             return self.plan, ()
         with self.cache.filling():  # what is known is not evicted before it is used
             known = {one.name: found for one in asked if (found := self._kept(one)) is not None}
+            for found in known.values():
+                self._use(found)
         missing = [one for one in asked if one.marks and one.name not in known and not self._is_left_to_nodes(one)]
         has_room = self._make_room(missing)
         with self.cache.filling(), self._growing(missing) as growing:
@@ -126,6 +119,7 @@ class RunData:
                 replace_text(self.run.fetched, f"[{lines}]\n", force=False)
             for one in ready:
                 self._use(one)
+            self._pin(asked, datasets)
             self._place(datasets)
         if fetched is not None and fetched.received_bytes and not has_room:
             from tfjob.datasets.eviction import evict  # noqa: PLC0415  # where something came
@@ -136,7 +130,7 @@ class RunData:
     @contextmanager
     def _growing(self, missing: Sequence[DatasetPlan]) -> Iterator[dict[str, GrowingTree]]:
         """The trees of large datasets, by their names, which are put together while what is missing comes."""
-        large = [one for one in missing if _is_large(one)]
+        large = [one for one in missing if is_large(one)]
         if not large:
             yield {}
             return
@@ -155,14 +149,19 @@ class RunData:
         from tfjob.datasets.fetch import fetch  # noqa: PLC0415  # 40 ms with all it stands on
 
         rerun_of = read_record(self.run).rerun_of or ""
-        wanted = [one for dataset in missing for one in _wanted(dataset, rerun_of)]
+        wanted = [one for dataset in missing for one in wanted_of(dataset, rerun_of)]
         trees = tuple(growing.values())
 
         def came(held: Sequence[tuple[str, Known]]) -> None:
             for tree in trees:
                 tree.add(held)
 
-        return fetch(wanted, self.cache, self.settings, progress, standby=self.standby, came=came)
+        if not all(is_web(one.source) for one in wanted):
+            gc.enable()  # the libraries of the stores make garbage, and it may go on for hours
+        try:
+            return fetch(wanted, self.cache, self.settings, progress, standby=self.standby, came=came)
+        finally:
+            gc.disable()
 
     def _is_just_planned(self) -> bool:
         """Whether the command that submits has looked at the files just now: ten thousand are not looked at again at once.
@@ -179,24 +178,6 @@ class RunData:
         """Whether a dataset is copied here from files of this machine alone: who copies a file looks at it."""
         return dataset.mode == "download" and self.here and not dataset.marks
 
-    def pin(self, plan: Plan) -> None:
-        """Note what the registered versions of a plan, as it was fetched, hold, at their first use: they must always hold that.
-
-        To be called when the tasks have started, or were found running: they need not wait for it.
-        """
-        from tfjob.datasets.registered import has_contents, note_contents  # noqa: PLC0415  # see above
-
-        for dataset in plan.datasets:
-            if dataset.registered is None or not dataset.marks:
-                continue
-            try:
-                if has_contents(dataset.registered, self.registry):
-                    continue
-                held = {source: (size, sha256) for _, source, size, sha256 in _rows(dataset) if sha256}
-                note_contents(dataset.registered, self.registry, held)
-            except (OSError, TfjobError):  # removed meanwhile, or a full disk: the next use will
-                continue
-
     def changes(self, plan: Plan) -> tuple[str, ...]:
         """What has changed in mounted datasets, a sentence each: nothing but good manners keeps a process from writing there."""
         return tuple(
@@ -212,7 +193,7 @@ class RunData:
         link = self.run.datasets / dataset.name
         if _leads_to_directory(link, self.cache) and whole_directory(dataset.files) is None:
             return f"files were added to {os.readlink(link)}"
-        harmed = [name for name, _, size, sha256 in _rows(dataset) if sha256 and self.cache.is_harmed(sha256, size)]
+        harmed = [name for name, _, size, sha256 in rows_of(dataset) if sha256 and self.cache.is_harmed(sha256, size)]
         if not harmed:
             return None
         self.cache.distrust()
@@ -229,7 +210,9 @@ class RunData:
         sizes = web_sizes(unknown, self.settings) if unknown else None
         if sizes is None:
             return dataset
-        return _fetched(dataset, {source: (size, marks[source].removeprefix(SHA256)) for source, size in sizes.items()})
+        return with_contents(
+            dataset, {source: (size, marks[source].removeprefix(SHA256)) for source, size in sizes.items()}
+        )
 
     def _is_left_to_nodes(self, dataset: DatasetPlan) -> bool:
         """Whether nodes fetch a dataset, and nothing of it has to be looked at here: bytes and SHA-256 of every file are known."""
@@ -252,12 +235,12 @@ class RunData:
 
     def _kept(self, dataset: DatasetPlan) -> _Ready | None:
         """A large dataset as an earlier run of the last hour had it: neither servers nor files need to be looked at."""
-        if not _is_large(dataset):
+        if not is_large(dataset):
             return None
         from tfjob.datasets.fetch import HOUR_S  # noqa: PLC0415  # see above
 
         try:
-            kept = json.loads(self.cache.resolved(_asked(dataset)).read_bytes())
+            kept = json.loads(self.cache.resolved(asked_for(dataset)).read_bytes())
             if not 0 <= time.time() - kept["checked"] < HOUR_S:
                 return None
             tree = self.cache.known_tree(kept["tree"])
@@ -270,17 +253,17 @@ class RunData:
 
     def _ready(self, dataset: DatasetPlan, fetched: Fetched | None, grown: GrowingTree | None) -> _Ready:
         """The dataset as it was fetched, and what one link can lead to, if it is mounted by one."""
-        if not _as_tree(dataset) or self._is_left_to_nodes(dataset):
+        if not as_tree(dataset) or self._is_left_to_nodes(dataset):
             return _Ready(dataset)
         if not dataset.marks and (whole := whole_directory(dataset.files)) is not None:
             return _Ready(dataset, directory=whole)
         come = fetched.known if fetched is not None else {}
         held = {source: (one.size, one.sha256) for source, one in come.items()}
-        now = _fetched(dataset, held) if dataset.marks else dataset
-        tree = self.cache.tree(list(_rows(now)), grown)
-        if _is_large(dataset):
+        now = with_contents(dataset, held) if dataset.marks else dataset
+        tree = self.cache.tree(list(rows_of(now)), grown)
+        if is_large(dataset):
             checked = min(come[source].checked or time.time() for source, _, _ in dataset.files)
-            path = self.cache.resolved(_asked(dataset))
+            path = self.cache.resolved(asked_for(dataset))
             path.parent.mkdir(exist_ok=True)
             text = dataset_text(now)  # it has a row for each file: written twice, it is made once
             facts = json.dumps({"checked": checked, "tree": tree.name})
@@ -301,20 +284,36 @@ class RunData:
 
     def _place(self, datasets: Sequence[DatasetPlan]) -> None:
         for dataset in datasets if self.here else ():
-            if dataset.mode == "mount" and _as_tree(dataset):
+            if dataset.mode == "mount" and as_tree(dataset):
                 continue  # one link, see `_use`
             if self._is_looked_at_late(dataset):
                 self._copy(dataset)
                 continue
             sources = [
                 (self.cache.object(sha256) if sha256 else source, name, size)
-                for name, source, size, sha256 in _rows(dataset)
+                for name, source, size, sha256 in rows_of(dataset)
             ]
             if dataset.mode == "download":
                 for task in self.plan.tasks:
                     place(sources, self.run.datasets / task.name / dataset.name, copy=True)
             else:
                 place(sources, self.run.datasets / dataset.name, copy=False)
+
+    def _pin(self, asked: Sequence[DatasetPlan], datasets: Sequence[DatasetPlan]) -> None:
+        """Note what registered versions hold, at their first use: they must always hold that. Raises PreparationError if they don't."""
+        from tfjob.datasets.registered import note_contents  # noqa: PLC0415  # see above
+
+        for before, now in zip(asked, datasets, strict=True):
+            if now.registered is None or not now.marks or any(mark.startswith(_SEEN) for mark in before.marks):
+                continue
+            held = {source: (size, sha256) for _, source, size, sha256 in rows_of(now) if sha256}
+            try:
+                note_contents(now.registered, self.registry, held)
+            except (OSError, NotFound, UsageError):  # removed meanwhile, or a full disk: the next use will
+                continue
+            except PreparationError:
+                if not all(mark.startswith(SHA256) for mark in before.marks):  # it is what was asked for, then
+                    raise
 
     def _copy(self, dataset: DatasetPlan) -> None:
         """Copy files of this machine for each task, and refuse what is not what was planned: also a change that leaves the size."""
@@ -343,58 +342,6 @@ def _changed(dataset: DatasetPlan, change: str) -> PreparationError:
     )
 
 
-def _has_local(dataset: DatasetPlan) -> bool:
-    return not dataset.marks or any(not is_address(source) for source, _, _ in dataset.files)
-
-
-def _is_large(dataset: DatasetPlan) -> bool:
-    """Whether all of a dataset are web addresses, too many to be asked at each use, and the tasks share its tree."""
-    return (
-        dataset.mode == "mount"
-        and bool(dataset.marks)
-        and dataset.file_count > addresses.MANY
-        and all(is_web(source) for source, _, _ in dataset.files)
-    )
-
-
-@lru_cache(4)
-def _asked(dataset: DatasetPlan) -> str:
-    """What tells this dataset, as it is asked for, from any other."""
-    return digest_of([dataset.digest, [source for source, _, _ in dataset.files]])
-
-
 def _leads_to_directory(link: Path, cache: Cache) -> bool:
     """Whether a dataset is a link, and not to a tree of the cache but to a directory of the user's."""
     return link.is_symlink() and not os.readlink(link).startswith(f"{cache.root}/")
-
-
-def _as_tree(dataset: DatasetPlan) -> bool:
-    """Whether the dataset's files are put together in the cache: those that are there, and many that would be linked one by one."""
-    return bool(dataset.marks) or (dataset.mode == "mount" and dataset.file_count >= _MANY)
-
-
-def _wanted(dataset: DatasetPlan, rerun_of: str) -> Iterator[Wanted]:
-    from tfjob.datasets.wanted import Wanted  # noqa: PLC0415  # see above
-
-    of = dataset.registered or f"dataset {dataset.name}"
-    for (source, _, size), mark in zip(dataset.files, dataset.marks, strict=True):
-        if is_address(source):
-            yield Wanted(source, size, mark, of, rerun_of)
-
-
-def _rows(dataset: DatasetPlan) -> Iterator[tuple[str, str, int, str]]:
-    """Name, source, bytes and SHA-256 (empty for a file of this machine) of every file."""
-    marks = dataset.marks or ("",) * len(dataset.files)
-    for (source, name, size), mark in zip(dataset.files, marks, strict=True):
-        yield name, source, size, mark.removeprefix(SHA256) if mark.startswith(SHA256) else ""
-
-
-def _fetched(dataset: DatasetPlan, known: dict[str, tuple[int, str]]) -> DatasetPlan:
-    found = with_marks(DatasetFiles(dataset.files, dataset.digest, dataset.marks), known)
-    return replace(
-        dataset,
-        files=found.files,
-        marks=found.marks,
-        digest=found.digest,
-        size_bytes=sum(size for _, _, size in found.files),
-    )

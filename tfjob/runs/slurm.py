@@ -79,7 +79,6 @@ class SlurmSupervision(Supervision):
         if self._record.state not in ("Scaling", "Running"):
             self._chronicle.enter("Scaling")
         self._handle = handle = self._submit(plan, run)
-        self._pin_data()
         if self._slurm.makes_work:
             self._finish_others()
         if before is None:

@@ -188,12 +188,6 @@ class Supervision:
             self._handle = engine.start(plan, run, self._allocation, prepared, self._waiting)
             self._chronicle.progress(described(plan, self._allocation))
             self._chronicle.enter("Running")
-        self._pin_data()
-
-    def _pin_data(self) -> None:
-        """Note what datasets hold that are used for the first time, now that they are used."""
-        if self._data is not None:
-            self._data.pin(self._plan)
 
     def _prepare_data(self) -> Plan:
         """Have the datasets at hand; the plan, which is returned, and the record then say what they hold."""
@@ -219,7 +213,6 @@ class Supervision:
                 f"the machine {before.host} was restarted while the run was running", "Run it again: tfjob rerun."
             )
         self._chronicle.note("its tasks were found running and adopted")
-        self._pin_data()
 
     def _adopt_quietly(self) -> None:
         """Take over what may still run, only to end it."""

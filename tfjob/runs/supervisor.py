@@ -106,7 +106,8 @@ def _supervision(run: RunDirectory, logins: Logins | None) -> Supervision:
         return prepare_environment(plan, run, store, environ, progress, elsewhere=_elsewhere(plan, engine))
 
     here = engine.shares_run_directory and (plan.slurm is None or plan.slurm.login is None)
-    data = _data(plan, run, workspace, here=here) if plan.datasets else None
+    is_first = record.supervisor is None
+    data = _data(plan, run, workspace, here=here, is_first=is_first) if plan.datasets else None
     if plan.slurm is not None:
         from tfjob.engines.slurm.engine import SlurmEngine  # noqa: PLC0415  # only for its targets
         from tfjob.runs.slurm import SlurmSupervision  # noqa: PLC0415  # the same
@@ -149,7 +150,7 @@ def _shared(plan: Plan) -> Path | None:
     return Path(directory) if directory is not None else None
 
 
-def _data(plan: Plan, run: RunDirectory, workspace: Workspace, *, here: bool) -> RunData:
+def _data(plan: Plan, run: RunDirectory, workspace: Workspace, *, here: bool, is_first: bool) -> RunData:
     from tfjob.datasets.cache import Cache  # noqa: PLC0415  # only jobs with data pay for it
     from tfjob.datasets.wanted import Settings  # noqa: PLC0415
     from tfjob.runs.data import RunData  # noqa: PLC0415
@@ -165,7 +166,8 @@ def _data(plan: Plan, run: RunDirectory, workspace: Workspace, *, here: bool) ->
         here=here,
         nodes_fetch=plan.cluster is not None,
     )
-    data.foresee()
+    if is_first:  # another may have nothing to fetch
+        data.foresee()
     return data
 
 
