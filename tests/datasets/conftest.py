@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import os
 import ssl
 import subprocess
 from collections.abc import Iterator
@@ -41,3 +42,18 @@ def secure(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Iterator[WebServe
     with web_server(context) as server:
         yield server
     module._tls.cache_clear()
+
+
+@pytest.fixture
+def small(tmp_path: Path) -> Iterator[Path]:
+    """A disk of 2 MiB."""
+    if os.geteuid():
+        pytest.skip("needs root: a small file system is mounted")
+    (tmp_path / "small").mkdir()
+    mounted = subprocess.run(
+        ["mount", "-t", "tmpfs", "-o", "size=2m", "tmpfs", tmp_path / "small"], capture_output=True, check=False
+    )
+    if mounted.returncode:
+        pytest.skip(f"tmpfs can't be mounted here: {mounted.stderr.decode()}")
+    yield tmp_path / "small"
+    subprocess.run(["umount", "-l", tmp_path / "small"], check=True)

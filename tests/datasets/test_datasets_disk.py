@@ -4,8 +4,6 @@ from __future__ import annotations
 
 import hashlib
 import os
-import subprocess
-from collections.abc import Iterator
 from pathlib import Path
 from typing import TYPE_CHECKING
 
@@ -23,21 +21,6 @@ from tfjob.planning.plan import DatasetPlan
 
 if TYPE_CHECKING:
     from web_server import WebServer
-
-
-@pytest.fixture
-def small(tmp_path: Path) -> Iterator[Path]:
-    """A disk of 2 MiB."""
-    if os.geteuid():
-        pytest.skip("needs root: a small file system is mounted")
-    (tmp_path / "small").mkdir()
-    mounted = subprocess.run(
-        ["mount", "-t", "tmpfs", "-o", "size=2m", "tmpfs", tmp_path / "small"], capture_output=True, check=False
-    )
-    if mounted.returncode:
-        pytest.skip(f"tmpfs can't be mounted here: {mounted.stderr.decode()}")
-    yield tmp_path / "small"
-    subprocess.run(["umount", "-l", tmp_path / "small"], check=True)
 
 
 @pytest.mark.root

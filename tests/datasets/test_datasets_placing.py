@@ -76,6 +76,35 @@ def test_the_others_copy_too(data: Path, tmp_path: Path, monkeypatch: pytest.Mon
     assert local_digest(found.files, times) == found.digest
 
 
+def test_what_the_others_read_is_read_by_each_for_itself(
+    data: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(os, "sched_getaffinity", lambda _: {0, 1, 2, 3})
+    files, times_bytes = find_files([str(data)]).files, 8 * 201
+    for number in range(10):
+        into = tmp_path / str(number)
+        into.mkdir()
+        with (
+            placing._shared(times_bytes, marshal.dumps((str(into), files))) as shared,
+            placing._turns(files) as turns,
+            placing._others(3, turns, shared, len(files)) as others,
+        ):
+            while any(other.poll() is None for other in others):
+                os.lseek(shared, 0, os.SEEK_END)  # where one of them is that has read all
+            assert [other.returncode for other in others] == [0, 0, 0]
+        assert contents(into) == contents(data)
+
+
+def test_four_copy_and_nobody_dies(data: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(os, "sched_getaffinity", lambda _: {0, 1, 2, 3})
+    files = find_files([str(data)]).files
+    for number in range(20):
+        into = tmp_path / str(number)
+        into.mkdir()
+        assert len(placing._copy_together(files, str(into), 3)) == 201
+        assert contents(into) == contents(data)
+
+
 def test_every_file_is_in_one_turn(data: Path) -> None:
     files = find_files([str(data)]).files
     with placing._turns(files) as turns:
@@ -106,6 +135,52 @@ def test_copies_lie_apart_on_a_disk_of_ext4(data: Path, tmp_path: Path) -> None:
     if not kind.startswith("ext"):
         pytest.skip(f"{tmp_path} is not on ext4")
     assert "T" in shown.split()[0]
+
+
+def test_the_directory_above_copies_keeps_the_attributes_it_has(tmp_path: Path) -> None:
+    above = tmp_path / "main"
+    above.mkdir()
+    if shutil.which("chattr") is None:
+        pytest.skip("chattr is missing (apt install e2fsprogs)")
+    if subprocess.run(["chattr", "+dA", above], capture_output=True, check=False).returncode:
+        pytest.skip(f"directories have no attributes in {tmp_path}")
+
+    def attributes() -> set[str]:
+        shown = subprocess.run(["lsattr", "-d", above], capture_output=True, text=True, check=True).stdout
+        return set(shown.split()[0])
+
+    before = attributes()
+    placing._make_apart(above / "d")
+    assert {"d", "A"} <= before
+    assert attributes() - {"T"} == before
+
+
+@pytest.mark.root
+@pytest.mark.parametrize("kind", ["tmpfs", "overlay"])
+def test_copies_lie_well_where_directories_have_no_such_attribute(
+    data: Path, small: Path, tmp_path: Path, kind: str
+) -> None:
+    (data / "deep" / "er" / os.fsdecode(b"caf\xe9")).write_bytes(b"small")
+    place_ = small
+    if kind == "overlay":
+        place_ = tmp_path / "over"
+        for directory in (place_, tmp_path / "lower" / "run", small / "upper", small / "work"):
+            directory.mkdir(parents=True)
+        parts = f"lowerdir={tmp_path}/lower,upperdir={small}/upper,workdir={small}/work"
+        done = subprocess.run(
+            ["mount", "-t", "overlay", "-o", parts, "overlay", place_], capture_output=True, text=True, check=False
+        )
+        if done.returncode:
+            pytest.skip(f"no overlay can be mounted here: {done.stderr.strip()}")
+    try:
+        into = place_ / "run" / "d"
+        for _ in range(2):
+            place(find_files([str(data)]).files, into, copy=True)
+            assert contents(into) == contents(data)
+            assert list(into.parent.iterdir()) == [into]
+    finally:
+        if kind == "overlay":
+            subprocess.run(["umount", "-l", place_], check=True)
 
 
 @pytest.mark.parametrize("number", [0, 100, 200])

@@ -162,14 +162,21 @@ def main() -> None:
     gc.disable()  # it makes no garbage, and would look through the rows of all files
     turns, shared, count = map(int, sys.argv[2:])
     _thread.start_new_thread(_end_with_stdin, ())
-    with open(os.dup(shared), "rb") as file:
-        file.seek(8 * count)
-        into, files = marshal.loads(file.read())  # noqa: S302  # who has started this has written it
+    into, files = marshal.loads(_read(shared, 8 * count))  # noqa: S302  # who has started this has written it
     try:
         Copier(into).take_turns(files, turns, shared)
     except NotCopied as failure:
         os.write(1, marshal.dumps((failure.source, failure.reason)))
     os._exit(0)
+
+
+def _read(shared: int, start: int) -> bytes:
+    """What is in the file from `start` on. Its offset is that of all who have the file open: nobody may use it."""
+    pieces = []
+    while piece := os.pread(shared, os.fstat(shared).st_size - start, start):  # 2 GiB at once at most
+        pieces.append(piece)
+        start += len(piece)
+    return b"".join(pieces)
 
 
 def _end_with_stdin() -> None:

@@ -2,11 +2,12 @@
 
 from __future__ import annotations
 
+import errno
 import os
-import tempfile
 from collections.abc import Callable, Iterable, Iterator, Sequence
 from pathlib import Path
 
+from tfjob.datasets.beside import beside
 from tfjob.datasets.cache import Cache
 from tfjob.datasets.copying import File, NotCopied
 from tfjob.datasets.fetch import fetch
@@ -46,7 +47,9 @@ def export(
             for some in _portions(files):
                 _copy(some, target)
         except OSError as error:
-            raise UsageError(f"{error.filename or target} can't be written: {error.strerror or error}") from error
+            raise UsageError(
+                f"{error.filename2 or error.filename or target} can't be written: {error.strerror or error}"
+            ) from error
     return sum(size for _, _, size in files)
 
 
@@ -82,11 +85,12 @@ def _portions(files: Iterable[File]) -> Iterator[list[File]]:
         yield portion
 
 
-def _copy(files: Sequence[File], target: Path) -> None:
-    """Copy files to a directory beside their place, and move them there when they are whole."""
-    with tempfile.TemporaryDirectory(dir=target, prefix=".tfjob-") as directory:
-        fresh = Path(directory, "new")
-        fresh.mkdir()
+def _copy(files: Sequence[File], target: Path, *, is_beside: bool = False) -> None:
+    """Copy files to a directory beside their place, and move them there when they are whole.
+
+    `is_beside`: they are such copies, but on another file system.
+    """
+    with beside(target) as fresh:
         try:
             copy_files(files, fresh)
         except NotCopied as failure:
@@ -95,15 +99,40 @@ def _copy(files: Sequence[File], target: Path) -> None:
             if not os.access(failure.source, os.R_OK):
                 raise PreparationError(f"{failure.source} can't be read: {failure.reason}") from failure
             raise UsageError(f"{target} can't be written: {failure.reason}") from failure
-        _move(str(fresh), str(target))
+        _move(str(fresh), str(target), is_beside=is_beside)
 
 
-def _move(directory: str, to: str) -> None:
-    """Move what is in a directory to another, where it may replace files: what is not there yet as a whole."""
+def _move(directory: str, to: str, *, is_beside: bool) -> None:
+    """Move what is in a directory to another, where it may replace files: what is not there yet as a whole.
+
+    The other may be on another file system (a mount, or a link): what is to go there is copied there first. Unless it was,
+    as `is_beside` says.
+    """
+    elsewhere: list[str] = []
     with os.scandir(directory) as entries:
         for entry in entries:
             target = os.path.join(to, entry.name)
             if entry.is_dir() and os.path.isdir(target):
-                _move(entry.path, target)
-            else:
+                _move(entry.path, target, is_beside=is_beside)
+                continue
+            try:
                 os.replace(entry.path, target)
+            except OSError as error:
+                if error.errno == errno.EXDEV and not is_beside:
+                    elsewhere.append(entry.name)
+                elif error.errno in {errno.ENOTEMPTY, errno.EEXIST}:  # another download has just made the directory
+                    _move(entry.path, target, is_beside=is_beside)
+                else:
+                    raise
+    if elsewhere:
+        _copy(tuple(_files(directory, elsewhere)), Path(to), is_beside=True)
+
+
+def _files(directory: str, names: Iterable[str]) -> Iterator[File]:
+    """The files that are, or lie below, what has these names in a directory."""
+    for name in names:
+        path = f"{directory}/{name}"
+        if os.path.isdir(path):
+            yield from _files(directory, [f"{name}/{below}" for below in os.listdir(path)])
+        else:
+            yield path, name, os.stat(path).st_size
