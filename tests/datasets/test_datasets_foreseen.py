@@ -7,6 +7,7 @@ from pathlib import Path
 
 import pytest
 from datasets.test_datasets_workers import children
+from support import eventually
 from web_server import Status, WebServer
 
 from tfjob.datasets.cache import Cache
@@ -47,7 +48,7 @@ def test_what_fetches_is_started_before_it_is_needed_and_ends_with_it(
 ) -> None:
     data = data_of(put(web, 300), tmp_path, cache, "run-1")
     data.foresee()
-    assert children() != []
+    eventually(lambda: children() != [], "what fetches has become the program")
     fetched, _ = data.prepare(lambda _: None)
     assert children() == []
     mounted = tmp_path / "run-1" / "datasets" / "d"

@@ -546,7 +546,9 @@ def test_servers_with_tls_that_fall_silent_are_not_waited_for(
 
 def test_processes_that_wait_are_taken_first_and_the_others_end(web: WebServer, cache: Cache) -> None:
     waiting = standby.Standby()
-    waiting.start(standby.process_count(60, MANY) + 2)
+    count = standby.process_count(60, MANY) + 2
+    waiting.start(count)
+    eventually(lambda: len(children()) == count, "all have become the program")
     before = children()
     urls = put(web)
     with cache.filling():
