@@ -139,6 +139,20 @@ def test_a_job_that_was_preempted_and_ended_in_order_is_told_so(site: Site) -> N
     assert (view.end.outcome, view.end.kind) == ("failed", "preempted")
 
 
+@pytest.mark.parametrize("state", ["CANCELLED", "TIMEOUT", "PREEMPTED", "NODE_FAIL", "FAILED", ""])
+@pytest.mark.parametrize(("outcome", "kind"), [("completed", None), ("failed", "failure")])
+def test_a_job_that_slurm_killed_while_its_nodes_cleared_up_ended_as_it_had(
+    site: Site, state: str, outcome: str, kind: str | None
+) -> None:
+    site.reports(phase="ending", end={"outcome": outcome, "message": "as it was", "task": None, "kind": kind})
+    site.says("RUNNING")
+    assert site.look().stage == "running"  # something may still be left on its nodes
+    site.says(state)
+    view = site.look()
+    assert view.end is not None
+    assert (view.stage, view.end.outcome, view.end.kind, view.end.message) == ("over", outcome, kind, "as it was")
+
+
 def test_a_job_that_slurm_forgot_left_no_word(site: Site) -> None:
     site.reports(phase="running")
     view = site.look()

@@ -249,9 +249,13 @@ class SlurmEngine:
         """Slurm calls the job over. Its program's last word may take a moment to be seen here; some ends it can't tell of."""
         now = time.monotonic()
         handle.over_since = handle.over_since or now
+        verdict = report.verdict if report else None
         says_itself = end.kind in (None, "failure")
-        if says_itself and (report is None or report.end is None) and now - handle.over_since < _LAST_WORD_S:
+        is_awaited = verdict is not None or (says_itself and (report is None or report.end is None))
+        if is_awaited and now - handle.over_since < _LAST_WORD_S:
             return JobView("running", report)
+        if verdict is not None:  # it was killed while nodes cleared up
+            return JobView("over", report, end=verdict)
         if says_itself and report is not None and report.end is not None:
             end = (
                 report.end
