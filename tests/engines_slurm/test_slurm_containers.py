@@ -365,6 +365,29 @@ def test_a_cancel_waits_for_a_node_that_takes_long_to_clear_up(site_of: Callable
     site.no_process_is_left(run)
 
 
+def test_a_run_that_slurm_kills_while_a_node_clears_up_ended_as_it_had(site_of: Callable[[str], Site]) -> None:
+    """One node has failed; the other, which was still unpacking, takes long to clear up."""
+    enroot = """
+    case $1 in
+    create)
+        if mkdir {tools}/slow 2>/dev/null; then uname -n >{tools}/slow/name; exec sleep 1000; fi
+        until [ -s {tools}/slow/name ]; do sleep 0.05; done; echo "no room"; exit 1;;
+    remove)
+        if [ "$(cat {tools}/slow/name)" = "$(uname -n)" ]; then trap '' TERM; touch {tools}/clears; exec sleep 1000; fi;;
+    esac
+    """
+    site, tools = with_tools(site_of, enroot=enroot, mksquashfs="touch $2")
+    run = site.submit("true", nodes=2)
+    eventually((tools / "clears").exists, "the command that clears up", 60)
+    job = job_of(site.tfjob, run)
+    site.slurm.run("scancel", "--batch", "--signal=KILL", job)  # what Slurm kills first is for it to choose
+    site.slurm.run("scancel", job)
+    record = ended(site.tfjob, run, exit_code=4)
+    assert record["state"] == "Failed"
+    assert record["failure"]["message"].endswith("enroot could not unpack the image: no room")
+    site.no_process_is_left(run)
+
+
 def with_tools(site_of: Callable[[str], Site], **texts: str) -> tuple[Site, Path]:
     """A site of enroot's whose nodes have these commands before any other, and where those lie. It has made no image file."""
     site = site_of("pyxis")

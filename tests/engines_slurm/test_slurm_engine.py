@@ -6,6 +6,7 @@ import json
 import os
 import time
 from pathlib import Path
+from types import SimpleNamespace
 from typing import Any
 
 import pytest
@@ -137,6 +138,52 @@ def test_a_job_that_was_preempted_and_ended_in_order_is_told_so(site: Site) -> N
     view = site.look()
     assert view.end is not None
     assert (view.end.outcome, view.end.kind) == ("failed", "preempted")
+
+
+@pytest.mark.parametrize("state", ["CANCELLED", "TIMEOUT", "PREEMPTED", "NODE_FAIL", "FAILED", ""])
+@pytest.mark.parametrize(("outcome", "kind"), [("completed", None), ("failed", "failure")])
+def test_a_job_that_slurm_killed_while_its_nodes_cleared_up_ended_as_it_had(
+    site: Site, state: str, outcome: str, kind: str | None
+) -> None:
+    site.reports(phase="ending", end={"outcome": outcome, "message": "as it was", "task": None, "kind": kind})
+    site.says("RUNNING")
+    assert site.look().stage == "running"  # something may still be left on its nodes
+    site.says(state)
+    view = site.look()
+    assert view.end is not None
+    assert (view.stage, view.end.outcome, view.end.kind, view.end.message) == ("over", outcome, kind, "as it was")
+
+
+class TestStopping:
+    @pytest.fixture
+    def moments(self, monkeypatch: pytest.MonkeyPatch) -> list[float]:
+        """The moments that pass while the engine waits: the clock goes by what it sleeps."""
+        past: list[float] = []
+        monotonic, now = time.monotonic(), time.time()
+        clock = SimpleNamespace(
+            sleep=past.append, monotonic=lambda: monotonic + sum(past), time=lambda: now + sum(past)
+        )
+        monkeypatch.setattr("tfjob.engines.slurm.engine.time", clock)
+        monkeypatch.setattr("tfjob.engines.slurm.queue.time", clock)
+        return past
+
+    @pytest.mark.parametrize("state", ["NODE_FAIL", "CANCELLED", ""])
+    def test_a_job_that_is_gone_is_not_waited_for(self, site: Site, moments: list[float], state: str) -> None:
+        site.reports(phase="ending")
+        site.says(state)
+        (site.bin / "squeue").rename(site.bin / "later")
+        site.says("RUNNING")
+        commands(site.bin, scancel=f"cp {site.bin}/later {site.bin}/squeue")  # gone as soon as it was asked to end
+        handle = site.engine.submit(site.plan, site.run)
+        site.engine.stop(handle, 30.0)
+        assert handle.view.stage == "over"
+        assert sum(moments) < 15
+
+    def test_one_that_clears_up_is(self, site: Site, moments: list[float]) -> None:
+        site.says("RUNNING")
+        site.reports(phase="ending")
+        site.engine.stop(site.engine.submit(site.plan, site.run), 0.0)
+        assert sum(moments) > 150
 
 
 def test_a_job_that_slurm_forgot_left_no_word(site: Site) -> None:

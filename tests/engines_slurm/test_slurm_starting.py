@@ -1,4 +1,4 @@
-"""The program of a job's first node before its tasks run, with a srun that is a script."""
+"""The program of a job's first node before its tasks run and after, with a srun that is a script."""
 
 from __future__ import annotations
 
@@ -97,4 +97,132 @@ def test_preparing_has_an_end(attempt: Attempts, monkeypatch: pytest.MonkeyPatch
     monkeypatch.setattr(made, "take", take)
     with pytest.raises(batch.Ended, match="not every node's program started"):
         made.watch()
-    made.close_step()
+    module("closing").close_step(made)
+
+
+def test_what_had_come_of_it_is_written_before_the_nodes_are_waited_for(
+    attempt: Attempts, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    made = attempt({})
+    kept = {}
+
+    def close_step(made: Any) -> None:
+        made.step.input.close()
+        kept.update(json.loads((tmp_path / "run" / "slurm" / "state.json").read_text()))
+
+    monkeypatch.setattr(module("closing"), "close_step", close_step)
+    (tmp_path / "run" / "cancel").write_text("enough")
+    made.go()
+    assert (kept["phase"], kept["end"]["outcome"], kept["end"]["message"]) == ("ending", "canceled", "enough")
+
+
+class TestClearingUp:
+    """A node says that it clears up, and does not end for that long."""
+
+    @pytest.fixture
+    def clearing(self, attempt: Attempts, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Iterator[Any]:
+        """An attempt whose srun ends by a signal alone; `looks` counts how often it was waited for."""
+        commands(tmp_path / "bin", srun="exec sleep 1000")
+        monkeypatch.setattr(module("closing"), "CLOSING", ((None, 0.0), (signal.SIGTERM, 60.0)))
+        made = attempt({})
+        made.is_ending, made.looks, made.then = True, 0, lambda: None
+
+        def take(_wait_s: float) -> None:
+            made.hear(b'{"clearing": "n1: clears up", "node": 0}')
+            made.looks += 1
+            if made.looks == 20:
+                made.then()
+            if made.looks > 500:
+                pytest.fail("it is waited for")
+            module("batch").time.sleep(0.001)
+
+        monkeypatch.setattr(made, "take", take)
+        made.cleared = module("batch").time.monotonic()
+        yield made
+        made.step.send(signal.SIGKILL)
+
+    def closes(self, made: Any) -> None:
+        module("closing").close_step(made)
+        assert os.WTERMSIG(made.step.poll()) == signal.SIGTERM
+
+    @pytest.mark.parametrize("number", [signal.SIGTERM, signal.SIGINT, signal.SIGHUP])
+    def test_it_is_waited_for_until_slurm_ends_the_job(self, clearing: Any, number: int) -> None:
+        clearing.then = lambda: clearing.on_signal(number)
+        self.closes(clearing)
+        assert clearing.looks >= 20
+
+    def test_or_until_a_node_has_that_signal(self, clearing: Any) -> None:
+        clearing.then = lambda: clearing.hear(b'{"signal": 15, "node": 0}')
+        self.closes(clearing)
+        assert clearing.looks >= 20
+
+    def test_a_request_to_end_that_comes_then_changes_nothing(self, clearing: Any) -> None:
+        clearing.then = lambda: clearing.on_signal(signal.SIGUSR2)
+        with pytest.raises(pytest.fail.Exception, match="it is waited for"):
+            self.closes(clearing)
+
+    def test_and_never_past_the_time_limit(self, clearing: Any, monkeypatch: pytest.MonkeyPatch) -> None:
+        monkeypatch.setattr(module("slurm"), "time_left_s", lambda: module("closing").LIMIT_MARGIN_S)
+        self.closes(clearing)
+
+    @pytest.mark.parametrize(
+        ("outcome", "kind", "is_hurried"),
+        [("slurm", "preempted", True), ("failed", "time_limit", True), ("failed", "failure", False)],
+    )
+    def test_not_where_slurm_ends_the_job_anyway(
+        self, attempt: Attempts, monkeypatch: pytest.MonkeyPatch, outcome: str, kind: str, *, is_hurried: bool
+    ) -> None:
+        made = attempt({})
+
+        def watch() -> None:
+            raise module("batch").Ended(outcome, "over", kind=kind)
+
+        monkeypatch.setattr(made, "watch", watch)
+        made.go()
+        assert made.is_hurried == is_hurried
+
+    def test_who_only_prepares_is_not_waited_for(self, clearing: Any, monkeypatch: pytest.MonkeyPatch) -> None:
+        clearing.cleared = 0.0
+        monkeypatch.setattr(clearing, "take", lambda _: clearing.hear(b'{"preparing": "n1: unpacks", "node": 0}'))
+        self.closes(clearing)
+        assert clearing.prepared > 0
+
+
+class TestStartedAgain:
+    """Slurm killed the program while it waited for its nodes, and starts the job again."""
+
+    def main(self, attempt: Attempts, tmp_path: Path, monkeypatch: pytest.MonkeyPatch, end: dict[str, Any]) -> Any:
+        """What it makes of it: what is left in the state file."""
+        batch = module("batch")
+        monkeypatch.setattr(batch, "FENCE_S", 0.0)
+        monkeypatch.setattr(signal, "signal", lambda *_: None)
+        made = attempt({})
+        made.step.input.close()
+        run = tmp_path / "run"
+        gang = {**made.gang, "retries": {"on": ["failure", "node_lost"], "most": 1}}
+        (run / "slurm" / "gang.json").write_text(json.dumps(gang))
+        state = module("state").State(str(run))
+        state.begin_end(end["outcome"], "as it was", None, end["kind"])
+        batch.main(str(run), None)
+        return json.loads((run / "slurm" / "state.json").read_text())
+
+    @pytest.mark.parametrize(
+        ("outcome", "kind"),
+        [("completed", None), ("failed", "preparation"), ("failed", "time_limit"), ("canceled", None)],
+    )
+    def test_what_had_come_of_it_stands(
+        self, attempt: Attempts, tmp_path: Path, monkeypatch: pytest.MonkeyPatch, outcome: str, kind: str | None
+    ) -> None:
+        left = self.main(attempt, tmp_path, monkeypatch, {"outcome": outcome, "kind": kind})
+        assert (left["phase"], left["attempt"], left["attempts"]) == ("over", 0, [])
+        assert (left["end"]["outcome"], left["end"]["kind"], left["end"]["message"]) == (outcome, kind, "as it was")
+
+    @pytest.mark.parametrize(
+        ("outcome", "kind"), [("failed", "failure"), ("slurm", "preempted"), ("slurm", "requeued")]
+    )
+    def test_or_is_tried_again_and_counted_as_what_it_was(
+        self, attempt: Attempts, tmp_path: Path, monkeypatch: pytest.MonkeyPatch, outcome: str, kind: str
+    ) -> None:
+        left = self.main(attempt, tmp_path, monkeypatch, {"outcome": outcome, "kind": kind})
+        assert left["attempt"] == 1
+        assert [one["end"]["kind"] for one in left["attempts"]] == [kind]

@@ -200,12 +200,17 @@ class SlurmEngine:
         handle.stopping = True
         began = time.monotonic()
         asked = handle.view.stage == "running" and self._client.signal(handle.job, "USR2")
-        wait_s = grace_s + 15
+        looked, wait_s = began, grace_s + 15
         while asked and time.monotonic() < began + wait_s:
             if (report := read_report(handle.run)) and report.is_over:
                 break
-            if report and report.phase == "ending":  # it knows how long it waits for its nodes to clear up
-                wait_s = grace_s + _ENDING_S
+            if time.monotonic() > looked + _QUICK_S:  # nobody says anything of a job that is gone
+                if self.look(handle).stage == "over":
+                    break
+                looked = time.monotonic()
+            # It knows how long it waits for its nodes to clear up; one that waits in the queue again waits for nothing.
+            ends = report is not None and report.phase == "ending" and handle.view.stage == "running"
+            wait_s = grace_s + (_ENDING_S if ends else 15)
             time.sleep(_POLL_S)
         else:
             self._client.cancel(handle.job)
@@ -249,9 +254,13 @@ class SlurmEngine:
         """Slurm calls the job over. Its program's last word may take a moment to be seen here; some ends it can't tell of."""
         now = time.monotonic()
         handle.over_since = handle.over_since or now
+        verdict = report.verdict if report else None
         says_itself = end.kind in (None, "failure")
-        if says_itself and (report is None or report.end is None) and now - handle.over_since < _LAST_WORD_S:
+        is_awaited = verdict is not None or (says_itself and (report is None or report.end is None))
+        if is_awaited and now - handle.over_since < _LAST_WORD_S:
             return JobView("running", report)
+        if verdict is not None:  # it was killed while nodes cleared up
+            return JobView("over", report, end=verdict)
         if says_itself and report is not None and report.end is not None:
             end = (
                 report.end

@@ -34,6 +34,8 @@ class End:
 class Report:
     """How a run is. `phase` is starting, running, ending, over, lost or failed; `attempt` counts from 0.
 
+    While the phase is ending, `end` is what has come of it, and the job's programs wait for the nodes to be done.
+
     `message` says what takes long while nodes are made ready.
     """
 
@@ -51,6 +53,11 @@ class Report:
     def is_over(self) -> bool:
         """Whether this is the last word of the job's programs."""
         return self.phase == "over"
+
+    @property
+    def verdict(self) -> End | None:
+        """What the run had come to by itself, if it had, before the job's programs were done with its nodes or were killed."""
+        return self.end if self.phase == "ending" and self.end is not None and self.end.outcome != "slurm" else None
 
 
 def read_report(run: RunDirectory) -> Report | None:

@@ -22,12 +22,13 @@ TYPE_CHECKING = False
 if TYPE_CHECKING:
     from typing import Any
 
-    from tfjob.engines.slurm.program import slurm
+    from tfjob.engines.slurm.program import closing, slurm
     from tfjob.engines.slurm.program.binding import adapt, bind, host, search_path, shares
     from tfjob.engines.slurm.program.state import State, read_reason, replace, write_json
     from tfjob.engines.slurm.program.step import Step, attempt_directory, word_of
     from tfjob.engines.slurm.program.verdict import absent, judge
 else:  # they lie beside this file
+    import closing
     import slurm
     from binding import adapt, bind, host, search_path, shares
     from state import State, read_reason, replace, write_json
@@ -42,9 +43,8 @@ FENCE_S = 4.0  # what a lost node's programs take to see that another attempt ha
 CANCEL_LOOK_S = 2.0
 DUE_LOOK_S = 3.0  # after the start, whose time is the tasks', for a warning that came before anybody listened
 END_MARGIN_S = 10.0  # before a time limit: to end in order, and to say so
-CLEAR_UP_S = 120.0  # for a node that says that it clears up; engine.py waits longer
-QUIET_S = 20.0  # of a node that does not say so any more
 STAY_S = 900.0
+RETRIED = ("failure", "node_lost")
 SIGNALS = (signal.SIGUSR1, signal.SIGUSR2, signal.SIGTERM, signal.SIGINT, signal.SIGHUP)
 
 
@@ -82,7 +82,9 @@ class Attempt:
         self.is_ending = False
         self.signaled = False  # a node's program was told by Slurm to end
         self.broken = ""  # why a node's container could not be started
+        self.is_hurried = False  # Slurm ends the job soon, whatever its nodes still do
         self.prepared = 0.0  # when a node last said that it prepares its container, monotonic
+        self.cleared = 0.0  # when one last said that it clears up after it, monotonic
         self.lock = threading.Lock()
         self.wakeup, self.wake = os.pipe()
         os.set_blocking(self.wake, False)
@@ -99,7 +101,9 @@ class Attempt:
             self.watch()
         except Ended as end:
             found = end
-        self.state.say(phase="ending", end=None)
+        # Slurm may kill this program before the nodes are done; what had come of the attempt is known all the same.
+        self.state.begin_end(found.outcome, found.message, found.task, found.kind)
+        self.is_hurried = found.outcome == "slurm" or found.kind == "time_limit"
         self.end_gang()
         self.state.put(self.statuses)
         return found
@@ -133,7 +137,7 @@ class Attempt:
             if not self.has_begun and len(self.ready) == self.gang["node_count"]:
                 self.begin()
             if not self.has_begun and now - max(began, min(self.prepared, began + PREPARE_S)) > START_S:
-                message = f"not every node's program started within {now - began:.0f} s: {self.step_log()}"
+                message = f"not every node's program started within {now - began:.0f} s: {self.step.last_words()}"
                 raise Ended("failed", message)
             self.state.put(self.statuses)
             if self.has_begun:
@@ -220,18 +224,20 @@ class Attempt:
             self.launch(word, node)
         elif "launched" in word:
             self.tell(word)
-        elif "preparing" in word:
+        elif "preparing" in word or "clearing" in word:
             self.prepared = time.monotonic()
+            if "clearing" in word:
+                self.cleared = self.prepared
             if not self.is_ending:
-                self.state.say(message=word["preparing"])
+                self.state.say(message=word.get("preparing") or word["clearing"])
         elif "broken" in word:
             self.broken = word["broken"]
 
     def on_signal(self, number: int) -> None:
         """Slurm's warning, tfjob's request, or an end that comes from outside."""
         if self.is_ending:
-            return
-        if number == signal.SIGUSR1:
+            self.is_hurried = self.is_hurried or number in (signal.SIGTERM, signal.SIGINT, signal.SIGHUP)
+        elif number == signal.SIGUSR1:
             self.is_due()
         elif number == signal.SIGUSR2:
             raise Ended("canceled", read_reason(self.run))
@@ -308,33 +314,7 @@ class Attempt:
                     break
                 self.take(0.05)
         self.tell("end")
-        self.close_step()
-
-    def close_step(self) -> None:
-        """Wait for the step to end: its programs kill what they started first."""
-        with self.lock:
-            try:
-                if self.step.input is not None:
-                    self.step.input.close()
-            except OSError:
-                pass  # what was not told yet has nobody to hear it
-            self.step.input = None
-        for number, wait_s in ((None, 10.0), (signal.SIGTERM, 5.0), (signal.SIGKILL, 5.0)):
-            if number is not None:
-                self.step.send(number)
-            began = now = time.monotonic()
-            while self.step.poll() is None and (
-                now < began + wait_s or (number is None and self.clears_up(now) and now < began + CLEAR_UP_S)
-            ):
-                self.take(0.02)
-                now = time.monotonic()
-            if self.step.poll() is not None:
-                break
-        self.drain()
-
-    def clears_up(self, now: float) -> bool:
-        """Whether a node says that it is still at its container: what it made of it is removed, which takes long on a slow disk."""
-        return now - self.prepared < QUIET_S
+        closing.close_step(self)
 
     def step_end(self) -> Ended:
         """What it means that the step is over before the gang was: Slurm ended it, or it never came to be."""
@@ -342,16 +322,7 @@ class Attempt:
         if end.outcome == "slurm" and end.kind:
             return end
         what = "the step of srun ended" if self.has_begun else "the step of srun could not be started"
-        return Ended("failed", "{} ({})".format(what, self.step_log() or "srun said nothing"), kind="node_lost")
-
-    def step_log(self) -> str:
-        """The last thing srun said."""
-        try:
-            with open(self.step.log, encoding="utf-8", errors="replace") as file:
-                lines = [line.strip() for line in file if line.strip()]
-        except OSError:
-            return ""
-        return "; ".join(lines[-3:])
+        return Ended("failed", "{} ({})".format(what, self.step.last_words() or "srun said nothing"), kind="node_lost")
 
     def tell(self, word: Any) -> None:
         """One line to every node's program."""
@@ -382,6 +353,12 @@ def main(run: str, first: Step | None) -> int:
     if state.was_lost and not state.may_try_again(retries, "node_lost"):
         state.finish("failed", "a node was lost, and no retry is left", kind="node_lost")
         return 1
+    verdict = state.verdict
+    if verdict and not (verdict["kind"] in RETRIED and state.may_try_again(retries, verdict["kind"])):
+        replace(os.path.join(run, "slurm", "attempt"), "over\n")
+        time.sleep(FENCE_S)
+        state.finish(verdict["outcome"], verdict["message"], task=verdict["task"], kind=verdict["kind"])
+        return 0 if verdict["outcome"] == "completed" else 1
     while True:
         end = Attempt(run, gang, state, first).go()
         first = None

@@ -58,6 +58,7 @@ class Container:
         self.errors = os.path.join(attempt, f"container-{self.index}.log")
         self.doing = ""
         self.is_given_up = False  # nothing is prepared any more
+        self.is_clearing = False  # what it made is removed
         for number in (signal.SIGTERM, signal.SIGINT, signal.SIGHUP):
             # By its settings Slurm signals every process of a step or the first alone (cgroup.conf(5),
             # SignalChildrenProcesses): this one says it too. The container ends in batch.py's order.
@@ -76,6 +77,7 @@ class Container:
                 try:
                     what = self.images(runtime, program).unpack(what, self.name)
                 except Trouble:
+                    self.is_clearing = True
                     self.remove(runtime, program, self.name)  # what there is of it
                     raise
             if runtime == "apptainer" and self.unpacks(program):
@@ -89,14 +91,14 @@ class Container:
         except Exception as error:  # whatever it is: a program that dies would look like a lost node
             if not isinstance(error, (Trouble, ValueError, OSError)):
                 traceback.print_exc()
-            self.doing = "clears up" if scratch else ""
+            self.is_clearing = bool(scratch)
             image.remove_tree(scratch)
-            self.doing = ""
+            self.doing, self.is_clearing = "", False
             if not self.is_given_up:  # batch.py knows why it is
                 self.say(broken=f"{os.uname().nodename}: {str(error) or type(error).__name__}")
             return 0  # batch.py ends the step, in its order
         code = container.wait()
-        self.doing = "clears up"
+        self.is_clearing = True
         self.remove(runtime, program, self.name)
         image.remove_tree(scratch)
         if code != 0 and not os.path.exists(os.path.join(self.attempt, f"container-{self.index}.started")):
@@ -257,7 +259,9 @@ class Container:
         """Say it again and again: batch.py waits as long as something happens."""
         while True:
             time.sleep(SAY_S)
-            if self.doing:
+            if self.is_clearing or (self.is_given_up and self.doing):
+                self.say(clearing=f"{os.uname().nodename}: clears up")
+            elif self.doing:
                 self.say(preparing=f"{os.uname().nodename}: {self.doing}")
 
     def say(self, **word: str) -> None:

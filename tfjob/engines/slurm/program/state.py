@@ -8,7 +8,8 @@
     nodes            name and address of each
     tasks            by name: state, started, listening, exit_code, signal, time, stopped, lost, out_of_memory
     message          what takes long while the nodes are made ready, or nothing
-    end              outcome (completed, failed, canceled, slurm), message, task, kind, time; null while it goes on
+    end              outcome (completed, failed, canceled, slurm), message, task, kind, time; null while it goes on. While the
+                     phase is ending it is known, and the nodes are not done yet
     attempts         those that failed and were followed by another: the same keys as they stood then
 """
 
@@ -51,6 +52,17 @@ class State:
         """Whether the attempt before was lost with a node, and Slurm has started the job again."""
         end = self.value["end"]
         return self.was_cut_off and (end is None or end["kind"] == "node_lost")
+
+    @property
+    def verdict(self) -> dict[str, Any] | None:
+        """What had come of the attempt before, by itself, when Slurm killed this program, which still waited for its nodes."""
+        found: dict[str, Any] | None = self.value["end"]
+        is_its_own = found is not None and found["outcome"] != "slurm"
+        return found if is_its_own and self.value["phase"] == "ending" else None
+
+    def begin_end(self, outcome: str, message: str, task: str | None, kind: str | None) -> None:
+        """The attempt has come to this, and its nodes are told to end."""
+        self.say(phase="ending", end=end(outcome, message, task, kind))
 
     def begin_attempt(self) -> int:
         """Put the attempt before away, if there was one, and begin another; returns its number."""

@@ -65,6 +65,15 @@ class Step:
                 self.status = status
         return self.status
 
+    def last_words(self) -> str:
+        """The last thing srun said."""
+        try:
+            with open(self.log, encoding="utf-8", errors="replace") as file:
+                lines = [line.strip() for line in file if line.strip()]
+        except OSError:
+            return ""
+        return "; ".join(lines[-3:])
+
     def send(self, number: int) -> None:
         """Signal srun, if it still runs."""
         if self.poll() is None:
