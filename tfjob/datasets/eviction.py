@@ -89,11 +89,11 @@ def evict(
 
 def _evict(cache: Cache, limit_bytes: int, coming: Collection[tuple[str, int]], *, dry_run: bool) -> Evicted:
     objects = {sha256: size for sha256, (size, _) in _objects(cache)}
-    needed = sum(max(size, 0) for sha256, size in coming if sha256 not in objects)
+    needed = sum([size for sha256, size in coming if size > 0 and sha256 not in objects])
     if coming and not needed:
         return Evicted()
     limit_bytes = max(limit_bytes - needed, 0)
-    wanted = {sha256 for sha256, _ in coming}
+    wanted = {sha256 for sha256, _ in coming} if objects else set()
     trees = sorted(_trees(cache), key=lambda tree: tree.last_used)
     users = Counter(sha256 for tree in trees for sha256 in tree.objects)
     total = sum(objects.values())

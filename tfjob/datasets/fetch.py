@@ -170,8 +170,11 @@ class _Crew:
         if not plain:
             self._workers.end()
             return
-        chosen = {one.wanted.source for one in plain}
-        self._missing = deque(one for one in self._missing if one.source not in chosen)
+        if len(plain) < len(self._missing):
+            chosen = {one.wanted.source for one in plain}
+            self._missing = deque(one for one in self._missing if one.source not in chosen)
+        else:
+            self._missing = deque()
         self._most = 1  # all other connections are those of the workers
         self._workers.begin(plain)
 

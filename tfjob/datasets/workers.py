@@ -56,8 +56,8 @@ def plain_files(wanted: Iterable[Wanted], settings: Settings) -> list[Plain]:
 
     All from one server come one after the other: its connections stay open, and what is noted of them lies side by side.
     """
-    small = [Plain(one, *split_address(one.source)) for one in sorted(wanted) if one.size <= LARGEST]
-    counts = Counter([one.origin for one in small])
+    small = [Plain(one, *split_address(one[0])) for one in sorted(wanted) if one[1] <= LARGEST]
+    counts = Counter([origin for _, origin, _ in small])
     good = {origin for origin, count in counts.items() if count * 3 >= settings.many and is_direct(origin)}
     chosen = small if len(good) == len(counts) else [one for one in small if one.origin in good]
     return chosen if len(chosen) >= settings.many else []

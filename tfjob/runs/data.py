@@ -262,7 +262,7 @@ class RunData:
         now = with_contents(dataset, held) if dataset.marks else dataset
         tree = self.cache.tree(list(rows_of(now)), grown)
         if is_large(dataset):
-            checked = min(come[source].checked or time.time() for source, _, _ in dataset.files)
+            checked = min([one.checked for one in come.values() if one.checked], default=time.time())
             path = self.cache.resolved(asked_for(dataset))
             path.parent.mkdir(exist_ok=True)
             text = dataset_text(now)  # it has a row for each file: written twice, it is made once

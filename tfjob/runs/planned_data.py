@@ -18,6 +18,7 @@ if TYPE_CHECKING:
 
 __all__ = ["as_tree", "asked_for", "has_local", "is_large", "rows_of", "wanted_of", "with_contents"]
 
+_PLAINLY_WEB: Final = ("https://", "http://")
 _MANY: Final = 256
 """Files from which on a mount is one link: to their directory, or to a tree of links in the cache, made once for all runs."""
 
@@ -33,7 +34,7 @@ def is_large(dataset: DatasetPlan) -> bool:
         dataset.mode == "mount"
         and bool(dataset.marks)
         and dataset.file_count > addresses.MANY
-        and all(is_web(source) for source, _, _ in dataset.files)
+        and all([source.startswith(_PLAINLY_WEB) or is_web(source) for source, _, _ in dataset.files])  # noqa: C419  # very many
     )
 
 
