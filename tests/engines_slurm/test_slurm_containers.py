@@ -345,7 +345,7 @@ def test_a_cancel_ends_what_prepares_a_container(site_of: Callable[[str], Site])
         site_of, enroot="true", mksquashfs="touch {tools}/made; echo $$ >{tools}/pid; exec sleep 1000"
     )
     run = site.submit("true")
-    eventually((tools / "pid").exists, "the command that makes the image", 60)
+    eventually((tools / "pid").exists, "the command that makes the image", 300)
     assert list(tools.glob("tfjob-image-*"))
     site.tfjob("cancel", run)
     assert ended(site.tfjob, run, exit_code=1)["state"] == "Canceled"
@@ -358,7 +358,7 @@ def test_a_cancel_waits_for_a_node_that_takes_long_to_clear_up(site_of: Callable
     enroot = f"case $1 in create) echo $$ >{{tools}}/pid; exec sleep 1000;; remove) {removes};; esac"
     site, tools = with_tools(site_of, enroot=enroot, mksquashfs="touch $2")
     run = site.submit("true")
-    eventually((tools / "pid").exists, "the command that unpacks the image", 60)
+    eventually((tools / "pid").exists, "the command that unpacks the image", 300)
     site.tfjob("cancel", run)
     assert ended(site.tfjob, run, exit_code=1)["state"] == "Canceled"
     assert (tools / "removed").exists()
@@ -378,7 +378,7 @@ def test_a_run_that_slurm_kills_while_a_node_clears_up_ended_as_it_had(site_of: 
     """
     site, tools = with_tools(site_of, enroot=enroot, mksquashfs="touch $2")
     run = site.submit("true", nodes=2)
-    eventually((tools / "clears").exists, "the command that clears up", 60)
+    eventually((tools / "clears").exists, "the command that clears up", 300)
     job = job_of(site.tfjob, run)
     site.slurm.run("scancel", "--batch", "--signal=KILL", job)  # what Slurm kills first is for it to choose
     site.slurm.run("scancel", job)

@@ -24,8 +24,10 @@ TIMEOUT_S = 30.0
 """So long an answer is waited for."""
 _ALIVE_S: Final = 15
 """So often the server is told something: what is between may forget a connection that is silent."""
-_LETTING_IN: Final = threading.BoundedSemaphore(8)
-"""So many connections are begun at once: past 10 that it has not let in yet, a server drops some (sshd_config(5), MaxStartups)."""
+_LETTING_IN: Final = threading.BoundedSemaphore(4)
+"""So many connections are begun at once: past 10 that it has not let in yet, a server drops some (sshd_config(5), MaxStartups).
+
+It may take a moment longer than its client to see that one was let in."""
 _GLOBAL_HOSTS = "/etc/ssh/ssh_known_hosts"
 
 
