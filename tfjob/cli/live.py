@@ -220,7 +220,7 @@ def watched(run: RunDirectory) -> Iterator[None]:
     try:
         yield
     except (OSError, NotFound):
-        if run.path.is_dir():
+        if run.record.exists():
             raise
         raise NotFound(
             f"the directory of run {run.id} was removed while the run was followed",
