@@ -218,7 +218,7 @@ class TestStopping:
         assert other.poll()["main"].state == "running"
 
     def test_ends_what_a_task_that_is_over_left(self, bench: MakeBench) -> None:
-        run = bench(task(f"setsid -f bash -c 'echo $$ >away; {FOREVER}'; until [ -e away ]; do sleep 0.02; done"))
+        run = bench(task(f"setsid -f bash -c 'echo $$ >away; {FOREVER}'; until [ -s away ]; do sleep 0.02; done"))
         run.start()
         assert ended(run)["main"].exit_code == 0
         assert not run.lives(int(wrote(run, "away")))

@@ -261,11 +261,8 @@ class TestOnAnEngine:
     def test_what_takes_long_goes_on_by_addresses_signed_anew(
         self, api: DockerApi, test_base: str, web: WebServer, monkeypatch: pytest.MonkeyPatch
     ) -> None:
-        old = web.put("old", CONTENT, Cut(3), Status(403))
-        signed = [old, web.put("new", CONTENT)]
-        monkeypatch.setattr(
-            "tfjob.datasets.stores.signed_address", lambda *_: signed.pop(0) if signed[1:] else signed[0]
-        )
+        old, new = web.put("old", CONTENT, Cut(3), Status(403)), web.put("new", CONTENT)
+        monkeypatch.setattr("tfjob.datasets.stores.signed_address", lambda *_: new if web.asked("old") else old)
         for name, value in {"_SAY_S": 0.1, "_ANEW_S": 0.1}.items():
             monkeypatch.setattr(module, name, value)
         one = fetching("s3://bucket/a", image=test_base)
