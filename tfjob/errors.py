@@ -11,8 +11,9 @@
     │   ├── NodeLost           5   a node that the run had can't be reached any more
     │   └── TargetRefused      5   it said no, or does not exist: waiting for it does not help
     ├── RunFailed              1   the run itself ended in Failed or Canceled
-    ├── TimedOut             124   `tfjob wait --timeout` ran out (the code of coreutils' timeout)
-    └── Interrupted          130   the person (or the CI system) stopped the command
+    └── TimedOut             124   `tfjob wait --timeout` ran out (the code of coreutils' timeout)
+
+    Interrupted              130   the person (or the CI system) stopped the command
 
 An error carries a message (what was found) and a hint (what to do). Errors of libraries are translated
 to these only in the module that imports the library. Anything else is a bug and shows its traceback.
@@ -137,7 +138,16 @@ class TimedOut(TfjobError):
     exit_code = ExitCode.TIMED_OUT
 
 
-class Interrupted(TfjobError):
-    """The person or the CI system interrupted the command."""
+class Interrupted(BaseException):
+    """The person or the CI system interrupted the command.
+
+    It is raised wherever the command is just then, and is no error of what that does: who goes on after one must not go on
+    after this.
+    """
 
     exit_code = ExitCode.INTERRUPTED
+
+    def __init__(self, message: str, hint: str = "") -> None:
+        super().__init__(message)
+        self.message = message
+        self.hint = hint

@@ -9,10 +9,13 @@ from engines.engine_bench import plan, task
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
+from tfjob.errors import Interrupted
 from tfjob.rundir import RunDirectory
 from tfjob.runs.attempts import put_away
 from tfjob.runs.events import EventReader, append_event
+from tfjob.runs.find import try_recover
 from tfjob.runs.follow import Chunk, OutputReader, follow, tail_offsets
+from tfjob.runs.record import Record
 from tfjob.runs.tail import last_lines
 
 
@@ -187,3 +190,34 @@ def test_the_log_that_a_reader_has_just_opened_may_be_put_away(
         patched.setattr(Path, "open", open_late)
         found = [chunk.data for chunk in reader.read()]
     assert found == [b"first\n", b"second\n"]
+
+
+def test_output_comes_after_what_happened_before_it(run: RunDirectory, monkeypatch: pytest.MonkeyPatch) -> None:
+    """All of a short run may happen between a look at its events and one at its output."""
+    read = EventReader.read
+
+    def late(self: EventReader) -> list[dict[str, Any]]:
+        found = read(self)
+        if not run.log("main").exists():
+            append_event(run, "phase", phase="Running")
+            run.log("main").write_text("hello\n")
+            append_event(run, "phase", phase="Finalizing")
+            append_event(run, "state", state="Completed")
+        return found
+
+    monkeypatch.setattr(EventReader, "read", late)
+    items = [item for item in follow(run) if item is not None]
+    assert [item.data if isinstance(item, Chunk) else item.get("phase", item["event"]) for item in items] == [
+        *("Running", b"hello\n", "Finalizing", "state")
+    ]
+
+
+def test_an_interrupt_is_not_taken_for_a_run_that_cannot_be_recovered(
+    run: RunDirectory, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    def interrupted(*_: object) -> bool:
+        raise Interrupted("interrupted")
+
+    monkeypatch.setattr("tfjob.runs.starting.recover", interrupted)
+    with pytest.raises(Interrupted):
+        try_recover(run, Record("job-1", "job", "tf", "Running", "2026-01-31T12:00:00.000Z", str(run.path), "local"))

@@ -142,17 +142,17 @@ def _run(arguments: list[str]) -> int:
         return end.code if isinstance(end.code, int) else ExitCode.DONE
     except BrokenPipeError:  # whoever read the output has gone (`| head`)
         return ExitCode.DONE
-    except (TfjobError, OSError, RuntimeError) as error:
+    except (TfjobError, Interrupted, OSError, RuntimeError) as error:
         return _tell(error)
 
 
-def _tell(error: TfjobError | OSError | RuntimeError) -> int:
+def _tell(error: TfjobError | Interrupted | OSError | RuntimeError) -> int:
     """Put an error into words, and return its exit code. What the machine has not caused is raised again: it is a bug."""
     if isinstance(error, InvalidFile):
         count = len(error.problems)
         lines = [*map(str, error.problems), f"tfjob: {count} problem{'s' if count > 1 else ''}"]
         exit_code = error.exit_code
-    elif isinstance(error, TfjobError):
+    elif isinstance(error, (TfjobError, Interrupted)):
         lines, exit_code = [f"tfjob: {error.message}", f"  {error.hint}"], error.exit_code
     else:
         from tfjob.cli.system_errors import explain  # noqa: PLC0415  # only for this

@@ -9,7 +9,7 @@ import json
 import os
 import time
 from collections.abc import Collection, Iterable, Iterator
-from itertools import chain
+from itertools import takewhile
 from pathlib import Path
 from typing import Any, NamedTuple
 
@@ -64,7 +64,7 @@ def follow(
     next_check, quiet_s = 0.0, _FIRST_S
     while True:
         is_news = False
-        for item in chain(_in_order(events.read(), output), output.read()):
+        for item in _news(events, output):
             is_news = True
             quiet_s = _QUIET_S if isinstance(item, Chunk) else quiet_s
             yield item
@@ -204,6 +204,19 @@ def _tail_offset(log: Path, lines: int) -> int:
     return 0
 
 
+def _news(events: EventReader, output: OutputReader) -> Iterator[Item]:
+    """What has happened since the last call: before every piece of output, the events that came before it."""
+    yield from _in_order(events.read(), output)
+    for chunk in output.read():
+        meanwhile = events.read()
+        before = list(takewhile(lambda event: not _follows_output(event), meanwhile))
+        yield from before
+        yield chunk
+        if len(before) < len(meanwhile):
+            yield from _in_order(meanwhile[len(before) :], output)
+            return  # these have read on: what the loop was at is older
+
+
 def _in_order(events: Iterable[dict[str, Any]], output: OutputReader) -> Iterator[Item]:
     """The events; before those that end a part of the output, that part."""
     for event in events:
@@ -212,13 +225,18 @@ def _in_order(events: Iterable[dict[str, Any]], output: OutputReader) -> Iterato
             if event["attempt"] < (output.last or 1):
                 continue  # told again by a supervisor that took over
             output.last = event["attempt"]
-        if kind in {"state", "retry"} or event.get("phase") == "Finalizing":
+        if _follows_output(event):
             if _is_last(event):
                 output.last = None
             yield from output.read()
         if kind == "retry":
             output.last = event["attempt"] + 1
         yield event
+
+
+def _follows_output(event: dict[str, Any]) -> bool:
+    """Whether all that was printed before an event is shown before it."""
+    return event["event"] in {"state", "retry"} or event.get("phase") == "Finalizing"
 
 
 def _is_last(item: Item) -> bool:
