@@ -45,6 +45,9 @@ OBJECT_TIME_NS = 1_000_000_000 * 10**9
 """The time of change of every object: 2001-09-09T01:46:40Z. One with another time was written to."""
 
 _ASKED_AT_ONCE = 500
+_COLUMNS = 5
+_NOTED_AT_ONCE = 150
+"""Rows in one statement: SQLite before 3.32 takes 999 values. One by one, each would wait for Python's lock."""
 _TABLES = (
     (
         "create table if not exists addresses "
@@ -144,11 +147,12 @@ class Cache:
         with self._index() as index:
 
             def note(rows: Iterable[tuple[str, Known]]) -> None:
+                flat = [value for source, known in rows for value in (source, *known)]
                 with index:
-                    index.executemany(
-                        "insert or replace into addresses values (?, ?, ?, ?, ?)",
-                        [(source, *known) for source, known in rows],
-                    )
+                    for start in range(0, len(flat), _NOTED_AT_ONCE * _COLUMNS):
+                        some = flat[start : start + _NOTED_AT_ONCE * _COLUMNS]
+                        marks = ", ".join(["(?, ?, ?, ?, ?)"] * (len(some) // _COLUMNS))
+                        index.execute(f"insert or replace into addresses values {marks}", some)  # noqa: S608  # marks alone
 
             yield note
 
@@ -167,14 +171,16 @@ class Cache:
         with self._index() as index:
             index.executemany("insert or replace into digests values (?, ?, ?)", list(rows))
 
-    def tree(self, files: Sequence[tuple[str, str, int, str]], grown: GrowingTree | None = None) -> Path:
+    def tree(
+        self, files: Sequence[tuple[str, str, int, str]], grown: GrowingTree | None = None, *, digest: str = ""
+    ) -> Path:
         """A directory with the files by their names, made if it is not there: (name, source, bytes, SHA-256).
 
         A file with a SHA-256 is a hard link to its object, one without is a link to its source. Made once for the same
-        files, so that a run needs one link to it; of what has `grown` of it while they came. Raises PreparationError when an
-        object is missing or there is no space.
+        files, so that a run needs one link to it; of what has `grown` of it while they came. `digest`, where it is known, is one
+        over names and contents. Raises PreparationError when an object is missing or there is no space.
         """
-        key = digest_of([[name, sha256 or source] for name, source, _, sha256 in files])
+        key = digest or digest_of([[name, sha256 or source] for name, source, _, sha256 in files])
         tree, facts = self.root / "trees" / key, self.root / "trees" / f"{key}.json"
         try:
             if self.known_tree(key) is not None and _is_sound(tree, files):
@@ -254,7 +260,7 @@ class Cache:
         begun = grown.path if grown is not None else None
         fresh = begun or Path(tempfile.mkdtemp(dir=tree.parent, prefix=f".{tree.name[:12]}-"))
         try:
-            directories = self._fill(fresh, files, grown.linked if grown is not None else {})
+            directories = self._fill(fresh, files, grown)
             fresh.chmod(READ_ONLY)
             with contextlib.suppress(FileNotFoundError):
                 tree.rename(tree.parent / f".{tree.name}-{fresh.name}")
@@ -264,20 +270,21 @@ class Cache:
             raise
         return directories
 
-    def _fill(self, into: Path, files: Sequence[tuple[str, str, int, str]], linked: dict[str, str]) -> set[str]:
+    def _fill(self, into: Path, files: Sequence[tuple[str, str, int, str]], grown: GrowingTree | None) -> set[str]:
         """Link the files; those that are linked already are looked at no more. Returns the directories there are then."""
-        made: set[str] = {""}
+        linked = grown.linked if grown is not None else {}
+        made = set(grown.directories) if grown is not None else {""}
         with _directory(self._objects) as objects, _directory(into) as here:
             for name, source, _, sha256 in files:
-                directory = name.rpartition("/")[0]
-                if directory not in made:
-                    os.makedirs(into / directory, exist_ok=True)
-                    made.add(directory)
                 before = linked.get(name)
                 if before is not None:
                     if before == sha256:
                         continue
                     os.unlink(name, dir_fd=here)
+                directory = name.rpartition("/")[0]
+                if directory not in made:
+                    os.makedirs(into / directory, exist_ok=True)
+                    made.add(directory)
                 if not sha256:
                     os.symlink(source, name, dir_fd=here)
                     continue

@@ -75,7 +75,7 @@ def evict(
 ) -> Evicted:
     """Free what is needed for the cache to have at most `limit_bytes` once all that is `coming` has come.
 
-    That is a (SHA-256 or empty, bytes) for each file; one whose content is there already takes no room and stays, and where
+    That is a (SHA-256 or anything else, bytes) for each file; one whose content is there already takes no room and stays, and where
     that is all, nothing goes. What was used last stays longest; what a run uses, or is younger than who fetches it, stays.
     Objects of no tree go first. Waits for nobody: while others fetch, nothing is freed.
     """

@@ -90,6 +90,9 @@ def _fetch(unique: dict[str, Wanted], transfer: Transfer, progress: Callable[[st
     found: dict[str, Known] = {}
     missing: deque[Wanted] = deque()
     for one in unique.values():
+        if not known and one.mark[:7] != "sha256:":
+            missing.append(one)  # as most are that are fetched
+            continue
         before = _at_hand(one, known.get(one.source), cache, trust_recent=many)
         if before is not None:
             found[one.source] = before
@@ -156,7 +159,7 @@ class _Crew:
     def begin(self) -> None:
         """Start to fetch."""
         if self._count >= self._transfer.settings.many:
-            new = [one for one in self._missing if is_web(one.source) and not self._is_held(one)]
+            new = [one for one in self._missing if is_web(one.source) and not (self._known and self._is_held(one))]
             if len(new) >= self._transfer.settings.many and self._most > 1:
                 self._begin_workers(new)
         self._engage()

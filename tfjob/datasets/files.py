@@ -126,9 +126,12 @@ def with_marks(files: DatasetFiles, known: Mapping[str, tuple[int, str]]) -> Dat
 
     Raises PreparationError when a file of this machine has changed meanwhile.
     """
-    held = [known.get(source) for source, _, _ in files.files]
-    rows = [(row[0], row[1], found[0]) if found else row for row, found in zip(files.files, held, strict=True)]
-    marks = [SHA256 + found[1] if found else mark for mark, found in zip(files.marks, held, strict=True)]
+    rows: list[tuple[str, str, int]] = []
+    marks: list[str] = []
+    for row, mark in zip(files.files, files.marks, strict=True):  # once over what may be very many
+        found = known.get(row[0])
+        rows.append((row[0], row[1], found[0]) if found else row)
+        marks.append(SHA256 + found[1] if found else mark)
     digest, change = _looked_at(rows, marks)
     if change:
         raise PreparationError(f"the dataset has changed while it was fetched: {change}", "Submit the job again.")

@@ -26,8 +26,9 @@ class GrowingTree:
         """A tree for files by their (address, name, bytes); it begins to be with the first that comes."""
         self._cache = cache
         self._files = files
-        self._names: dict[str, list[str]] = {}
-        self._directories = {""}
+        self._names: dict[str, str] = {}
+        self._more: dict[str, list[str]] = {}
+        self.directories = {""}
         self._objects = self._here = -1
         self._is_given_up = False
         self.path: Path | None = None
@@ -41,16 +42,21 @@ class GrowingTree:
             if self.path is None:
                 self._begin()
             for source, known in held:
-                for name in self._names.get(source, ()):
-                    self._link(name, known.sha256)
+                name = self._names.get(source)
+                if name is None:
+                    continue
+                self._link(name, known.sha256)
+                for another in self._more.get(source, ()) if self._more else ():
+                    self._link(another, known.sha256)
         except OSError:
             self._is_given_up = True  # what is linked by now is of use
 
     def _link(self, name: str, sha256: str) -> None:
-        directory = name.rpartition("/")[0]
-        if directory not in self._directories:
-            os.makedirs(f"{self.path}/{directory}", exist_ok=True)
-            self._directories.add(directory)
+        if "/" in name:
+            directory = name.rpartition("/")[0]
+            if directory not in self.directories:
+                os.makedirs(f"{self.path}/{directory}", exist_ok=True)
+                self.directories.add(directory)
         os.link(f"{sha256[:2]}/{sha256}", name, src_dir_fd=self._objects, dst_dir_fd=self._here)
         self.linked[name] = sha256
 
@@ -65,9 +71,9 @@ class GrowingTree:
         self.path = None
 
     def _begin(self) -> None:
-        self._names = {}
         for source, name, _ in self._files:
-            self._names.setdefault(source, []).append(name)
+            if self._names.setdefault(source, name) != name:  # one file under several names, which is seldom
+                self._more.setdefault(source, []).append(name)
         trees = self._cache.root / "trees"
         trees.mkdir(exist_ok=True)
         self._objects = os.open(self._cache.root / "objects", os.O_RDONLY | os.O_DIRECTORY | os.O_CLOEXEC)

@@ -10,12 +10,14 @@ import contextlib
 import marshal
 import os
 import queue
+import re
 import subprocess
 import threading
 import time
 from collections import Counter, deque
 from collections.abc import Callable, Iterable, Iterator, Sequence
 from contextlib import contextmanager
+from operator import itemgetter
 from typing import TYPE_CHECKING, Any, Final, NamedTuple
 from urllib.parse import urlsplit
 
@@ -41,6 +43,9 @@ _MOST_LEFT: Final = 100
 _PATIENCE_S: Final = 5.0
 _LOOK_S: Final = 0.3
 _ALONE: Final = "many-"
+_SOURCE: Final = itemgetter(0)
+_PLAIN_TARGET: Final = re.compile(r"/[A-Za-z0-9_./~-]*").fullmatch
+"""A target that needs no quoting: `split_address` returns it as it stands."""
 
 
 class Plain(NamedTuple):
@@ -56,11 +61,26 @@ def plain_files(wanted: Iterable[Wanted], settings: Settings) -> list[Plain]:
 
     All from one server come one after the other: its connections stay open, and what is noted of them lies side by side.
     """
-    small = [Plain(one, *split_address(one[0])) for one in sorted(wanted) if one[1] <= LARGEST]
+    small = _placed([one for one in sorted(wanted, key=_SOURCE) if one[1] <= LARGEST])
     counts = Counter([origin for _, origin, _ in small])
     good = {origin for origin, count in counts.items() if count * 3 >= settings.many and is_direct(origin)}
     chosen = small if len(good) == len(counts) else [one for one in small if one.origin in good]
     return chosen if len(chosen) >= settings.many else []
+
+
+def _placed(ordered: Iterable[Wanted]) -> list[Plain]:
+    """Every file with its origin and target. What all of one server begin with is looked at once."""
+    placed: list[Plain] = []
+    origin, start = "", 0
+    for one in ordered:
+        source = one[0]
+        if start and source.startswith(origin) and _PLAIN_TARGET(source, start):
+            placed.append(Plain(one, origin, source[start:]))
+            continue
+        origin, target = split_address(source)
+        start = len(origin) if source == origin + target else 0
+        placed.append(Plain(one, origin, target))
+    return placed
 
 
 @contextmanager

@@ -55,7 +55,7 @@ def wanted_of(dataset: DatasetPlan, rerun_of: str) -> Iterator[Wanted]:
 
     of = dataset.registered or f"dataset {dataset.name}"
     for (source, _, size), mark in zip(dataset.files, dataset.marks, strict=True):
-        if is_address(source):
+        if source[0] != "/":
             yield Wanted(source, size, mark, of, rerun_of)
 
 
