@@ -173,7 +173,7 @@ _EXIT_CODES = {
 
 _EVENTS = {
     "phase": "the run entered `phase`",
-    "progress": "what the phase is doing: `message`",
+    "progress": "what the phase is doing: `message`; with `topic`, what goes on beside that: `data`, fetched meanwhile",
     "task": "`task` changed its `state`; with `exit_code` and `signal` when it ended",
     "note": "something out of the ordinary: `message`",
     "retry": "`attempt`, a number, has failed (`message`), all of it has ended, and the next begins",

@@ -77,11 +77,15 @@ def test_plain_phases_are_told_by_what_they_do() -> None:
         moment = f"2026-01-31T12:00:0{second}.000Z"
         live.show({"event": "phase", "phase": phase, "time": moment})
         if phase == "Preparing":
-            live.show({"event": "progress", "phase": phase, "message": "uv resolves", "time": moment})
+            for number in (1, 2):
+                live.show({"event": "progress", "phase": phase, "message": "uv resolves", "time": moment})
+                data = {"message": f"fetching data: {number} of 9 files", "topic": "data"}
+                live.show({"event": "progress", "phase": phase, "time": moment, **data})
     live.close()
     assert screen.getvalue().splitlines() == [
         "tfjob: Run job-1  (experiment tf, target local)",
         "tfjob: Preparing: uv resolves",
+        "tfjob: Preparing: fetching data: 1 of 9 files",
         "tfjob: Running",
     ]
 

@@ -3,7 +3,8 @@
 python elsewhere.py RUN_DIRECTORY     go on with the run, as a supervisor does
 
 `bring` in the run directory says what happens while things are brought: "wait" until it is changed, "lose" a node once; with
-"fail" the tasks can't be ended for sure.
+"fail" the tasks can't be ended for sure. `environment`, where it is there, says what making the environment comes to: "wait"
+until it is changed, "fail", or anything else for one that is made.
 """
 
 from __future__ import annotations
@@ -19,7 +20,7 @@ from tfjob.datasets.cache import Cache
 from tfjob.datasets.wanted import Settings
 from tfjob.engines.base import Allocation, Prepared, Waiting, tell_nobody
 from tfjob.engines.process import ProcessEngine
-from tfjob.errors import NodeLost
+from tfjob.errors import NodeLost, PreparationError
 from tfjob.planning.plan import Plan
 from tfjob.rundir import RunDirectory
 from tfjob.runs.data import RunData
@@ -58,6 +59,15 @@ class ElsewhereEngine(ProcessEngine):
             raise ConnectionError("the node does not answer")
 
 
+def make_environment(run: RunDirectory) -> Prepared:
+    file = run.path / "environment"
+    while (asked := file.read_text() if file.exists() else "made") in ("wait", ""):  # empty: it is just being written
+        time.sleep(0.02)
+    if asked == "fail":
+        raise PreparationError("there is no such package")
+    return Prepared(None, {"environment.path": os.environ["PATH"]})
+
+
 def main(directory: str) -> None:
     run = RunDirectory(Path(directory))
     plan = decode(Plan, json.loads(run.plan.read_bytes()))
@@ -66,7 +76,7 @@ def main(directory: str) -> None:
         run,
         plan,
         engine=ElsewhereEngine(Node("far", "127.0.0.1"), environ=os.environ, lease_directory=run.path / "leases"),
-        prepare=lambda _: Prepared(None, {"environment.path": os.environ["PATH"]}),
+        prepare=lambda _: make_environment(run),
         snapshots=run.path / "snapshots",
         data=RunData(plan, run, Cache(run.path / "cache"), 1.0, run.path / "registry", Settings(), here=False),
     ).go()

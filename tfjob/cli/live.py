@@ -31,6 +31,28 @@ _BUILD_COLUMNS = 300  # a compiler's command line may have thousands; all of it 
 __all__ = ["LiveRun", "PhaseSpinner", "print_stopped", "watched"]
 
 
+class Details:
+    """What a phase is at: one thing, and beside it what goes on meanwhile, such as data that is fetched."""
+
+    def __init__(self) -> None:
+        """Nothing yet."""
+        self._of: dict[str, str] = {}
+
+    def take(self, event: dict[str, Any]) -> bool:
+        """Take note of a progress event. Returns whether it tells of another step than the last one of its topic."""
+        topic, message = event.get("topic", ""), event["message"]
+        is_new = step_of(message) != step_of(self._of.get(topic, ""))
+        self._of[topic] = message
+        return is_new
+
+    def clear(self) -> None:
+        """Forget all: another phase begins."""
+        self._of = {}
+
+    def __str__(self) -> str:
+        return " · ".join(self._of[topic] for topic in sorted(self._of))
+
+
 class Spinner:
     """The phase that lasts, on the last lines of the screen: what it does, for how long, and the end of its output."""
 
@@ -94,7 +116,7 @@ class PhaseSpinner:
         self._screen = screen
         self._is_terminal = uses_color(screen)
         self._phase: tuple[str, float] | None = None
-        self._detail = ""
+        self._details = Details()
         self._spinner: Spinner | None = None
 
     def show(self, item: Item | None) -> None:
@@ -104,14 +126,15 @@ class PhaseSpinner:
         if item is None:
             if self._spinner is None and self._phase:
                 self._spinner = Spinner(self._phase[0], self._screen, self._phase[1])
-                self._spinner.update(self._detail)
+                self._spinner.update(str(self._details))
         elif item["event"] == "phase":
             self.close()
-            self._phase, self._detail = (item["phase"], seconds(item["time"])), ""
+            self._phase = (item["phase"], seconds(item["time"]))
+            self._details.clear()
         elif item["event"] == "progress":
-            self._detail = item["message"]
+            self._details.take(item)
             if self._spinner:
-                self._spinner.update(self._detail)
+                self._spinner.update(str(self._details))
 
     def close(self) -> None:
         """Take the line away."""
@@ -127,7 +150,7 @@ class LiveRun:
         self._screen = screen
         self._output = TaskOutput(task_names, out.buffer, out)
         self._phase: tuple[str, float] | None = None
-        self._detail = ""
+        self._details = Details()
         self._spinner: Spinner | None = None
         self._is_terminal = uses_color(screen)
         self._opening = f"Run {record.id}  (experiment {record.experiment}, target {record.target})"
@@ -159,10 +182,9 @@ class LiveRun:
             self._end_phase(seconds(event["time"]))
             self._begin_phase(event["phase"], seconds(event["time"]))
         elif kind == "progress":
-            is_new = step_of(event["message"]) != step_of(self._detail)
-            self._detail = event["message"]
+            is_new = self._details.take(event)
             if self._spinner:
-                self._spinner.update(self._detail)
+                self._spinner.update(str(self._details))
             elif not self._is_terminal and is_new:
                 self._say(f"{event['phase']}: {event['message']}")
         elif kind == "note":
@@ -176,7 +198,8 @@ class LiveRun:
             self._end_phase(seconds(event["time"]))
 
     def _begin_phase(self, phase: str, moment: float) -> None:
-        self._phase, self._detail = (phase, moment), ""
+        self._phase = (phase, moment)
+        self._details.clear()
         if self._is_terminal:
             self._spinner = Spinner(phase, self._screen)
         elif phase == "Running":  # the others are told by what they do, and by the times at the end
@@ -192,7 +215,7 @@ class LiveRun:
             self._output.close()
         if self._is_terminal:
             taken = duration(moment - began)
-            self._say(f"  {phase.ljust(10)} {taken.rjust(9)}  {self._detail}".rstrip(), "dim")
+            self._say(f"  {phase.ljust(10)} {taken.rjust(9)}  {self._details}".rstrip(), "dim")
 
     def _build(self, data: bytes) -> None:
         """What the environment's build says, as a gloss: it is kept in the run's logs."""

@@ -5,7 +5,7 @@ from __future__ import annotations
 import os
 import signal
 import threading
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
 from contextlib import contextmanager
 
 from tfjob.rundir import RunDirectory
@@ -13,6 +13,14 @@ from tfjob.rundir import RunDirectory
 __all__ = ["CancelRequested", "interruptible", "raise_if_canceled"]
 
 _LOOK_S = 0.1
+
+
+class _BrokenError(BaseException):
+    """Work has become useless by something else that failed."""
+
+    def __init__(self, cause: BaseException) -> None:
+        super().__init__(cause)
+        self.cause = cause
 
 
 class CancelRequested(BaseException):
@@ -27,26 +35,35 @@ def raise_if_canceled(run: RunDirectory) -> None:
 
 
 @contextmanager
-def interruptible(run: RunDirectory) -> Iterator[None]:
-    """Let a cancel request break into work that knows nothing of it, by a signal to this thread."""
+def interruptible(run: RunDirectory, failure: Callable[[], BaseException | None] = lambda: None) -> Iterator[None]:
+    """Let a cancel request break into work that knows nothing of it, by a signal to this thread.
+
+    So does a `failure` of what goes on beside it, which is then raised.
+    """
     raise_if_canceled(run)
     done = threading.Event()
 
     def watch() -> None:
         while not done.wait(_LOOK_S):
-            if run.cancel_request.exists():
+            if run.cancel_request.exists() or failure() is not None:
                 os.kill(os.getpid(), signal.SIGUSR1)
                 return
 
     def break_in(_number: int, _frame: object) -> None:
         raise_if_canceled(run)
+        cause = failure()
+        if cause is not None:
+            raise _BrokenError(cause)
 
     before = signal.signal(signal.SIGUSR1, break_in)
     watcher = threading.Thread(target=watch, daemon=True)
     watcher.start()
     try:
-        yield
-    finally:
-        done.set()
-        watcher.join()
-        signal.signal(signal.SIGUSR1, before)
+        try:
+            yield
+        finally:
+            done.set()
+            watcher.join()
+            signal.signal(signal.SIGUSR1, before)
+    except _BrokenError as broken:
+        raise broken.cause from None

@@ -34,7 +34,7 @@ class Chronicle:
         self._run = run
         self.record = read_record(run)
         self._disk_was_full = False
-        self._last_progress = (0.0, "")
+        self._last_progress: dict[str, tuple[float, str]] = {}
 
     def change(self, **facts: Any) -> None:
         """Change fields of the record. It is written by the next `save`."""
@@ -78,17 +78,21 @@ class Chronicle:
         self.save()
         self.event("note", message=message)
 
-    def progress(self, message: str) -> None:
-        """Note what the phase is at; of messages that come faster than anybody reads, some."""
-        self.try_progress(message)
+    def progress(self, message: str, *, topic: str = "") -> None:
+        """Note what the phase is at; of messages that come faster than anybody reads, some.
 
-    def try_progress(self, message: str) -> bool:
+        `topic` is what goes on beside the rest of the phase. Another thread may tell of it.
+        """
+        self.try_progress(message, topic=topic)
+
+    def try_progress(self, message: str, *, topic: str = "") -> bool:
         """The same; returns whether it was noted."""
         now = time.monotonic()
-        if message[:8] == self._last_progress[1] and now - self._last_progress[0] < _PROGRESS_S:
+        last, step = self._last_progress.get(topic, (0.0, ""))
+        if message[:8] == step and now - last < _PROGRESS_S:
             return False
-        self._last_progress = (now, message[:8])
-        self.event("progress", phase=self.record.state, message=message)
+        self._last_progress[topic] = (now, message[:8])
+        self.event("progress", phase=self.record.state, message=message, **({"topic": topic} if topic else {}))
         return True
 
     def event(self, kind: str, **facts: Any) -> None:

@@ -6,8 +6,8 @@ import gc
 import json
 import os
 import time
-from collections.abc import Callable, Iterator, Sequence
-from contextlib import contextmanager
+from collections.abc import Callable, Sequence
+from contextlib import ExitStack
 from dataclasses import dataclass, field, replace
 from pathlib import Path
 from typing import TYPE_CHECKING, NamedTuple
@@ -26,6 +26,7 @@ from tfjob.engines.dataset_contents import is_remote
 from tfjob.errors import NotFound, PreparationError, TfjobError, UsageError
 from tfjob.planning.plan import DatasetPlan, Plan
 from tfjob.rundir import RunDirectory
+from tfjob.runs.ahead import Ahead
 from tfjob.runs.fetched import dataset_text, with_fetched
 from tfjob.runs.planned_data import as_tree, asked_for, has_local, is_large, rows_of, wanted_of, with_contents
 from tfjob.runs.record import read_record
@@ -37,6 +38,8 @@ __all__ = ["RunData"]
 _GIB = 1 << 30
 _JUST_S = 5.0
 _SEEN = "seen:"
+_HEX = 64
+"""Digits of a SHA-256, at the end of a mark that has one."""
 
 
 if TYPE_CHECKING:
@@ -56,6 +59,17 @@ class _Ready(NamedTuple):
 
 
 @dataclass(frozen=True)
+class _Gathered:
+    """A run's datasets as they are asked for, those that an earlier run has had, and what had to be fetched for the others."""
+
+    asked: tuple[DatasetPlan, ...]
+    known: dict[str, _Ready] = field(default_factory=dict)
+    growing: dict[str, GrowingTree] = field(default_factory=dict)
+    fetched: Fetched | None = None
+    has_room: bool = True
+
+
+@dataclass
 class RunData:
     """What it takes to prepare a run's datasets: the cache, how much it may hold, the registry, and how files are fetched.
 
@@ -72,6 +86,8 @@ class RunData:
     here: bool = True
     nodes_fetch: bool = False
     standby: Standby = field(default_factory=Standby)
+    _ahead: Ahead[_Gathered] | None = None
+    _held: ExitStack = field(default_factory=ExitStack)
 
     def foresee(self) -> None:
         """Start what fetches very many small files, if the run may need it: that loads while the rest is got ready."""
@@ -80,19 +96,52 @@ class RunData:
         if missing:
             self.standby.start(process_count(sum(one.file_count for one in missing), self.settings))
 
+    def begin(self, progress: Callable[[str], None]) -> None:
+        """Fetch what is missing from now on, beside whatever else is got ready; `prepare` waits for it."""
+
+        def work(check: Callable[[], None]) -> _Gathered:
+            def tell(message: str) -> None:
+                check()
+                progress(message)
+
+            return self._gather(tell)
+
+        self._ahead = Ahead(work)
+
+    def failure(self) -> BaseException | None:
+        """What kept something from being fetched that was begun, as soon as that is known."""
+        return self._ahead.failure() if self._ahead is not None else None
+
     def prepare(self, progress: Callable[[str], None]) -> tuple[Plan, tuple[str, ...]]:
         """Fetch what is missing and put everything in its place. Returns the plan as fetched, and what people should know.
 
         Can be done again after it was interrupted. Raises PreparationError when something can't be had, or has changed.
         """
+        try:
+            gathered = self._ahead.result() if self._ahead is not None else self._gather(progress)
+            gc.disable()  # see `_gather`
+            return self._finish(gathered)
+        finally:
+            gc.enable()
+            self.end()
+
+    def end(self) -> None:
+        """End what was begun and is not needed any more."""
+        if self._ahead is not None and not self._ahead.end():
+            return  # it waits for something that never comes: what it holds goes with this process
+        self._ahead = None
+        self._held.close()
+        self.standby.end()
+
+    def _gather(self, progress: Callable[[str], None]) -> _Gathered:
+        """Fetch what is missing. What came is kept from eviction until `_held` is closed."""
         gc.disable()  # there may be very many rows, and no garbage among them; see also `_fetch`
         try:
-            return self._prepare(progress)
+            return self._gather_rows(progress)
         finally:
-            self.standby.end()
             gc.enable()
 
-    def _prepare(self, progress: Callable[[str], None]) -> tuple[Plan, tuple[str, ...]]:
+    def _gather_rows(self, progress: Callable[[str], None]) -> _Gathered:
         asked = with_fetched(self.plan, self.run).datasets  # another try has the very content of the one before
         just_seen = self._is_just_planned()
         for dataset in asked:
@@ -100,48 +149,53 @@ class RunData:
                 _refuse_changed(dataset)
         asked = tuple(map(self._with_sizes, asked))
         if not any(map(as_tree, asked)):
-            self._place(asked)
-            return self.plan, ()
+            return _Gathered(asked)
         with self.cache.filling():  # what is known is not evicted before it is used
             known = {one.name: found for one in asked if (found := self._kept(one)) is not None}
             for found in known.values():
                 self._use(found)
         missing = [one for one in asked if one.marks and one.name not in known and not self._is_left_to_nodes(one)]
         has_room = self._make_room(missing)
-        with self.cache.filling(), self._growing(missing) as growing:
-            fetched = self._fetch(missing, growing, progress) if missing else None
-            ready = [
-                known.get(dataset.name) or self._ready(dataset, fetched, growing.get(dataset.name)) for dataset in asked
-            ]
-            datasets = tuple(one.dataset for one in ready)
-            if any(dataset.marks for dataset in asked):
-                lines = ",\n".join(one.text or dataset_text(one.dataset) for one in ready)
-                replace_text(self.run.fetched, f"[{lines}]\n", force=False)
-            for one in ready:
-                self._use(one)
-            self._pin(asked, datasets)
-            self._place(datasets)
-        if fetched is not None and fetched.received_bytes and not has_room:
+        self._held.enter_context(self.cache.filling())
+        growing = self._growing(missing)
+        fetched = self._fetch(missing, growing, progress) if missing else None
+        return _Gathered(asked, known, growing, fetched, has_room)
+
+    def _finish(self, gathered: _Gathered) -> tuple[Plan, tuple[str, ...]]:
+        """Put everything in its place, and say what it is."""
+        asked, fetched = gathered.asked, gathered.fetched
+        if not any(map(as_tree, asked)):
+            self._place(asked)
+            return self.plan, ()
+        ready = [
+            gathered.known.get(one.name) or self._ready(one, fetched, gathered.growing.get(one.name)) for one in asked
+        ]
+        datasets = tuple(one.dataset for one in ready)
+        if any(dataset.marks for dataset in asked):
+            lines = ",\n".join(one.text or dataset_text(one.dataset) for one in ready)
+            replace_text(self.run.fetched, f"[{lines}]\n", force=False)
+        for one in ready:
+            self._use(one)
+        self._pin(asked, datasets)
+        self._place(datasets)
+        self._held.close()
+        if fetched is not None and fetched.received_bytes and not gathered.has_room:
             from tfjob.datasets.eviction import evict  # noqa: PLC0415  # where something came
 
             evict(self.cache, limit_bytes=int(self.limit_gib * _GIB))
         return replace(self.plan, datasets=datasets), fetched.notes if fetched is not None else ()
 
-    @contextmanager
-    def _growing(self, missing: Sequence[DatasetPlan]) -> Iterator[dict[str, GrowingTree]]:
+    def _growing(self, missing: Sequence[DatasetPlan]) -> dict[str, GrowingTree]:
         """The trees of large datasets, by their names, which are put together while what is missing comes."""
         large = [one for one in missing if is_large(one)]
         if not large:
-            yield {}
-            return
+            return {}
         from tfjob.datasets.growing import GrowingTree  # noqa: PLC0415  # see above
 
         growing = {one.name: GrowingTree(self.cache, one.files) for one in large}
-        try:
-            yield growing
-        finally:
-            for tree in growing.values():
-                tree.end()
+        for tree in growing.values():
+            self._held.callback(tree.end)
+        return growing
 
     def _fetch(
         self, missing: Sequence[DatasetPlan], growing: dict[str, GrowingTree], progress: Callable[[str], None]
@@ -220,18 +274,19 @@ class RunData:
 
     def _make_room(self, missing: Sequence[DatasetPlan]) -> bool:
         """Free what is needed for what is known to come; whether that is all there is to it."""
+        sizes = [size for dataset in missing for source, _, size in dataset.files if source[0] != "/"]
+        if max(sizes, default=0) <= 0:
+            return False
         coming = [
-            (mark.rpartition(":")[2] if mark.startswith((SHA256, _SEEN)) else "", size)
+            (mark[-_HEX:], size)
             for dataset in missing
             for (source, _, size), mark in zip(dataset.files, dataset.marks, strict=True)
             if source[0] != "/"
         ]
-        if all(size <= 0 for _, size in coming):
-            return False
         from tfjob.datasets.eviction import evict  # noqa: PLC0415  # see above
 
         is_free = not evict(self.cache, limit_bytes=int(self.limit_gib * _GIB), coming=coming).is_busy
-        return is_free and min(size for _, size in coming) >= 0
+        return is_free and min(sizes) >= 0
 
     def _kept(self, dataset: DatasetPlan) -> _Ready | None:
         """A large dataset as an earlier run of the last hour had it: neither servers nor files need to be looked at."""
@@ -260,7 +315,8 @@ class RunData:
         come = fetched.known if fetched is not None else {}
         held = {source: (one.size, one.sha256) for source, one in come.items()}
         now = with_contents(dataset, held) if dataset.marks else dataset
-        tree = self.cache.tree(list(rows_of(now)), grown)
+        all_known = bool(now.marks) and all([mark.startswith(SHA256) for mark in now.marks])  # noqa: C419  # very many
+        tree = self.cache.tree(list(rows_of(now)), grown, digest=now.digest if all_known else "")
         if is_large(dataset):
             checked = min([one.checked for one in come.values() if one.checked], default=time.time())
             path = self.cache.resolved(asked_for(dataset))

@@ -103,6 +103,9 @@ class Supervision:
             traceback.print_exc()
             message = f"tfjob itself failed: {error!r}; the traceback is in {self._run.supervisor_log}"
             self._decide("Failed", ExitCode.RUN_FAILED, _blameless(message))
+        if self._data is not None:
+            with suppress(OSError):
+                self._data.end()
         self._end_tasks()
         self._finish()
 
@@ -192,19 +195,27 @@ class Supervision:
     def _prepare_data(self) -> Plan:
         """Have the datasets at hand; the plan, which is returned, and the record then say what they hold."""
         if self._data is not None:
-            self._plan, notes = self._data.prepare(self._chronicle.progress)
+            self._plan, notes = self._data.prepare(self._tell_of_data)
             self._chronicle.change(datasets=dataset_records(self._plan))
             for note in notes:
                 self._chronicle.note(note)
         return self._plan
 
     def _make_prepared(self) -> Prepared:
+        """Have the environment made. The datasets are fetched meanwhile; what keeps them from being had ends this too."""
         self._chronicle.enter("Preparing")
-        with interruptible(self._run):
+        failure: Callable[[], BaseException | None] = lambda: None  # noqa: E731
+        if self._data is not None:
+            self._data.begin(self._tell_of_data)
+            failure = self._data.failure
+        with interruptible(self._run, failure):
             self._prepared = self._prepare(self._chronicle.progress)
             self._chronicle.change(environment_key=self._prepared.key)
             self._check_launcher(self._prepared)
         return self._prepared
+
+    def _tell_of_data(self, message: str) -> None:
+        self._chronicle.progress(message, topic="data")
 
     def _adopt(self, before: Supervisor) -> None:
         self._handle = self._engine.adopt(self._plan, self._run)
