@@ -235,6 +235,8 @@ def _begin(ready: Ready, workspace: Workspace, supervisor: StartingSupervisor) -
             directory.mkdir()
         lock = try_lock(fresh.supervisor_lock)
         assert lock is not None  # noqa: S101  # nobody else knows of this directory
+        if count := _files_to_fetch(ready.plan, workspace):
+            supervisor.expect_many_files(count)
         fresh.reserve.write_bytes(bytes(_RESERVE_BYTES))
         replace_text(fresh.job_file, ready.source, force=False)
         _keep_plan(ready.plan, fresh.plan)
@@ -249,6 +251,18 @@ def _begin(ready: Ready, workspace: Workspace, supervisor: StartingSupervisor) -
         raise
     supervisor.give(run, lock)
     return Run(run)
+
+
+def _files_to_fetch(made: Plan, workspace: Workspace) -> int:
+    """How many files of the web the run's supervisor has to fetch, where they are very many and no run has had them yet."""
+    if sum(one.file_count for one in made.datasets) < _MANY_FILES or made.cluster is not None or made.slurm is not None:
+        return 0
+    from tfjob.datasets.cache import Cache  # noqa: PLC0415  # only for those who have so much data
+    from tfjob.runs.planned_data import asked_for, is_large  # noqa: PLC0415  # the same
+
+    cache = Cache(workspace.config.dataset_cache)
+    large = (one for one in made.datasets if is_large(one))
+    return sum(one.file_count for one in large if not cache.resolved(asked_for(one)).exists())
 
 
 def _keep_plan(made: Plan, path: Path) -> None:

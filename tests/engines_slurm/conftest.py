@@ -2,7 +2,7 @@ from __future__ import annotations
 
 import shutil
 import textwrap
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Generator, Iterator
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
@@ -18,6 +18,18 @@ __all__ = ["slurm_cluster"]
 
 Submit = Callable[..., str]
 _WELL = ("idle", "mixed", "allocated", "completing")
+
+
+@pytest.hookimpl(wrapper=True)
+def pytest_runtest_makereport(item: pytest.Item) -> Generator[None, pytest.TestReport, pytest.TestReport]:
+    """Say with a failure how Slurm was just then: what a job waited for is not to be found out later."""
+    report = yield
+    cluster: Slurm | None = getattr(item, "funcargs", {}).get("slurm_cluster")
+    if report.when == "call" and report.failed and cluster is not None:
+        asked = (["sinfo", "-N", "-l"], ["squeue", "-l"], ["scontrol", "show", "job"])
+        told = "\n".join(cluster.run(*command, check=False) for command in asked)
+        report.sections.append(("how Slurm was", told))
+    return report
 
 
 @pytest.fixture

@@ -73,7 +73,7 @@ def test_fit_of_two_workers_fails_with_keras_3_and_of_one_works(newest: Installe
         cluster = {"worker": [f"127.0.0.1:{port}" for port in free_ports(count)]}
         configs = [json.dumps({"cluster": cluster, "task": {"type": "worker", "index": n}}) for n in range(count)]
         tasks = [newest.start("python", script, TF_CONFIG=config) for config in configs]
-        return [task.communicate(timeout=120)[0] for task in tasks]
+        return [task.communicate(timeout=250)[0] for task in tasks]
 
     facts = Facts(packages=newest.packages, distribution="tensorflow", workers=2, code={"train.py": WORKERS})
     assert rules(facts) == ["multi-worker-keras-3-fit"]

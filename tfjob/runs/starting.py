@@ -17,7 +17,7 @@ if TYPE_CHECKING:
     from tfjob.rundir import RunDirectory
     from tfjob.runs.record import Record
 
-__all__ = ["DATA", "SEVERAL_MACHINES", "StartingSupervisor", "recover"]
+__all__ = ["DATA", "MANY_FILES", "SEVERAL_MACHINES", "StartingSupervisor", "recover"]
 
 DATA = b"data\0"
 """Said to a supervisor that waits for its run: it will have data, so that it can load what fetches it."""
@@ -26,6 +26,9 @@ SEVERAL_MACHINES = b"several machines\0"
 
 After it come the directory where the workspace keeps its targets, and the target's name, with a NUL between the two.
 """
+
+MANY_FILES = b"many files\0"
+"""Said to it after that: so many files of the web are to be fetched, so that it can start the processes that do. Their number follows."""
 
 _SILENT_S = 120.0
 """After so long nobody follows a job of Slurm's from another login node any more: who does says so every 30 seconds."""
@@ -58,6 +61,11 @@ class StartingSupervisor:
         """Have it log in there, and load what such a run needs. A guess: if the run is another, nothing is wrong."""
         with suppress(OSError):  # it has ended, which `give` will tell
             self._socket.send(SEVERAL_MACHINES + os.fsencode(targets) + b"\0" + name.encode())
+
+    def expect_many_files(self, count: int) -> None:
+        """Have it start what fetches very many small files of the web."""
+        with suppress(OSError):  # it has ended, which `give` will tell
+            self._socket.send(MANY_FILES + str(count).encode())
 
     def give(self, run: RunDirectory, lock: int) -> None:
         """Hand it the run and the run's lock, which this process lets go of: there is no moment in which nobody holds it.

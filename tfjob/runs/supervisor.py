@@ -22,7 +22,7 @@ from contextlib import suppress
 from dataclasses import replace
 from functools import partial
 from pathlib import Path
-from typing import TYPE_CHECKING
+from typing import TYPE_CHECKING, NamedTuple
 
 from tfjob import entrypoint
 from tfjob.durable import replace_json
@@ -37,13 +37,14 @@ from tfjob.runs.fetched import with_fetched
 from tfjob.runs.prepare import prepare_environment
 from tfjob.runs.record import Failure, iso, read_record, write_record
 from tfjob.runs.run import request_cancel
-from tfjob.runs.starting import DATA, SEVERAL_MACHINES
+from tfjob.runs.starting import DATA, MANY_FILES, SEVERAL_MACHINES
 from tfjob.runs.supervision import Supervision
 from tfjob.targets.definition import ClusterDefinition
 from tfjob.values import decode
 from tfjob.workspace import Workspace
 
 if TYPE_CHECKING:
+    from tfjob.datasets.standby import Standby
     from tfjob.engines.cluster.logins import Logins
     from tfjob.engines.slurm.elsewhere import ElsewhereEngine
     from tfjob.runs.data import RunData
@@ -62,27 +63,36 @@ _FOR_THE_SUPERVISOR = (
 def main() -> None:
     """Wait for a run, then take it to its end. Whatever keeps this from being done is in the run's record."""
     gc.set_threshold(100_000)  # a dataset may have tens of thousands of rows: looked through for garbage, there is none
-    run, logins = _receive()
+    run, begun = _receive()
     if run is None:
-        if logins is not None:
+        if begun.standby is not None:
+            begun.standby.end()
+        if begun.logins is not None:
             os.dup2(os.open(os.devnull, os.O_WRONLY), 2)  # whoever reads what the command says shall not wait for nodes
-            logins.close()
+            begun.logins.close()
         return
     entrypoint.prctl(entrypoint.PR_SET_CHILD_SUBREAPER, 1)  # what escapes from a killed task comes here
     try:
-        _supervision(run, logins).go()
+        _supervision(run, begun).go()
     except BaseException as error:  # noqa: BLE001  # the last boundary: nobody sees this process
         traceback.print_exc()
         _give_up(run, error)
     entrypoint.kill_leftovers()
 
 
-def _supervision(run: RunDirectory, logins: Logins | None) -> Supervision:
+class _Begun(NamedTuple):
+    """What was begun before there was a run: logins to nodes, and processes that fetch files."""
+
+    logins: Logins | None = None
+    standby: Standby | None = None
+
+
+def _supervision(run: RunDirectory, begun: _Begun) -> Supervision:
     plan = with_fetched(decode(Plan, json.loads(run.plan.read_bytes())), run)
     workspace = Workspace(run.path.parent.parent)
     environ = _inherited(run, plan.secrets)
     record = read_record(run)
-    engine = engine_of(plan, workspace, environ, soon=record.supervisor is None, logins=logins)
+    engine = engine_of(plan, workspace, environ, soon=record.supervisor is None, logins=begun.logins)
     shared = _shared(plan)
     store = (
         shared / "store" if shared else workspace.config.store
@@ -107,7 +117,7 @@ def _supervision(run: RunDirectory, logins: Logins | None) -> Supervision:
 
     here = engine.shares_run_directory and (plan.slurm is None or plan.slurm.login is None)
     is_first = record.supervisor is None
-    data = _data(plan, run, workspace, here=here, is_first=is_first) if plan.datasets else None
+    data = _data(plan, run, workspace, here=here, is_first=is_first, standby=begun.standby) if plan.datasets else None
     if plan.slurm is not None:
         from tfjob.engines.slurm.engine import SlurmEngine  # noqa: PLC0415  # only for its targets
         from tfjob.runs.slurm import SlurmSupervision  # noqa: PLC0415  # the same
@@ -150,8 +160,11 @@ def _shared(plan: Plan) -> Path | None:
     return Path(directory) if directory is not None else None
 
 
-def _data(plan: Plan, run: RunDirectory, workspace: Workspace, *, here: bool, is_first: bool) -> RunData:
+def _data(
+    plan: Plan, run: RunDirectory, workspace: Workspace, *, here: bool, is_first: bool, standby: Standby | None
+) -> RunData:
     from tfjob.datasets.cache import Cache  # noqa: PLC0415  # only jobs with data pay for it
+    from tfjob.datasets.standby import Standby  # noqa: PLC0415
     from tfjob.datasets.wanted import Settings  # noqa: PLC0415
     from tfjob.runs.data import RunData  # noqa: PLC0415
 
@@ -165,8 +178,9 @@ def _data(plan: Plan, run: RunDirectory, workspace: Workspace, *, here: bool, is
         Settings(connections=config.connections, timeout_s=config.timeout_s),
         here=here,
         nodes_fetch=plan.cluster is not None,
+        standby=standby or Standby(),
     )
-    if is_first:  # another may have nothing to fetch
+    if is_first and standby is None:  # another may have nothing to fetch
         data.foresee()
     return data
 
@@ -222,12 +236,12 @@ def _end_tasks(run: RunDirectory) -> None:
         traceback.print_exc()
 
 
-def _receive() -> tuple[RunDirectory | None, Logins | None]:
-    """The run this process is for, or None if whoever started it has changed its mind; and logins that were begun meanwhile.
+def _receive() -> tuple[RunDirectory | None, _Begun]:
+    """The run this process is for, or None if whoever started it has changed its mind; and what was begun meanwhile.
 
     The lock stays open to the end and is not inherited: tasks must not hold it. The log takes the place of the outputs.
     """
-    logins = None
+    logins = standby = None
     with socket.socket(fileno=os.dup(0)) as door:
         path, descriptors, _, _ = socket.recv_fds(door, _PATH_BYTES, 2)
         if path == DATA:
@@ -237,8 +251,12 @@ def _receive() -> tuple[RunDirectory | None, Logins | None]:
             directory, _, name = path.removeprefix(SEVERAL_MACHINES).partition(b"\0")
             logins = _begin_on_several_machines(Path(os.fsdecode(directory)), name.decode())
             path, descriptors, _, _ = socket.recv_fds(door, _PATH_BYTES, 2)
+        if path.startswith(MANY_FILES):
+            standby = _start_what_fetches(int(path.removeprefix(MANY_FILES)))
+            path, descriptors, _, _ = socket.recv_fds(door, _PATH_BYTES, 2)
+    begun = _Begun(logins, standby)
     if not path:
-        return None, logins
+        return None, begun
     lock, log = descriptors
     os.set_inheritable(lock, False)
     nothing = os.open(os.devnull, os.O_RDONLY)
@@ -246,7 +264,7 @@ def _receive() -> tuple[RunDirectory | None, Logins | None]:
         os.dup2(descriptor, standard)
     os.close(nothing)
     os.close(log)
-    return RunDirectory(Path(os.fsdecode(path))), logins
+    return RunDirectory(Path(os.fsdecode(path))), begun
 
 
 def _load_for_data() -> None:
@@ -255,6 +273,16 @@ def _load_for_data() -> None:
     import tfjob.datasets.fetch  # noqa: PLC0415  # the same
     import tfjob.datasets.workers  # noqa: PLC0415  # the same
     import tfjob.runs.data  # noqa: F401, PLC0415  # the same
+
+
+def _start_what_fetches(count: int) -> Standby:
+    """Start what fetches very many small files now, while the run is being made. What there is too many of is ended again."""
+    from tfjob.datasets.standby import Standby, process_count  # noqa: PLC0415  # only for those who have so much data
+    from tfjob.datasets.wanted import Settings  # noqa: PLC0415  # the same
+
+    standby = Standby()
+    standby.start(process_count(count, Settings()))
+    return standby
 
 
 def _begin_on_several_machines(targets: Path, name: str) -> Logins | None:
