@@ -14,7 +14,17 @@ import tempfile
 from pathlib import Path
 from typing import Any
 
-__all__ = ["append_line", "digest_of", "file_digest", "force", "is_locked", "replace_json", "replace_text", "try_lock"]
+__all__ = [
+    "append_line",
+    "digest_of",
+    "file_digest",
+    "force",
+    "is_locked",
+    "replace_json",
+    "replace_text",
+    "try_lock",
+    "umask",
+]
 
 
 def replace_text(path: Path, text: str, *, force: bool = True) -> None:
@@ -39,7 +49,7 @@ def _replace(path: Path, data: bytes, *, force: bool) -> None:
             file.flush()
             if force:
                 os.fsync(file.fileno())
-        Path(temporary).chmod(0o644 & ~_umask())
+        Path(temporary).chmod(0o644 & ~umask())
         os.replace(temporary, path)
     except BaseException:
         Path(temporary).unlink(missing_ok=True)
@@ -122,8 +132,9 @@ def _utf8(text: str) -> bytes:
     return text.encode("utf-8", "backslashreplace")
 
 
-def _umask() -> int:
-    """The process's umask; reading it means setting it, so it is put back at once."""
-    mask = os.umask(0o022)
-    os.umask(mask)
-    return mask
+def umask() -> int:
+    """This process's umask. It can be read by setting it, which others would notice, or here (proc(5))."""
+    for line in Path("/proc/self/status").read_bytes().splitlines():
+        if line.startswith(b"Umask:"):
+            return int(line.split()[1], 8)
+    return 0o022

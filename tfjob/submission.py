@@ -262,7 +262,7 @@ def _files_to_fetch(made: Plan, workspace: Workspace) -> int:
 
     cache = Cache(workspace.config.dataset_cache)
     large = (one for one in made.datasets if is_large(one))
-    return sum(one.file_count for one in large if not cache.resolved(asked_for(one)).exists())
+    return sum(one.file_count for one in large if not os.path.exists(cache.resolved(asked_for(one))))
 
 
 def _keep_plan(made: Plan, path: Path) -> None:

@@ -306,3 +306,22 @@ def test_the_target_that_a_job_names_is_guessed(
     (tmp_path / "job.yml").write_text(text)
     assert target_named(tmp_path / "job.yml", overrides, ("gpu", "lab")) == found
     assert target_named(tmp_path / "no.yml", overrides, ("gpu", "lab")) is None
+
+
+def test_on_a_terminal_what_goes_on_beside_a_phase_has_a_line_of_its_own(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setenv("TERM", "xterm")
+    monkeypatch.delenv("NO_COLOR", raising=False)
+    out, screen = io.TextIOWrapper(io.BytesIO()), Terminal()
+    live = LiveRun(RECORD, ["main"], out, screen)
+    live.show({"event": "phase", "phase": "Preparing", "time": "2026-01-31T12:00:00.000Z"})
+    for message, topic in (("fetching data: 1 of 9 files, 3 of 40 MB", "data"), ("uv resolves", ""), ("made", "")):
+        live.show(
+            {"event": "progress", "phase": "Preparing", "message": message, **({"topic": topic} if topic else {})}
+        )
+    assert live._spinner is not None
+    lines = [(task.description, task.completed, task.total) for task in live._spinner._progress.tasks]
+    assert lines == [("Preparing  made", 0, None), ("           fetching data: 1 of 9 files, 3 of 40 MB", 3, 40)]
+    live.show({"event": "phase", "phase": "Scaling", "time": "2026-01-31T12:00:02.000Z"})
+    live.close()
+    shown = re.sub(r"\x1b\[[0-9;?]*[A-Za-z]", "", screen.getvalue())
+    assert "  Preparing      2.0 s  made\n" + " " * 24 + "fetching data: 1 of 9 files, 3 of 40 MB\n" in shown

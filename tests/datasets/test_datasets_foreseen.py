@@ -11,7 +11,7 @@ from support import eventually
 from web_server import Status, WebServer
 
 from tfjob.datasets.cache import Cache
-from tfjob.datasets.files import Remote, laid_out
+from tfjob.datasets.files import Remote, find_files, laid_out
 from tfjob.datasets.registered import Asked, content_of, register
 from tfjob.datasets.wanted import Settings
 from tfjob.errors import PreparationError
@@ -91,3 +91,21 @@ def test_of_two_first_uses_at_once_the_first_counts(web: WebServer, tmp_path: Pa
     with pytest.raises(PreparationError, match=r"1\.txt has changed since another run was the first to use words@1"):
         second.prepare(lambda _: None)
     assert content_of(entry, root) == pinned
+
+
+def test_a_file_that_was_written_to_while_the_environment_was_made_is_noticed(
+    tmp_path: Path, cache: Cache, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr("tfjob.runs.data._JUST_S", 0.0)
+    monkeypatch.setattr("tfjob.runs.ahead._SOON_S", 0.0)
+    file = tmp_path / "file"
+    file.write_text("whole")
+    found = find_files([str(file)])
+    local = DatasetPlan("d", "directory", "download", found.digest, 1, 5, found.files, found.marks)
+    data = data_of([], tmp_path, cache, "run-1")
+    data = replace(data, plan=replace(data.plan, datasets=(local,)), here=False)
+    data.begin(lambda _: None)
+    eventually(lambda: data._ahead is not None and data._ahead._is_over.is_set(), "the file was looked at")
+    file.write_text("other")
+    with pytest.raises(PreparationError, match="one of its files was written to"):
+        data.prepare(lambda _: None)

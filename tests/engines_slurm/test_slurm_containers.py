@@ -378,7 +378,9 @@ def test_a_run_that_slurm_kills_while_a_node_clears_up_ended_as_it_had(site_of: 
     """
     site, tools = with_tools(site_of, enroot=enroot, mksquashfs="touch $2")
     run = site.submit("true", nodes=2)
-    eventually((tools / "clears").exists, "the command that clears up", 300)
+    clears = tools / "clears"
+    eventually(lambda: clears.exists() or site.tfjob.record(run)["ended"], "the command that clears up", 280)
+    assert clears.exists(), site.tfjob.record(run)["failure"]["message"]
     job = job_of(site.tfjob, run)
     site.slurm.run("scancel", "--batch", "--signal=KILL", job)  # what Slurm kills first is for it to choose
     site.slurm.run("scancel", job)

@@ -31,7 +31,7 @@ import os, sys, time
 from pathlib import Path
 from tfjob.environments import Definition, Store
 from tfjob.environments.place import Machine
-from tfjob.errors import TfjobError
+from tfjob.errors import Interrupted, TfjobError
 def progress(step):
     print(step, flush=True)
     if os.environ.get("STOP") and step.startswith(os.environ["STOP"]):
@@ -39,7 +39,7 @@ def progress(step):
 try:
     definition = Definition(requirements=tuple(sys.argv[2:]))
     print("made", Store(Path(sys.argv[1])).prepare(definition, Machine(), log=lambda line: None, progress=progress).key)
-except TfjobError as error:
+except (TfjobError, Interrupted) as error:
     print(type(error).__name__, error.message)
     sys.exit(error.exit_code)
 """

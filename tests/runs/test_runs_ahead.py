@@ -3,7 +3,9 @@
 from __future__ import annotations
 
 import json
+import signal
 import threading
+import time
 from collections.abc import Callable, Iterator
 from typing import TYPE_CHECKING, Any
 
@@ -13,6 +15,8 @@ from runs.test_supervision_elsewhere import ended, run, supervise
 from support import eventually
 from web_server import Hang, Slow, Status, WebServer, web_server
 
+from tfjob.datasets.cache import Cache
+from tfjob.datasets.eviction import evict
 from tfjob.datasets.files import Remote, laid_out
 from tfjob.planning.plan import DatasetPlan, Plan
 from tfjob.runs.ahead import Ahead
@@ -93,6 +97,19 @@ def test_an_environment_that_can_not_be_made_ends_the_fetching(
     assert has_partial(run)  # the next run goes on from there
 
 
+def test_the_cache_can_be_pruned_while_an_environment_is_made(
+    run: RunDirectory, supervise: Supervise, web: WebServer
+) -> None:
+    (run.path / "environment").write_text("wait")
+    cache = Cache(run.path / "cache")
+    supervisor = supervise(reads(web.put("a", b"content")))
+    eventually(lambda: list((run.path / "cache" / "users").glob("*/*")), "the data is the run's")
+    eventually(lambda: not evict(cache, limit_bytes=0).is_busy, "nobody keeps others from making room")
+    (run.path / "environment").write_text("made")
+    assert ended(run, supervisor).state == "Completed"
+    assert len(web.asked("a")) == 1
+
+
 @pytest.mark.parametrize("environment", ["wait", "made"])
 def test_a_cancel_ends_both(run: RunDirectory, supervise: Supervise, web: WebServer, environment: str) -> None:
     (run.path / "environment").write_text(environment)
@@ -144,6 +161,34 @@ class TestAhead:
         begun.wait()
         assert ahead.end()
         assert ahead.failure() is None
+
+    def test_who_waits_can_be_interrupted_and_still_see_its_end(self) -> None:
+        begun, ended = threading.Event(), threading.Event()
+
+        def work(check: Callable[[], None]) -> None:
+            begun.set()
+            try:
+                while True:
+                    time.sleep(0.01)
+                    check()
+            finally:
+                time.sleep(0.2)
+                ended.set()
+
+        def interrupt(*_: object) -> None:
+            raise InterruptedError
+
+        before = signal.signal(signal.SIGUSR1, interrupt)
+        try:
+            ahead = Ahead(work)
+            begun.wait()
+            threading.Timer(0.1, signal.pthread_kill, (threading.main_thread().ident, signal.SIGUSR1)).start()
+            with pytest.raises(InterruptedError):
+                ahead.result()
+        finally:
+            signal.signal(signal.SIGUSR1, before)
+        assert ahead.end()
+        assert ended.is_set()
 
     def test_one_that_does_not_look_is_left_to_itself(self, monkeypatch: pytest.MonkeyPatch) -> None:
         monkeypatch.setattr("tfjob.runs.ahead._PATIENCE_S", 0.01)

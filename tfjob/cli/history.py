@@ -197,14 +197,17 @@ def _now(record: Record) -> str:
             lines = file.read().splitlines()
     except OSError:
         return ""
+    said: dict[str, str] = {}
     for line in reversed(lines):
         try:
             event = json.loads(line)
         except ValueError:  # half a line
             continue
-        if event["event"] in ("progress", "phase"):
-            return str(event.get("message", ""))
-    return ""
+        if event["event"] == "phase":
+            break
+        if event["event"] == "progress":
+            said.setdefault(event.get("topic", ""), str(event["message"]))
+    return "; ".join(said[topic] for topic in sorted(said))
 
 
 def _where(record: Record) -> list[tuple[str, str]]:

@@ -10,7 +10,7 @@ import re
 import sys
 import time
 from collections import deque
-from collections.abc import Iterable, Iterator
+from collections.abc import Iterable, Iterator, Sequence
 from contextlib import contextmanager
 from typing import TYPE_CHECKING, Any, TextIO
 
@@ -49,8 +49,9 @@ class Details:
         """Forget all: another phase begins."""
         self._of = {}
 
-    def __str__(self) -> str:
-        return " · ".join(self._of[topic] for topic in sorted(self._of))
+    def lines(self) -> list[str]:
+        """A line for each topic: first the phase itself, then what goes on beside it."""
+        return [self._of[topic] for topic in sorted(self._of)]
 
 
 class Spinner:
@@ -69,6 +70,12 @@ class Spinner:
             def render(self, task: Task) -> Any:
                 return Text("") if task.total is None else super().render(task)
 
+        class Elapsed(TimeElapsedColumn):
+            """How long the phase has lasted, in its own line."""
+
+            def render(self, task: Task) -> Text:
+                return super().render(task) if task.id == 0 else Text("")
+
         self._phase = phase
         self._lines: deque[str] = deque(maxlen=_BUILD_LINES)
         console = Console(file=screen, highlight=False)
@@ -76,22 +83,27 @@ class Spinner:
             SpinnerColumn(),
             TextColumn("{task.description}", markup=False, table_column=Column(no_wrap=True, overflow="ellipsis")),
             Bar(bar_width=20),
-            TimeElapsedColumn(),
+            Elapsed(),
             console=console,
         )
-        self._task = self._progress.add_task(phase, total=None)
+        self._progress.add_task(phase, total=None)
         task = self._progress.tasks[0]
         if began is not None and task.start_time is not None:
             task.start_time -= max(time.time() - began, 0)
         self._live = Live(console=console, transient=True, get_renderable=self._shown, refresh_per_second=10)
         self._live.start()
 
-    def update(self, detail: str) -> None:
-        """Say what the phase is at; what is done of it becomes a bar where the text says so: ``120 of 340 MB``."""
-        done = _DONE.search(detail)
-        completed, total = (int(done[1]), int(done[2])) if done else (0, None)
-        self._progress.tasks[0].total = total  # `update` takes None for no change
-        self._progress.update(self._task, description=f"{self._phase}  {detail}", completed=completed)
+    def update(self, details: Sequence[str]) -> None:
+        """Say what the phase is at, a line each; what is done of it becomes a bar where the text says so: ``120 of 340 MB``."""
+        for number, detail in enumerate(details):
+            if number == len(self._progress.tasks):
+                self._progress.add_task("", total=None)
+            done = _DONE.search(detail)
+            completed, total = (int(done[1]), int(done[2])) if done else (0, None)
+            task = self._progress.tasks[number]
+            task.total = total  # `update` takes None for no change
+            phase = self._phase if number == 0 else " " * len(self._phase)
+            self._progress.update(task.id, description=f"{phase}  {detail}", completed=completed)
 
     def print(self, line: str) -> None:
         """Show a line of output for a while: the last few stand below it."""
@@ -126,7 +138,7 @@ class PhaseSpinner:
         if item is None:
             if self._spinner is None and self._phase:
                 self._spinner = Spinner(self._phase[0], self._screen, self._phase[1])
-                self._spinner.update(str(self._details))
+                self._spinner.update(self._details.lines())
         elif item["event"] == "phase":
             self.close()
             self._phase = (item["phase"], seconds(item["time"]))
@@ -134,7 +146,7 @@ class PhaseSpinner:
         elif item["event"] == "progress":
             self._details.take(item)
             if self._spinner:
-                self._spinner.update(str(self._details))
+                self._spinner.update(self._details.lines())
 
     def close(self) -> None:
         """Take the line away."""
@@ -184,7 +196,7 @@ class LiveRun:
         elif kind == "progress":
             is_new = self._details.take(event)
             if self._spinner:
-                self._spinner.update(str(self._details))
+                self._spinner.update(self._details.lines())
             elif not self._is_terminal and is_new:
                 self._say(f"{event['phase']}: {event['message']}")
         elif kind == "note":
@@ -215,7 +227,10 @@ class LiveRun:
             self._output.close()
         if self._is_terminal:
             taken = duration(moment - began)
-            self._say(f"  {phase.ljust(10)} {taken.rjust(9)}  {self._details}".rstrip(), "dim")
+            first, *beside = self._details.lines() or [""]
+            self._say(f"  {phase.ljust(10)} {taken.rjust(9)}  {first}".rstrip(), "dim")
+            for line in beside:
+                self._say(f"{' ' * 24}{line}", "dim")
 
     def _build(self, data: bytes) -> None:
         """What the environment's build says, as a gloss: it is kept in the run's logs."""

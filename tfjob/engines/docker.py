@@ -17,6 +17,7 @@ from signal import SIGKILL, SIGTERM
 from typing import Any, Final
 
 from tfjob.dockerapi.api import DockerApi, RefusalError, socket_of
+from tfjob.durable import umask
 from tfjob.engines import holder
 from tfjob.engines.base import Allocation, Prepared, TaskStatus, Waiting, tell_nobody
 from tfjob.engines.container import Shape, container_of, labels, name_of, numbered_from_zero
@@ -113,7 +114,7 @@ class DockerEngine:
             dataset_mounts(plan.datasets, run.datasets),
             self._node.gpus,
         )
-        more = {"umask": _umask()}
+        more = {"umask": umask()}
         seen = numbered_from_zero(allocation, plan)
         try:
             write_tasks(plan, run, seen, prepared.values, entrypoint=shape.entrypoint, more=more)
@@ -265,11 +266,3 @@ def _tell(handle: DockerHandle, line: str) -> None:
             pipe.write(line.encode())
         if line == "complete\n":
             pipe.close()
-
-
-def _umask() -> int:
-    """This process's umask, which can only be read by setting it (umask(2)) or here (proc(5))."""
-    for line in Path("/proc/self/status").read_text(encoding="utf-8", errors="replace").splitlines():
-        if line.startswith("Umask:"):
-            return int(line.split()[1], 8)
-    return 0o022

@@ -30,10 +30,12 @@ class Ahead(Generic[_Outcome]):
         self._is_taken = False
         self._is_needed = threading.Event()
         self._is_not_wanted = threading.Event()
+        self._is_over = (
+            threading.Event()
+        )  # no join: one that a signal's handler breaks out of takes the thread for ended
         self._outcomes: list[_Outcome] = []
         self._error: BaseException | None = None
-        self._thread = threading.Thread(target=self._go, daemon=True)
-        self._thread.start()
+        threading.Thread(target=self._go, daemon=True).start()
 
     def failure(self) -> BaseException | None:
         """What kept it from being worked out, as soon as that is known."""
@@ -43,8 +45,9 @@ class Ahead(Generic[_Outcome]):
         """Have the outcome. Raises what the work raised; a signal's handler may break in."""
         self._is_needed.set()
         if self._take():
+            self._is_over.set()
             return self._work(lambda: None)
-        self._thread.join()
+        self._is_over.wait()
         if self._error is not None:
             raise self._error
         return self._outcomes[0]
@@ -53,9 +56,7 @@ class Ahead(Generic[_Outcome]):
         """See that it has ended, whatever came of it. Returns whether it has, in a time that people wait."""
         self._is_not_wanted.set()
         self._is_needed.set()
-        self._take()
-        self._thread.join(_PATIENCE_S)
-        return not self._thread.is_alive()
+        return self._take() or self._is_over.wait(_PATIENCE_S)
 
     def _take(self) -> bool:
         """Whether the work is for who asks: nobody else has it."""
@@ -72,6 +73,8 @@ class Ahead(Generic[_Outcome]):
             pass
         except BaseException as error:  # noqa: BLE001  # it is raised again by who waits for the outcome
             self._error = error
+        finally:
+            self._is_over.set()
 
     def _check(self) -> None:
         if self._is_not_wanted.is_set():

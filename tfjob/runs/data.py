@@ -5,9 +5,10 @@ from __future__ import annotations
 import gc
 import json
 import os
+import threading
 import time
-from collections.abc import Callable, Sequence
-from contextlib import ExitStack
+from collections.abc import Callable, Iterator, Sequence
+from contextlib import contextmanager
 from dataclasses import dataclass, field, replace
 from pathlib import Path
 from typing import TYPE_CHECKING, NamedTuple
@@ -60,11 +61,11 @@ class _Ready(NamedTuple):
 
 @dataclass(frozen=True)
 class _Gathered:
-    """A run's datasets as they are asked for, those that an earlier run has had, and what had to be fetched for the others."""
+    """A run's datasets as they are asked for and as they are, when files of this machine were looked at, and what was fetched."""
 
     asked: tuple[DatasetPlan, ...]
-    known: dict[str, _Ready] = field(default_factory=dict)
-    growing: dict[str, GrowingTree] = field(default_factory=dict)
+    datasets: tuple[DatasetPlan, ...]
+    looked: float
     fetched: Fetched | None = None
     has_room: bool = True
 
@@ -87,7 +88,6 @@ class RunData:
     nodes_fetch: bool = False
     standby: Standby = field(default_factory=Standby)
     _ahead: Ahead[_Gathered] | None = None
-    _held: ExitStack = field(default_factory=ExitStack)
 
     def foresee(self) -> None:
         """Start what fetches very many small files, if the run may need it: that loads while the rest is got ready."""
@@ -119,83 +119,81 @@ class RunData:
         """
         try:
             gathered = self._ahead.result() if self._ahead is not None else self._gather(progress)
-            gc.disable()  # see `_gather`
-            return self._finish(gathered)
+            with _without_garbage():
+                return self._finish(gathered)
         finally:
-            gc.enable()
             self.end()
 
     def end(self) -> None:
         """End what was begun and is not needed any more."""
-        if self._ahead is not None and not self._ahead.end():
-            return  # it waits for something that never comes: what it holds goes with this process
-        self._ahead = None
-        self._held.close()
-        self.standby.end()
+        ahead, self._ahead = self._ahead, None
+        if ahead is None or ahead.end():  # what waits for something that never comes ends with this process
+            self.standby.end()
 
     def _gather(self, progress: Callable[[str], None]) -> _Gathered:
-        """Fetch what is missing. What came is kept from eviction until `_held` is closed."""
-        gc.disable()  # there may be very many rows, and no garbage among them; see also `_fetch`
-        try:
-            return self._gather_rows(progress)
-        finally:
-            gc.enable()
-
-    def _gather_rows(self, progress: Callable[[str], None]) -> _Gathered:
-        asked = with_fetched(self.plan, self.run).datasets  # another try has the very content of the one before
-        just_seen = self._is_just_planned()
-        for dataset in asked:
-            if has_local(dataset) and not (just_seen and (dataset.mode == "mount" or self._is_looked_at_late(dataset))):
-                _refuse_changed(dataset)
-        asked = tuple(map(self._with_sizes, asked))
-        if not any(map(as_tree, asked)):
-            return _Gathered(asked)
-        with self.cache.filling():  # what is known is not evicted before it is used
-            known = {one.name: found for one in asked if (found := self._kept(one)) is not None}
-            for found in known.values():
-                self._use(found)
-        missing = [one for one in asked if one.marks and one.name not in known and not self._is_left_to_nodes(one)]
-        has_room = self._make_room(missing)
-        self._held.enter_context(self.cache.filling())
-        growing = self._growing(missing)
-        fetched = self._fetch(missing, growing, progress) if missing else None
-        return _Gathered(asked, known, growing, fetched, has_room)
+        """Fetch what is missing. What came is used by this run from then on, and stays in the cache."""
+        with _without_garbage():
+            asked = with_fetched(self.plan, self.run).datasets  # another try has the very content of the one before
+            self._refuse_changed(asked)
+            looked = time.monotonic()
+            asked = tuple(map(self._with_sizes, asked))
+            if not any(map(as_tree, asked)):
+                return _Gathered(asked, asked, looked)
+            with self.cache.filling():  # what is known is not evicted before it is used
+                known = {one.name: found for one in asked if (found := self._kept(one)) is not None}
+                for found in known.values():
+                    self._use(found)
+            missing = [one for one in asked if one.marks and one.name not in known and not self._is_left_to_nodes(one)]
+            has_room = self._make_room(missing)
+            with self.cache.filling(), self._growing(missing) as growing:
+                fetched = self._fetch(missing, growing, progress) if missing else None
+                ready = [
+                    known.get(dataset.name) or self._ready(dataset, fetched, growing.get(dataset.name))
+                    for dataset in asked
+                ]
+                datasets = tuple(one.dataset for one in ready)
+                if any(dataset.marks for dataset in asked):
+                    lines = ",\n".join(one.text or dataset_text(one.dataset) for one in ready)
+                    replace_text(self.run.fetched, f"[{lines}]\n", force=False)
+                for one in ready:
+                    self._use(one)
+            return _Gathered(asked, datasets, looked, fetched, has_room)
 
     def _finish(self, gathered: _Gathered) -> tuple[Plan, tuple[str, ...]]:
-        """Put everything in its place, and say what it is."""
-        asked, fetched = gathered.asked, gathered.fetched
-        if not any(map(as_tree, asked)):
-            self._place(asked)
-            return self.plan, ()
-        ready = [
-            gathered.known.get(one.name) or self._ready(one, fetched, gathered.growing.get(one.name)) for one in asked
-        ]
-        datasets = tuple(one.dataset for one in ready)
-        if any(dataset.marks for dataset in asked):
-            lines = ",\n".join(one.text or dataset_text(one.dataset) for one in ready)
-            replace_text(self.run.fetched, f"[{lines}]\n", force=False)
-        for one in ready:
-            self._use(one)
-        self._pin(asked, datasets)
-        self._place(datasets)
-        self._held.close()
+        """Put everything in its place."""
+        if time.monotonic() - gathered.looked > _JUST_S:
+            self._refuse_changed(gathered.asked)  # making the environment took its time
+        self._pin(gathered.asked, gathered.datasets)
+        self._place(gathered.datasets)
+        fetched = gathered.fetched
         if fetched is not None and fetched.received_bytes and not gathered.has_room:
             from tfjob.datasets.eviction import evict  # noqa: PLC0415  # where something came
 
             evict(self.cache, limit_bytes=int(self.limit_gib * _GIB))
-        return replace(self.plan, datasets=datasets), fetched.notes if fetched is not None else ()
+        return replace(self.plan, datasets=gathered.datasets), fetched.notes if fetched is not None else ()
 
-    def _growing(self, missing: Sequence[DatasetPlan]) -> dict[str, GrowingTree]:
+    def _refuse_changed(self, asked: Sequence[DatasetPlan]) -> None:
+        """Raise PreparationError if files of this machine are not those that were planned; of those that need a look now."""
+        just_seen = self._is_just_planned()
+        for dataset in asked:
+            if has_local(dataset) and not (just_seen and (dataset.mode == "mount" or self._is_looked_at_late(dataset))):
+                _refuse_changed(dataset)
+
+    @contextmanager
+    def _growing(self, missing: Sequence[DatasetPlan]) -> Iterator[dict[str, GrowingTree]]:
         """The trees of large datasets, by their names, which are put together while what is missing comes."""
         large = [one for one in missing if is_large(one)]
         if not large:
-            return {}
+            yield {}
+            return
         from tfjob.datasets.growing import GrowingTree  # noqa: PLC0415  # see above
 
         growing = {one.name: GrowingTree(self.cache, one.files) for one in large}
-        for tree in growing.values():
-            self._held.callback(tree.end)
-        return growing
+        try:
+            yield growing
+        finally:
+            for tree in growing.values():
+                tree.end()
 
     def _fetch(
         self, missing: Sequence[DatasetPlan], growing: dict[str, GrowingTree], progress: Callable[[str], None]
@@ -210,8 +208,9 @@ class RunData:
             for tree in trees:
                 tree.add(held)
 
-        if not all(is_web(one.source) for one in wanted):
-            gc.enable()  # the libraries of the stores make garbage, and it may go on for hours
+        is_beside = threading.current_thread() is not threading.main_thread()
+        if is_beside or not all(is_web(one.source) for one in wanted):
+            gc.enable()  # the libraries of the stores make garbage, as others may who work meanwhile, and it may take hours
         try:
             return fetch(wanted, self.cache, self.settings, progress, standby=self.standby, came=came)
         finally:
@@ -384,6 +383,16 @@ class RunData:
                 _refuse_changed(dataset)
                 raise _changed(dataset, "one of its files was written to")
             same = times
+
+
+@contextmanager
+def _without_garbage() -> Iterator[None]:
+    """Look for no garbage: there may be very many rows, and none among them. See also `RunData._fetch`."""
+    gc.disable()
+    try:
+        yield
+    finally:
+        gc.enable()
 
 
 def _refuse_changed(dataset: DatasetPlan) -> None:

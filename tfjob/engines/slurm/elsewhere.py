@@ -157,8 +157,8 @@ class ElsewhereEngine(SlurmEngine):
             except LoginLost:
                 return True
             except CommandError as other:
+                self.tell(f"Slurm can't be asked whether it has the job: {other.message}")
                 if time.monotonic() < deadline and not run.cancel_request.exists():
-                    self.tell(f"Slurm can't be asked whether it has the job: {other.message}")
                     time.sleep(_AGAIN_S)
                     continue
                 self._left = self._unsure(run)
