@@ -153,17 +153,27 @@ def test_another_job_is_not_waited_for_without_end(tmp_path: Path) -> None:
 
 
 def test_what_killed_ones_left_is_removed(node: Starts, tmp_path: Path) -> None:
+    """Another node may have the same TMPDIR, and processes of its own that cannot be seen here."""
     gone = subprocess.Popen(["true"])
     gone.wait()
-    for path in ("tmp/tfjob-image-{}-a", "image/image.sqsh.HOST.{}"):
-        for pid in (gone.pid, os.getpid()):
-            made = tmp_path / path.replace("HOST", os.uname().nodename).format(pid)
+    here = os.uname().nodename
+    for path in ("tmp/tfjob-image-{}.{}-a", "image/image.sqsh.{}.{}"):
+        for host, pid in ((here, gone.pid), (here, os.getpid()), ("another", gone.pid)):
+            made = tmp_path / path.format(host, pid)
             (made if "tmp/" in path else made.parent).mkdir(parents=True, exist_ok=True)
             (made / "file" if "tmp/" in path else made).touch()
     started = node()
     eventually(lambda: started.has_said("preparing", "enroot unpacks"), "the image")
-    kept = ["image.sqsh", f"image.sqsh.{os.uname().nodename}.{os.getpid()}", f"tfjob-image-{os.getpid()}-a"]
-    eventually(lambda: sorted(started.left) == kept, "only what is in use is left")
+    live = [(here, os.getpid()), ("another", gone.pid)]
+    kept = [
+        "image.sqsh",
+        *(
+            f"{start}{host}.{pid}{end}"
+            for start, end in (("image.sqsh.", ""), ("tfjob-image-", "-a"))
+            for host, pid in live
+        ),
+    ]
+    eventually(lambda: sorted(started.left) == sorted(kept), "only what is in use is left")
 
 
 @pytest.mark.parametrize(

@@ -81,7 +81,7 @@ class Container:
                     self.remove(runtime, program, self.name)  # what there is of it
                     raise
             if runtime == "apptainer" and self.unpacks(program):
-                scratch = tempfile.mkdtemp(prefix=f"{image.UNPACKED}{os.getpid()}-")  # see image.remove_unpacked
+                scratch = tempfile.mkdtemp(prefix=image.unpacked_prefix())  # see image.remove_unpacked
                 what = self.images(runtime, program).lay_out(what, os.path.join(scratch, "root"))
             argv, environ = runtimes.command(runtime, self.start_of(runtime, program, what))
             self.doing = ""

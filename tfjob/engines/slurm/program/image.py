@@ -130,7 +130,7 @@ class Images:
                 # Its cache, in the home directory, would hold the image once more.
                 self.run([self.program, "build", "--disable-cache", part, source], failed)
             elif archive:
-                with tempfile.TemporaryDirectory(prefix=f"{UNPACKED}{os.getpid()}-") as directory:
+                with tempfile.TemporaryDirectory(prefix=unpacked_prefix()) as directory:
                     unpack(archive, directory, self.check)
                     self.run(["mksquashfs", directory, part, "-all-root", "-no-progress", "-quiet"], failed)
             else:
@@ -210,11 +210,16 @@ def remove_parts(path: str) -> None:
             clear(os.path.join(directory, entry))
 
 
+def unpacked_prefix() -> str:
+    """How the directory begins into which this process unpacks an image. It names the node: TMPDIR may be one for all nodes."""
+    return f"{UNPACKED}{os.uname().nodename}.{os.getpid()}-"
+
+
 def remove_unpacked() -> None:
     """Remove what this user's killed processes have left of images that they unpacked on this node."""
-    directory = tempfile.gettempdir()
+    directory, start = tempfile.gettempdir(), f"{UNPACKED}{os.uname().nodename}."
     for entry in os.listdir(directory):
-        if entry.startswith(UNPACKED) and is_over(entry[len(UNPACKED) :].partition("-")[0]):
+        if entry.startswith(start) and is_over(entry[len(start) :].partition("-")[0]):
             path = os.path.join(directory, entry)
             try:
                 status = os.lstat(path)
