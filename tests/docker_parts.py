@@ -257,7 +257,8 @@ def up(*, stays: bool = False) -> Daemon:
     """Return the shared engine, started if it is not running. With `stays` it runs until `down`."""
     with locked(CACHE / "engine.lock", fcntl.LOCK_EX):
         daemon = recorded()
-        if daemon is None or not daemon.runs or not daemon.answers:
+        # One that is only slow is not killed: others are at work with it.
+        if daemon is None or not daemon.runs or not wait_for(lambda: daemon.answers, START_S):
             if daemon is not None:
                 daemon.kill()
                 shutil.rmtree(daemon.folder, ignore_errors=True)

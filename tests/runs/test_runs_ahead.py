@@ -14,6 +14,7 @@ from support import eventually
 from web_server import Hang, Slow, Status, WebServer, web_server
 
 from tfjob.datasets.files import Remote, laid_out
+from tfjob.durable import replace_text
 from tfjob.planning.plan import DatasetPlan, Plan
 from tfjob.runs.ahead import Ahead
 
@@ -98,7 +99,7 @@ def test_a_cancel_ends_both(run: RunDirectory, supervise: Supervise, web: WebSer
     (run.path / "environment").write_text(environment)
     supervisor = supervise(reads(web.put("a", bytes(3 << 20), Hang(2 << 20))))
     eventually(lambda: has_partial(run), "some of it came")
-    run.cancel_request.write_text("enough")
+    replace_text(run.cancel_request, "enough")  # it must not be seen before its content
     record = ended(run, supervisor)
     assert (record.state, record.failure and record.failure.message) == ("Canceled", "enough")
 
