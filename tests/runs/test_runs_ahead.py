@@ -10,7 +10,7 @@ from typing import TYPE_CHECKING, Any
 import pytest
 from engines.engine_bench import plan, task
 from runs.test_supervision_elsewhere import ended, run, supervise
-from support import eventually
+from support import eventually, has_file_of
 from web_server import Hang, Slow, Status, WebServer, web_server
 
 from tfjob.datasets.files import Remote, laid_out
@@ -47,7 +47,7 @@ def told(run: RunDirectory) -> list[dict[str, Any]]:
 
 
 def has_partial(run: RunDirectory) -> bool:
-    return any(path.stat().st_size == 2 << 20 for path in (run.path / "cache" / "partial").glob("*"))
+    return has_file_of(run.path / "cache" / "partial", 2 << 20)
 
 
 def test_data_is_there_before_the_environment_is(run: RunDirectory, supervise: Supervise, web: WebServer) -> None:
