@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import os
 import textwrap
+from collections.abc import Callable
 from pathlib import Path
 
 import pytest
@@ -51,6 +52,8 @@ class Context:
         self.base = base
         self.lines: list[str] = []
         self.steps: list[str] = []
+        self.heard: Callable[[str], None] = lambda _: None
+        """Is told each line of the log too, and may hold the build up."""
         folder.mkdir()
 
     def write(self, name: str, text: str) -> None:
@@ -62,12 +65,17 @@ class Context:
     def build_in(self, folder: Path, **arguments: str) -> str:
         self.lines.clear()
         self.steps.clear()
+
+        def log(line: str) -> None:
+            self.lines.append(line)
+            self.heard(line)
+
         return build(
             self.folder / "Dockerfile",
             folder,
             arguments,
             store_root=self.store_root,
-            log=self.lines.append,
+            log=log,
             progress=self.steps.append,
         )
 

@@ -253,11 +253,16 @@ def running() -> Daemon | None:
     return daemon if daemon is not None and daemon.runs else None
 
 
+def is_well(daemon: Daemon) -> bool:
+    """Whether it runs and answers, be it late: others may be at work with one that is only slow."""
+    return daemon.runs and wait_for(lambda: daemon.answers, START_S)
+
+
 def up(*, stays: bool = False) -> Daemon:
     """Return the shared engine, started if it is not running. With `stays` it runs until `down`."""
     with locked(CACHE / "engine.lock", fcntl.LOCK_EX):
         daemon = recorded()
-        if daemon is None or not daemon.runs or not daemon.answers:
+        if daemon is None or not is_well(daemon):
             if daemon is not None:
                 daemon.kill()
                 shutil.rmtree(daemon.folder, ignore_errors=True)

@@ -99,6 +99,15 @@ def eventually(condition: Callable[[], Any], what: str, timeout_s: float = 120) 
     pytest.fail(f"did not happen within {timeout_s} s: {what}")
 
 
+def has_file_of(directory: Path, size_bytes: int) -> bool:
+    """Whether a directory, in which others are at work, has a file of that size."""
+    for path in directory.glob("*"):
+        with contextlib.suppress(FileNotFoundError):  # it has just got another name
+            if path.stat().st_size == size_bytes:
+                return True
+    return False
+
+
 def kill(*pids: int) -> None:
     """SIGKILL to each that is still there: some end with others of them."""
     for pid in pids:

@@ -215,7 +215,9 @@ def test_what_runs_below_a_shell_has_the_grace_too(task: Task) -> None:
 def test_the_command_dies_with_its_entrypoint(task: Task) -> None:
     task.start("sh", "-c", "echo $$ >pid; exec sleep 60")
     pid = int(task.wrote("pid"))
-    started = json.loads((task.directory / "main" / "started.json").read_text())
+    report = task.directory / "main" / "started.json"
+    eventually(report.exists, "the report of the start")  # the command may be quicker than that
+    started = json.loads(report.read_text())
     assert task.process is not None
     assert started["pid"] == task.process.pid
     assert started["start_ticks"] == entrypoint.start_ticks(started["pid"])

@@ -188,7 +188,7 @@ def test_what_can_not_be_put_together_meanwhile_is_given_up(cache: Cache) -> Non
     for _ in range(5):
         grown.add(held(rows))
     grown.end()
-    assert len(os.listdir("/proc/self/fd")) == before
+    assert len(os.listdir("/proc/self/fd")) <= before  # of earlier tests some may be closed meanwhile
     (cache.root / "trees").unlink()
     assert sorted(os.listdir(cache.tree(rows, grown) / "deep")) == ["0", "1"]
 

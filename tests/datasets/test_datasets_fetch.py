@@ -20,6 +20,7 @@ from tfjob.errors import ExitCode, PreparationError
 from tfjob.spec import addresses
 
 QUICK = Settings(connections=4, timeout_s=30, tries=3, pause_s=0.01)
+TWICE = Settings(connections=4, timeout_s=30, tries=2, pause_s=0.01)
 IMPATIENT = Settings(connections=4, timeout_s=1, tries=2, pause_s=0.01)
 BIG = os.urandom(3 << 20)
 
@@ -172,7 +173,7 @@ def test_a_busy_server_is_asked_again(web: WebServer, cache: Cache) -> None:
 )
 def test_each_fault_has_its_own_words(web: WebServer, cache: Cache, fault: Fault, message: str, hint: str) -> None:
     with pytest.raises(PreparationError, match=message) as caught:
-        got(cache, web.put("a", b"content", fault), settings=IMPATIENT)
+        got(cache, web.put("a", b"content", fault), settings=IMPATIENT if isinstance(fault, Hang) else TWICE)
     assert hint in caught.value.hint
     assert caught.value.exit_code == ExitCode.PREPARATION_FAILED
     assert objects(cache) == []

@@ -10,7 +10,7 @@ from pathlib import Path
 
 import pytest
 from datasets.test_datasets_workers import children
-from support import Tfjob, eventually
+from support import Tfjob, eventually, has_file_of
 from web_server import Hang, Slow, Status, WebServer
 
 
@@ -185,7 +185,7 @@ def test_a_killed_supervisor_loses_nothing_of_what_came(job: Tfjob, web: WebServ
     write(job, f"d: {{paths: {url}}}", "sha256sum ${{ dataset.d }}/big")
     run = job.submit("job.yml")
     partial = Path(job.environ["TFJOB_STORE"]) / "datasets" / "partial"
-    eventually(lambda: any(one.stat().st_size == 2 << 20 for one in partial.glob("*")), "2 MiB came")
+    eventually(lambda: has_file_of(partial, 2 << 20), "2 MiB came")
     os.kill(job.record(run)["supervisor"]["pid"], 9)
     assert hashlib.sha256(content).hexdigest() in job("logs", "-f", run).stdout
     assert web.asked("big")[-1]["Range"] == f"bytes={2 << 20}-"

@@ -47,6 +47,11 @@ def wrote(bench: Bench, name: str, task_name: str = "main") -> str:
     return text.strip()
 
 
+def runs(bench: Bench, name: str) -> None:
+    """Wait until a task is seen to run: its command may have written files before its entrypoint says that it started."""
+    eventually(lambda: bench.poll()[name].state == "running", f"the start of {name}")
+
+
 @contextmanager
 def reachable(daemon: Daemon, directory: Path, uid: int) -> Iterator[list[int]]:
     """Let another user use the engine and the directory; gives the groups that the user needs for it."""
@@ -211,7 +216,7 @@ class TestHowItEnds:
         run.start()
         for name in ("rank-0", "rank-1"):
             eventually((run.run.work(name) / "ready").exists, f"the start of {name}")
-        assert {name: status.state for name, status in run.poll().items()}["rank-1"] == "running"
+        runs(run, "rank-1")
         run.stop()
         assert [run.log(f"rank-{number}").splitlines()[-1] for number in range(2)] == ["saved"] * 2
         assert {status.state for status in run.poll().values()} == {"ended"}
@@ -222,7 +227,7 @@ class TestHowItEnds:
         run = bench(*ranks, launcher=task(f"{rank} {FOREVER}", name="launcher"))
         run.start()
         watcher = wrote(run, "watcher", "rank-0")
-        assert run.poll()["rank-0"].state == "running"
+        runs(run, "rank-0")
         api = DockerApi(os.environ["DOCKER_HOST"])
         assert api.state(run.handle.containers["launcher"].id)["Running"]
         os.kill(run.handle.entrypoints["rank-0"].pid, signal.SIGKILL)
@@ -246,9 +251,9 @@ class TestHowItEnds:
         assert status.note == "the kernel killed it: out of memory"
 
     def test_a_container_that_somebody_kills(self, bench: MakeBench) -> None:
-        run = bench(task("echo >ready; " + FOREVER))
+        run = bench(task(FOREVER))
         run.start()
-        eventually((run.run.work("main") / "ready").exists, "the start")
+        runs(run, "main")
         os.kill(run.handle.containers["main"].first.pid, signal.SIGKILL)
         status = end(run)
         assert (status.signal, status.failed) == (signal.SIGKILL, True)
@@ -257,9 +262,9 @@ class TestHowItEnds:
         assert run.poll()["main"] == status
 
     def test_a_container_that_somebody_removes(self, bench: MakeBench) -> None:
-        run = bench(task("echo >ready; " + FOREVER))
+        run = bench(task(FOREVER))
         run.start()
-        eventually((run.run.work("main") / "ready").exists, "the start")
+        runs(run, "main")
         DockerApi(os.environ["DOCKER_HOST"]).remove(run.handle.containers["main"].id)
         assert end(run).note.endswith("its container is gone")
 

@@ -102,6 +102,7 @@ class TestWithoutWhoStartedIt:
     def test_a_container_that_is_gone_when_it_is_adopted(
         self, bench: MakeBench, monkeypatch: pytest.MonkeyPatch
     ) -> None:
+        monkeypatch.setattr(docker_handle, "_START_S", 3600.0)  # until it has been looked at
         run = bench(task(FOREVER), task("true", name="never"))
         (run.run.task("main")).mkdir(parents=True)
         (run.run.task("main") / "started.json").write_text('{"pid": 7, "start_ticks": 1, "time": 1.0}')
@@ -138,12 +139,14 @@ class TestWithoutWhoStartedIt:
                 monkeypatch.setenv("DOCKER_HOST", daemon.host)
                 engine = ENGINES["docker"](tmp_path, os.environ)
                 made = plan(
-                    task("until [ -e go ]; do sleep 0.02; done"), task("trap 'exit 3' TERM; " + FOREVER, name="b")
+                    task("until [ -e go ]; do sleep 0.02; done"),
+                    task("trap 'exit 3' TERM; echo >ready; " + FOREVER, name="b"),
                 )
                 run = Bench.make(engine, RunDirectory(tmp_path / "bench-engine-dies"), made, PREPARED["docker"])
                 run.start()
                 for name in ("main", "b"):
                     eventually((run.run.task(name) / "started.json").exists, "the start")
+                eventually((run.run.work("b") / "ready").exists, "that it can be told to end")
                 if hangs:
                     os.kill(daemon.pid, signal.SIGSTOP)
                 else:

@@ -63,3 +63,11 @@ def volumes(node: Node) -> list[str]:
 def left(nodes: tuple[Node, ...]) -> list[str]:
     """What of any run is left on nodes."""
     return [name for node in nodes for name in (*containers(node), *volumes(node))]
+
+
+def go(*nodes: Node) -> None:
+    """Make the file `/go` in the container that each of these nodes runs."""
+    for node in nodes:
+        with node.client() as client:
+            (container,) = client.containers.list(filters={"label": "tfjob.run"})
+            assert container.exec_run(["touch", "/go"]).exit_code == 0

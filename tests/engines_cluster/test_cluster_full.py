@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import contextlib
 import hashlib
 import json
 import os
@@ -56,6 +57,14 @@ class Small:
         api = DockerApi(self.daemon.host)
         named = {"tfjob.run": ""}
         return [one["Id"] for one in api.with_labels(named)] + [one["Name"] for one in api.volumes({})]
+
+    def go(self) -> None:
+        """Make the file `/go` in the container that runs there."""
+        import docker  # noqa: PLC0415  # 100 ms that only the test that uses it should pay
+
+        with contextlib.closing(docker.DockerClient(base_url=self.daemon.host)) as client:
+            (container,) = client.containers.list(filters={"label": "tfjob.run"})
+            assert container.exec_run(["touch", "/go"]).exit_code == 0
 
     def _remount(self, options: str) -> None:
         subprocess.run(["mount", "-o", f"remount,{options}", self.disk], check=True)
@@ -146,12 +155,17 @@ def test_a_task_that_fills_the_disk(lab: Tfjob, small: Small, nodes: tuple[Node,
     small.leave(20 * MB)
     command = """
 echo early >outputs/early-$TFJOB_TASK_NAME
+echo begun
 [ $TFJOB_TASK_NAME = main-1 ] && sleep 600
-sleep 2  # the other has begun then
+until [ -e /go ]; do sleep 0.1; done
 head -c 100000000 /dev/zero >outputs/large
 """
-    done = lab("submit", job(lab, command), exit_code=1)
-    assert "main-0 on small exited with code 1" in done.stderr  # why it did found no room in its log
+    run = lab.submit(job(lab, command))
+    log = lab.run_directory(run) / "logs/main-1.log"
+    eventually(lambda: log.exists() and log.read_text(), "the other has begun")
+    small.go()
+    done = lab("wait", run, exit_code=1)
+    assert "main-0 on small exited with code 1" in done.stdout  # why it did found no room in its log
     record = lab.show()
     assert "the disk of small is full" in " ".join(record["notes"])
     outputs = lab.run_directory(record["id"]) / "outputs"

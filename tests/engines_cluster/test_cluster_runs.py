@@ -13,7 +13,7 @@ from typing import TYPE_CHECKING
 
 import pytest
 from cluster.node import Node
-from engines_cluster.conftest import containers, left, volumes
+from engines_cluster.conftest import containers, go, left, volumes
 from support import Tfjob, eventually, kill, processes_of
 
 if TYPE_CHECKING:
@@ -147,7 +147,7 @@ def events(lab: Tfjob, run: str) -> str:
 
 
 def test_several_small_jobs_share_the_gpus_of_a_node(lab: Tfjob, nodes: Nodes) -> None:
-    runs = [lab.submit(job(lab, "sleep 60", nodes=1, more=", gpus_per_node: 2")) for _ in range(6)]
+    runs = [lab.submit(job(lab, "sleep 600", nodes=1, more=", gpus_per_node: 2")) for _ in range(6)]
     eventually(lambda: all(is_running(lab, run) for run in runs), "all six at once")
     labels = []
     for node in nodes:
@@ -170,12 +170,17 @@ class TestFailure:
     def test_the_first_to_fail_is_named_and_the_others_are_told(self, lab: Tfjob, nodes: Nodes) -> None:
         command = """
 trap 'echo saved >outputs/$TFJOB_TASK_NAME; exit 9' TERM
-[ $TFJOB_TASK_NAME = main-1 ] && { sleep 2; echo oh no; exit 7; }  # the others are ready then
+echo ready
+[ $TFJOB_TASK_NAME = main-1 ] && { until [ -e /go ]; do sleep 0.1; done; echo oh no; exit 7; }
 for i in $(seq 600); do sleep 0.1; done
 """
-        done = lab("submit", job(lab, command), exit_code=1)
-        assert "main-1 on node2 exited with code 7" in done.stderr
-        assert "oh no" in done.stderr
+        run = lab.submit(job(lab, command))
+        logs = [lab.run_directory(run) / f"logs/main-{index}.log" for index in range(3)]
+        eventually(lambda: all(log.exists() and "ready" in log.read_text() for log in logs), "that all are ready")
+        go(nodes[1])
+        done = lab("wait", run, exit_code=1)
+        assert "main-1 on node2 exited with code 7" in done.stdout
+        assert "oh no" in done.stdout
         record = lab.show()
         assert [task["exit_code"] for task in record["tasks"]] == [9, 7, 9]
         assert [one["path"] for one in record["outputs"]] == ["main-0", "main-2"]
@@ -218,10 +223,11 @@ echo step of $TFJOB_TASK_NAME >outputs/step; for i in $(seq 600); do sleep 0.1; 
 
     def test_a_cut_cable_is_noticed_and_what_comes_back_changes_nothing(self, lab: Tfjob, nodes: Nodes) -> None:
         lab("compute", "update", "docker-lab", "-f", with_limits(lab, 6))
-        command = "echo one >outputs/$TFJOB_TASK_NAME; for i in $(seq 100); do sleep 0.1; done; echo two >outputs/$TFJOB_TASK_NAME"
+        command = "echo one >outputs/$TFJOB_TASK_NAME; until [ -e /go ]; do sleep 0.1; done; echo two >outputs/$TFJOB_TASK_NAME"
         run = lab.submit(job(lab, command, nodes=2))
         eventually((lab.run_directory(run) / "outputs/main-1").exists, "the first merge")
         nodes[1].cut_cable()
+        go(nodes[1])
         eventually(lambda: lab.record(run)["state"] == "Failed", "the end")
         record = lab.record(run)
         assert (record["failure"]["task"], record["failure"]["node"]) == ("main-1", "node2")
@@ -253,12 +259,14 @@ def with_limits(lab: Tfjob, lost_s: float) -> str:
 
 class TestSupervisor:
     def test_its_death_does_not_end_the_run(self, lab: Tfjob, nodes: Nodes) -> None:
-        command = "for i in $(seq 60); do echo line $i; sleep 0.1; done; echo end >outputs/$TFJOB_TASK_NAME"
+        lines = "for i in $(seq 60); do echo line $i; sleep 0.1; done"
+        command = f"{lines}; until [ -e /go ]; do sleep 0.1; done; echo end >outputs/$TFJOB_TASK_NAME"
         run = lab.submit(job(lab, command, more=", gpus_per_node: 1"))
         eventually(lambda: is_running(lab, run), "the start")
         pid = lab.record(run)["supervisor"]["pid"]
         os.kill(pid, signal.SIGKILL)
         time.sleep(1)
+        go(*nodes)
         lab("wait", run)
         record = lab.record(run)
         assert record["state"] == "Completed"

@@ -12,7 +12,7 @@ from uuid import uuid4
 import pytest
 import yaml
 from cluster.node import Node
-from engines_cluster.conftest import containers, left
+from engines_cluster.conftest import containers, go, left
 from support import Tfjob, eventually
 
 from tfjob.dockerapi.reach import engine_at
@@ -177,7 +177,7 @@ def test_a_node_that_comes_back_can_not_write_over_the_next_attempt(lab: Tfjob, 
     target(lab, node_lost_s=6, merge_interval_s=0.5)
     command = """
 if [ $TFJOB_RESTART_COUNT = 0 ]; then while :; do date +stale-%N >outputs/state; sleep 0.05; done; fi
-echo fresh >outputs/state; sleep 4
+echo fresh >outputs/state; until [ -e /go ]; do sleep 0.1; done; sleep 4
 """
     run = lab.submit(job(lab, command, extra="retries: {max: 1}\n"))
     state = lab.run_directory(run) / "outputs/state"
@@ -185,6 +185,7 @@ echo fresh >outputs/state; sleep 4
     nodes[1].cut_cable()
     eventually(lambda: is_running(lab, run, attempt=2), "the second attempt")
     nodes[1].plug_cable()
+    go(nodes[0], nodes[2])
     eventually(lambda: lab.record(run)["state"] == "Completed", "the end")
     assert state.read_text() == "fresh\n"
     assert [task["node"] for task in lab.record(run)["tasks"]] == ["node1", "node3"]

@@ -19,6 +19,8 @@ from cluster_parts import described
 from docker_parts import CannotRunError
 from support import Tfjob, eventually
 
+from tfjob.durable import replace_text
+
 if TYPE_CHECKING:
     from cluster.slurm import Slurm
 
@@ -73,12 +75,12 @@ class Site:
         """The login node can't be reached by the supervisor of a run, nor by who looks at it."""
         config = Path(self.tfjob.environ["TFJOB_SSH_CONFIG"])
         text = config.read_text()
-        config.write_text("Host *\n  Port 9\n" + text)
+        replace_text(config, "Host *\n  Port 9\n" + text)  # whoever logs in just now reads it whole
         for pid in logins(self.supervisor(run)):
             with contextlib.suppress(ProcessLookupError):
                 os.kill(pid, signal.SIGKILL)
         yield
-        config.write_text(text)
+        replace_text(config, text)
 
     def left_behind(self) -> str:
         """A run that was canceled while the login node was away: its record says so, and its job goes on."""
@@ -203,7 +205,7 @@ def test_cancel_a_job_that_runs_and_one_that_waits(site: Site, slurm: Slurm) -> 
 
 
 def test_a_cut_connection_and_a_killed_supervisor_harm_nothing(site: Site) -> None:
-    run = site.submit("for i in $(seq 300); do [ -e outputs/go ] && exit; echo $i; sleep 0.1; done; exit 3")
+    run = site.submit("for i in $(seq 3000); do [ -e outputs/go ] && exit; echo $i; sleep 0.1; done; exit 3")
     log = site.tfjob.run_directory(run) / "logs" / "main.log"
     eventually(lambda: log.exists() and log.stat().st_size > 0, "the first word")
     eventually(lambda: site.tfjob.record(run)["state"] == "Running", "Running")

@@ -97,7 +97,7 @@ def node(tmp_path: Path) -> Iterator[Starts]:
 def is_alive(pid: int) -> bool:
     try:
         return Path(f"/proc/{pid}/stat").read_text().rpartition(")")[2].split()[0] != "Z"
-    except FileNotFoundError:
+    except (FileNotFoundError, ProcessLookupError):  # it ends as it is asked about
         return False
 
 
@@ -197,8 +197,12 @@ def test_a_command_is_ended_at_its_limit_with_all_it_started(tmp_path: Path, mon
     image = module("image")
     monkeypatch.setattr(image, "LIMIT_S", 0.0)
     monkeypatch.setattr(image, "GRACE_S", 0.1)
-    made = image.Images("podman", "podman", spec={}, environ=dict(os.environ), tell=print, check=lambda: None)
-    script = f"trap '' TERM; sleep 1000 & echo $! >{tmp_path}/pid; wait"
+
+    def begun() -> None:
+        eventually((tmp_path / "pid").exists, "what it starts")  # so that the limit is over once that is there
+
+    made = image.Images("podman", "podman", spec={}, environ=dict(os.environ), tell=print, check=begun)
+    script = f"trap '' TERM; sleep 1000 & echo $! >{tmp_path}/new; mv {tmp_path}/new {tmp_path}/pid; wait"
     with pytest.raises(image.Trouble, match="could not: it took longer than 0 h"):
         made.run(["sh", "-c", script], "could not")
     eventually(lambda: not is_alive(int((tmp_path / "pid").read_text())), "the end of what it started")

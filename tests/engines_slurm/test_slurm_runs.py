@@ -209,8 +209,8 @@ class TestHowRunsFail:
     def test_by_slurms_time_limit_when_it_is_really_due(self, lab: Tfjob, submit: Submit, slurm: Slurm) -> None:
         slurm.run("scontrol", "update", "PartitionName=gpu", "DefaultTime=1")
         try:
-            # Slurm warns at once, a minute early; 60 s less the grace period and 10 s for the end leave 4 s.
-            run = submit(SAVES, limits={"grace_period_s": 46})
+            # Slurm warns at once, a minute early; 60 s less the grace period and 10 s for the end leave 10 s.
+            run = submit(SAVES, limits={"grace_period_s": 40})
             record = ended(lab, run, exit_code=1)
         finally:
             slurm.run("scontrol", "update", "PartitionName=gpu", "DefaultTime=UNLIMITED")

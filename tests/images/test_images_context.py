@@ -112,12 +112,16 @@ def test_a_killed_build_is_canceled(context: Context, builder: str) -> None:
 
 @pytest.mark.usefixtures("builder")
 def test_two_builds_of_the_same(context: Context, tmp_path: Path) -> None:
-    context.write(
-        "Dockerfile", f"FROM BASE\nCOPY file /file\nRUN echo started && sleep 1 && echo {secrets.token_hex(4)}\n"
-    )
+    context.write("Dockerfile", f"FROM BASE\nCOPY file /file\nRUN echo started && echo {secrets.token_hex(4)}\n")
     context.write("file", secrets.token_hex(4))
     second = Context(tmp_path / "second", context.store_root, context.base)
     second.folder = context.folder
+
+    def hold(line: str) -> None:
+        if "started" in line:  # the first is not over before the second has come to it
+            eventually(lambda: second.steps, "the second waits")
+
+    context.heard = hold
     images: list[str] = []
     first = threading.Thread(target=lambda: images.append(context.build()))
     first.start()

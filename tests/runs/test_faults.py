@@ -20,7 +20,9 @@ from support import PROGRAM, Tfjob, eventually, kill, processes_of
 NUMBERED = """
     name: numbered
     command: |
-      for i in $(seq 1 200); do echo "line $i"; sleep 0.01; done
+      for i in $(seq 1 100); do echo "line $i"; sleep 0.01; done
+      until [ -e {directory}/go ]; do sleep 0.05; done
+      for i in $(seq 101 200); do echo "line $i"; sleep 0.01; done
 """
 EXPECTED_LINES = [f"line {number}" for number in range(1, 201)]
 
@@ -44,6 +46,15 @@ def until_told(tfjob: Tfjob) -> str:
     return f"echo begun; until [ -e {tfjob.directory}/go ]; do sleep 0.05; done"
 
 
+def write_numbered(tfjob: Tfjob) -> None:
+    """Write a job that goes on in the middle of its lines when there is a file `go`: it is not over before."""
+    tfjob.write("job.yml", NUMBERED.format(directory=tfjob.directory))
+
+
+def go(tfjob: Tfjob) -> None:
+    (tfjob.directory / "go").touch()
+
+
 def newest_run(tfjob: Tfjob) -> str:
     runs = tfjob.directory / ".tfjob" / "runs"
     named = eventually(
@@ -54,12 +65,13 @@ def newest_run(tfjob: Tfjob) -> str:
 
 
 def test_a_killed_terminal_leaves_the_run_alone_and_logs_lose_and_repeat_nothing(tfjob: Tfjob) -> None:
-    tfjob.write("job.yml", NUMBERED)
+    write_numbered(tfjob)
     terminal = tfjob.start("submit", "job.yml")
     run = newest_run(tfjob)
     wait_for_line(tfjob, run, "line 20")
     terminal.kill()
     terminal.communicate()
+    go(tfjob)
     followed = tfjob("logs", "-f", run)
     assert followed.stdout.splitlines() == EXPECTED_LINES
     assert tfjob.record(run)["state"] == "Completed"
@@ -67,12 +79,13 @@ def test_a_killed_terminal_leaves_the_run_alone_and_logs_lose_and_repeat_nothing
 
 @pytest.mark.parametrize("command", ["show", "list", "logs"])
 def test_a_killed_supervisor_is_replaced_by_the_next_command_and_the_tasks_go_on(tfjob: Tfjob, command: str) -> None:
-    tfjob.write("job.yml", NUMBERED)
+    write_numbered(tfjob)
     run = tfjob.submit("job.yml")
     wait_for_line(tfjob, run, "line 5")
     first = supervisor_of(tfjob, run)
     os.kill(first, signal.SIGKILL)
     tfjob(command, *([] if command == "list" else [run]))
+    go(tfjob)
     record = json.loads(tfjob("wait", run, "-o", "json").stdout)
     assert record["state"] == "Completed"
     assert record["supervisor"]["pid"] != first
@@ -85,7 +98,7 @@ def test_a_task_that_ends_while_nobody_watches_is_still_accounted_for(tfjob: Tfj
     run = tfjob.submit("job.yml")
     wait_for_line(tfjob, run, "begun")
     kill(supervisor_of(tfjob, run))
-    (tfjob.directory / "go").touch()
+    go(tfjob)
     eventually(lambda: not processes_of(run), "the task ends")
     done = tfjob("wait", run, exit_code=1)
     assert "main on" in done.stdout
@@ -248,7 +261,7 @@ def test_a_full_disk_ends_the_run_with_a_record_that_says_so(tfjob: Tfjob, small
     )
     elsewhere = Tfjob(tfjob.directory, {**tfjob.environ, "TFJOB_WORKSPACE": str(small_disk)})
     tfjob("init", str(small_disk))
-    elsewhere("submit", "job.yml", exit_code=0 if tolerant else 1, timeout_s=60)
+    elsewhere("submit", "job.yml", exit_code=0 if tolerant else 1)
     record = elsewhere.show()
     assert record["state"] == ("Completed" if tolerant else "Failed")
     if not tolerant:
@@ -296,7 +309,7 @@ def test_without_a_terminal_an_interrupt_cancels(tfjob: Tfjob, number: signal.Si
 
 
 def test_an_interrupt_can_be_told_to_detach(tfjob: Tfjob) -> None:
-    tfjob.write("job.yml", NUMBERED)
+    write_numbered(tfjob)
     submit = tfjob.start("submit", "--on-interrupt", "detach", "job.yml")
     run = newest_run(tfjob)
     wait_for_line(tfjob, run, "line 5")
@@ -304,11 +317,12 @@ def test_an_interrupt_can_be_told_to_detach(tfjob: Tfjob) -> None:
     _, stderr = submit.communicate(timeout=60)
     assert submit.returncode == 130
     assert f"tfjob cancel {run}" in stderr
+    go(tfjob)
     tfjob("wait", run)
 
 
 def test_ctrl_c_in_a_terminal_detaches(tfjob: Tfjob) -> None:
-    tfjob.write("job.yml", NUMBERED)
+    write_numbered(tfjob)
     tfjob("init")
     script = textwrap.dedent("""
         import os, pty, sys
@@ -333,11 +347,12 @@ def test_ctrl_c_in_a_terminal_detaches(tfjob: Tfjob) -> None:
         env={**tfjob.environ, "TERM": "xterm"},
         capture_output=True,
         text=True,
-        timeout=60,
+        timeout=180,
         check=False,
     )
     assert done.returncode == 130, done.stdout + done.stderr
     assert "Detached; the run goes on." in done.stdout
+    go(tfjob)
     run = newest_run(tfjob)
     tfjob("wait", run)
     assert tfjob("logs", run).stdout.splitlines() == EXPECTED_LINES
@@ -395,11 +410,15 @@ def test_cancel_while_waiting_for_gpus(tfjob: Tfjob) -> None:
 def test_a_gpu_lease_outlives_a_killed_supervisor_and_not_the_run(tfjob: Tfjob) -> None:
     tfjob("init")
     (tfjob.directory / ".tfjob" / "config.yml").write_text("local: {gpus: 1}\n")
-    tfjob.write("job.yml", "name: gpu\ncommand: echo begun; sleep 2\ncompute: {gpus_per_node: 1}")
+    tfjob.write("job.yml", f"name: gpu\ncommand: {until_told(tfjob)}\ncompute: {{gpus_per_node: 1}}")
     first = tfjob.submit("job.yml")
     wait_for_line(tfjob, first, "begun")
     os.kill(supervisor_of(tfjob, first), signal.SIGKILL)
     second = tfjob.submit("job.yml")
+    wait_for_state(tfjob, second, "Scaling")
+    events = tfjob.run_directory(second) / "events.jsonl"
+    eventually(lambda: f"run {first} holds 1" in events.read_text(), "it says who holds the GPU")
+    go(tfjob)
     tfjob("wait", second)
     assert "begun" in (tfjob.run_directory(second) / "logs" / "main.log").read_text()
     ended = json.loads((tfjob.run_directory(first) / "tasks" / "main" / "exit.json").read_text())["time"]
@@ -421,7 +440,7 @@ def test_a_supervisor_killed_while_it_waits_for_gpus_is_replaced(tfjob: Tfjob) -
     os.kill(killed, signal.SIGKILL)
     tfjob("show", second)
     eventually(lambda: supervisor_of(tfjob, second) != killed, "another supervisor")
-    (tfjob.directory / "go").touch()
+    go(tfjob)
     tfjob("wait", second)
     assert tfjob.record(second)["state"] == "Completed"
     tfjob("wait", first)
@@ -499,12 +518,13 @@ def test_a_supervisor_killed_at_its_last_words_is_not_the_start_of_another_run(t
 
 
 def test_a_submit_that_is_following_replaces_a_dead_supervisor_itself(tfjob: Tfjob) -> None:
-    tfjob.write("job.yml", NUMBERED)
+    write_numbered(tfjob)
     submit = tfjob.start("submit", "job.yml")
     run = newest_run(tfjob)
     wait_for_line(tfjob, run, "line 5")
     os.kill(supervisor_of(tfjob, run), signal.SIGKILL)
-    stdout, stderr = submit.communicate(timeout=60)
+    go(tfjob)
+    stdout, stderr = submit.communicate(timeout=180)
     assert submit.returncode == 0, stderr
     assert stdout.splitlines() == EXPECTED_LINES
     assert "another took over" in stderr
@@ -539,7 +559,7 @@ def test_a_recovered_run_keeps_what_its_own_shell_gave_it(tfjob: Tfjob) -> None:
     second = shell.submit("second.yml")
     wait_for_state(tfjob, second, "Scaling")
     os.kill(supervisor_of(tfjob, second), signal.SIGKILL)
-    (tfjob.directory / "go").touch()
+    go(tfjob)
     tfjob("wait", second)
     tfjob("wait", first)
     assert tfjob("logs", second).stdout.endswith(":/own Asia/Tokyo\n")

@@ -48,9 +48,9 @@ PAIR = """
       if [ $TFJOB_TASK_INDEX = 1 ]; then until [ -e ../worker-0/ready ]; do sleep 0.02; done; exit 4; fi
       trap true TERM
       touch ready
-      while true; do sleep 0.05 || true; done
+      until [ -e DIRECTORY/go ]; do sleep 0.05 || true; done
     distribution: {type: tensorflow, worker_count: 2}
-    limits: {grace_period_s: 2}
+    limits: {grace_period_s: 100}
     retries: {max: 1, on: [failure]}
 """
 
@@ -121,8 +121,8 @@ def test_what_took_too_long_or_was_canceled_is_not_tried_again(tfjob: Tfjob) -> 
 
 
 def restarting(tfjob: Tfjob) -> tuple[str, int]:
-    """A run that has decided to start again, while a task of the first attempt still runs; and its supervisor."""
-    tfjob.write("job.yml", PAIR)
+    """A run that has decided to start again, while a task of the first attempt runs until told; and its supervisor."""
+    tfjob.write("job.yml", PAIR.replace("DIRECTORY", str(tfjob.directory)))
     run = tfjob.submit("job.yml")
     record = eventually(lambda: (found := tfjob.record(run))["attempts"] and found, "it tries again")
     assert record["state"] == "Scaling"
@@ -132,7 +132,10 @@ def restarting(tfjob: Tfjob) -> tuple[str, int]:
 def test_a_supervisor_killed_while_it_starts_again_is_taken_over(tfjob: Tfjob) -> None:
     run, supervisor = restarting(tfjob)
     os.kill(supervisor, signal.SIGKILL)
-    record = json.loads(tfjob("wait", run, "-o", "json").stdout)
+    waiting = tfjob.start("wait", run, "-o", "json")
+    eventually(lambda: (tfjob.record(run)["supervisor"] or {}).get("pid") not in {None, supervisor}, "another is there")
+    (tfjob.directory / "go").touch()
+    record = json.loads(waiting.communicate(timeout=180)[0])
     assert (record["state"], record["takeovers"], len(record["attempts"])) == ("Completed", 1, 1)
     of_bash = ("Terminated", "Killed")
     told = [line for line in tfjob("logs", run).stdout.splitlines() if not line.endswith(of_bash)]
@@ -146,7 +149,10 @@ def test_a_supervisor_killed_while_it_starts_again_is_taken_over(tfjob: Tfjob) -
 
 def test_it_can_be_canceled_while_it_starts_again(tfjob: Tfjob) -> None:
     run, _ = restarting(tfjob)
-    tfjob("cancel", run)
+    canceling = tfjob.start("cancel", run)
+    eventually(RunDirectory(tfjob.run_directory(run)).cancel_request.exists, "the request")
+    (tfjob.directory / "go").touch()
+    assert canceling.communicate(timeout=180)[0].startswith("Canceled in ")
     record = tfjob.show(run)
     assert (record["state"], len(record["attempts"])) == ("Canceled", 1)
     assert processes_of(run) == []

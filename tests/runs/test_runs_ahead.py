@@ -12,12 +12,13 @@ from typing import TYPE_CHECKING, Any
 import pytest
 from engines.engine_bench import plan, task
 from runs.test_supervision_elsewhere import ended, run, supervise
-from support import eventually
+from support import eventually, has_file_of
 from web_server import Hang, Slow, Status, WebServer, web_server
 
 from tfjob.datasets.cache import Cache
 from tfjob.datasets.eviction import evict
 from tfjob.datasets.files import Remote, laid_out
+from tfjob.durable import replace_text
 from tfjob.planning.plan import DatasetPlan, Plan
 from tfjob.runs.ahead import Ahead
 
@@ -50,7 +51,7 @@ def told(run: RunDirectory) -> list[dict[str, Any]]:
 
 
 def has_partial(run: RunDirectory) -> bool:
-    return any(path.stat().st_size == 2 << 20 for path in (run.path / "cache" / "partial").glob("*"))
+    return has_file_of(run.path / "cache" / "partial", 2 << 20)
 
 
 def test_data_is_there_before_the_environment_is(run: RunDirectory, supervise: Supervise, web: WebServer) -> None:
@@ -115,7 +116,7 @@ def test_a_cancel_ends_both(run: RunDirectory, supervise: Supervise, web: WebSer
     (run.path / "environment").write_text(environment)
     supervisor = supervise(reads(web.put("a", bytes(3 << 20), Hang(2 << 20))))
     eventually(lambda: has_partial(run), "some of it came")
-    run.cancel_request.write_text("enough")
+    replace_text(run.cancel_request, "enough")  # it must not be seen before its content
     record = ended(run, supervisor)
     assert (record.state, record.failure and record.failure.message) == ("Canceled", "enough")
 

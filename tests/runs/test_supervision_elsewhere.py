@@ -16,7 +16,7 @@ from engines.engine_bench import plan, task
 from runs import elsewhere
 from support import eventually, kill, processes_of
 
-from tfjob.durable import replace_json
+from tfjob.durable import replace_json, replace_text
 from tfjob.engines.base import Allocation
 from tfjob.planning.plan import Plan, RetriesPlan
 from tfjob.rundir import RunDirectory
@@ -87,7 +87,7 @@ def test_the_engine_brings_things_while_the_run_is_scaling(run: RunDirectory, su
 def test_it_can_be_canceled_while_things_are_brought(run: RunDirectory, supervise: Supervise) -> None:
     supervisor = supervise(plan(task("true")), bring="wait")
     is_at(run, "bringing code")
-    run.cancel_request.write_text("enough")
+    replace_text(run.cancel_request, "enough")  # it must not be seen before its content
     record = ended(run, supervisor)
     assert (record.state, record.failure and record.failure.message) == ("Canceled", "enough")
 

@@ -81,7 +81,7 @@ def test_an_exception_in_one_rank_does_not_leave_the_others_in_their_collective(
         """,
     )
     specs.write("ranks.yml", _MPI_JOB)
-    specs("submit", "ranks.yml", exit_code=1, timeout_s=60)
+    specs("submit", "ranks.yml", exit_code=1)
     failure = specs.show()["failure"]
     assert failure["task"] == "rank-2"
     assert "ValueError: bad batch" in failure["log_tail"]
