@@ -113,7 +113,8 @@ def cache(
         print(f"{plural(before.object_count, 'file')}, {size(before.size_bytes)}{partial} in {shown_path(kept.root)}")
         print(f"  limit     {config.cache_limit_gib:g} GiB; past that, what no run has used for longest goes")
     elif gone.is_busy:
-        print("Freed nothing: files are being fetched just now. Try again later.")
+        none = "Would free" if dry_run else "Freed"
+        print(f"{none} nothing: files are being fetched just now. Try again later.")
     else:
         freed = f"{size(gone.freed_bytes)}: {plural(gone.object_count, 'file')}"
         print(f"{'Would free' if dry_run else 'Freed'} {freed} in {shown_path(kept.root)}")

@@ -26,7 +26,7 @@ from tfjob.targets.target import Node
 __all__ = ["ProcessEngine", "sweep"]
 
 _STOP_MARGIN_S: Final = 2.0
-_START_S: Final = 5.0
+_START_S: Final = 15.0
 """A task has said that it started by then, or never will."""
 
 _ENTRYPOINT: Final = Entrypoint(sys.executable, entrypoint.__file__)

@@ -6,6 +6,7 @@ import errno
 from dataclasses import dataclass
 from pathlib import Path
 
+from tfjob.durable import replace_text
 from tfjob.errors import RunFailed
 from tfjob.rundir import RunDirectory
 from tfjob.runs.follow import wait_for_end
@@ -64,13 +65,18 @@ class Run:
 
 
 def request_cancel(run: RunDirectory, reason: str) -> None:
-    """Ask the run's supervisor to end it. Asking again changes nothing. Can be done on a full disk, which may be why."""
+    """Ask the run's supervisor to end it. Asking again changes nothing. Can be done on a full disk, which may be why.
+
+    The file is there with the reason in it or not at all: others look for it many times a second.
+    """
     if run.cancel_request.exists():
         return
     try:
-        run.cancel_request.write_text(f"{reason}\n", encoding="utf-8")
+        replace_text(run.cancel_request, f"{reason}\n", force=False)
     except OSError as error:
         if error.errno not in (errno.ENOSPC, errno.EDQUOT) or not run.reserve.exists():
             raise
-        run.reserve.replace(run.cancel_request)  # takes no space, and gives some back
-        run.cancel_request.write_text(f"{reason}\n", encoding="utf-8")
+        with run.reserve.open("r+b") as file:  # takes no space, and gives some back
+            file.write(f"{reason}\n".encode())
+            file.truncate()
+        run.reserve.replace(run.cancel_request)
