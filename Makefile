@@ -3,8 +3,8 @@ PYTHON ?= python3
 VENV := .venv
 BIN := $(VENV)/bin
 STAMP := $(VENV)/.installed
-# The tests of Docker nodes and those of Slurm wait most of the time, each on a worker of their own; the third has the processors.
-PYTEST_WORKERS ?= 3
+# The tests of Docker nodes and those of Slurm wait most of the time, each on a worker of their own; two have the processors.
+PYTEST_WORKERS ?= 4
 
 .DEFAULT_GOAL := help
 .PHONY: help setup demo test check fmt bench docs cluster-up cluster-down slurm-up slurm-down clean

@@ -14,12 +14,7 @@ from pathlib import Path
 from typing import TYPE_CHECKING, NamedTuple
 
 from tfjob.datasets.cache import Cache
-from tfjob.datasets.files import (
-    SHA256,
-    change_since,
-    local_digest,
-    whole_directory,
-)
+from tfjob.datasets.files import SHA256, whole_directory
 from tfjob.datasets.placing import clear, place
 from tfjob.datasets.standby import Standby, process_count
 from tfjob.durable import replace_text
@@ -28,6 +23,7 @@ from tfjob.errors import NotFound, PreparationError, TfjobError, UsageError
 from tfjob.planning.plan import DatasetPlan, Plan
 from tfjob.rundir import RunDirectory
 from tfjob.runs.ahead import Ahead
+from tfjob.runs.changed_data import changes_of_mounts, copy_for_tasks, refuse_changed
 from tfjob.runs.fetched import dataset_text, with_fetched
 from tfjob.runs.planned_data import as_tree, asked_for, has_local, is_large, rows_of, wanted_of, with_contents
 from tfjob.runs.record import read_record
@@ -177,7 +173,7 @@ class RunData:
         just_seen = self._is_just_planned()
         for dataset in asked:
             if has_local(dataset) and not (just_seen and (dataset.mode == "mount" or self._is_looked_at_late(dataset))):
-                _refuse_changed(dataset)
+                refuse_changed(dataset)
 
     @contextmanager
     def _growing(self, missing: Sequence[DatasetPlan]) -> Iterator[dict[str, GrowingTree]]:
@@ -232,25 +228,8 @@ class RunData:
         return dataset.mode == "download" and self.here and not dataset.marks
 
     def changes(self, plan: Plan) -> tuple[str, ...]:
-        """What has changed in mounted datasets, a sentence each: nothing but good manners keeps a process from writing there."""
-        return tuple(
-            f"dataset {dataset.name} was changed while the run went on: {change}"
-            for dataset in plan.datasets
-            if dataset.mode == "mount" and (change := self._change(dataset))
-        )
-
-    def _change(self, dataset: DatasetPlan) -> str | None:
-        """What has changed in a dataset; a file of the cache that was written to is removed from it."""
-        if change := change_since(dataset.digest, dataset.files, dataset.marks):
-            return change
-        link = self.run.datasets / dataset.name
-        if _leads_to_directory(link, self.cache) and whole_directory(dataset.files) is None:
-            return f"files were added to {os.readlink(link)}"
-        harmed = [name for name, _, size, sha256 in rows_of(dataset) if sha256 and self.cache.is_harmed(sha256, size)]
-        if not harmed:
-            return None
-        self.cache.distrust()
-        return f"{harmed[0]} was written to; it was taken out of the cache"
+        """What has changed in mounted datasets while the run went on, a sentence each."""
+        return changes_of_mounts(plan, self.run, self.cache)
 
     def _with_sizes(self, dataset: DatasetPlan) -> DatasetPlan:
         """The dataset, with the bytes of its files where nodes fetch it and that is all that is not known."""
@@ -342,7 +321,7 @@ class RunData:
             if dataset.mode == "mount" and as_tree(dataset):
                 continue  # one link, see `_use`
             if self._is_looked_at_late(dataset):
-                self._copy(dataset)
+                copy_for_tasks(dataset, self.run, [task.name for task in self.plan.tasks])
                 continue
             sources = [
                 (self.cache.object(sha256) if sha256 else source, name, size)
@@ -370,20 +349,6 @@ class RunData:
                 if not all(mark.startswith(SHA256) for mark in before.marks):  # it is what was asked for, then
                     raise
 
-    def _copy(self, dataset: DatasetPlan) -> None:
-        """Copy files of this machine for each task, and refuse what is not what was planned: also a change that leaves the size."""
-        same: Sequence[int] = ()
-        for task in self.plan.tasks:
-            try:
-                times = place(dataset.files, self.run.datasets / task.name / dataset.name, copy=True)
-            except PreparationError:
-                _refuse_changed(dataset)  # says more of it
-                raise
-            if times != same and local_digest(dataset.files, times) != dataset.digest:
-                _refuse_changed(dataset)
-                raise _changed(dataset, "one of its files was written to")
-            same = times
-
 
 @contextmanager
 def _without_garbage() -> Iterator[None]:
@@ -393,20 +358,3 @@ def _without_garbage() -> Iterator[None]:
         yield
     finally:
         gc.enable()
-
-
-def _refuse_changed(dataset: DatasetPlan) -> None:
-    """Raise PreparationError if files of this machine are not those that were planned."""
-    if change := change_since(dataset.digest, dataset.files, dataset.marks):
-        raise _changed(dataset, change)
-
-
-def _changed(dataset: DatasetPlan, change: str) -> PreparationError:
-    return PreparationError(
-        f"dataset {dataset.name} has changed since the job was planned: {change}", "Submit the job again."
-    )
-
-
-def _leads_to_directory(link: Path, cache: Cache) -> bool:
-    """Whether a dataset is a link, and not to a tree of the cache but to a directory of the user's."""
-    return link.is_symlink() and not os.readlink(link).startswith(f"{cache.root}/")
