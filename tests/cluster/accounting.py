@@ -78,6 +78,15 @@ def accounting(slurm: Slurm) -> Iterator[Slurm]:
         slurm.head.exec([WITH_MACHINE, "slurmdbd"])
         slurm.stop_daemon(slurm.head, "slurmctld")
         with_it._write()
+
+        def answers() -> bool:
+            try:
+                with_it.run("sacctmgr", "-n", "show", "cluster")
+            except AssertionError:
+                return False
+            return True
+
+        assert wait_for(answers, READY_S), "no slurmdbd"
         added = wait_for(lambda: "tfjob" in with_it.run("sacctmgr", "-ni", "show", "cluster", check=False), 3)
         if not added:
             with_it.run("sacctmgr", "-i", "add", "cluster", "tfjob")

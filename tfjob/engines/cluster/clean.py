@@ -36,6 +36,8 @@ __all__ = [
 ]
 
 _TIMEOUT_S: Final = 30.0
+_REMOVE_S: Final = 600.0
+"""For what may have very many files: an engine answers when the last is gone."""
 _NUMBER: Final = "workspace-id"
 _OVER: Final = ("Completed", "Failed", "Canceled")
 
@@ -142,12 +144,12 @@ def clean_engine(api: DockerApi) -> list[str]:
     removed = []
     for container in api.with_labels({"tfjob.run": ""}, _TIMEOUT_S):
         if is_left(container["Labels"]):
-            api.remove(container["Id"], _TIMEOUT_S)
+            api.remove(container["Id"], _REMOVE_S)
             removed.append(f"container of run {container['Labels']['tfjob.run']}")
     for volume in api.volumes({"tfjob.run": ""}, _TIMEOUT_S):
         if is_left(volume["Labels"]):
             with suppress(RefusalError):  # it is in use
-                api.remove_volume(volume["Name"], _TIMEOUT_S)
+                api.remove_volume(volume["Name"], _REMOVE_S)
                 removed.append(f"volume {volume['Name']} of run {volume['Labels']['tfjob.run']}")
     return removed
 
@@ -161,7 +163,7 @@ def clean_kept(api: DockerApi, *, with_images: bool = True) -> list[str]:
     for image in images:
         if image["Id"] not in used:
             with suppress(RefusalError):  # a container has it, or a user has given it another name
-                api.remove_image(image["Id"], _TIMEOUT_S)
+                api.remove_image(image["Id"], _REMOVE_S)
                 removed.append(f"image {', '.join(image.get('RepoTags') or [image['Id']])}")
     return removed
 
@@ -189,7 +191,7 @@ def _record(run: RunDirectory) -> dict[str, Any]:
 def _remove(api: DockerApi, containers: list[str], volumes: list[str]) -> None:
     for container in containers:
         with suppress(TargetError, RefusalError):
-            api.remove(container, _TIMEOUT_S)
+            api.remove(container, _REMOVE_S)
     for volume in volumes:
         with suppress(TargetError, RefusalError):
-            api.remove_volume(volume, _TIMEOUT_S)
+            api.remove_volume(volume, _REMOVE_S)

@@ -41,6 +41,8 @@ _USES: Final = "tfjob.uses"
 _IMAGE: Final = "tfjob.image"
 _USED: Final = "tfjob.used"
 _TIMEOUT_S: Final = 60.0
+_REMOVE_S: Final = 600.0
+"""For data of very many files: an engine answers when the last is gone."""
 _DIGITS: Final = 40
 
 
@@ -185,7 +187,7 @@ def _labels(volume: Mapping[str, Any]) -> dict[str, str]:
 def _remove(api: DockerApi, name: str) -> bool:
     """Remove a volume; returns whether it is gone. One that a container has stays."""
     try:
-        api.remove_volume(name, _TIMEOUT_S)
+        api.remove_volume(name, _REMOVE_S)
     except RefusalError as error:
         return error.status == 404
     return True
