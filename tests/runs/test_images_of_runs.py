@@ -19,7 +19,8 @@ pytestmark = [pytest.mark.real, pytest.mark.root]
 @pytest.fixture
 def job(tfjob: Tfjob, docker_engine: Daemon, test_base: str) -> Tfjob:  # noqa: F811  # the fixture
     made = Tfjob(tfjob.directory, {**tfjob.environ, "DOCKER_HOST": docker_engine.host})
-    made.write("Dockerfile", f"FROM {test_base}\nRUN echo one > /says\n")
+    own = f"LABEL test={tfjob.directory.parent.name}"  # one that removes its image must not remove another's
+    made.write("Dockerfile", f"FROM {test_base}\n{own}\nRUN echo one > /says\n")
     made.write(
         "job.yml", "name: says\ncommand: cat /says\nenvironment: {dockerfile: Dockerfile, build_context: context}\n"
     )
