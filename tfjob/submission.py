@@ -258,11 +258,9 @@ def _files_to_fetch(made: Plan, workspace: Workspace) -> int:
     if sum(one.file_count for one in made.datasets) < _MANY_FILES or made.cluster is not None or made.slurm is not None:
         return 0
     from tfjob.datasets.cache import Cache  # noqa: PLC0415  # only for those who have so much data
-    from tfjob.runs.planned_data import asked_for, is_large  # noqa: PLC0415  # the same
+    from tfjob.runs.planned_data import files_to_come  # noqa: PLC0415  # the same
 
-    cache = Cache(workspace.config.dataset_cache)
-    large = (one for one in made.datasets if is_large(one))
-    return sum(one.file_count for one in large if not os.path.exists(cache.resolved(asked_for(one))))
+    return files_to_come(made.datasets, Cache(workspace.config.dataset_cache))
 
 
 def _keep_plan(made: Plan, path: Path) -> None:

@@ -35,7 +35,7 @@ def raise_if_canceled(run: RunDirectory) -> None:
 
 
 @contextmanager
-def interruptible(run: RunDirectory, failure: Callable[[], BaseException | None] = lambda: None) -> Iterator[None]:
+def interruptible(run: RunDirectory, failure: Callable[[], BaseException | None] | None = None) -> Iterator[None]:
     """Let a cancel request break into work that knows nothing of it, by a signal to this thread.
 
     So does a `failure` of what goes on beside it, which is then raised.
@@ -43,16 +43,18 @@ def interruptible(run: RunDirectory, failure: Callable[[], BaseException | None]
     raise_if_canceled(run)
     done = threading.Event()
 
+    def broken() -> BaseException | None:
+        return failure() if failure is not None else None
+
     def watch() -> None:
         while not done.wait(_LOOK_S):
-            if run.cancel_request.exists() or failure() is not None:
+            if run.cancel_request.exists() or broken() is not None:
                 os.kill(os.getpid(), signal.SIGUSR1)
                 return
 
     def break_in(_number: int, _frame: object) -> None:
         raise_if_canceled(run)
-        cause = failure()
-        if cause is not None:
+        if cause := broken():
             raise _BrokenError(cause)
 
     before = signal.signal(signal.SIGUSR1, break_in)
@@ -65,5 +67,5 @@ def interruptible(run: RunDirectory, failure: Callable[[], BaseException | None]
             done.set()
             watcher.join()
             signal.signal(signal.SIGUSR1, before)
-    except _BrokenError as broken:
-        raise broken.cause from None
+    except _BrokenError as error:
+        raise error.cause from None

@@ -25,7 +25,16 @@ from tfjob.rundir import RunDirectory
 from tfjob.runs.ahead import Ahead
 from tfjob.runs.changed_data import changes_of_mounts, copy_for_tasks, refuse_changed
 from tfjob.runs.fetched import dataset_text, with_fetched
-from tfjob.runs.planned_data import as_tree, asked_for, has_local, is_large, rows_of, wanted_of, with_contents
+from tfjob.runs.planned_data import (
+    as_tree,
+    asked_for,
+    files_to_come,
+    has_local,
+    is_large,
+    rows_of,
+    wanted_of,
+    with_contents,
+)
 from tfjob.runs.record import read_record
 from tfjob.spec.addresses import is_web
 from tfjob.values import decode
@@ -87,10 +96,8 @@ class RunData:
 
     def foresee(self) -> None:
         """Start what fetches very many small files, if the run may need it: that loads while the rest is got ready."""
-        large = [one for one in self.plan.datasets if is_large(one) and not self.nodes_fetch]
-        missing = [one for one in large if not os.path.exists(self.cache.resolved(asked_for(one)))]
-        if missing:
-            self.standby.start(process_count(sum(one.file_count for one in missing), self.settings))
+        if count := 0 if self.nodes_fetch else files_to_come(self.plan.datasets, self.cache):
+            self.standby.start(process_count(count, self.settings))
 
     def begin(self, progress: Callable[[str], None]) -> None:
         """Fetch what is missing from now on, beside whatever else is got ready; `prepare` waits for it."""

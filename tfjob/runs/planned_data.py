@@ -2,7 +2,8 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterator
+import os
+from collections.abc import Iterable, Iterator
 from dataclasses import replace
 from functools import lru_cache
 from typing import TYPE_CHECKING, Final
@@ -14,9 +15,10 @@ from tfjob.spec import addresses
 from tfjob.spec.addresses import is_web
 
 if TYPE_CHECKING:
+    from tfjob.datasets.cache import Cache
     from tfjob.datasets.wanted import Wanted
 
-__all__ = ["as_tree", "asked_for", "has_local", "is_large", "rows_of", "wanted_of", "with_contents"]
+__all__ = ["as_tree", "asked_for", "files_to_come", "has_local", "is_large", "rows_of", "wanted_of", "with_contents"]
 
 _PLAINLY_WEB: Final = ("https://", "http://")
 _MANY: Final = 256
@@ -35,6 +37,13 @@ def is_large(dataset: DatasetPlan) -> bool:
         and bool(dataset.marks)
         and dataset.file_count > addresses.MANY
         and all([source.startswith(_PLAINLY_WEB) or is_web(source) for source, _, _ in dataset.files])  # noqa: C419  # very many
+    )
+
+
+def files_to_come(datasets: Iterable[DatasetPlan], cache: Cache) -> int:
+    """How many files the large ones have that no run has had yet. A guess: what one had may have been asked for long ago."""
+    return sum(
+        one.file_count for one in datasets if is_large(one) and not os.path.exists(cache.resolved(asked_for(one)))
     )
 
 

@@ -204,11 +204,9 @@ class Supervision:
     def _make_prepared(self) -> Prepared:
         """Have the environment made. The datasets are fetched meanwhile; what keeps them from being had ends this too."""
         self._chronicle.enter("Preparing")
-        failure: Callable[[], BaseException | None] = lambda: None  # noqa: E731
         if self._data is not None:
             self._data.begin(self._tell_of_data)
-            failure = self._data.failure
-        with interruptible(self._run, failure):
+        with interruptible(self._run, self._data.failure if self._data is not None else None):
             self._prepared = self._prepare(self._chronicle.progress)
             self._chronicle.change(environment_key=self._prepared.key)
             self._check_launcher(self._prepared)

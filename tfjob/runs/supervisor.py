@@ -164,7 +164,7 @@ def _data(
     plan: Plan, run: RunDirectory, workspace: Workspace, *, here: bool, is_first: bool, standby: Standby | None
 ) -> RunData:
     from tfjob.datasets.cache import Cache  # noqa: PLC0415  # only jobs with data pay for it
-    from tfjob.datasets.standby import Standby  # noqa: PLC0415
+    from tfjob.datasets.standby import Standby  # noqa: PLC0415  # the same
     from tfjob.datasets.wanted import Settings  # noqa: PLC0415
     from tfjob.runs.data import RunData  # noqa: PLC0415
 
