@@ -28,7 +28,7 @@ demo: $(STAMP)  ## train a real model on handwritten digits, from nothing to a S
 	@echo "  shell     . $(BIN)/activate     (then \`tfjob\` is a command of this shell)"
 
 test: check  ## all checks, then every test, on real parts
-	$(BIN)/python -m pytest -n $(PYTEST_WORKERS) --dist loadgroup
+	$(BIN)/python tests/suite.py $(PYTEST_WORKERS)
 
 check: $(STAMP)  ## format, lint, types, the direction of imports
 	$(BIN)/ruff format --check

@@ -28,7 +28,7 @@ retries: {max: 1}
 
 
 def test_the_lost_node_is_blamed_and_not_its_peer_that_failed_first(lab: Tfjob, nodes: tuple[Node, ...]) -> None:
-    lab.write("impatient.yml", (lab.directory / "lab.yml").read_text() + "node_lost_s: 6\n")
+    lab.write("impatient.yml", (lab.directory / "lab.yml").read_text() + "node_lost_s: 12\n")
     lab("compute", "update", "docker-lab", "-f", "impatient.yml")
     lab.write("peers.yml", JOB)
     run = lab.submit("peers.yml")

@@ -38,8 +38,10 @@ _QUIET_S: Final = 0.5
 _GATHER_S: Final = 0.005
 """So long other nodes may answer too before all are looked at again."""
 
-_STRAGGLERS_S: Final = 0.5
-"""How long nodes that have not answered yet are waited for when those that have would do: for a fair choice."""
+_STRAGGLERS_S: Final = (1.0, 5.0)
+"""How long nodes that have not answered yet are waited for when those that have would do, for a fair choice: twice the
+time which those took, but at least and at most so long. What is slow for one node is slow for others: a busy machine here,
+a slow way there."""
 
 
 @dataclass(frozen=True)
@@ -102,6 +104,7 @@ class _Search:
         self._in_line: set[str] = set()
         self._last_beat = time.monotonic()
         self._last_try = time.monotonic()
+        self._begun = time.monotonic()
         self._enough_since: float | None = None
         self.why = "no node has answered yet"
 
@@ -255,7 +258,8 @@ class _Search:
         if self._reaching.open == 0 or reached == len(self._reaching.target.nodes):
             return False
         self._enough_since = self._enough_since or time.monotonic()
-        return time.monotonic() - self._enough_since < _STRAGGLERS_S
+        least, most = _STRAGGLERS_S
+        return time.monotonic() - self._enough_since < min(max(least, 2 * (self._enough_since - self._begun)), most)
 
     def _refuse_the_impossible(self, reached: tuple[Reached, ...]) -> None:
         plan, target = self._plan, self._reaching.target

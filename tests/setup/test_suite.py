@@ -1,0 +1,61 @@
+"""`make test` itself: chance is told, and nothing else is forgiven."""
+
+from __future__ import annotations
+
+import subprocess
+import sys
+from pathlib import Path
+
+SUITE = Path(__file__).parents[1] / "suite.py"
+UNSTEADY = """
+from pathlib import Path
+def test_unsteady():
+    seen = Path("seen")
+    before = seen.exists()
+    seen.touch()
+    assert before, "at first"
+"""
+WRONG = "def test_{0}():\n    assert False, 'wrong {0}'\n"
+WELL = "def test_well():\n    with open('well', 'a') as runs:\n        runs.write('x')\n"
+
+
+def suite(directory: Path, *tests: str) -> tuple[int, str]:
+    (directory / "test_it.py").write_text("\n".join([WELL, *tests]))
+    command = [sys.executable, str(SUITE), "2"]
+    done = subprocess.run(
+        command, cwd=directory, stdout=subprocess.PIPE, stderr=subprocess.STDOUT, text=True, check=False
+    )
+    return done.returncode, done.stdout
+
+
+def test_what_fails_among_the_others_and_passes_alone_is_told_and_no_more(tmp_path: Path) -> None:
+    code, told = suite(tmp_path, UNSTEADY)
+    assert code == 0
+    assert "AssertionError: at first" in told
+    assert told.endswith("want to be looked at\n  test_it.py::test_unsteady\n")
+    assert (tmp_path / "well").read_text() == "x"
+
+
+def test_what_fails_twice_fails_the_suite(tmp_path: Path) -> None:
+    code, told = suite(tmp_path, UNSTEADY, WRONG.format("one"))
+    assert code == 1
+    assert told.count("AssertionError: wrong one") == 2 * told.count("AssertionError: at first")
+    assert "unsteady: " not in told
+
+
+def test_many_failures_are_no_chance(tmp_path: Path) -> None:
+    code, told = suite(tmp_path, UNSTEADY, *(WRONG.format(number) for number in range(4)))
+    assert code == 1
+    assert "once more" not in told
+
+
+def test_what_is_no_failure_of_a_test_is_not_tried_again(tmp_path: Path) -> None:
+    code, told = suite(tmp_path, "import nowhere_to_be_found")
+    assert code != 0
+    assert "unsteady: " not in told
+
+
+def test_all_well(tmp_path: Path) -> None:
+    code, told = suite(tmp_path)
+    assert code == 0
+    assert "once more" not in told

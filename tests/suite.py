@@ -1,0 +1,52 @@
+"""Runs every test as `make test` does: among each other, and what failed so once more, alone.
+
+    suite.py WORKERS
+
+Tests of real parts share two processors with engines, schedulers and training, and some depend on how long something
+takes. What fails among the others and passes alone is told as unsteady, with its failure in full above, and does not fail
+the suite: each is a defect of a test or of what it tests, and wants to be looked at. CPython's own suite does so
+(https://devguide.python.org/testing/run-write-tests/, `--rerun`). More than a few failures are no chance: they stand.
+"""
+
+from __future__ import annotations
+
+import json
+import subprocess
+import sys
+import tempfile
+from pathlib import Path
+
+UNSTEADY_AT_MOST = 4
+TESTS_FAILED = 1
+"""What pytest ends with where tests failed; all else (interrupted, not understood, nothing found) is no matter of chance."""
+
+
+def main(workers: str, *arguments: str) -> int:
+    with tempfile.TemporaryDirectory(prefix="tfjob-suite-") as directory:
+        cache = ["-o", f"cache_dir={directory}"]
+        code = _pytest(*cache, "-n", workers, "--dist", "loadgroup", *arguments)
+        failed = _failed(Path(directory))
+        if code != TESTS_FAILED or not 0 < len(failed) <= UNSTEADY_AT_MOST:
+            return code
+        print(f"\nonce more, alone: {len(failed)} of the tests failed among the others", flush=True)
+        code = _pytest(*cache, "-n", "0", "--last-failed", "--last-failed-no-failures", "none", *arguments)
+    if code == 0:
+        print("\nunsteady: failed among the others, passed alone; their failures are above, and want to be looked at")
+        print(*(f"  {test}" for test in failed), sep="\n", flush=True)
+    return code
+
+
+def _pytest(*arguments: str) -> int:
+    try:
+        return subprocess.run([sys.executable, "-m", "pytest", *arguments], check=False).returncode
+    except KeyboardInterrupt:  # pytest has had it too, and has told what there is
+        return 130
+
+
+def _failed(cache: Path) -> list[str]:
+    path = cache / "v" / "cache" / "lastfailed"
+    return sorted(json.loads(path.read_text())) if path.exists() else []
+
+
+if __name__ == "__main__":
+    sys.exit(main(*sys.argv[1:]))
