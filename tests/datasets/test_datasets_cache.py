@@ -9,9 +9,10 @@ from pathlib import Path
 
 import pytest
 
-from tfjob.datasets.cache import Cache, Known
+from tfjob.datasets.cache import Cache
 from tfjob.datasets.eviction import Evicted, evict, usage
 from tfjob.datasets.growing import GrowingTree
+from tfjob.datasets.index import Known
 from tfjob.errors import PreparationError
 
 Rows = list[tuple[str, str, int, str]]
@@ -103,7 +104,7 @@ def test_an_index_that_can_not_be_opened_is_told_and_stays(cache: Cache) -> None
     index = cache.root / "index.db"
     index.mkdir(parents=True)
     with pytest.raises(PreparationError, match=r"index\.db can't be used: unable to open database file"):
-        cache.remember([("https://host/a", Known("", 1, "ab", 0))])
+        cache.index.remember([("https://host/a", Known("", 1, "ab", 0))])
     assert index.is_dir()
 
 

@@ -12,8 +12,9 @@ from pathlib import Path
 import pytest
 from web_server import Cut, Fault, Hang, Redirect, Slow, Status, WebServer
 
-from tfjob.datasets.cache import Cache, Known
+from tfjob.datasets.cache import Cache
 from tfjob.datasets.fetch import fetch
+from tfjob.datasets.index import Known
 from tfjob.datasets.sizes import web_sizes
 from tfjob.datasets.wanted import Settings, Wanted
 from tfjob.errors import ExitCode, PreparationError

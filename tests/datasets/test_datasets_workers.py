@@ -23,9 +23,10 @@ from web_server import Cut, Hang, Redirect, Slow, Status, WebServer
 
 from tfjob.datasets import standby, workers
 from tfjob.datasets import web as web_module
-from tfjob.datasets.cache import OBJECT_TIME_NS, Cache, Known
+from tfjob.datasets.cache import OBJECT_TIME_NS, Cache
 from tfjob.datasets.connections import LARGEST, Connection, Left
 from tfjob.datasets.fetch import fetch
+from tfjob.datasets.index import Known
 from tfjob.datasets.small_files import Loop
 from tfjob.datasets.wanted import Settings, Wanted
 from tfjob.datasets.workers import Plain, plain_files
@@ -90,7 +91,7 @@ def test_many_are_fetched_by_processes_and_each_once(web: WebServer, cache: Cach
     require_whole(cache, urls, found)
     assert set(fetches(web).values()) == {1}
     assert web.most_open <= 4
-    assert {known.tag for known in found.values()} == {known.tag for known in cache.known(list(urls)).values()}
+    assert {known.tag for known in found.values()} == {known.tag for known in cache.index.known(list(urls)).values()}
     assert all(known.tag.startswith('"') for known in found.values())
     assert children() == []
     again = got(cache, urls)

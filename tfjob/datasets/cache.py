@@ -25,45 +25,23 @@ import json
 import os
 import shutil
 import tempfile
-from collections.abc import Callable, Iterable, Iterator, Sequence
+from collections.abc import Iterator, Sequence
 from contextlib import contextmanager
 from pathlib import Path
-from typing import TYPE_CHECKING, NamedTuple
+from typing import TYPE_CHECKING
 
+from tfjob.datasets.index import Index
 from tfjob.datasets.trees import READ_ONLY, remove_tree
 from tfjob.durable import digest_of, replace_text
 from tfjob.errors import PreparationError
 
 if TYPE_CHECKING:
-    import sqlite3
-
     from tfjob.datasets.growing import GrowingTree
 
-__all__ = ["OBJECT_TIME_NS", "Cache", "Known"]
+__all__ = ["OBJECT_TIME_NS", "Cache"]
 
 OBJECT_TIME_NS = 1_000_000_000 * 10**9
 """The time of change of every object: 2001-09-09T01:46:40Z. One with another time was written to."""
-
-_ASKED_AT_ONCE = 500
-_COLUMNS = 5
-_NOTED_AT_ONCE = 150
-"""Rows in one statement: SQLite before 3.32 takes 999 values. One by one, each would wait for Python's lock."""
-_TABLES = (
-    (
-        "create table if not exists addresses "
-        "(source text primary key, tag text, size integer, sha256 text, checked real) without rowid"
-    ),
-    "create table if not exists digests (path text primary key, sign text, sha256 text) without rowid",
-)
-
-
-class Known(NamedTuple):
-    """What an address held: what its server said of it (empty: nothing), bytes, SHA-256, and when it was last asked."""
-
-    tag: str
-    size: int
-    sha256: str
-    checked: float
 
 
 class Cache:
@@ -72,6 +50,7 @@ class Cache:
     def __init__(self, root: Path) -> None:
         """Use the directory `root`; it is made when something is put into it."""
         self.root = root
+        self.index = Index(root / "index.db")
         self._objects = f"{root}/objects/"
 
     def object(self, sha256: str) -> str:
@@ -119,57 +98,6 @@ class Cache:
     def partial(self, source: str) -> str:
         """Name the file that an address is fetched into."""
         return f"{self.root}/partial/{hashlib.sha256(source.encode('utf-8', 'surrogateescape')).hexdigest()[:40]}"
-
-    def known(self, sources: Sequence[str]) -> dict[str, Known]:
-        """What the addresses held when they were last fetched; without those that never were."""
-        found: dict[str, Known] = {}
-        if not (self.root / "index.db").exists():
-            return found
-        with self._index() as index:
-            for start in range(0, len(sources), _ASKED_AT_ONCE):
-                some = sources[start : start + _ASKED_AT_ONCE]
-                marks = ",".join("?" * len(some))
-                rows = index.execute(
-                    f"select source, tag, size, sha256, checked from addresses where source in ({marks})",  # noqa: S608  # marks alone
-                    some,
-                )
-                found |= {row[0]: Known(*row[1:]) for row in rows}
-        return found
-
-    def remember(self, rows: Iterable[tuple[str, Known]]) -> None:
-        """Note what addresses hold."""
-        with self.noting() as note:
-            note(rows)
-
-    @contextmanager
-    def noting(self) -> Iterator[Callable[[Iterable[tuple[str, Known]]], None]]:
-        """Note what addresses hold, again and again: opening the index takes as long as a hundred rows. Each time is kept for itself."""
-        with self._index() as index:
-
-            def note(rows: Iterable[tuple[str, Known]]) -> None:
-                flat = [value for source, known in rows for value in (source, *known)]
-                with index:
-                    for start in range(0, len(flat), _NOTED_AT_ONCE * _COLUMNS):
-                        some = flat[start : start + _NOTED_AT_ONCE * _COLUMNS]
-                        marks = ", ".join(["(?, ?, ?, ?, ?)"] * (len(some) // _COLUMNS))
-                        index.execute(f"insert or replace into addresses values {marks}", some)  # noqa: S608  # marks alone
-
-            yield note
-
-    def digests(self, paths: Sequence[str]) -> dict[str, tuple[str, str]]:
-        """The (sign, SHA-256) noted for files of this machine; `sign` says of which size and time."""
-        with self._index() as index:
-            found = {}
-            for path in paths:
-                row = index.execute("select sign, sha256 from digests where path = ?", (path,)).fetchone()
-                if row is not None:
-                    found[path] = (str(row[0]), str(row[1]))
-            return found
-
-    def remember_digests(self, rows: Iterable[tuple[str, str, str]]) -> None:
-        """Note digests: (path, sign, SHA-256)."""
-        with self._index() as index:
-            index.executemany("insert or replace into digests values (?, ?, ?)", list(rows))
 
     def tree(
         self, files: Sequence[tuple[str, str, int, str]], grown: GrowingTree | None = None, *, digest: str = ""
@@ -297,45 +225,6 @@ class Cache:
         for directory in sorted(made - {""}, reverse=True):
             os.chmod(into / directory, READ_ONLY)
         return made
-
-    @contextmanager
-    def _index(self) -> Iterator[sqlite3.Connection]:
-        import sqlite3  # noqa: PLC0415  # 8 ms that only fetching pays
-
-        path = self.root / "index.db"
-        self.root.mkdir(parents=True, exist_ok=True)
-        try:
-            connection = _opened(path)
-        except sqlite3.OperationalError as error:
-            raise _unusable(path, error) from error
-        except sqlite3.DatabaseError:  # damaged; it holds nothing that can't be found again
-            path.unlink(missing_ok=True)
-            connection = _opened(path)
-        try:
-            with connection:
-                yield connection
-        except sqlite3.OperationalError as error:
-            raise _unusable(path, error) from error
-        finally:
-            connection.close()
-
-
-def _unusable(path: Path, error: Exception) -> PreparationError:
-    return PreparationError(f"{path} can't be used: {error}", "Free space there, or let whoever locks it end.")
-
-
-def _opened(path: Path) -> sqlite3.Connection:
-    import sqlite3  # noqa: PLC0415  # see above
-
-    connection = sqlite3.connect(path, timeout=60)
-    try:
-        connection.execute("pragma synchronous = off")  # a power loss may take it: it can be found again
-        for table in _TABLES:
-            connection.execute(table)
-    except BaseException:
-        connection.close()
-        raise
-    return connection
 
 
 @contextmanager

@@ -17,7 +17,7 @@ import time
 from collections import deque
 from typing import TYPE_CHECKING, Final, NamedTuple
 
-from tfjob.datasets.cache import Known
+from tfjob.datasets.index import Known
 from tfjob.datasets.partials import locked
 from tfjob.datasets.standby import Standby
 from tfjob.datasets.wanted import Fetcher, Partial, Settings, Transfer, Wanted, unwritable
@@ -85,7 +85,7 @@ def fetch(
 
 def _fetch(unique: dict[str, Wanted], transfer: Transfer, progress: Callable[[str], None], came: Came) -> Fetched:
     cache = transfer.cache
-    known = cache.known(list(unique))
+    known = cache.index.known(list(unique))
     many = sum(map(is_web, unique)) > addresses.MANY
     found: dict[str, Known] = {}
     missing: deque[Wanted] = deque()
@@ -105,7 +105,7 @@ def _fetch(unique: dict[str, Wanted], transfer: Transfer, progress: Callable[[st
     crew = _Crew(missing, known, transfer)
     try:
         crew.begin()
-        with cache.noting() as note:
+        with cache.index.noting() as note:
             for held in crew.results(note, progress):
                 found |= held
                 came(held)
@@ -318,7 +318,7 @@ class _Crew:
         try:
             known = self._known.get(wanted.source)
             if has_waited:
-                known = self._transfer.cache.known([wanted.source]).get(wanted.source, known)
+                known = self._transfer.cache.index.known([wanted.source]).get(wanted.source, known)
             value = self._try(wanted, known, fetcher, partial)
         except BaseException:
             os.close(partial.descriptor)

@@ -11,7 +11,8 @@ from typing import TYPE_CHECKING
 from tfjob.datasets.trees import remove_tree
 
 if TYPE_CHECKING:
-    from tfjob.datasets.cache import Cache, Known
+    from tfjob.datasets.cache import Cache
+    from tfjob.datasets.index import Known
 
 __all__ = ["GrowingTree"]
 

@@ -20,7 +20,7 @@ from tfjob.spec.addresses import scheme_of, shown_address
 if TYPE_CHECKING:
     from collections.abc import Iterator
 
-    from tfjob.datasets.cache import Known
+    from tfjob.datasets.index import Known
     from tfjob.datasets.wanted import Partial, Transfer, Wanted
 
 __all__ = ["PACKAGES", "StoreFetcher", "list_store", "signed_address"]

@@ -11,7 +11,8 @@ from tfjob.errors import PreparationError
 from tfjob.spec.addresses import shown_address
 
 if TYPE_CHECKING:
-    from tfjob.datasets.cache import Cache, Known
+    from tfjob.datasets.cache import Cache
+    from tfjob.datasets.index import Known
     from tfjob.datasets.standby import Standby
 
 __all__ = ["Fetcher", "Partial", "Settings", "Transfer", "Wanted", "changed", "check_content", "lost", "unwritable"]

@@ -11,8 +11,8 @@ import time
 from pathlib import Path
 from typing import TYPE_CHECKING, Final
 
-from tfjob.datasets.cache import Known
 from tfjob.datasets.digest import Digest
+from tfjob.datasets.index import Known
 from tfjob.datasets.wanted import changed, check_content, lost, unwritable
 from tfjob.datasets.web import Answer, Session, Transient, tag_of
 from tfjob.durable import replace_json

@@ -21,8 +21,9 @@ from operator import itemgetter
 from typing import TYPE_CHECKING, Any, Final, NamedTuple
 from urllib.parse import urlsplit
 
-from tfjob.datasets.cache import OBJECT_TIME_NS, Known
+from tfjob.datasets.cache import OBJECT_TIME_NS
 from tfjob.datasets.connections import LARGEST, PATIENCE
+from tfjob.datasets.index import Known
 from tfjob.datasets.partials import is_ours
 from tfjob.datasets.small_files import PREFIX
 from tfjob.datasets.standby import process_count

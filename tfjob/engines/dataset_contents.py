@@ -33,7 +33,7 @@ def contents(dataset: DatasetPlan, cache: Cache) -> Iterator[Content]:
     """
     marks = dataset.marks or ("",) * len(dataset.files)
     local = [source for source, _, _ in dataset.files if source.startswith("/")]
-    known = cache.digests(local) if local else {}
+    known = cache.index.digests(local) if local else {}
     fresh: list[tuple[str, str, str]] = []
     try:
         for (source, name, size), mark in zip(dataset.files, marks, strict=True):
@@ -51,7 +51,7 @@ def contents(dataset: DatasetPlan, cache: Cache) -> Iterator[Content]:
         raise PreparationError(f"dataset file {error.filename} can't be read: {error.strerror}") from error
     finally:
         if fresh:
-            cache.remember_digests(fresh)
+            cache.index.remember_digests(fresh)
 
 
 def is_remote(dataset: DatasetPlan) -> bool:

@@ -49,9 +49,9 @@ _HEX = 64
 
 
 if TYPE_CHECKING:
-    from tfjob.datasets.cache import Known
     from tfjob.datasets.fetch import Fetched
     from tfjob.datasets.growing import GrowingTree
+    from tfjob.datasets.index import Known
     from tfjob.datasets.wanted import Settings
 
 
