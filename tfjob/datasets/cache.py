@@ -7,6 +7,7 @@
     trees/<key>.json          what it holds; its time is when the tree was last asked for; made under trees/<key>.lock
     resolved/<asked>.json     what a large dataset came to when its addresses were last asked, and its tree
     users/<key>/<run>         a link to the directory of a run that uses the tree
+    harmed/<sha256>           says when an object was found to have been written to, for all runs that had it mounted then
     partial/<address>         a file that is being fetched, locked by whoever does; what broke goes on from there
     index.db                  what each address held when it was last fetched, and digests of files of this machine
 
@@ -68,7 +69,18 @@ class Cache:
             return True
         with contextlib.suppress(OSError):
             os.unlink(path)
+            harmed = self.root / "harmed"
+            harmed.mkdir(exist_ok=True)
+            (harmed / sha256).touch()
         return False
+
+    def harmed_since(self, time_s: float) -> frozenset[str]:
+        """The objects that were found harmed since then, by whoever looked first."""
+        try:
+            with os.scandir(self.root / "harmed") as found:
+                return frozenset(one.name for one in found if one.stat().st_mtime >= time_s)
+        except OSError:
+            return frozenset()
 
     def is_harmed(self, sha256: str, size: int) -> bool:
         """Whether something has written to an object; it is then removed. One that is gone is not harmed."""

@@ -138,12 +138,12 @@ def _remove(cache: Cache, key: str) -> None:
 
 
 def _sweep(cache: Cache) -> None:
-    """Remove what killed processes left: trees half made, and parts of files that nobody has gone on with for a week."""
+    """Remove what killed processes left: trees half made, and, after a week, parts of files and what was told of harm."""
     for path in (cache.root / "trees").glob(".*"):
         if not any(_live_users(cache, path.name[1:65])):
             remove_tree(path)
     old = time.time() - _LEFTOVER_S
-    for path in _files(cache.root / "partial"):
+    for path in (*_files(cache.root / "partial"), *_files(cache.root / "harmed")):
         with contextlib.suppress(OSError):
             if path.stat().st_mtime < old:
                 path.unlink()

@@ -27,7 +27,7 @@ from tfjob.spec import addresses
 from tfjob.spec.addresses import WEB, is_web, scheme_of, shown_address
 
 if TYPE_CHECKING:
-    from collections.abc import Callable, Iterable, Iterator, Sequence
+    from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
 
     from tfjob.datasets.cache import Cache
     from tfjob.datasets.workers import Workers
@@ -101,7 +101,7 @@ def _fetch(unique: dict[str, Wanted], transfer: Transfer, progress: Callable[[st
     if not missing:
         return Fetched(found)
     transfer.total_bytes = sum(max(one.size, 0) for one in missing)
-    _refuse_full_disk(cache, transfer.total_bytes)
+    _refuse_full_disk(cache, missing, known)
     crew = _Crew(missing, known, transfer)
     try:
         crew.begin()
@@ -375,6 +375,19 @@ def _given_up(wanted: Wanted, error: Transient, tries: int, reached: int) -> Pre
     )
 
 
+def _to_come(wanted: Wanted, known: Known | None, cache: Cache) -> int:
+    """The bytes of a file that are not there yet, if it is what was promised, or else what it was."""
+    kind, _, expected = wanted.mark.partition(":")
+    sha256 = expected if kind in {"sha256", "seen"} else known.sha256 if known is not None else ""
+    if sha256 and cache.has(sha256, wanted.size):
+        return 0
+    try:
+        came = os.stat(cache.partial(wanted.source)).st_size
+    except OSError:
+        came = 0
+    return max(wanted.size - came, 0)
+
+
 def _progress(done: int, count: int, transfer: Transfer, elapsed_s: float) -> str:
     files = f"{done} of {count} files" if count > 1 else "1 file"
     received, total = transfer.done_bytes, max(transfer.total_bytes, transfer.done_bytes)
@@ -382,9 +395,12 @@ def _progress(done: int, count: int, transfer: Transfer, elapsed_s: float) -> st
     return f"fetching data: {files}, {received // _MB} of {-(-total // _MB)} MB, {rate:.1f} MB/s"
 
 
-def _refuse_full_disk(cache: Cache, needed: int) -> None:
-    """Say that the disk has no room for what is to come before any of it comes."""
+def _refuse_full_disk(cache: Cache, missing: Iterable[Wanted], known: Mapping[str, Known]) -> None:
+    """Say that the disk has no room for what is to come before any of it comes: without what is there, wholly or in part."""
     free = shutil.disk_usage(cache.root).free
+    if sum(max(one.size, 0) for one in missing) <= free:
+        return
+    needed = sum(_to_come(one, known.get(one.source), cache) for one in missing)
     if needed > free:
         raise PreparationError(
             f"the data to fetch has {needed // _MB} MB, and the disk that holds {cache.root} has {free // _MB} MB free",

@@ -53,7 +53,7 @@ class Index:
     def known(self, sources: Sequence[str]) -> dict[str, Known]:
         """What the addresses held when they were last fetched; without those that never were."""
         found: dict[str, Known] = {}
-        if not self._path.exists():
+        if not sources or not self._path.exists():
             return found
         with suppress(_DamagedError), self._open() as index:
             for start in range(0, len(sources), _ASKED_AT_ONCE):

@@ -3,12 +3,13 @@
 The content of an entry is plain data::
 
     paths: [{path: PATH, sha256: SUM}, …]     absolute paths and globs, and addresses; sha256 where one was given
-    listing: DIGEST                           of what the paths named when it was registered
+    digest: DIGEST                            of what the paths named when it was registered: names, sizes, times or marks
+    listing: KEY                              of that and of where each file was
     file_count, size_bytes                    of it; bytes of files that their servers told no size of are not in it
 
-    .listings/DIGEST.json                     its files: (source, name, bytes, time of change or mark)
-    .contents/DIGEST.json                     the SHA-256 that each file behind an address had at the first use
-    .laid/DIGEST.json                         of web addresses alone: what the two make together (may be deleted)
+    .listings/KEY.json                        its files: (source, name, bytes, time of change or mark)
+    .contents/KEY.json                        the SHA-256 that each file behind an address had at the first use
+    .laid/KEY.json                            of web addresses alone: what the two make together (may be deleted)
 """
 
 from __future__ import annotations
@@ -29,7 +30,7 @@ from tfjob.assets import Assets, Entry
 from tfjob.datasets.files import DatasetFiles, Remote, is_address, laid_out
 from tfjob.datasets.sources import find
 from tfjob.datasets.wanted import Settings
-from tfjob.durable import replace_json, replace_text
+from tfjob.durable import digest_of, replace_json, replace_text
 from tfjob.errors import NotFound, PreparationError, UsageError
 from tfjob.spec.addresses import is_web, shown_address
 from tfjob.values import Pairs
@@ -189,15 +190,17 @@ def _refuse_other(entry: Entry, first: Mapping[str, tuple[int, str]], now: Mappi
 
 def _kept(asked: Asked, found: DatasetFiles, root: Path, *, new_version: bool, fresh: Mapping[str, Any]) -> Entry:
     sums = dict(asked.sha256)
+    listing = digest_of([found.digest, [source for source, _, _ in found.files]])
     content = {
         "paths": [{"path": path, **({"sha256": sums[path]} if path in sums else {})} for path in asked.paths],
         "file_count": len(found.files),
         "size_bytes": sum(max(size, 0) for _, _, size in found.files),
-        "listing": found.digest,
+        "digest": found.digest,
+        "listing": listing,
         **fresh,
     }
     registry = assets(root)
-    path = root / _LISTINGS / f"{found.digest}.json"
+    path = root / _LISTINGS / f"{listing}.json"
     try:
         path.parent.mkdir(parents=True, exist_ok=True)
         if not path.exists():
@@ -247,8 +250,10 @@ def _refuse_changed(entry: Entry, rows: Sequence[tuple[str, str, int, int | str]
             changes.append(f"{name} is {'new' if before is None else 'gone'}")
         elif before[1] != after[1]:
             changes.append(f"{name} has {after[1]} bytes where it had {before[1]}")
-        elif before != after:
+        elif before[2] != after[2]:
             changes.append(f"{name} was written to")
+        elif before != after:
+            changes.append(f"{name} is {shown_address(after[0])} where it was {shown_address(before[0])}")
     if not changes:
         return
     more = f" and {len(changes) - _SHOWN} more" if len(changes) > _SHOWN else ""

@@ -58,11 +58,24 @@ def _change(dataset: DatasetPlan, run: RunDirectory, cache: Cache) -> str | None
     link = run.datasets / dataset.name
     if _leads_to_directory(link, cache) and whole_directory(dataset.files) is None:
         return f"files were added to {os.readlink(link)}"
-    harmed = [name for name, _, size, sha256 in rows_of(dataset) if sha256 and cache.is_harmed(sha256, size)]
+    earlier = cache.harmed_since(_since(run))
+    harmed = [
+        name
+        for name, _, size, sha256 in rows_of(dataset)
+        if sha256 and (sha256 in earlier or cache.is_harmed(sha256, size))
+    ]
     if not harmed:
         return None
     cache.distrust()
     return f"{harmed[0]} was written to; it was taken out of the cache"
+
+
+def _since(run: RunDirectory) -> float:
+    """When the run's data had been looked at; what was found harmed later may have been read by it."""
+    try:
+        return os.stat(run.fetched).st_mtime
+    except OSError:
+        return 0.0
 
 
 def _changed(dataset: DatasetPlan, change: str) -> PreparationError:

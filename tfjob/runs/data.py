@@ -44,6 +44,7 @@ __all__ = ["RunData"]
 _GIB = 1 << 30
 _JUST_S = 5.0
 _SEEN = "seen:"
+_SUMS = (SHA256, _SEEN)
 _HEX = 64
 """Digits of a SHA-256, at the end of a mark that has one."""
 
@@ -262,14 +263,16 @@ class RunData:
         sizes = [size for dataset in missing for source, _, size in dataset.files if source[0] != "/"]
         if max(sizes, default=0) <= 0:
             return False
-        coming = [
-            (mark[-_HEX:], size)
+        rows = [
+            (source, mark, size)
             for dataset in missing
             for (source, _, size), mark in zip(dataset.files, dataset.marks, strict=True)
             if source[0] != "/"
         ]
+        known = self.cache.index.known([source for source, mark, _ in rows if mark[:-_HEX] not in _SUMS])
         from tfjob.datasets.eviction import evict  # noqa: PLC0415  # see above
 
+        coming = [(_content_of(mark, known.get(source)), size) for source, mark, size in rows]
         is_free = not evict(self.cache, limit_bytes=int(self.limit_gib * _GIB), coming=coming).is_busy
         return is_free and min(sizes) >= 0
 
@@ -355,6 +358,12 @@ class RunData:
             except PreparationError:
                 if not all(mark.startswith(SHA256) for mark in before.marks):  # it is what was asked for, then
                     raise
+
+
+def _content_of(mark: str, known: Known | None) -> str:
+    """The SHA-256 of what an address holds, as far as can be told before it is asked; or anything else."""
+    is_it = known is not None and mark[:-_HEX] not in _SUMS and mark in ("", f"tag:{known.tag}")
+    return known.sha256 if known is not None and is_it else mark[-_HEX:]
 
 
 @contextmanager
