@@ -8,9 +8,9 @@ import sqlite3
 from collections import deque
 from dataclasses import replace
 from pathlib import Path
+from typing import TYPE_CHECKING
 
 import pytest
-from web_server import WebServer
 
 from tfjob.datasets.cache import OBJECT_TIME_NS, Cache
 from tfjob.datasets.eviction import evict
@@ -25,6 +25,9 @@ from tfjob.rundir import RunDirectory
 from tfjob.runs.data import RunData
 from tfjob.runs.record import Record, write_record
 from tfjob.submission import plan
+
+if TYPE_CHECKING:
+    from web_server import WebServer
 
 ONCE = Settings(tries=1, pause_s=0.01)
 GIB = 1 << 30
@@ -166,7 +169,7 @@ def test_an_index_that_is_found_damaged_when_it_is_written_to_is_told_once(cache
     whole = bytearray(path.read_bytes())
     whole[8192:-4096] = b"\xff" * (len(whole) - 12288)
     path.write_bytes(whole)
-    with pytest.raises(PreparationError, match="was damaged .* and has been removed: what it knew is found again"):
+    with pytest.raises(PreparationError, match=r"was damaged .* and has been removed: what it knew is found again"):
         cache.index.remember(rows)
     cache.index.remember(rows)
     assert len(cache.index.known([source for source, _ in rows])) == 500
