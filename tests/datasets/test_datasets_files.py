@@ -5,7 +5,7 @@ from pathlib import Path
 
 import pytest
 
-from tfjob.datasets.files import DatasetFiles, find_files
+from tfjob.datasets.files import DatasetFiles, Remote, find_files, laid_out
 from tfjob.datasets.placing import place
 from tfjob.errors import PreparationError
 
@@ -136,3 +136,42 @@ def test_a_file_that_changed_or_went_after_it_was_found_is_refused(data: Path, t
     (data / "a.gz").unlink()
     with pytest.raises(PreparationError, match=r"a\.gz can't be used: No such file"):
         place(found.files, tmp_path / "run", copy=copy)
+
+
+@pytest.mark.parametrize(
+    ("name", "why"),
+    [
+        ("../../victim", "has a part that is empty, '.' or '..'"),
+        ("a/../b", "has a part that is empty, '.' or '..'"),
+        ("./b", "has a part that is empty, '.' or '..'"),
+        ("a//b", "has a part that is empty, '.' or '..'"),
+        ("a/", "has a part that is empty, '.' or '..'"),
+        ("", "has a part that is empty, '.' or '..'"),
+        ("/etc/victim", "is an absolute path"),
+        ("a\0b", "has a control character"),
+        ("a\nb", "has a control character"),
+        ("a\x1b[2Jb", "has a control character"),
+        ("a\x9b2Jb", "has a control character"),
+        (f"a/{'é' * 128}", "has a part of more than 255 bytes"),
+    ],
+)
+def test_a_name_that_a_store_says_must_be_one_that_a_file_of_the_dataset_can_have(name: str, why: str) -> None:
+    with pytest.raises(PreparationError) as caught:
+        laid_out([], [Remote("s3://bucket/good", "good", 1, ""), Remote("s3://bucket/odd", name, 1, "")])
+    assert caught.value.message == f"'s3://bucket/odd' can't be a file of a dataset: its name there, {name!r}, {why}"
+    assert caught.value.hint.startswith("Rename it there")
+
+
+@pytest.mark.parametrize(
+    "name", ["..a", "a..", "a/...", "a b", "é" * 127, "caf\udce9", f"{'x' * 255}/{'y' * 255}", "a\u2028b"]
+)
+def test_any_other_name_that_a_store_says_is_good(name: str) -> None:
+    assert names(laid_out([], [Remote("s3://bucket/odd", name, 1, "")])) == [name]
+
+
+def test_files_of_this_machine_may_have_odd_names_and_none_that_leads_out(data: Path) -> None:
+    (data / "deep" / "two\nlines").touch()
+    assert names(find_files([str(data / "deep")])) == ["c.gz", "er/d.gz", "two\nlines"]
+    (data.parent / "beside").touch()
+    with pytest.raises(PreparationError, match=r"'\.\./beside', has a part that is empty, '\.' or '\.\.'"):
+        find_files([f"{data}/d*/../../beside"])

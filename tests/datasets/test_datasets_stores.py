@@ -16,7 +16,7 @@ from pathlib import Path
 import pytest
 from docker_parts import program
 from support import Tfjob, eventually
-from web_server import web_server
+from web_server import WebServer, web_server
 
 from tfjob.datasets import sftp
 from tfjob.datasets.cache import Cache
@@ -95,6 +95,42 @@ def test_objects_of_s3_keep_their_tree(cloud: Tfjob, s3: str) -> None:
     assert lines[5:8] == ["namedb", "big", "other"]
     record, _ = cloud.show()["datasets"]
     assert (record["file_count"], record["size_bytes"]) == (4, 8 + len(big))
+
+
+def test_an_object_whose_key_leads_out_of_the_dataset_is_refused(cloud: Tfjob, s3: str, tmp_path: Path) -> None:
+    put(s3, "outside", **{"a__b__ok.txt": b"ok", "a__b__..__..__victim": b"bad", "odd__a____b": b"x"})
+    write(cloud, "s3://outside/a/b", "ls")
+    failed = cloud("submit", "job.yml", exit_code=4).stderr
+    assert (
+        "'s3://outside/a/b/../../victim' can't be a file of a dataset: its name there, '../../victim', has a" in failed
+    )
+    for path in ("s3://outside/a/b", "s3://outside/a/b/*"):
+        failed = cloud("dataset", "create", "--name", "words", "--path", path, exit_code=4).stderr
+        assert "can't be a file of a dataset" in failed
+    write(cloud, "s3://outside/a/b/ok*", "cat ${{ dataset.d }}/ok.txt")
+    assert "ok" in cloud("submit", "job.yml").stdout
+    write(cloud, "s3://outside/odd", "ls")
+    assert "its name there, 'a//b', has a part that is empty" in cloud("submit", "job.yml", exit_code=4).stderr
+    assert not list(tmp_path.rglob("victim"))
+
+
+@pytest.mark.parametrize("laid", [True, False])
+def test_a_listing_that_was_registered_with_such_a_key_is_refused(tfjob: Tfjob, web: WebServer, laid: bool) -> None:
+    """As an earlier tfjob did."""
+    address = web.put("a.bin", b"content")
+    tfjob("init")
+    tfjob("dataset", "create", "--name", "words", "--path", address)
+    tfjob("dataset", "download", "words", "--to", "out")
+    registry = tfjob.directory / ".tfjob" / "datasets"
+    if laid:
+        tfjob.write("job.yml", "command: ls $TFJOB_DATASET_D\ndataset: {d: words}\n")
+        assert "a.bin" in tfjob("submit", "job.yml").stdout
+        assert list(registry.glob(".laid/*"))
+    for path in (*registry.glob(".listings/*"), *registry.glob(".laid/*")):
+        path.write_text(path.read_text().replace('"a.bin"', '"../victim"'))
+    failed = tfjob("dataset", "download", "words", "--to", "out", exit_code=4).stderr
+    assert f"'{address}' can't be a file of a dataset: its name there, '../victim', has a part" in failed
+    assert not list(tfjob.directory.rglob("victim"))
 
 
 def test_a_registered_dataset_of_s3_does_not_change(cloud: Tfjob, s3: str) -> None:

@@ -16,6 +16,7 @@ from typing import NamedTuple
 
 from tfjob.durable import digest_of
 from tfjob.errors import PreparationError
+from tfjob.spec.addresses import name_objection, shown_address
 
 __all__ = [
     "SHA256",
@@ -70,7 +71,7 @@ def find_files(patterns: Iterable[str], remote: Iterable[Remote] = ()) -> Datase
     A file lies in the dataset by its name, a directory by what is in it; what a glob finds below its fixed part
     keeps its place there (``data/*`` finds ``sub/b`` as ``sub/b``).
 
-    Raises PreparationError for a pattern that matches nothing, a file that can't be read, and a clash of names.
+    Raises PreparationError for a pattern that matches nothing, a file that can't be read, and what `laid_out` refuses.
     A link that leads back to a directory it lies in is passed over: what is behind it is there already.
     """
     found: dict[str, tuple[str, int, int]] = {}
@@ -90,7 +91,7 @@ def find_files(patterns: Iterable[str], remote: Iterable[Remote] = ()) -> Datase
 def laid_out(local: Iterable[tuple[str, int, int, str]], remote: Iterable[Remote]) -> DatasetFiles:
     """The files under their names: those of this machine (source, bytes, time of change in ns, name) and those behind addresses.
 
-    Raises PreparationError for a clash of names.
+    Raises PreparationError for a clash of names, and for a name that leads out of the dataset or that no file can have.
     """
     return _laid_out({name: (source, size, ns) for source, size, ns, name in local}, remote)
 
@@ -103,6 +104,7 @@ def _laid_out(rows: dict[str, tuple[str, int, int | str]], remote: Iterable[Remo
             raise PreparationError(f"two files of the dataset have the name {name}: {known[0]} and {source}", _ANOTHER)
         marks[name] = mark or marks.get(name, "")
         rows[name] = (source, size, marks[name] or source)
+    _refuse_unsafe(rows)
     _refuse_nesting(rows)
     ordered = sorted(rows.items())
     return DatasetFiles(
@@ -267,6 +269,19 @@ class _Finder:
         if known and known[0] != real:
             raise PreparationError(f"two files of the dataset have the name {name}: {known[0]} and {real}", _ANOTHER)
         self._found[name] = (real, status.st_size, status.st_mtime_ns)
+
+
+def _refuse_unsafe(rows: Mapping[str, tuple[str, int, int | str]]) -> None:
+    """Refuse a name by which a file would be written outside of the dataset's directory, or not at all: a store may say anything."""
+    for name, (source, _, _) in rows.items():
+        is_remote = is_address(source)
+        if objection := name_objection(name, is_remote=is_remote):
+            raise PreparationError(
+                f"{shown_address(source)!r} can't be a file of a dataset: its name there, {name!r}, {objection}",
+                "Rename it there, or name what is wanted by addresses or a glob that leave it out."
+                if is_remote
+                else "Name the file itself, or the directory that it is in.",
+            )
 
 
 def _refuse_nesting(names: Mapping[str, object]) -> None:

@@ -161,7 +161,16 @@ def _below(files: Any, directory: str, base: str) -> Iterator[tuple[dict[str, An
 
 
 def _relative(at: str, base: str) -> str:
-    return posixpath.relpath(f"/{at.lstrip('/')}", f"/{base.strip('/')}")
+    """The rest of a path behind `base`, as it stands: `..` and empty parts are letters in a key, and are refused as a file's name."""
+    at = at.removeprefix("/")
+    for above in dict.fromkeys(
+        (base.strip("/"), posixpath.normpath(base).strip("/"))
+    ):  # servers tidy up what they are asked
+        if not above:
+            return at
+        if at.startswith(f"{above}/"):
+            return at[len(above) + 1 :]
+    raise PreparationError(f"the store says of {at!r} that it is in {base!r}", "Name the directory as the store does.")
 
 
 def _tag(facts: dict[str, Any]) -> str:
