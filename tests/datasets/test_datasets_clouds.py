@@ -21,7 +21,10 @@ import pytest
 from docker_parts import locked
 from support import REPOSITORY, Tfjob, eventually
 
+from tfjob.datasets.cache import Cache
+from tfjob.datasets.fetch import fetch
 from tfjob.datasets.stores import list_store, signed_address
+from tfjob.datasets.wanted import Settings, Wanted
 from tfjob.errors import PreparationError
 
 pytestmark = pytest.mark.xdist_group("stores")
@@ -150,6 +153,10 @@ def objects_keep_their_tree(cloud: Tfjob, scheme: str) -> None:
     put(scheme, {"set/a": b"c"})
     after = {one.name: one.mark for one in list_store(f"{scheme}://data/set")}
     assert [name for name in after if after[name] != before[name]] == ["a"]
+    cache = Cache(cloud.directory / "cache")
+    listed = Wanted(f"{scheme}://data/set/a", 1, before["a"], "words@1")
+    with cache.filling(), pytest.raises(PreparationError, match="has changed since words@1 was registered: its server"):
+        fetch([listed], cache, Settings(tries=1), lambda _: None)
     with pytest.raises(PreparationError, match=f"there is no file {scheme}://data/nothing"):
         list_store(f"{scheme}://data/nothing")
 

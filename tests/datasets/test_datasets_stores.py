@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import contextlib
 import hashlib
+import json
 import os
 import shutil
 import signal
@@ -12,20 +13,23 @@ import subprocess
 import sys
 from collections.abc import Iterator
 from pathlib import Path
+from typing import Any
 
 import pytest
 from docker_parts import program
 from support import Tfjob, eventually
 from web_server import WebServer, web_server
 
-from tfjob.datasets import sftp
+from tfjob.datasets import sftp, stores
 from tfjob.datasets.cache import Cache
 from tfjob.datasets.fetch import fetch
 from tfjob.datasets.sftp import sftp_file_system
-from tfjob.datasets.stores import _blocks
+from tfjob.datasets.stores import _blocks, list_store
 from tfjob.datasets.wanted import Settings, Wanted
 from tfjob.datasets.web import Transient
 from tfjob.errors import PreparationError
+
+SETTINGS = Settings(tries=2, pause_s=0.01)
 
 pytestmark = pytest.mark.xdist_group("stores")
 
@@ -145,6 +149,96 @@ def test_a_registered_dataset_of_s3_does_not_change(cloud: Tfjob, s3: str) -> No
     assert "words@2" in cloud("dataset", "create", "--name", "words", "--refresh").stdout
 
 
+@pytest.fixture
+def bucket(s3: str, monkeypatch: pytest.MonkeyPatch) -> str:
+    """The server, for what is fetched in this process."""
+    for name, value in (("ENDPOINT_URL", s3), ("ACCESS_KEY_ID", "key"), ("SECRET_ACCESS_KEY", "hidden")):
+        monkeypatch.setenv(f"AWS_{name}", value)
+    monkeypatch.setenv("AWS_DEFAULT_REGION", "us-east-1")
+    return s3
+
+
+@pytest.mark.parametrize("size", [4, 9 << 20])
+@pytest.mark.parametrize("of", ["words@1", "dataset d"])
+def test_an_object_that_was_replaced_since_it_was_listed_is_refused(
+    bucket: str, cache: Cache, size: int, of: str
+) -> None:
+    name = f"replaced{size}{len(of)}"
+    put(bucket, name, a=b"o" * size)
+    (listed,) = list_store(f"s3://{name}/a")
+    put(bucket, name, a=b"n" * size)
+    since = "words@1 was registered" if "@" in of else "it was looked at for dataset d"
+    refused(cache, Wanted(listed.source, size, listed.mark, of), f"has changed since {since}: its server called it")
+    put(bucket, name, a=b"longer" * size)
+    refused(
+        cache, Wanted(listed.source, size, listed.mark, of), f"has changed since {since}: it had {size} bytes and has"
+    )
+    put(bucket, name, a=b"o" * size)
+    with cache.filling():
+        known = fetch([Wanted(listed.source, size, listed.mark, of)], cache, SETTINGS, lambda _: None).known
+    assert known[listed.source].sha256 == hashlib.sha256(b"o" * size).hexdigest()
+
+
+def test_an_object_that_is_replaced_while_it_comes_is_refused(
+    bucket: str, cache: Cache, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    put(bucket, "meanwhile", a=b"o" * (20 << 20))
+    (listed,) = list_store("s3://meanwhile/a")
+
+    def blocks(files: Any, path: str, start: int, wanted: Wanted) -> Iterator[bytes]:
+        came = _blocks(files, path, start, wanted)
+        yield next(came)
+        put(bucket, "meanwhile", a=b"n" * (20 << 20))
+        yield from came
+
+    monkeypatch.setattr(stores, "_blocks", blocks)
+    wanted = Wanted(listed.source, listed.size, listed.mark, "words@1")
+    refused(cache, wanted, "has changed since words@1 was registered: its server called it")
+
+
+def test_what_came_of_an_object_is_not_gone_on_from_with_another(bucket: str, cache: Cache) -> None:
+    size = 20 << 20
+    put(bucket, "broken", a=b"o" * size)
+    (listed,) = list_store("s3://broken/a")
+    wanted = Wanted(listed.source, size, listed.mark, "words@1")
+    part = Path(cache.partial(listed.source))
+
+    def leave_part() -> None:
+        part.write_bytes(b"o" * (9 << 20))
+        part.with_name(f"{part.name}.json").write_text(json.dumps({"source": listed.source, "tag": listed.mark[4:]}))
+
+    with cache.filling():
+        leave_part()
+        found = fetch([wanted], cache, SETTINGS, lambda _: None)
+        assert found.known[listed.source].sha256 == hashlib.sha256(b"o" * size).hexdigest()
+        assert found.received_bytes == 11 << 20
+        shutil.rmtree(cache.root / "objects")
+        (cache.root / "objects").mkdir()
+        leave_part()
+    put(bucket, "broken", a=b"n" * size)
+    refused(cache, wanted, "has changed since words@1 was registered: its server called it")
+    assert not part.exists() or not part.stat().st_size
+
+
+def test_small_objects_cost_two_requests_each(bucket: str, cache: Cache, caplog: pytest.LogCaptureFixture) -> None:
+    put(bucket, "small", a=b"a", b=b"", c=b"ccc")
+    listed = list_store("s3://small")
+    caplog.clear()
+    with cache.filling(), caplog.at_level("INFO", "werkzeug"):
+        fetch([Wanted(one.source, one.size, one.mark, "d@1") for one in listed], cache, SETTINGS, lambda _: None)
+    asked = [line.message.partition('"')[2].split()[0] for line in caplog.records if line.name == "werkzeug"]
+    assert sorted(asked) == ["GET"] * 3 + ["HEAD"] * 3
+
+
+def refused(cache: Cache, wanted: Wanted, why: str) -> None:
+    """It can't be fetched, the first try says why, and nothing of it is kept."""
+    with cache.filling(), pytest.raises(PreparationError) as caught:
+        fetch([wanted], cache, SETTINGS, lambda _: None)
+    assert why in caught.value.message
+    assert not cache.known([wanted.source]) or cache.known([wanted.source])[wanted.source].tag == wanted.mark[4:]
+    assert not [path for path in (cache.root / "objects").rglob("*") if path.is_file()]
+
+
 def test_what_a_store_can_not_give_is_told(cloud: Tfjob, s3: str) -> None:
     put(s3, "three", a=b"a")
     write(cloud, "s3://three/nothing", "ls")
@@ -234,6 +328,18 @@ def test_what_is_no_ssh_server_is_told_without_a_traceback(box: Tfjob) -> None:
         write(box, f"sftp://{place}/a", "ls")
         failed = box("submit", "job.yml", exit_code=4).stderr
     assert failed.splitlines()[0].startswith("tfjob: the host 127.0.0.1 can't be reached by ssh: ")
+
+
+def test_a_file_of_a_server_that_was_written_to_since_it_was_listed_is_refused(
+    box: Tfjob, tmp_path: Path, cache: Cache, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setenv("HOME", box.environ["HOME"])
+    monkeypatch.setenv("SSH_AUTH_SOCK", "")
+    (tmp_path / "a").write_text("a")
+    (listed,) = list_store(f"sftp://box{tmp_path}/a")
+    (tmp_path / "a").write_text("b")
+    os.utime(tmp_path / "a", (1, 1))
+    refused(cache, Wanted(listed.source, 1, listed.mark, "words@1"), "has changed since words@1 was registered")
 
 
 def test_a_lost_connection_to_a_server_is_made_again(

@@ -8,10 +8,12 @@ from __future__ import annotations
 
 import logging
 import posixpath
+from contextlib import contextmanager
 from typing import TYPE_CHECKING, Any, Final
 
 from tfjob.datasets.files import Remote
 from tfjob.datasets.sftp import UnreachableError
+from tfjob.datasets.wanted import changed, lost
 from tfjob.datasets.web import Transient
 from tfjob.datasets.web_fetch import Sink
 from tfjob.errors import PreparationError, TfjobError
@@ -103,12 +105,16 @@ class StoreFetcher:
             except UnreachableError as error:
                 raise Transient(error.message) from error
             start = sink.size if sink.size and sink.tag == tag and sink.size <= wanted.size else 0
+            if start or not _is_small(wanted):  # what is there must not be added to by another content
+                _refuse_changed(files, path, wanted, tag, sink)
             sink.begin(start, wanted.size if wanted.size >= 0 else None, tag)
             sink.size = start
             for data in _blocks(files, path, start, wanted):
                 sink.write(data)
                 if transfer.stop.is_set():
                     raise Transient("stopped")
+            if tag or wanted.size not in (-1, sink.size):  # what came may not be what was listed
+                _refuse_changed(files, path, wanted, tag, sink)
             if wanted.size not in (-1, sink.size):
                 raise Transient(f"{sink.size} of {wanted.size} bytes came")
             return sink.finish(tag)
@@ -118,8 +124,8 @@ class StoreFetcher:
 
 def _blocks(files: Any, path: str, start: int, wanted: Wanted) -> Iterator[bytes]:
     """The content from `start` on. A small file comes at once."""
-    try:
-        if start == 0 and 0 <= wanted.size <= _BLOCK_BYTES:
+    with _told_of(wanted):
+        if start == 0 and _is_small(wanted):
             yield files.cat_file(path)
             return
         with files.open(path, "rb", block_size=_BLOCK_BYTES) as file:
@@ -128,6 +134,36 @@ def _blocks(files: Any, path: str, start: int, wanted: Wanted) -> Iterator[bytes
                 file.prefetch(wanted.size)
             while data := file.read(_BLOCK_BYTES):
                 yield data
+
+
+def _is_small(wanted: Wanted) -> bool:
+    return 0 <= wanted.size <= _BLOCK_BYTES
+
+
+def _refuse_changed(files: Any, path: str, wanted: Wanted, tag: str, sink: Sink) -> None:
+    """Refuse a file of which its store says something else than when it was listed. What came of it is thrown away.
+
+    It is one more request for each file: of the libraries only that of S3 can read a content on the condition that it has a tag.
+    """
+    with _told_of(wanted):
+        files.invalidate_cache()
+        facts = files.info(path)
+    size, now = facts.get("size"), _tag(facts)
+    if size is not None and wanted.size not in (-1, size):
+        how = f"it had {wanted.size} bytes and has {size}"
+    elif tag and now.strip('"') != tag.strip('"'):  # some servers quote it in one answer and not in another
+        how = f"its server called it {tag} and calls it {now or 'nothing'} now"
+    else:
+        return
+    sink.discard()
+    raise lost(wanted) if wanted.rerun_of else changed(wanted, how)
+
+
+@contextmanager
+def _told_of(wanted: Wanted) -> Iterator[None]:
+    """Raise what a store's library raises as an error of ours: some of it may be over at the next try."""
+    try:
+        yield
     except TfjobError:
         raise
     except Exception as error:
@@ -216,8 +252,11 @@ def _file_system(address: str) -> tuple[Any, str]:
 
 
 def _options(scheme: str) -> dict[str, Any]:
-    """What each library must be told: not to keep listings, which would hide changes; gs may be read without credentials."""
-    return {"use_listings_cache": False, "skip_instance_cache": False} if scheme in {"s3", "gs"} else {}
+    """What each library must be told: not to keep listings, which would hide changes; and not to ask for the size of each file first."""
+    if scheme not in {"s3", "gs"}:
+        return {}
+    options: dict[str, Any] = {"use_listings_cache": False, "skip_instance_cache": False}
+    return {**options, "max_concurrency": 1} if scheme == "s3" else options
 
 
 def _in_words(error: Exception, shown: str) -> PreparationError:
