@@ -44,8 +44,9 @@ _KINDS: Final = {
     "PartialCredentialsError": "the credentials are not complete",
     "EndpointConnectionError": "the store can't be reached",
 }
-_SERVERS: Final = ("sftp", "hdfs")
-"""Their addresses name a host."""
+_OF_ACCOUNTS: Final = ("az", "abfs", "abfss")
+_ACCOUNT: Final = ".dfs.core.windows.net"
+"""Of a host that is an account; its container is then the first part of the path (adlfs)."""
 _TALKATIVE: Final = ("adlfs", "azure", "fsspec", "gcsfs", "paramiko", "s3fs")
 """Libraries that log what they then raise, with a traceback. Where nobody has set up logging, that went to stderr."""
 _NOWHERE: Final = logging.NullHandler()
@@ -57,7 +58,7 @@ def list_store(address: str) -> list[Remote]:
 
     Raises PreparationError when there are none, when the store can't be asked, and when its package is missing.
     """
-    shown, scheme = shown_address(address), scheme_of(address) or ""
+    shown = shown_address(address)
     files, path = _file_system(address)
     try:
         found = list(_found(files, path))
@@ -69,14 +70,26 @@ def list_store(address: str) -> list[Remote]:
         raise PreparationError(
             f"there is no file {shown}", "Check the address, and whether the credentials in this shell may see it."
         )
-    start = address[: len(scheme) + 3]
-    host = address[len(start) :].partition("/")[0] if scheme in _SERVERS else ""
-    rows = []
-    for facts, name in found:
-        path_there = str(facts["name"])
-        full = f"{start}{host}{path_there.replace('%', '%25') if scheme == 'sftp' else path_there}"
-        rows.append(Remote(full, name, int(facts.get("size") or 0), f"tag:{_tag(facts)}"))
-    return rows
+    return [
+        Remote(_full(address, str(facts["name"])), name, int(facts.get("size") or 0), f"tag:{_tag(facts)}")
+        for facts, name in found
+    ]
+
+
+def _full(address: str, path_there: str) -> str:
+    """The address of a file that was found by `address`, on the same server and in the same account."""
+    start, _, rest = address.partition("://")
+    scheme, place = start.lower(), rest.partition("/")[0]
+    if scheme == "sftp":
+        return f"{start}://{place}{path_there.replace('%', '%25')}"
+    if scheme == "hdfs":
+        return f"{start}://{place}{path_there}"
+    container, _, key = path_there.partition("/")
+    if scheme in _OF_ACCOUNTS and "@" in place:  # CONTAINER@ACCOUNT
+        return f"{start}://{place}/{key}"
+    if scheme in _OF_ACCOUNTS and place.endswith(_ACCOUNT):
+        return f"{start}://{place}/{container}/{key}"
+    return f"{start}://{path_there}"
 
 
 def signed_address(address: str, life_s: int) -> str | None:
