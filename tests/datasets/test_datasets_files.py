@@ -1,6 +1,9 @@
 from __future__ import annotations
 
+import contextlib
 import os
+import socket
+from collections.abc import Callable
 from pathlib import Path
 
 import pytest
@@ -18,6 +21,12 @@ def data(tmp_path: Path) -> Path:
         (directory / name).parent.mkdir(parents=True, exist_ok=True)
         (directory / name).write_text(name)
     return directory
+
+
+def make_socket(path: Path) -> None:
+    """The path may be too long for a socket's address: it is made where a short name is enough."""
+    with contextlib.chdir(path.parent), socket.socket(socket.AF_UNIX) as made:
+        made.bind(path.name)
 
 
 def names(found: DatasetFiles) -> list[str]:
@@ -71,6 +80,23 @@ def test_a_link_to_nothing_is_refused(data: Path) -> None:
     (data / "deep" / "link").symlink_to("gone")
     with pytest.raises(PreparationError, match="link can't be read: No such file"):
         find_files([str(data)])
+
+
+@pytest.mark.parametrize("pattern", ["deep", "deep/o*", "deep/odd", "d*", "**", "link"])
+@pytest.mark.parametrize(("make", "kind"), [(os.mkfifo, "a named pipe"), (make_socket, "a socket")])
+def test_what_is_no_file_is_refused(data: Path, pattern: str, make: Callable[[Path], None], kind: str) -> None:
+    make(data / "deep" / "odd")
+    if pattern == "link":
+        (data / "link").symlink_to("deep/odd")
+    with pytest.raises(PreparationError) as caught:
+        find_files([f"{data}/{pattern}"])
+    shown = data / (pattern if pattern == "link" else "deep/odd")
+    assert caught.value.message == f"{shown} is {kind}; a dataset is made of files and directories"
+
+
+def test_a_device_is_refused() -> None:
+    with pytest.raises(PreparationError, match=r"^/dev/null is a character device; a dataset is made of files"):
+        find_files(["/dev/null"])
 
 
 def test_links_to_directories_are_followed_and_loops_are_not(data: Path, tmp_path: Path) -> None:

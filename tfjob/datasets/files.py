@@ -9,6 +9,7 @@ from __future__ import annotations
 import glob
 import os
 import re
+import stat
 from collections.abc import Collection, Iterable, Mapping, Sequence
 from dataclasses import dataclass, field, replace
 from pathlib import Path
@@ -33,6 +34,12 @@ __all__ = [
 
 SHA256 = "sha256:"
 _ESCAPED = re.compile(r"\[([*?[])\]")
+_KINDS = {
+    stat.S_IFIFO: "a named pipe",
+    stat.S_IFSOCK: "a socket",
+    stat.S_IFCHR: "a character device",
+    stat.S_IFBLK: "a block device",
+}
 _ANOTHER = "Name a directory that holds both, or make two datasets of them."
 
 
@@ -265,6 +272,12 @@ class _Finder:
             status = os.stat(real)
         except OSError as error:
             raise PreparationError(f"dataset file {shown or real} can't be read: {error.strerror}") from error
+        if not stat.S_ISREG(status.st_mode):  # who opens a pipe that nobody writes to waits for ever
+            kind = _KINDS.get(stat.S_IFMT(status.st_mode), "no file")
+            raise PreparationError(
+                f"{shown or real} is {kind}; a dataset is made of files and directories",
+                "Remove it from there, or name what is wanted by paths or a glob that leave it out.",
+            )
         known = self._found.get(name)
         if known and known[0] != real:
             raise PreparationError(f"two files of the dataset have the name {name}: {known[0]} and {real}", _ANOTHER)
