@@ -1,6 +1,7 @@
 from __future__ import annotations
 
 import contextlib
+import glob
 import os
 import socket
 from collections.abc import Callable
@@ -50,6 +51,15 @@ def test_a_directory_keeps_its_tree(data: Path) -> None:
 def test_an_existing_file_may_look_like_a_glob(data: Path) -> None:
     (data / "odd[1].gz").write_text("odd")
     assert names(find_files([str(data / "odd[1].gz")])) == ["odd[1].gz"]
+    (data / "odd1.gz").write_text("what the glob would match")
+    assert names(find_files([str(data / "odd[1].gz")])) == ["odd[1].gz"]
+    assert names(find_files([f"{data}/odd[12].gz"])) == ["odd1.gz"]
+    (data / "odd[[]1].gz").write_text("what the escaped name is as it stands")
+    assert names(find_files([glob.escape(str(data / "odd[1].gz"))])) == ["odd[1].gz"]
+    (data / "in[1]").mkdir()
+    (data / "in[1]" / "e.gz").write_text("e")
+    (data / "in1").mkdir()
+    assert names(find_files([f"{data}/in[1]"])) == ["e.gz"]
 
 
 def test_the_same_file_named_twice_is_one_file(data: Path) -> None:

@@ -75,6 +75,7 @@ class DatasetFiles:
 def find_files(patterns: Iterable[str], remote: Iterable[Remote] = ()) -> DatasetFiles:
     """The files that paths and globs name, beside those behind addresses. `patterns` are absolute; `**` crosses directories.
 
+    What is there by the very name of a pattern is what it names, and what else it would match as a glob is not.
     A file lies in the dataset by its name, a directory by what is in it; what a glob finds below its fixed part
     keeps its place there (``data/*`` finds ``sub/b`` as ``sub/b``).
 
@@ -84,12 +85,14 @@ def find_files(patterns: Iterable[str], remote: Iterable[Remote] = ()) -> Datase
     found: dict[str, tuple[str, int, int]] = {}
     finder = _Finder(found)
     for pattern in patterns:
-        matches = sorted(glob.glob(pattern, recursive=True)) or ([pattern] if os.path.exists(pattern) else [])
+        # An escaped pattern is one: `a[[]1]` is the file `a[1]` for whoever has escaped it, whatever else is there.
+        is_literal = not _ESCAPED.search(pattern) and os.path.exists(pattern)
+        matches = [pattern] if is_literal else sorted(glob.glob(pattern, recursive=True))
         if not matches:
             raise PreparationError(
                 f"no file matches {pattern}", "Check the path; it is taken from the job file's directory."
             )
-        base = None if os.path.exists(pattern) else _fixed_part(pattern)
+        base = None if is_literal else _fixed_part(pattern)
         for match in matches:
             finder.add(match, base)
     return _laid_out(dict(found), remote)
