@@ -80,10 +80,11 @@ def address_objection(address: str) -> tuple[str, str] | None:
 def file_name(address: str) -> str:
     """Return the name of the file that a web address names; empty if it names none."""
     try:
-        name = unquote(urlsplit(address).path.rpartition("/")[2])
+        # What is no UTF-8 stays apart, as in names of files of this machine (PEP 383).
+        name = unquote(urlsplit(address).path.rpartition("/")[2], errors="surrogateescape")
     except ValueError:
         return ""
-    return "" if name in {".", ".."} or "/" in name or "\0" in name else name
+    return "" if name in {".", ".."} or "/" in name else name
 
 
 def name_objection(name: str, *, is_remote: bool) -> str:
@@ -119,9 +120,14 @@ def _secret(parts: SplitResult) -> tuple[str, str] | None:
 def _web(parts: SplitResult, address: str) -> tuple[str, str] | None:
     if not parts.hostname or _CONTROL.search(address):
         return f"found {quoted(address)}, which is no address: https://HOST/PATH is allowed", ""
-    if not file_name(address):
+    name = file_name(address)
+    if not name:
         hint = "Only files can be read from the web: give the address of each."
         return f"found {quoted(address)}, whose last part is no name of a file", hint
+    if objection := name_objection(name, is_remote=True):
+        allowed = f"a name of up to {_LONGEST} bytes without control characters is allowed"
+        hint = "The last part of an address is the file's name: have the file served under another one."
+        return f"found {quoted(address)}, which gives its file a name that {objection}; {allowed}", hint
     return None
 
 
