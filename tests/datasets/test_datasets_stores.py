@@ -330,6 +330,21 @@ def test_what_is_no_ssh_server_is_told_without_a_traceback(box: Tfjob) -> None:
     assert failed.splitlines()[0].startswith("tfjob: the host 127.0.0.1 can't be reached by ssh: ")
 
 
+def test_a_file_of_a_server_whose_name_is_none_for_a_dataset_is_refused(
+    box: Tfjob, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setenv("HOME", box.environ["HOME"])
+    monkeypatch.setenv("SSH_AUTH_SOCK", "")
+    (tmp_path / "there" / "deep").mkdir(parents=True)
+    (tmp_path / "there" / "deep" / "a").write_text("a")
+    for path in ("there", "there/", "there//", "/there", "there/deep/..", "there/./", "there/*"):
+        assert [one.name for one in list_store(f"sftp://box{tmp_path}/{path}")] == ["deep/a"]
+    (tmp_path / "there" / "deep" / "two\nlines").write_text("b")
+    write(box, f"sftp://box{tmp_path}/there", "ls")
+    failed = box("submit", "job.yml", exit_code=4).stderr
+    assert "its name there, 'deep/two\\nlines', has a control character" in failed
+
+
 def test_a_file_of_a_server_that_was_written_to_since_it_was_listed_is_refused(
     box: Tfjob, tmp_path: Path, cache: Cache, monkeypatch: pytest.MonkeyPatch
 ) -> None:
