@@ -345,6 +345,21 @@ def test_a_file_of_a_server_whose_name_is_none_for_a_dataset_is_refused(
     assert "its name there, 'deep/two\\nlines', has a control character" in failed
 
 
+def test_a_link_on_a_server_is_the_file_that_it_leads_to(box: Tfjob, tmp_path: Path) -> None:
+    (tmp_path / "there" / "deep").mkdir(parents=True)
+    (tmp_path / "far").write_text("what a link leads to")
+    (tmp_path / "there" / "deep" / "link").symlink_to("../../far")
+    for path in ("there", "there/*", "there/deep/l*"):
+        write(box, f"sftp://box{tmp_path}/{path}", "find ${{ dataset.d }}/ -name link -exec cat {} +")
+        assert "what a link leads to" in box("submit", "job.yml").stdout
+    (tmp_path / "there" / "up").symlink_to("..")
+    write(box, f"sftp://box{tmp_path}/there", "ls")
+    assert f"'{tmp_path}/there/up' is a link to a directory" in box("submit", "job.yml", exit_code=4).stderr
+    (tmp_path / "there" / "up").unlink()
+    (tmp_path / "there" / "up").symlink_to("gone")
+    assert f"'{tmp_path}/there/up' is a link to nothing" in box("submit", "job.yml", exit_code=4).stderr
+
+
 def test_a_file_of_a_server_that_was_written_to_since_it_was_listed_is_refused(
     box: Tfjob, tmp_path: Path, cache: Cache, monkeypatch: pytest.MonkeyPatch
 ) -> None:

@@ -194,7 +194,7 @@ def _found(files: Any, path: str) -> Iterator[tuple[dict[str, Any], str]]:
             if facts["type"] == "directory":
                 yield from _below(files, at, base)
             else:
-                yield facts, _relative(at, base)
+                yield _behind(files, at, facts), _relative(at, base)
         return
     facts = files.info(path)
     if facts["type"] != "directory":
@@ -206,7 +206,22 @@ def _found(files: Any, path: str) -> Iterator[tuple[dict[str, Any], str]]:
 def _below(files: Any, directory: str, base: str) -> Iterator[tuple[dict[str, Any], str]]:
     for at, facts in sorted(files.find(directory, detail=True).items()):
         if facts["type"] != "directory" and not at.endswith("/"):
-            yield facts, _relative(at, base)
+            yield _behind(files, at, facts), _relative(at, base)
+
+
+def _behind(files: Any, at: str, facts: dict[str, Any]) -> dict[str, Any]:
+    """What a file is; of a link an SFTP server says what it is itself, and then gives what it leads to."""
+    if facts["type"] != "link":
+        return facts
+    try:
+        behind: dict[str, Any] = files.info(at)
+    except _GONE as error:
+        raise PreparationError(f"{at!r} is a link to nothing", "Remove it there, or name what is wanted.") from error
+    if behind["type"] == "directory":
+        raise PreparationError(
+            f"{at!r} is a link to a directory; links to files are followed on a server", "Name the directory itself."
+        )
+    return {**behind, "name": facts["name"]}
 
 
 def _relative(at: str, base: str) -> str:
