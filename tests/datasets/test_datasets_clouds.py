@@ -21,7 +21,10 @@ import pytest
 from docker_parts import locked
 from support import REPOSITORY, Tfjob, eventually
 
-from tfjob.datasets.stores import list_store, signed_address
+from tfjob.datasets.cache import Cache
+from tfjob.datasets.fetch import fetch
+from tfjob.datasets.stores import _full, list_store, signed_address
+from tfjob.datasets.wanted import Settings, Wanted
 from tfjob.errors import PreparationError
 
 pytestmark = pytest.mark.xdist_group("stores")
@@ -150,6 +153,10 @@ def objects_keep_their_tree(cloud: Tfjob, scheme: str) -> None:
     put(scheme, {"set/a": b"c"})
     after = {one.name: one.mark for one in list_store(f"{scheme}://data/set")}
     assert [name for name in after if after[name] != before[name]] == ["a"]
+    cache = Cache(cloud.directory / "cache")
+    listed = Wanted(f"{scheme}://data/set/a", 1, before["a"], "words@1")
+    with cache.filling(), pytest.raises(PreparationError, match="has changed since words@1 was registered: its server"):
+        fetch([listed], cache, Settings(tries=1), lambda _: None)
     with pytest.raises(PreparationError, match=f"there is no file {scheme}://data/nothing"):
         list_store(f"{scheme}://data/nothing")
 
@@ -175,8 +182,35 @@ def test_objects_of_azure(cloud: Tfjob, azure: dict[str, str], monkeypatch: pyte
         "abfs://data/set/deep/big",
         "abfs://data/set/deep/c #1?%20",
     }
+    for place in ("data@someone.dfs.core.windows.net", "someone.dfs.core.windows.net/data"):
+        (one,) = list_store(f"abfss://{place}/set/deep/c*")  # the connection string says where the account really is
+        assert (one.source, one.name) == (f"abfss://{place}/set/deep/c #1?%20", "c #1?%20")
+        with (cache := Cache(cloud.directory / "account")).filling():
+            known = fetch([Wanted(one.source, one.size, one.mark, "d")], cache, Settings(tries=1), lambda _: None).known
+        assert known[one.source].sha256 == hashlib.sha256(b"named").hexdigest()
     for name, content in (("other", b"x"), ("set/deep/c #1?%20", b"named")):
         address = signed_address(f"abfs://data/{name}", 600) or ""
         assert "sig=" in address
         with urlopen(address) as answer:  # noqa: S310  # of loopback
             assert answer.read() == content
+
+
+@pytest.mark.parametrize("scheme", ["az", "abfs", "abfss"])
+@pytest.mark.parametrize(
+    ("place", "account"),
+    [
+        ("data@one.dfs.core.windows.net", {"account_name": "one"}),
+        ("data@two.blob.core.windows.net", {"account_name": "two"}),
+        ("one.dfs.core.windows.net/data", {"account_name": "one"}),
+        ("data", {}),
+    ],
+)
+@pytest.mark.parametrize("key", ["x.csv", "deep/x.csv", "deep/c #1%20"])
+def test_a_file_of_azure_is_in_the_account_that_the_address_names(
+    scheme: str, place: str, account: dict[str, str], key: str
+) -> None:
+    adlfs = pytest.importorskip("adlfs", reason="adlfs is missing: pip install adlfs")
+    source = _full(f"{scheme}://{place}/deep*", f"data/{key}")
+    assert source == f"{scheme}://{place}/{key}"
+    assert adlfs.AzureBlobFileSystem._get_kwargs_from_urls(source) == account
+    assert adlfs.AzureBlobFileSystem._strip_protocol(source) == f"data/{key}"

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+import os
 from pathlib import Path
 
 import pytest
@@ -57,12 +58,16 @@ def test_all_problems_of_a_file_are_told_at_once(job: Tfjob) -> None:
           - ftp://host/a
           - https://me:hidden@host/a
           - https://host/a?X-Amz-Signature=1
-          - {path: https://host/, sha256: abc}
-          - {path: '*.txt', sha256: "%s"}
+          - {{path: https://host/, sha256: abc}}
+          - {{path: '*.txt', sha256: "{}"}}
           - s3:///key
           - hdfs://me@host:8020/a
-        """
-        % ("0" * 64),
+          - https://host/a%0Ab.csv
+          - https://host/%1B
+          - https://host/a%00b
+          - https://host/{}
+          - https://host/{}
+        """.format("0" * 64, "x" * 256, "%FF" * 255),
     )
     failed = job("dataset", "create", "-f", "words.yml", exit_code=2).stderr
     for line in (
@@ -77,9 +82,30 @@ def test_all_problems_of_a_file_are_told_at_once(job: Tfjob) -> None:
         "words.yml:9:29: paths[5].sha256: found a sha256 for ",
         'words.yml:10:5: paths[6]: found "s3:///key", which names no bucket',
         'words.yml:11:5: paths[7]: found the user "me" in "hdfs://me@host:8020/a"; an address without one is allowed',
+        'words.yml:12:5: paths[8]: found "https://host/a%0Ab.csv", which gives its file a name that has a control character',
+        'words.yml:13:5: paths[9]: found "https://host/%1B", which gives its file a name that has a control character',
+        'words.yml:14:5: paths[10]: found "https://host/a%00b", which gives its file a name that has a control character',
+        'words.yml:15:5: paths[11]: found "https://host/xxx',
+        "a name that has a part of more than 255 bytes; a name of up to 255 bytes without control characters is allowed",
     ):
         assert line in failed
     assert "hidden" not in failed
+    assert "paths[12]" not in failed  # 255 bytes that are no UTF-8
+
+
+def test_names_that_are_no_utf8_stay_apart(job: Tfjob, web: WebServer) -> None:
+    addresses = []
+    for escaped, content in (("a%FF.csv", b"one"), ("a%FE.csv", b"two"), ("caf%C3%A9.csv", b"three")):
+        web.put(escaped, content)
+        addresses.append(web.url(escaped))
+    paths = [argument for address in addresses for argument in ("--path", address)]
+    assert "(3 files" in job("dataset", "create", "--name", "words", *paths).stdout
+    job("dataset", "download", "words", "--to", "out")
+    there = {os.fsencode(path.name): path.read_bytes() for path in (job.directory / "out").iterdir()}
+    assert there == {b"a\xff.csv": b"one", b"a\xfe.csv": b"two", b"caf\xc3\xa9.csv": b"three"}
+    job.write("job.yml", f"command: cat $TFJOB_DATASET_D/*\ndataset: {{d: {{paths: {json.dumps(addresses)}}}}}\n")
+    printed = job("submit", "job.yml").stdout
+    assert all(one in printed for one in ("one", "two", "three"))
 
 
 def test_paths_on_the_command_line_are_checked_the_same_way(job: Tfjob) -> None:

@@ -1,11 +1,15 @@
 from __future__ import annotations
 
+import contextlib
+import glob
 import os
+import socket
+from collections.abc import Callable
 from pathlib import Path
 
 import pytest
 
-from tfjob.datasets.files import DatasetFiles, find_files
+from tfjob.datasets.files import DatasetFiles, Remote, find_files, laid_out
 from tfjob.datasets.placing import place
 from tfjob.errors import PreparationError
 
@@ -18,6 +22,12 @@ def data(tmp_path: Path) -> Path:
         (directory / name).parent.mkdir(parents=True, exist_ok=True)
         (directory / name).write_text(name)
     return directory
+
+
+def make_socket(path: Path) -> None:
+    """The path may be too long for a socket's address: it is made where a short name is enough."""
+    with contextlib.chdir(path.parent), socket.socket(socket.AF_UNIX) as made:
+        made.bind(path.name)
 
 
 def names(found: DatasetFiles) -> list[str]:
@@ -41,6 +51,15 @@ def test_a_directory_keeps_its_tree(data: Path) -> None:
 def test_an_existing_file_may_look_like_a_glob(data: Path) -> None:
     (data / "odd[1].gz").write_text("odd")
     assert names(find_files([str(data / "odd[1].gz")])) == ["odd[1].gz"]
+    (data / "odd1.gz").write_text("what the glob would match")
+    assert names(find_files([str(data / "odd[1].gz")])) == ["odd[1].gz"]
+    assert names(find_files([f"{data}/odd[12].gz"])) == ["odd1.gz"]
+    (data / "odd[[]1].gz").write_text("what the escaped name is as it stands")
+    assert names(find_files([glob.escape(str(data / "odd[1].gz"))])) == ["odd[1].gz"]
+    (data / "in[1]").mkdir()
+    (data / "in[1]" / "e.gz").write_text("e")
+    (data / "in1").mkdir()
+    assert names(find_files([f"{data}/in[1]"])) == ["e.gz"]
 
 
 def test_the_same_file_named_twice_is_one_file(data: Path) -> None:
@@ -71,6 +90,23 @@ def test_a_link_to_nothing_is_refused(data: Path) -> None:
     (data / "deep" / "link").symlink_to("gone")
     with pytest.raises(PreparationError, match="link can't be read: No such file"):
         find_files([str(data)])
+
+
+@pytest.mark.parametrize("pattern", ["deep", "deep/o*", "deep/odd", "d*", "**", "link"])
+@pytest.mark.parametrize(("make", "kind"), [(os.mkfifo, "a named pipe"), (make_socket, "a socket")])
+def test_what_is_no_file_is_refused(data: Path, pattern: str, make: Callable[[Path], None], kind: str) -> None:
+    make(data / "deep" / "odd")
+    if pattern == "link":
+        (data / "link").symlink_to("deep/odd")
+    with pytest.raises(PreparationError) as caught:
+        find_files([f"{data}/{pattern}"])
+    shown = data / (pattern if pattern == "link" else "deep/odd")
+    assert caught.value.message == f"{shown} is {kind}; a dataset is made of files and directories"
+
+
+def test_a_device_is_refused() -> None:
+    with pytest.raises(PreparationError, match=r"^/dev/null is a character device; a dataset is made of files"):
+        find_files(["/dev/null"])
 
 
 def test_links_to_directories_are_followed_and_loops_are_not(data: Path, tmp_path: Path) -> None:
@@ -136,3 +172,42 @@ def test_a_file_that_changed_or_went_after_it_was_found_is_refused(data: Path, t
     (data / "a.gz").unlink()
     with pytest.raises(PreparationError, match=r"a\.gz can't be used: No such file"):
         place(found.files, tmp_path / "run", copy=copy)
+
+
+@pytest.mark.parametrize(
+    ("name", "why"),
+    [
+        ("../../victim", "has a part that is empty, '.' or '..'"),
+        ("a/../b", "has a part that is empty, '.' or '..'"),
+        ("./b", "has a part that is empty, '.' or '..'"),
+        ("a//b", "has a part that is empty, '.' or '..'"),
+        ("a/", "has a part that is empty, '.' or '..'"),
+        ("", "has a part that is empty, '.' or '..'"),
+        ("/etc/victim", "is an absolute path"),
+        ("a\0b", "has a control character"),
+        ("a\nb", "has a control character"),
+        ("a\x1b[2Jb", "has a control character"),
+        ("a\x9b2Jb", "has a control character"),
+        (f"a/{'é' * 128}", "has a part of more than 255 bytes"),
+    ],
+)
+def test_a_name_that_a_store_says_must_be_one_that_a_file_of_the_dataset_can_have(name: str, why: str) -> None:
+    with pytest.raises(PreparationError) as caught:
+        laid_out([], [Remote("s3://bucket/good", "good", 1, ""), Remote("s3://bucket/odd", name, 1, "")])
+    assert caught.value.message == f"'s3://bucket/odd' can't be a file of a dataset: its name there, {name!r}, {why}"
+    assert caught.value.hint.startswith("Rename it there")
+
+
+@pytest.mark.parametrize(
+    "name", ["..a", "a..", "a/...", "a b", "é" * 127, "caf\udce9", f"{'x' * 255}/{'y' * 255}", "a\u2028b"]
+)
+def test_any_other_name_that_a_store_says_is_good(name: str) -> None:
+    assert names(laid_out([], [Remote("s3://bucket/odd", name, 1, "")])) == [name]
+
+
+def test_files_of_this_machine_may_have_odd_names_and_none_that_leads_out(data: Path) -> None:
+    (data / "deep" / "two\nlines").touch()
+    assert names(find_files([str(data / "deep")])) == ["c.gz", "er/d.gz", "two\nlines"]
+    (data.parent / "beside").touch()
+    with pytest.raises(PreparationError, match=r"'\.\./beside', has a part that is empty, '\.' or '\.\.'"):
+        find_files([f"{data}/d*/../../beside"])

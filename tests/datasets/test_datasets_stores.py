@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import contextlib
 import hashlib
+import json
 import os
 import shutil
 import signal
@@ -12,20 +13,23 @@ import subprocess
 import sys
 from collections.abc import Iterator
 from pathlib import Path
+from typing import Any
 
 import pytest
 from docker_parts import program
 from support import Tfjob, eventually
-from web_server import web_server
+from web_server import WebServer, web_server
 
-from tfjob.datasets import sftp
+from tfjob.datasets import sftp, stores
 from tfjob.datasets.cache import Cache
 from tfjob.datasets.fetch import fetch
 from tfjob.datasets.sftp import sftp_file_system
-from tfjob.datasets.stores import _blocks
+from tfjob.datasets.stores import _blocks, list_store
 from tfjob.datasets.wanted import Settings, Wanted
 from tfjob.datasets.web import Transient
 from tfjob.errors import PreparationError
+
+SETTINGS = Settings(tries=2, pause_s=0.01)
 
 pytestmark = pytest.mark.xdist_group("stores")
 
@@ -97,6 +101,42 @@ def test_objects_of_s3_keep_their_tree(cloud: Tfjob, s3: str) -> None:
     assert (record["file_count"], record["size_bytes"]) == (4, 8 + len(big))
 
 
+def test_an_object_whose_key_leads_out_of_the_dataset_is_refused(cloud: Tfjob, s3: str, tmp_path: Path) -> None:
+    put(s3, "outside", **{"a__b__ok.txt": b"ok", "a__b__..__..__victim": b"bad", "odd__a____b": b"x"})
+    write(cloud, "s3://outside/a/b", "ls")
+    failed = cloud("submit", "job.yml", exit_code=4).stderr
+    assert (
+        "'s3://outside/a/b/../../victim' can't be a file of a dataset: its name there, '../../victim', has a" in failed
+    )
+    for path in ("s3://outside/a/b", "s3://outside/a/b/*"):
+        failed = cloud("dataset", "create", "--name", "words", "--path", path, exit_code=4).stderr
+        assert "can't be a file of a dataset" in failed
+    write(cloud, "s3://outside/a/b/ok*", "cat ${{ dataset.d }}/ok.txt")
+    assert "ok" in cloud("submit", "job.yml").stdout
+    write(cloud, "s3://outside/odd", "ls")
+    assert "its name there, 'a//b', has a part that is empty" in cloud("submit", "job.yml", exit_code=4).stderr
+    assert not list(tmp_path.rglob("victim"))
+
+
+@pytest.mark.parametrize("laid", [True, False])
+def test_a_listing_that_was_registered_with_such_a_key_is_refused(tfjob: Tfjob, web: WebServer, laid: bool) -> None:
+    """As an earlier tfjob did."""
+    address = web.put("a.bin", b"content")
+    tfjob("init")
+    tfjob("dataset", "create", "--name", "words", "--path", address)
+    tfjob("dataset", "download", "words", "--to", "out")
+    registry = tfjob.directory / ".tfjob" / "datasets"
+    if laid:
+        tfjob.write("job.yml", "command: ls $TFJOB_DATASET_D\ndataset: {d: words}\n")
+        assert "a.bin" in tfjob("submit", "job.yml").stdout
+        assert list(registry.glob(".laid/*"))
+    for path in (*registry.glob(".listings/*"), *registry.glob(".laid/*")):
+        path.write_text(path.read_text().replace('"a.bin"', '"../victim"'))
+    failed = tfjob("dataset", "download", "words", "--to", "out", exit_code=4).stderr
+    assert f"'{address}' can't be a file of a dataset: its name there, '../victim', has a part" in failed
+    assert not list(tfjob.directory.rglob("victim"))
+
+
 def test_a_registered_dataset_of_s3_does_not_change(cloud: Tfjob, s3: str) -> None:
     put(s3, "two", data__a=b"a", data__b=b"b")
     cloud("dataset", "create", "--name", "words", "--path", "s3://two/data")
@@ -107,6 +147,96 @@ def test_a_registered_dataset_of_s3_does_not_change(cloud: Tfjob, s3: str) -> No
     failed = cloud("submit", "job.yml", exit_code=4).stderr
     assert "words@1 has changed since it was registered: b was written to, c is new" in failed
     assert "words@2" in cloud("dataset", "create", "--name", "words", "--refresh").stdout
+
+
+@pytest.fixture
+def bucket(s3: str, monkeypatch: pytest.MonkeyPatch) -> str:
+    """The server, for what is fetched in this process."""
+    for name, value in (("ENDPOINT_URL", s3), ("ACCESS_KEY_ID", "key"), ("SECRET_ACCESS_KEY", "hidden")):
+        monkeypatch.setenv(f"AWS_{name}", value)
+    monkeypatch.setenv("AWS_DEFAULT_REGION", "us-east-1")
+    return s3
+
+
+@pytest.mark.parametrize("size", [4, 9 << 20])
+@pytest.mark.parametrize("of", ["words@1", "dataset d"])
+def test_an_object_that_was_replaced_since_it_was_listed_is_refused(
+    bucket: str, cache: Cache, size: int, of: str
+) -> None:
+    name = f"replaced{size}{len(of)}"
+    put(bucket, name, a=b"o" * size)
+    (listed,) = list_store(f"s3://{name}/a")
+    put(bucket, name, a=b"n" * size)
+    since = "words@1 was registered" if "@" in of else "it was looked at for dataset d"
+    refused(cache, Wanted(listed.source, size, listed.mark, of), f"has changed since {since}: its server called it")
+    put(bucket, name, a=b"longer" * size)
+    refused(
+        cache, Wanted(listed.source, size, listed.mark, of), f"has changed since {since}: it had {size} bytes and has"
+    )
+    put(bucket, name, a=b"o" * size)
+    with cache.filling():
+        known = fetch([Wanted(listed.source, size, listed.mark, of)], cache, SETTINGS, lambda _: None).known
+    assert known[listed.source].sha256 == hashlib.sha256(b"o" * size).hexdigest()
+
+
+def test_an_object_that_is_replaced_while_it_comes_is_refused(
+    bucket: str, cache: Cache, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    put(bucket, "meanwhile", a=b"o" * (20 << 20))
+    (listed,) = list_store("s3://meanwhile/a")
+
+    def blocks(files: Any, path: str, start: int, wanted: Wanted) -> Iterator[bytes]:
+        came = _blocks(files, path, start, wanted)
+        yield next(came)
+        put(bucket, "meanwhile", a=b"n" * (20 << 20))
+        yield from came
+
+    monkeypatch.setattr(stores, "_blocks", blocks)
+    wanted = Wanted(listed.source, listed.size, listed.mark, "words@1")
+    refused(cache, wanted, "has changed since words@1 was registered: its server called it")
+
+
+def test_what_came_of_an_object_is_not_gone_on_from_with_another(bucket: str, cache: Cache) -> None:
+    size = 20 << 20
+    put(bucket, "broken", a=b"o" * size)
+    (listed,) = list_store("s3://broken/a")
+    wanted = Wanted(listed.source, size, listed.mark, "words@1")
+    part = Path(cache.partial(listed.source))
+
+    def leave_part() -> None:
+        part.write_bytes(b"o" * (9 << 20))
+        part.with_name(f"{part.name}.json").write_text(json.dumps({"source": listed.source, "tag": listed.mark[4:]}))
+
+    with cache.filling():
+        leave_part()
+        found = fetch([wanted], cache, SETTINGS, lambda _: None)
+        assert found.known[listed.source].sha256 == hashlib.sha256(b"o" * size).hexdigest()
+        assert found.received_bytes == 11 << 20
+        shutil.rmtree(cache.root / "objects")
+        (cache.root / "objects").mkdir()
+        leave_part()
+    put(bucket, "broken", a=b"n" * size)
+    refused(cache, wanted, "has changed since words@1 was registered: its server called it")
+    assert not part.exists() or not part.stat().st_size
+
+
+def test_small_objects_cost_two_requests_each(bucket: str, cache: Cache, caplog: pytest.LogCaptureFixture) -> None:
+    put(bucket, "small", a=b"a", b=b"", c=b"ccc")
+    listed = list_store("s3://small")
+    caplog.clear()
+    with cache.filling(), caplog.at_level("INFO", "werkzeug"):
+        fetch([Wanted(one.source, one.size, one.mark, "d@1") for one in listed], cache, SETTINGS, lambda _: None)
+    asked = [line.message.partition('"')[2].split()[0] for line in caplog.records if line.name == "werkzeug"]
+    assert sorted(asked) == ["GET"] * 3 + ["HEAD"] * 3
+
+
+def refused(cache: Cache, wanted: Wanted, why: str) -> None:
+    """It can't be fetched, the first try says why, and nothing of it is kept."""
+    with cache.filling(), pytest.raises(PreparationError) as caught:
+        fetch([wanted], cache, SETTINGS, lambda _: None)
+    assert why in caught.value.message
+    assert not cache.known([wanted.source]) or cache.known([wanted.source])[wanted.source].tag == wanted.mark[4:]
+    assert not [path for path in (cache.root / "objects").rglob("*") if path.is_file()]
 
 
 def test_what_a_store_can_not_give_is_told(cloud: Tfjob, s3: str) -> None:
@@ -198,6 +328,48 @@ def test_what_is_no_ssh_server_is_told_without_a_traceback(box: Tfjob) -> None:
         write(box, f"sftp://{place}/a", "ls")
         failed = box("submit", "job.yml", exit_code=4).stderr
     assert failed.splitlines()[0].startswith("tfjob: the host 127.0.0.1 can't be reached by ssh: ")
+
+
+def test_a_file_of_a_server_whose_name_is_none_for_a_dataset_is_refused(
+    box: Tfjob, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setenv("HOME", box.environ["HOME"])
+    monkeypatch.setenv("SSH_AUTH_SOCK", "")
+    (tmp_path / "there" / "deep").mkdir(parents=True)
+    (tmp_path / "there" / "deep" / "a").write_text("a")
+    for path in ("there", "there/", "there//", "/there", "there/deep/..", "there/./", "there/*"):
+        assert [one.name for one in list_store(f"sftp://box{tmp_path}/{path}")] == ["deep/a"]
+    (tmp_path / "there" / "deep" / "two\nlines").write_text("b")
+    write(box, f"sftp://box{tmp_path}/there", "ls")
+    failed = box("submit", "job.yml", exit_code=4).stderr
+    assert "its name there, 'deep/two\\nlines', has a control character" in failed
+
+
+def test_a_link_on_a_server_is_the_file_that_it_leads_to(box: Tfjob, tmp_path: Path) -> None:
+    (tmp_path / "there" / "deep").mkdir(parents=True)
+    (tmp_path / "far").write_text("what a link leads to")
+    (tmp_path / "there" / "deep" / "link").symlink_to("../../far")
+    for path in ("there", "there/*", "there/deep/l*"):
+        write(box, f"sftp://box{tmp_path}/{path}", "find ${{ dataset.d }}/ -name link -exec cat {} +")
+        assert "what a link leads to" in box("submit", "job.yml").stdout
+    (tmp_path / "there" / "up").symlink_to("..")
+    write(box, f"sftp://box{tmp_path}/there", "ls")
+    assert f"'{tmp_path}/there/up' is a link to a directory" in box("submit", "job.yml", exit_code=4).stderr
+    (tmp_path / "there" / "up").unlink()
+    (tmp_path / "there" / "up").symlink_to("gone")
+    assert f"'{tmp_path}/there/up' is a link to nothing" in box("submit", "job.yml", exit_code=4).stderr
+
+
+def test_a_file_of_a_server_that_was_written_to_since_it_was_listed_is_refused(
+    box: Tfjob, tmp_path: Path, cache: Cache, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setenv("HOME", box.environ["HOME"])
+    monkeypatch.setenv("SSH_AUTH_SOCK", "")
+    (tmp_path / "a").write_text("a")
+    (listed,) = list_store(f"sftp://box{tmp_path}/a")
+    (tmp_path / "a").write_text("b")
+    os.utime(tmp_path / "a", (1, 1))
+    refused(cache, Wanted(listed.source, 1, listed.mark, "words@1"), "has changed since words@1 was registered")
 
 
 def test_a_lost_connection_to_a_server_is_made_again(

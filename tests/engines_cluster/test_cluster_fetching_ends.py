@@ -195,6 +195,24 @@ def test_the_program_keeps_its_connections_where_servers_have_the_files(tmp_path
         assert web.opened - opened <= most
 
 
+@pytest.mark.parametrize("name", ["../victim", "a/../../victim", "/victim"])
+def test_a_node_writes_nothing_outside_of_the_tree(tmp_path: Path, web: WebServer, name: str) -> None:
+    order = fetching(web.put("a.bin", CONTENT)).order()
+    assert isinstance(order, bytes)
+    facts = json.loads(order)
+    facts["files"][0][1] = name
+    (tree := tmp_path / "tree").mkdir()
+    command = [sys.executable, "-I", str(node_fetch.__file__), str(tree)]
+    with subprocess.Popen(command, stdin=subprocess.PIPE, stdout=subprocess.PIPE) as program:
+        assert program.stdin is not None
+        assert program.stdout is not None
+        program.stdin.write(json.dumps(facts).encode() + b"\n")
+        program.stdin.flush()
+        said = json.loads(program.stdout.read().splitlines()[-1])
+    assert said == {"end": "failed", "index": 0, "message": f"a file may not be named '{name}'"}
+    assert not list(tmp_path.rglob("victim"))
+
+
 def test_the_program_ends_when_it_hears_nothing(tmp_path: Path, web: WebServer) -> None:
     one = fetching(web.put("a.bin", CONTENT, Hang(1)))
     order = one.order()

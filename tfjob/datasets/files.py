@@ -9,6 +9,7 @@ from __future__ import annotations
 import glob
 import os
 import re
+import stat
 from collections.abc import Collection, Iterable, Mapping, Sequence
 from dataclasses import dataclass, field, replace
 from pathlib import Path
@@ -16,6 +17,7 @@ from typing import NamedTuple
 
 from tfjob.durable import digest_of
 from tfjob.errors import PreparationError
+from tfjob.spec.addresses import name_objection, shown_address
 
 __all__ = [
     "SHA256",
@@ -32,6 +34,12 @@ __all__ = [
 
 SHA256 = "sha256:"
 _ESCAPED = re.compile(r"\[([*?[])\]")
+_KINDS = {
+    stat.S_IFIFO: "a named pipe",
+    stat.S_IFSOCK: "a socket",
+    stat.S_IFCHR: "a character device",
+    stat.S_IFBLK: "a block device",
+}
 _ANOTHER = "Name a directory that holds both, or make two datasets of them."
 
 
@@ -67,21 +75,24 @@ class DatasetFiles:
 def find_files(patterns: Iterable[str], remote: Iterable[Remote] = ()) -> DatasetFiles:
     """The files that paths and globs name, beside those behind addresses. `patterns` are absolute; `**` crosses directories.
 
+    What is there by the very name of a pattern is what it names, and what else it would match as a glob is not.
     A file lies in the dataset by its name, a directory by what is in it; what a glob finds below its fixed part
     keeps its place there (``data/*`` finds ``sub/b`` as ``sub/b``).
 
-    Raises PreparationError for a pattern that matches nothing, a file that can't be read, and a clash of names.
+    Raises PreparationError for a pattern that matches nothing, a file that can't be read, and what `laid_out` refuses.
     A link that leads back to a directory it lies in is passed over: what is behind it is there already.
     """
     found: dict[str, tuple[str, int, int]] = {}
     finder = _Finder(found)
     for pattern in patterns:
-        matches = sorted(glob.glob(pattern, recursive=True)) or ([pattern] if os.path.exists(pattern) else [])
+        # An escaped pattern is one: `a[[]1]` is the file `a[1]` for whoever has escaped it, whatever else is there.
+        is_literal = not _ESCAPED.search(pattern) and os.path.exists(pattern)
+        matches = [pattern] if is_literal else sorted(glob.glob(pattern, recursive=True))
         if not matches:
             raise PreparationError(
                 f"no file matches {pattern}", "Check the path; it is taken from the job file's directory."
             )
-        base = None if os.path.exists(pattern) else _fixed_part(pattern)
+        base = None if is_literal else _fixed_part(pattern)
         for match in matches:
             finder.add(match, base)
     return _laid_out(dict(found), remote)
@@ -90,7 +101,7 @@ def find_files(patterns: Iterable[str], remote: Iterable[Remote] = ()) -> Datase
 def laid_out(local: Iterable[tuple[str, int, int, str]], remote: Iterable[Remote]) -> DatasetFiles:
     """The files under their names: those of this machine (source, bytes, time of change in ns, name) and those behind addresses.
 
-    Raises PreparationError for a clash of names.
+    Raises PreparationError for a clash of names, and for a name that leads out of the dataset or that no file can have.
     """
     return _laid_out({name: (source, size, ns) for source, size, ns, name in local}, remote)
 
@@ -103,6 +114,7 @@ def _laid_out(rows: dict[str, tuple[str, int, int | str]], remote: Iterable[Remo
             raise PreparationError(f"two files of the dataset have the name {name}: {known[0]} and {source}", _ANOTHER)
         marks[name] = mark or marks.get(name, "")
         rows[name] = (source, size, marks[name] or source)
+    _refuse_unsafe(rows)
     _refuse_nesting(rows)
     ordered = sorted(rows.items())
     return DatasetFiles(
@@ -263,10 +275,29 @@ class _Finder:
             status = os.stat(real)
         except OSError as error:
             raise PreparationError(f"dataset file {shown or real} can't be read: {error.strerror}") from error
+        if not stat.S_ISREG(status.st_mode):  # who opens a pipe that nobody writes to waits for ever
+            kind = _KINDS.get(stat.S_IFMT(status.st_mode), "no file")
+            raise PreparationError(
+                f"{shown or real} is {kind}; a dataset is made of files and directories",
+                "Remove it from there, or name what is wanted by paths or a glob that leave it out.",
+            )
         known = self._found.get(name)
         if known and known[0] != real:
             raise PreparationError(f"two files of the dataset have the name {name}: {known[0]} and {real}", _ANOTHER)
         self._found[name] = (real, status.st_size, status.st_mtime_ns)
+
+
+def _refuse_unsafe(rows: Mapping[str, tuple[str, int, int | str]]) -> None:
+    """Refuse a name by which a file would be written outside of the dataset's directory, or not at all: a store may say anything."""
+    for name, (source, _, _) in rows.items():
+        is_remote = is_address(source)
+        if objection := name_objection(name, is_remote=is_remote):
+            raise PreparationError(
+                f"{shown_address(source)!r} can't be a file of a dataset: its name there, {name!r}, {objection}",
+                "Rename it there, or name what is wanted by addresses or a glob that leave it out."
+                if is_remote
+                else "Name the file itself, or the directory that it is in.",
+            )
 
 
 def _refuse_nesting(names: Mapping[str, object]) -> None:

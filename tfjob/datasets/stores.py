@@ -8,10 +8,12 @@ from __future__ import annotations
 
 import logging
 import posixpath
+from contextlib import contextmanager
 from typing import TYPE_CHECKING, Any, Final
 
 from tfjob.datasets.files import Remote
 from tfjob.datasets.sftp import UnreachableError
+from tfjob.datasets.wanted import changed, lost
 from tfjob.datasets.web import Transient
 from tfjob.datasets.web_fetch import Sink
 from tfjob.errors import PreparationError, TfjobError
@@ -42,8 +44,9 @@ _KINDS: Final = {
     "PartialCredentialsError": "the credentials are not complete",
     "EndpointConnectionError": "the store can't be reached",
 }
-_SERVERS: Final = ("sftp", "hdfs")
-"""Their addresses name a host."""
+_OF_ACCOUNTS: Final = ("az", "abfs", "abfss")
+_ACCOUNT: Final = ".dfs.core.windows.net"
+"""Of a host that is an account; its container is then the first part of the path (adlfs)."""
 _TALKATIVE: Final = ("adlfs", "azure", "fsspec", "gcsfs", "paramiko", "s3fs")
 """Libraries that log what they then raise, with a traceback. Where nobody has set up logging, that went to stderr."""
 _NOWHERE: Final = logging.NullHandler()
@@ -55,7 +58,7 @@ def list_store(address: str) -> list[Remote]:
 
     Raises PreparationError when there are none, when the store can't be asked, and when its package is missing.
     """
-    shown, scheme = shown_address(address), scheme_of(address) or ""
+    shown = shown_address(address)
     files, path = _file_system(address)
     try:
         found = list(_found(files, path))
@@ -67,14 +70,26 @@ def list_store(address: str) -> list[Remote]:
         raise PreparationError(
             f"there is no file {shown}", "Check the address, and whether the credentials in this shell may see it."
         )
-    start = address[: len(scheme) + 3]
-    host = address[len(start) :].partition("/")[0] if scheme in _SERVERS else ""
-    rows = []
-    for facts, name in found:
-        path_there = str(facts["name"])
-        full = f"{start}{host}{path_there.replace('%', '%25') if scheme == 'sftp' else path_there}"
-        rows.append(Remote(full, name, int(facts.get("size") or 0), f"tag:{_tag(facts)}"))
-    return rows
+    return [
+        Remote(_full(address, str(facts["name"])), name, int(facts.get("size") or 0), f"tag:{_tag(facts)}")
+        for facts, name in found
+    ]
+
+
+def _full(address: str, path_there: str) -> str:
+    """The address of a file that was found by `address`, on the same server and in the same account."""
+    start, _, rest = address.partition("://")
+    scheme, place = start.lower(), rest.partition("/")[0]
+    if scheme == "sftp":
+        return f"{start}://{place}{path_there.replace('%', '%25')}"
+    if scheme == "hdfs":
+        return f"{start}://{place}{path_there}"
+    container, _, key = path_there.partition("/")
+    if scheme in _OF_ACCOUNTS and "@" in place:  # CONTAINER@ACCOUNT
+        return f"{start}://{place}/{key}"
+    if scheme in _OF_ACCOUNTS and place.endswith(_ACCOUNT):
+        return f"{start}://{place}/{container}/{key}"
+    return f"{start}://{path_there}"
 
 
 def signed_address(address: str, life_s: int) -> str | None:
@@ -103,12 +118,16 @@ class StoreFetcher:
             except UnreachableError as error:
                 raise Transient(error.message) from error
             start = sink.size if sink.size and sink.tag == tag and sink.size <= wanted.size else 0
+            if start or not _is_small(wanted):  # what is there must not be added to by another content
+                _refuse_changed(files, path, wanted, tag, sink)
             sink.begin(start, wanted.size if wanted.size >= 0 else None, tag)
             sink.size = start
             for data in _blocks(files, path, start, wanted):
                 sink.write(data)
                 if transfer.stop.is_set():
                     raise Transient("stopped")
+            if tag or wanted.size not in (-1, sink.size):  # what came may not be what was listed
+                _refuse_changed(files, path, wanted, tag, sink)
             if wanted.size not in (-1, sink.size):
                 raise Transient(f"{sink.size} of {wanted.size} bytes came")
             return sink.finish(tag)
@@ -118,8 +137,8 @@ class StoreFetcher:
 
 def _blocks(files: Any, path: str, start: int, wanted: Wanted) -> Iterator[bytes]:
     """The content from `start` on. A small file comes at once."""
-    try:
-        if start == 0 and 0 <= wanted.size <= _BLOCK_BYTES:
+    with _told_of(wanted):
+        if start == 0 and _is_small(wanted):
             yield files.cat_file(path)
             return
         with files.open(path, "rb", block_size=_BLOCK_BYTES) as file:
@@ -128,6 +147,36 @@ def _blocks(files: Any, path: str, start: int, wanted: Wanted) -> Iterator[bytes
                 file.prefetch(wanted.size)
             while data := file.read(_BLOCK_BYTES):
                 yield data
+
+
+def _is_small(wanted: Wanted) -> bool:
+    return 0 <= wanted.size <= _BLOCK_BYTES
+
+
+def _refuse_changed(files: Any, path: str, wanted: Wanted, tag: str, sink: Sink) -> None:
+    """Refuse a file of which its store says something else than when it was listed. What came of it is thrown away.
+
+    It is one more request for each file: of the libraries only that of S3 can read a content on the condition that it has a tag.
+    """
+    with _told_of(wanted):
+        files.invalidate_cache()
+        facts = files.info(path)
+    size, now = facts.get("size"), _tag(facts)
+    if size is not None and wanted.size not in (-1, size):
+        how = f"it had {wanted.size} bytes and has {size}"
+    elif tag and now.strip('"') != tag.strip('"'):  # some servers quote it in one answer and not in another
+        how = f"its server called it {tag} and calls it {now or 'nothing'} now"
+    else:
+        return
+    sink.discard()
+    raise lost(wanted) if wanted.rerun_of else changed(wanted, how)
+
+
+@contextmanager
+def _told_of(wanted: Wanted) -> Iterator[None]:
+    """Raise what a store's library raises as an error of ours: some of it may be over at the next try."""
+    try:
+        yield
     except TfjobError:
         raise
     except Exception as error:
@@ -145,7 +194,7 @@ def _found(files: Any, path: str) -> Iterator[tuple[dict[str, Any], str]]:
             if facts["type"] == "directory":
                 yield from _below(files, at, base)
             else:
-                yield facts, _relative(at, base)
+                yield _behind(files, at, facts), _relative(at, base)
         return
     facts = files.info(path)
     if facts["type"] != "directory":
@@ -157,11 +206,35 @@ def _found(files: Any, path: str) -> Iterator[tuple[dict[str, Any], str]]:
 def _below(files: Any, directory: str, base: str) -> Iterator[tuple[dict[str, Any], str]]:
     for at, facts in sorted(files.find(directory, detail=True).items()):
         if facts["type"] != "directory" and not at.endswith("/"):
-            yield facts, _relative(at, base)
+            yield _behind(files, at, facts), _relative(at, base)
+
+
+def _behind(files: Any, at: str, facts: dict[str, Any]) -> dict[str, Any]:
+    """What a file is; of a link an SFTP server says what it is itself, and then gives what it leads to."""
+    if facts["type"] != "link":
+        return facts
+    try:
+        behind: dict[str, Any] = files.info(at)
+    except _GONE as error:
+        raise PreparationError(f"{at!r} is a link to nothing", "Remove it there, or name what is wanted.") from error
+    if behind["type"] == "directory":
+        raise PreparationError(
+            f"{at!r} is a link to a directory; links to files are followed on a server", "Name the directory itself."
+        )
+    return {**behind, "name": facts["name"]}
 
 
 def _relative(at: str, base: str) -> str:
-    return posixpath.relpath(f"/{at.lstrip('/')}", f"/{base.strip('/')}")
+    """The rest of a path behind `base`, as it stands: `..` and empty parts are letters in a key, and are refused as a file's name."""
+    at = at.removeprefix("/")
+    for above in dict.fromkeys(
+        (base.strip("/"), posixpath.normpath(base).strip("/"))
+    ):  # servers tidy up what they are asked
+        if not above:
+            return at
+        if at.startswith(f"{above}/"):
+            return at[len(above) + 1 :]
+    raise PreparationError(f"the store says of {at!r} that it is in {base!r}", "Name the directory as the store does.")
 
 
 def _tag(facts: dict[str, Any]) -> str:
@@ -207,8 +280,11 @@ def _file_system(address: str) -> tuple[Any, str]:
 
 
 def _options(scheme: str) -> dict[str, Any]:
-    """What each library must be told: not to keep listings, which would hide changes; gs may be read without credentials."""
-    return {"use_listings_cache": False, "skip_instance_cache": False} if scheme in {"s3", "gs"} else {}
+    """What each library must be told: not to keep listings, which would hide changes; and not to ask for the size of each file first."""
+    if scheme not in {"s3", "gs"}:
+        return {}
+    options: dict[str, Any] = {"use_listings_cache": False, "skip_instance_cache": False}
+    return {**options, "max_concurrency": 1} if scheme == "s3" else options
 
 
 def _in_words(error: Exception, shown: str) -> PreparationError:

@@ -109,7 +109,10 @@ def check_content(wanted: Wanted, sha256: str) -> None:
 
 
 def changed(wanted: Wanted, how: str) -> PreparationError:
-    """The error for an address that no longer holds what was registered."""
+    """The error for an address that no longer holds what was registered, or what it held when the job was submitted."""
+    if "@" not in wanted.of:
+        message = f"{shown_address(wanted.source)} has changed since it was looked at for {wanted.of}: {how}"
+        return PreparationError(message, "Submit the job again.")
     name = wanted.of.partition("@")[0]
     return PreparationError(
         f"{shown_address(wanted.source)} has changed since {wanted.of} was registered: {how}",

@@ -10,7 +10,17 @@ from urllib.parse import SplitResult, parse_qsl, unquote, urlsplit
 
 from tfjob.spec.tree import quoted
 
-__all__ = ["MANY", "STORES", "WEB", "address_objection", "file_name", "is_web", "scheme_of", "shown_address"]
+__all__ = [
+    "MANY",
+    "STORES",
+    "WEB",
+    "address_objection",
+    "file_name",
+    "is_web",
+    "name_objection",
+    "scheme_of",
+    "shown_address",
+]
 
 WEB = ("https", "http")
 STORES = ("s3", "gs", "az", "abfs", "abfss", "sftp", "hdfs")
@@ -23,6 +33,10 @@ _SCHEME = re.compile(r"([A-Za-z][A-Za-z0-9+.-]*)://")
 _GIT = re.compile(r"git\+|git@")
 _SIGNED = {"sig", "signature", "x-amz-signature", "x-goog-signature", "x-amz-security-token", "token", "access_token"}
 _CONTROL = re.compile(r"[\x00-\x20\x7f]")
+_UNREADABLE = re.compile(r"[\x00-\x1f\x7f-\x9f]")
+_LONGEST = 255
+"""Bytes of a name in a directory (NAME_MAX of Linux's file systems)."""
+_SURELY_SHORT = _LONGEST // 4
 
 
 def scheme_of(path: str) -> str | None:
@@ -66,10 +80,28 @@ def address_objection(address: str) -> tuple[str, str] | None:
 def file_name(address: str) -> str:
     """Return the name of the file that a web address names; empty if it names none."""
     try:
-        name = unquote(urlsplit(address).path.rpartition("/")[2])
+        # What is no UTF-8 stays apart, as in names of files of this machine (PEP 383).
+        name = unquote(urlsplit(address).path.rpartition("/")[2], errors="surrogateescape")
     except ValueError:
         return ""
-    return "" if name in {".", ".."} or "/" in name or "\0" in name else name
+    return "" if name in {".", ".."} or "/" in name else name
+
+
+def name_objection(name: str, *, is_remote: bool) -> str:
+    """Return what keeps a path in a dataset from being one, in words that follow it; empty for a good one.
+
+    Files of this machine may have control characters in their names, as they have them already.
+    """
+    enclosed = f"/{name}/"
+    if "//" in enclosed or "/./" in enclosed or "/../" in enclosed:
+        return "is an absolute path" if name.startswith("/") else "has a part that is empty, '.' or '..'"
+    if "\0" in name or (is_remote and not name.isprintable() and _UNREADABLE.search(name)):
+        return "has a control character"
+    if len(name) > _SURELY_SHORT and any(
+        len(part.encode("utf-8", "surrogateescape")) > _LONGEST for part in name.split("/")
+    ):
+        return f"has a part of more than {_LONGEST} bytes"
+    return ""
 
 
 def _secret(parts: SplitResult) -> tuple[str, str] | None:
@@ -88,9 +120,14 @@ def _secret(parts: SplitResult) -> tuple[str, str] | None:
 def _web(parts: SplitResult, address: str) -> tuple[str, str] | None:
     if not parts.hostname or _CONTROL.search(address):
         return f"found {quoted(address)}, which is no address: https://HOST/PATH is allowed", ""
-    if not file_name(address):
+    name = file_name(address)
+    if not name:
         hint = "Only files can be read from the web: give the address of each."
         return f"found {quoted(address)}, whose last part is no name of a file", hint
+    if objection := name_objection(name, is_remote=True):
+        allowed = f"a name of up to {_LONGEST} bytes without control characters is allowed"
+        hint = "The last part of an address is the file's name: have the file served under another one."
+        return f"found {quoted(address)}, which gives its file a name that {objection}; {allowed}", hint
     return None
 
 

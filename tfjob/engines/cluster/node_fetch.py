@@ -204,6 +204,8 @@ class Files:
     def one(self, opener: Connections, index: int, row: list[Any]) -> None:
         """Fetch one file, again where that may help. What brings it further does not count as a failure."""
         name, expected = row[1], row[3]
+        if os.path.isabs(name) or ".." in name.split("/"):
+            raise Refused("failed", "a file may not be named " + ascii(name))
         path = os.path.join(self.directory, PARTS, str(index))
         failures, furthest = 0, 0
         with open(path, "wb") as file:
