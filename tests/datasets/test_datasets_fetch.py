@@ -10,7 +10,7 @@ from concurrent.futures import ThreadPoolExecutor
 from pathlib import Path
 
 import pytest
-from web_server import Cut, Fault, Hang, Redirect, Slow, Status, WebServer
+from web_server import Cut, Fault, Hang, Raw, Redirect, Slow, Status, WebServer
 
 from tfjob.datasets.cache import Cache, Known
 from tfjob.datasets.fetch import fetch
@@ -130,6 +130,57 @@ def test_a_server_without_ranges_is_asked_for_all_of_it_again(web: WebServer, ca
     web.has_ranges = False
     url = web.put("big", BIG, Cut(2 << 20), Cut(2 << 20), None)
     assert got(cache, url)[url].sha256 == sum_of(BIG)
+
+
+@pytest.mark.parametrize("size", [-1, len(BIG)])
+@pytest.mark.parametrize("tells_whole", [True, False])
+def test_parts_shorter_than_asked_for_are_put_together(
+    web: WebServer, cache: Cache, size: int, *, tells_whole: bool
+) -> None:
+    web.longest_range, web.tells_whole = 300 << 10, tells_whole
+    url = web.put("big", BIG, Cut(2 << 20), None)
+    found = got(cache, url, size=size)[url]
+    assert (found.tag, found.size, found.sha256) == (web.tag(BIG), len(BIG), sum_of(BIG))
+    assert Path(cache.object(sum_of(BIG))).read_bytes() == BIG
+    starts = [int(headers["Range"][6:-1]) for headers in web.asked("big") if "Range" in headers]
+    is_asked_at_the_end = size < 0 and not tells_whole
+    assert starts == list(range(2 << 20, len(BIG) + is_asked_at_the_end, 300 << 10)) + [len(BIG)] * is_asked_at_the_end
+
+
+def test_a_part_shorter_than_asked_for_that_breaks_off_is_gone_on_with(web: WebServer, cache: Cache) -> None:
+    web.longest_range = 300 << 10
+    url = web.put("big", BIG, Cut(2 << 20), Cut(200 << 10), Cut(0), None)
+    assert got(cache, url)[url].sha256 == sum_of(BIG)
+
+
+@pytest.mark.parametrize(
+    ("told", "length"),
+    [
+        ("", 1 << 20),
+        ("bytes 0-1048575/3145728", 1 << 20),
+        ("bytes 2097152-2097151/3145728", 0),
+        ("bytes 2097152-3145727/3145727", 1 << 20),
+        ("bytes 2097152-3145727/3145728", 1 << 19),
+        ("bytes 2097152-3145727/3145728 and more", 1 << 20),
+    ],
+)
+def test_a_part_that_contradicts_itself_is_not_taken(web: WebServer, cache: Cache, told: str, length: int) -> None:
+    answer = Raw(206, (("Content-Range", told), ("ETag", web.tag(BIG))), BIG[2 << 20 :][:length])
+    url = web.put("big", BIG, Cut(2 << 20), answer, None)
+    assert got(cache, url)[url].sha256 == sum_of(BIG)
+    assert ["Range" in headers for headers in web.asked("big")] == [False, True, False]
+
+
+@pytest.mark.parametrize(
+    "answer",
+    [
+        Raw(206, (("Content-Range", "bytes 0-3/4"),), b"cont"),
+        Raw(416, (("Content-Range", "bytes */0"),)),
+    ],
+)
+def test_an_answer_to_a_range_that_was_not_asked_for_is_not_taken(web: WebServer, cache: Cache, answer: Raw) -> None:
+    url = web.put("a", b"content", answer, None)
+    assert got(cache, url)[url].sha256 == sum_of(b"content")
 
 
 def test_every_try_that_gets_further_is_worth_another(web: WebServer, cache: Cache) -> None:
