@@ -80,6 +80,8 @@ class WebServer:
     """Whether the answer to a range request says how many bytes the file has."""
     longest_range: int = 1 << 40
     """Bytes that it gives at most to a range request."""
+    ends_tls: bool = False
+    """Whether it says so to TLS before it closes a connection; many servers do not."""
     requests: list[tuple[str, str, dict[str, str]]] = field(default_factory=list)
     clients: list[str] = field(default_factory=list)
     opened: int = 0
@@ -133,6 +135,8 @@ class _Handler(BaseHTTPRequestHandler):
         with self.web.lock:
             self.web.open_count -= 1
         super().finish()
+        if self.web.ends_tls and isinstance(self.connection, ssl.SSLSocket):
+            self.connection.unwrap()
 
     def do_GET(self) -> None:
         web, path = self.web, self.path

@@ -10,7 +10,7 @@ from pathlib import Path
 from typing import TYPE_CHECKING
 
 import pytest
-from web_server import Redirect
+from web_server import Cut, Raw, Redirect
 
 from tfjob.datasets import web as module
 from tfjob.datasets.cache import Cache
@@ -166,6 +166,24 @@ def test_a_server_proves_who_it_is(cache: Cache, secure: WebServer, monkeypatch:
     with pytest.raises(PreparationError, match=r"127\.0\.0\.1:\d+ can't prove who it is: self.signed") as caught:
         content(cache, url)
     assert "SSL_CERT_FILE" in caught.value.hint
+
+
+def test_the_end_of_a_connection_with_tls_is_no_end_of_a_file(cache: Cache, secure: WebServer) -> None:
+    secure.tells_size = False  # and the server closes as one that was cut: it does not say so to TLS
+    url = secure.put("a", b"content")
+    with pytest.raises(PreparationError, match=r"127\.0\.0\.1:\d+ was cut off: it ended without an end of TLS"):
+        content(cache, url)
+    assert not list(cache.root.glob("objects/*/*"))
+    secure.ends_tls = True
+    assert content(cache, url) == b"content"
+    assert len(secure.requests) == 3
+
+
+def test_a_length_that_was_told_needs_no_end_of_tls(cache: Cache, secure: WebServer) -> None:
+    secure.put("a", b"content", Raw(200, (("Connection", "close"),), b"content"))
+    assert content(cache, secure.url("a")) == b"content"
+    secure.put("b", b"content", Cut(3), None)
+    assert content(cache, secure.url("b")) == b"content"
 
 
 def test_a_redirect_from_https_to_http_is_not_followed(cache: Cache, web: WebServer, secure: WebServer) -> None:

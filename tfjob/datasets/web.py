@@ -227,6 +227,8 @@ def _in_words(error: Exception, address: str) -> Exception:
             f"{host} can't prove who it is: {error.verify_message}",
             "If its certificate is of your own authority, name that in SSL_CERT_FILE.",
         )
+    if isinstance(error, ssl.SSLEOFError):
+        return Transient(f"the connection to {host} was cut off: it ended without an end of TLS")
     if isinstance(error, socket.gaierror):
         return Transient(f"the host {host} is not known: {error.strerror}")
     if isinstance(error, Garbled):

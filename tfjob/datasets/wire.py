@@ -49,7 +49,8 @@ def connect(
             if head.status != 200:
                 raise Garbled(f"the proxy {at[0]} answered {head.status} {head.reason}")  # noqa: TRY301  # closed below
         if tls is not None:
-            wire = Wire(tls.wrap_socket(wire.socket, server_hostname=host))
+            # Where no length is told, what came is all of it only if the server says that it ends (RFC 9112, 9.8).
+            wire = Wire(tls.wrap_socket(wire.socket, server_hostname=host, suppress_ragged_eofs=False))
     except BaseException:
         wire.close()
         raise
