@@ -50,6 +50,7 @@ def serve() -> Iterator[Serve]:
 
     yield serve
     for one in opened:
+        one.shutdown(socket.SHUT_RDWR)  # or its thread waits on, and may accept what another server of its number is asked
         one.close()
 
 

@@ -291,6 +291,7 @@ def test_a_server_that_closes_now_and_then(cache: Cache) -> None:
         port = listener.getsockname()[1]
         urls = {f"http://localhost:{port}/{number}": b"x" for number in range(60)}
         found = got(cache, urls)
+        listener.shutdown(socket.SHUT_RDWR)  # or the thread waits on
     require_whole(cache, urls, found)
     assert {known.tag for known in found.values()} == {"then"}
     assert asked_at_once == {1}
