@@ -183,6 +183,37 @@ def test_an_answer_to_a_range_that_was_not_asked_for_is_not_taken(web: WebServer
     assert got(cache, url)[url].sha256 == sum_of(b"content")
 
 
+@pytest.mark.parametrize("coding", ["gzip", "BR", "deflate, gzip"])
+def test_a_file_that_comes_encoded_is_refused(web: WebServer, cache: Cache, coding: str) -> None:
+    url = web.put("a.csv?word=hidden", b"", Raw(200, (("Content-Encoding", coding),), b"packed"))
+    with pytest.raises(
+        PreparationError, match=rf"gives \S+/a\.csv encoded \({coding.lower()}\), and the file as it is was asked for"
+    ) as caught:
+        got(cache, url)
+    assert f"such as a.csv.gz; or fetch it yourself (curl --compressed -O {web.url('a.csv')})" in caught.value.hint
+    assert "hidden" not in caught.value.message
+    assert objects(cache) == []
+    assert sum(partials(cache)) == 0
+
+
+@pytest.mark.parametrize(
+    ("name", "coding"),
+    [
+        ("a.csv.gz", "gzip"),
+        ("A.TGZ", "x-gzip"),
+        ("a.br", "br"),
+        ("a.csv.zst", "zstd"),
+        ("a.csv", "identity"),
+        ("a.csv", "aws-chunked"),
+    ],
+)
+def test_a_file_whose_name_says_how_it_is_packed_is_kept_as_it_comes(
+    web: WebServer, cache: Cache, name: str, coding: str
+) -> None:
+    url = web.put(name, b"", Raw(200, (("Content-Encoding", coding),), b"packed"))
+    assert got(cache, url)[url].sha256 == sum_of(b"packed")
+
+
 def test_every_try_that_gets_further_is_worth_another(web: WebServer, cache: Cache) -> None:
     url = web.put("big", BIG, *[Cut(400 << 10)] * 6, None)
     assert got(cache, url)[url].sha256 == sum_of(BIG)

@@ -17,7 +17,7 @@ from tfjob.datasets.wanted import changed, check_content, lost, unwritable
 from tfjob.datasets.web import Answer, Session, Transient, tag_of
 from tfjob.durable import replace_json
 from tfjob.errors import PreparationError
-from tfjob.spec.addresses import shown_address
+from tfjob.spec.addresses import file_name, shown_address
 
 if TYPE_CHECKING:
     from tfjob.datasets.wanted import Partial, Transfer, Wanted
@@ -29,6 +29,10 @@ _RESUMABLE: Final = 1 << 20
 _SLOWEST: Final = 1024
 """Bytes that must come within the time that an answer is waited for."""
 _RANGE: Final = re.compile(r"bytes (\d{1,18})-(\d{1,18})/(\d{1,18}|\*)")
+_PACKED: Final = (".gz", ".tgz", ".svgz", ".z", ".br", ".zst", ".tzst", ".xz", ".bz2")
+"""Ends of the names of files that are compressed: many servers call that an encoding, and send the file as it is."""
+_NO_ENCODING: Final = {"", "identity", "aws-chunked"}
+"""The last is one of uploads; S3 and its like keep what some clients say of it, and not the encoding."""
 _WHOLE: Final = re.compile(r"bytes \*/(\d{1,18})")
 
 
@@ -83,6 +87,7 @@ class WebFetcher:
         if answer.status not in {200, 206}:
             answer.drop()
             raise Transient(f"the server answered {answer.status} to what has no such answer")
+        _refuse_encoded(answer, wanted)
         part = _part(answer, sink, tag)
         if answer.status == 206:
             tag = sink.tag  # some name it in whole answers only
@@ -281,6 +286,19 @@ def _part(answer: Answer, sink: Sink, tag: str) -> _Part:
             return _Part(start, end, total)
     sink.discard()
     raise Transient("the server gave another part of the file than it was asked for")
+
+
+def _refuse_encoded(answer: Answer, wanted: Wanted) -> None:
+    """Refuse a file that comes in another form than its name says, though that was not asked for (RFC 9110, 12.5.3)."""
+    coding = answer.header("content-encoding").lower()
+    if coding in _NO_ENCODING or file_name(wanted.source).lower().endswith(_PACKED):
+        return
+    shown = shown_address(wanted.source)
+    raise PreparationError(
+        f"the server gives {shown} encoded ({coding[:40]}), and the file as it is was asked for",
+        "Have whoever keeps it there remove its Content-Encoding, or give the file a name that says what it is, such as "
+        f"{file_name(wanted.source)}.gz; or fetch it yourself (curl --compressed -O {shown}) and give its path.",
+    )
 
 
 def _refuse_changed(wanted: Wanted, tag: str, total: int | None) -> None:
