@@ -50,7 +50,9 @@ def serve() -> Iterator[Serve]:
 
     yield serve
     for one in opened:
-        one.shutdown(socket.SHUT_RDWR)  # or its thread waits on, and may accept what another server of its number is asked
+        one.shutdown(
+            socket.SHUT_RDWR
+        )  # or its thread waits on, and may accept what another server of its number is asked
         one.close()
 
 
@@ -119,6 +121,27 @@ def test_names_and_queries_go_as_they_must(cache: Cache, serve: Serve) -> None:
 
     content(cache, f"{serve(answer)}/a%20b/ü c.txt?q=ä b&x=1")
     assert asked == [b"GET /a%20b/%C3%BC%20c.txt?q=%C3%A4%20b&x=1"]
+
+
+@pytest.mark.parametrize(
+    ("location", "target"),
+    [
+        ("/donn\u00e9es.csv?q=\u00e9".encode(), b"/donn%C3%A9es.csv?q=%C3%A9"),
+        ("/donn\u00e9es.csv?q=%20".encode("latin-1"), b"/donn%E9es.csv?q=%20"),
+        (b"/donn%C3%A9es.csv?q=a%2Fb", b"/donn%C3%A9es.csv?q=a%2Fb"),
+    ],
+)
+def test_redirects_lead_to_names_of_any_letters(cache: Cache, serve: Serve, location: bytes, target: bytes) -> None:
+    asked: list[bytes] = []
+
+    def answer(request: bytes) -> bytes:
+        asked.append(request.split(b" ")[1])
+        if len(asked) > 1:
+            return OK + b"Content-Length: 7\r\n\r\ncontent"
+        return b"HTTP/1.1 302 Found\r\nLocation: " + location + b"\r\nContent-Length: 0\r\n\r\n"
+
+    assert content(cache, f"{serve(answer)}/a") == b"content"
+    assert asked == [b"/a", target]
 
 
 def test_credentials_of_netrc_go_to_their_host_only(

@@ -12,6 +12,7 @@ import functools
 import re
 import socket
 import ssl
+import string
 import time
 import urllib.request
 from collections.abc import Mapping
@@ -156,7 +157,7 @@ class Session:
                 return answer
             if answer.status in _REDIRECTS and answer.header("location"):
                 answer.skip()
-                way.append(_next(way, urljoin(way[-1], answer.header("location"))))
+                way.append(_next(way, urljoin(way[-1], _location(answer))))
                 continue
             answer.skip()
             raise _refusal(answer, address)
@@ -234,6 +235,15 @@ def _in_words(error: Exception, address: str) -> Exception:
     if isinstance(error, Garbled):
         return Transient(f"{host} gave an answer that is none: {error}")
     return Transient(f"the connection to {host} broke: {getattr(error, 'strerror', None) or error}")
+
+
+def _location(answer: Answer) -> str:
+    """Where an answer leads. What is not ASCII there are bytes of a name in UTF-8, or else bytes to be asked for as they are."""
+    told = answer.header("location").encode("latin-1")
+    try:
+        return told.decode()
+    except UnicodeDecodeError:
+        return quote(told, safe=string.printable)
 
 
 def _next(way: list[str], address: str) -> str:
