@@ -58,11 +58,12 @@ def test_all_problems_of_a_file_are_told_at_once(job: Tfjob) -> None:
           - https://me:hidden@host/a
           - https://host/a?X-Amz-Signature=1
           - {path: https://host/, sha256: abc}
-          - {path: '*.txt', sha256: "%s"}
+          - {path: '*.txt', sha256: "0000"}
           - s3:///key
           - hdfs://me@host:8020/a
-        """
-        % ("0" * 64),
+          - {path: 'https://host/a?token=hidden', sha256: "0000"}
+          - {path: 'https://host/a?token=hidden', sha256: "1111"}
+        """.replace("0000", "0" * 64).replace("1111", "1" * 64),
     )
     failed = job("dataset", "create", "-f", "words.yml", exit_code=2).stderr
     for line in (
@@ -77,6 +78,8 @@ def test_all_problems_of_a_file_are_told_at_once(job: Tfjob) -> None:
         "words.yml:9:29: paths[5].sha256: found a sha256 for ",
         'words.yml:10:5: paths[6]: found "s3:///key", which names no bucket',
         'words.yml:11:5: paths[7]: found the user "me" in "hdfs://me@host:8020/a"; an address without one is allowed',
+        'words.yml:12:12: paths[8].path: found a secret (token) in the address "https://host/a"',
+        'words.yml:13:51: paths[9].sha256: found another sha256 for "https://host/a" than before; one for each',
     ):
         assert line in failed
     assert "hidden" not in failed
