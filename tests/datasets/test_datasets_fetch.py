@@ -69,6 +69,14 @@ def test_what_has_not_changed_is_not_fetched_again(web: WebServer, cache: Cache)
     assert got(cache, url)[url].sha256 == sum_of(b"changed")
 
 
+def test_nothing_has_changed_is_no_answer_to_who_did_not_ask_that(web: WebServer, cache: Cache) -> None:
+    web.has_tags = False
+    url = web.put("a", b"content")
+    got(cache, url)
+    web.put("a", b"changed", Raw(304), None)
+    assert got(cache, url)[url].sha256 == sum_of(b"changed")
+
+
 def test_a_server_without_tags_is_asked_for_the_file_again(web: WebServer, cache: Cache) -> None:
     web.has_tags = False
     url = web.put("a", b"content")
@@ -176,6 +184,7 @@ def test_a_part_that_contradicts_itself_is_not_taken(web: WebServer, cache: Cach
     [
         Raw(206, (("Content-Range", "bytes 0-3/4"),), b"cont"),
         Raw(416, (("Content-Range", "bytes */0"),)),
+        Raw(304, (("ETag", '"x"'),)),
     ],
 )
 def test_an_answer_to_a_range_that_was_not_asked_for_is_not_taken(web: WebServer, cache: Cache, answer: Raw) -> None:
@@ -247,6 +256,8 @@ def test_a_busy_server_is_asked_again(web: WebServer, cache: Cache) -> None:
         (Status(503), r"can't be fetched: the server answered 503 Service Unavailable \(tried 2 times\)", "try again"),
         (Status(418), r"it answered 418", "Check the address"),
         (Redirect("/a"), r"redirects in a circle: \S+/a → \S+/a", "never answers with a file"),
+        (Redirect("http://x:99999/a"), r"redirects to http://x:99999/a, which is no web address", "Check the address"),
+        (Redirect("http://me:hidden@[x/a"), r"redirects to http://\[x/a, which is no web address", "Check the address"),
         (Redirect("ftp://x/a"), r"redirects to ftp://x/a, which is no web address", "Check the address"),
         (Cut(4), r"can't be fetched: the answer ended after 4 of 7 bytes \(tried 2 times\)", "try again"),
         (Hang(), r"can't be fetched: 127\.0\.0\.1:\d+ sends nothing \(tried 2 times\)", "try again"),
@@ -272,6 +283,13 @@ def test_a_long_way_of_redirects_ends(web: WebServer, cache: Cache) -> None:
 def test_a_server_that_is_not_there_is_named(cache: Cache) -> None:
     with pytest.raises(PreparationError, match=r"the connection to 127\.0\.0\.1:9 broke: Connection refused"):
         got(cache, "http://127.0.0.1:9/a")
+
+
+@pytest.mark.parametrize("host", ["a..invalid", "\u00fc..invalid", f"{'a' * 64}.invalid"])
+def test_what_is_no_name_of_a_host_is_told(web: WebServer, cache: Cache, host: str) -> None:
+    for url in (f"http://{host}/a", web.put("a", b"", Redirect(f"http://{host.encode().decode('latin-1')}/a"))):
+        with pytest.raises(PreparationError, match=rf"{host} is no name of a host"):
+            got(cache, url, settings=TWICE)
 
 
 def test_a_wrong_sum_is_refused_and_nothing_is_kept(web: WebServer, cache: Cache) -> None:

@@ -80,6 +80,8 @@ def _request(client: socket.socket) -> bytes:
         b"HTTP/1.0 200 OK\r\n\r\ncontent",
         b"HTTP/1.1 100 Continue\r\n\r\n" + OK + b"Content-Length: 7\r\n\r\ncontent",
         b"HTTP/1.1 200\r\nContent-Length: 7\r\n\r\ncontent",
+        OK + b"Content-Length: 7\r\nContent-Length: 7\r\n\r\ncontent",
+        OK + b"Content-Length: 99\r\nTransfer-Encoding: Chunked\r\n\r\n7\r\ncontent\r\n0\r\n\r\n",
     ],
 )
 def test_a_body_of_every_kind_is_read(cache: Cache, serve: Serve, answer: bytes) -> None:
@@ -91,6 +93,14 @@ def test_a_body_of_every_kind_is_read(cache: Cache, serve: Serve, answer: bytes)
     [
         (b"SSH-2.0-x\r\n\r\n", r"gave an answer that is none: it says 'SSH-2.0-x'"),
         (OK + b"Content-Length: many\r\n\r\n", r"its Content-Length is 'many'"),
+        (OK + b"Content-Length: 7\r\ncontent-length: 4\r\n\r\ncontent", r"its Content-Length is '7' and '4'"),
+        (OK + b"Content-Length: " + b"7" * 5000 + b"\r\n\r\n", r"its Content-Length is '7777"),
+        (OK + b"Content-Length: -7\r\n\r\ncontent", r"its Content-Length is '-7'"),
+        (OK + b"Transfer-Encoding: gzip, chunked\r\n\r\n0\r\n\r\n", r"its Transfer-Encoding is 'gzip, chunked'"),
+        (OK + b"Content-Length: 7\r\nTransfer-Encoding: gzip\r\n\r\ncontent", r"its Transfer-Encoding is 'gzip'"),
+        (OK + b"Transfer-Encoding: chunked\r\n\r\n-5\r\ncontent", r"a chunk has the length b'-5'"),
+        (OK + b"Transfer-Encoding: chunked\r\n\r\n0x3\r\ncon\r\n0\r\n\r\n", r"a chunk has the length b'0x3'"),
+        (OK + b"Transfer-Encoding: chunked\r\n\r\n3\r\ncontent\r\n0\r\n\r\n", r"a chunk is longer than it said"),
         (OK + b"Transfer-Encoding: chunked\r\n\r\nxyz\r\n", r"a chunk has the length b'xyz'"),
         (OK + b"Transfer-Encoding: chunked\r\n\r\n9\r\ncon", r"it ended in the middle of a chunk"),
         (b"HTTP/1.1 200 OK\r\n" + b"X: y\r\n" * 20_000, r"its head is longer than 64 KiB"),
@@ -105,6 +115,16 @@ def test_what_is_no_answer_is_told(cache: Cache, serve: Serve, answer: bytes, me
 
 def test_a_kept_connection_that_was_closed_is_opened_again(cache: Cache, serve: Serve) -> None:
     base = serve(OK + b"Content-Length: 7\r\n\r\ncontent")  # it closes, and does not say so
+    urls = [f"{base}/{number}" for number in range(3)]
+    with cache.filling():
+        settings = Settings(connections=1, tries=1)
+        known = fetch([Wanted(url, -1, "", "d") for url in urls], cache, settings, lambda _: None).known
+    assert {known[url].sha256 for url in urls} == {hashlib.sha256(b"content").hexdigest()}
+
+
+def test_what_follows_an_answer_is_not_the_next(cache: Cache, serve: Serve) -> None:
+    follows = OK + b"Content-Length: 7\r\n\r\nanother"
+    base = serve(OK + b"Content-Length: 7\r\n\r\ncontent" + follows)
     urls = [f"{base}/{number}" for number in range(3)]
     with cache.filling():
         settings = Settings(connections=1, tries=1)
@@ -195,7 +215,7 @@ def test_a_server_proves_who_it_is(cache: Cache, secure: WebServer, monkeypatch:
 def test_the_end_of_a_connection_with_tls_is_no_end_of_a_file(cache: Cache, secure: WebServer) -> None:
     secure.tells_size = False  # and the server closes as one that was cut: it does not say so to TLS
     url = secure.put("a", b"content")
-    with pytest.raises(PreparationError, match=r"127\.0\.0\.1:\d+ was cut off: it ended without an end of TLS"):
+    with pytest.raises(PreparationError, match=r"127\.0\.0\.1:\d+ broke: it ended without an end of TLS"):
         content(cache, url)
     assert not list(cache.root.glob("objects/*/*"))
     secure.ends_tls = True

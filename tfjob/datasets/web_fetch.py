@@ -76,7 +76,7 @@ class WebFetcher:
     def _take(self, answer: Answer, wanted: Wanted, held: Known | None, sink: Sink) -> Known | None:
         """Make of an answer what the file is; None when it brought a part, and more is to be asked for (RFC 9110, 15.3.7)."""
         tag = tag_of(answer)
-        if answer.status == 304 and held is not None:
+        if answer.status == 304 and held is not None and _is_conditional(sink, held):
             answer.skip()
             return _unchanged(wanted, held, held.tag)
         if answer.status == 416:
@@ -252,6 +252,11 @@ def _headers(sink: Sink, held: Known | None) -> dict[str, str]:
     if held is None or not held.tag:
         return {}
     return {"If-None-Match" if held.tag.startswith(('"', "W/")) else "If-Modified-Since": held.tag}
+
+
+def _is_conditional(sink: Sink, held: Known) -> bool:
+    """Whether `_headers` asked for what is another than what is held."""
+    return bool(held.tag) and not sink.size
 
 
 def _unchanged(wanted: Wanted, held: Known, tag: str) -> Known:
