@@ -280,6 +280,9 @@ class Part:
                 raise Refused("sum", f"it has {total} bytes, not {self.size}")
             total = max(self.size, total)
             self.receive(answer, end if is_part else total)
+        if total < 0 and digest(self.file.name) != self.row[3]:  # nobody says where it ends: it may have been cut
+            self.again()
+            raise Broken("it ended early, or has another content")
         opener.keep()
         return not is_part or self.file.tell() >= total  # a server may give less than it was asked for
 
