@@ -62,6 +62,14 @@ def connect(
     return wire
 
 
+def _refuse_two_lengths(lines: list[str], headers: dict[str, str]) -> None:
+    """Refuse a head in which one line about the length of the body contradicts another."""
+    for line in lines[1:]:
+        name, _, value = line.partition(":")
+        if name.lower() in _LENGTHS and (last := headers[name.lower()]) != value.strip():
+            raise Garbled(f"its {name} is {value.strip()[:40]!r} and {last[:40]!r}")
+
+
 class Wire:
     """Asks and reads, one after the other, over a socket that has a timeout."""
 
@@ -148,13 +156,12 @@ class Wire:
         status, _, reason = rest.partition(" ")
         if not version.startswith("HTTP/1.") or len(status) != 3 or not status.isdecimal():
             raise Garbled(f"it says {lines[0][:60]!r}")
-        headers: dict[str, str] = {}
+        headers = {}
         for line in lines[1:]:
             name, _, value = line.partition(":")
-            name, value = name.lower(), value.strip()
-            if name in _LENGTHS and headers.get(name, value) != value:
-                raise Garbled(f"its {name.title()} is {headers[name][:40]!r} and {value[:40]!r}")
-            headers[name] = value
+            headers[name.lower()] = value.strip()
+        if len(headers) < len(lines) - 1:
+            _refuse_two_lengths(lines, headers)
         if version == "HTTP/1.0":
             headers.setdefault("connection", "close")
         return Head(int(status), reason, headers)
