@@ -13,7 +13,7 @@ from dataclasses import dataclass, field
 from http.server import BaseHTTPRequestHandler, ThreadingHTTPServer
 from typing import Any
 
-__all__ = ["Cut", "Hang", "Redirect", "Slow", "Status", "WebServer", "web_server"]
+__all__ = ["Cut", "Hang", "Raw", "Redirect", "Slow", "Status", "WebServer", "web_server"]
 
 
 @dataclass(frozen=True)
@@ -22,6 +22,15 @@ class Status:
 
     code: int
     headers: tuple[tuple[str, str], ...] = ()
+
+
+@dataclass(frozen=True)
+class Raw:
+    """Answers with these headers and this body, whatever is asked."""
+
+    code: int
+    headers: tuple[tuple[str, str], ...] = ()
+    body: bytes = b""
 
 
 @dataclass(frozen=True)
@@ -54,7 +63,7 @@ class Slow:
     pause_s: float
 
 
-Fault = Status | Redirect | Cut | Hang | Slow | None
+Fault = Status | Raw | Redirect | Cut | Hang | Slow | None
 
 
 @dataclass
@@ -67,6 +76,12 @@ class WebServer:
     has_ranges: bool = True
     has_tags: bool = True
     tells_size: bool = True
+    tells_whole: bool = True
+    """Whether the answer to a range request says how many bytes the file has."""
+    longest_range: int = 1 << 40
+    """Bytes that it gives at most to a range request."""
+    ends_tls: bool = False
+    """Whether it says so to TLS before it closes a connection; many servers do not."""
     requests: list[tuple[str, str, dict[str, str]]] = field(default_factory=list)
     clients: list[str] = field(default_factory=list)
     opened: int = 0
@@ -77,6 +92,10 @@ class WebServer:
 
     def url(self, path: str) -> str:
         return f"{self.address}/{path}"
+
+    def tag(self, content: bytes) -> str:
+        """The ETag of a content."""
+        return f'"{hashlib.sha256(content).hexdigest()[:16]}"'
 
     def put(self, path: str, content: bytes, *faults: Fault) -> str:
         self.files[f"/{path}"] = content
@@ -116,6 +135,8 @@ class _Handler(BaseHTTPRequestHandler):
         with self.web.lock:
             self.web.open_count -= 1
         super().finish()
+        if self.web.ends_tls and isinstance(self.connection, ssl.SSLSocket):
+            self.connection.unwrap()
 
     def do_GET(self) -> None:
         web, path = self.web, self.path
@@ -127,11 +148,15 @@ class _Handler(BaseHTTPRequestHandler):
             more = (("Location", fault.to),) if isinstance(fault, Redirect) else fault.headers
             self._head(fault.code, (*more, ("Content-Length", "0")))
             return
+        if isinstance(fault, Raw):
+            self._head(fault.code, (*fault.headers, ("Content-Length", str(len(fault.body)))))
+            self.wfile.write(fault.body)
+            return
         content = web.files.get(path)
         if content is None:
             self._head(404, (("Content-Length", "0"),))
             return
-        tag = f'"{hashlib.sha256(content).hexdigest()[:16]}"'
+        tag = web.tag(content)
         tags = (("ETag", tag),) if web.has_tags else ()
         if web.has_tags and self.headers.get("If-None-Match") == tag:
             self._head(304, tags)
@@ -147,11 +172,12 @@ class _Handler(BaseHTTPRequestHandler):
         more: tuple[tuple[str, str], ...] = ()
         if asked and self.web.has_ranges and self.headers.get("If-Range", tag) == tag:
             start = int(asked[1])
-            end = min(int(asked[2]), len(content) - 1) if asked[2] else len(content) - 1
+            end = min(int(asked[2] or len(content)), len(content) - 1, start + self.web.longest_range - 1)
             if start >= len(content):
-                self._head(416, (("Content-Range", f"bytes */{len(content)}"), ("Content-Length", "0")))
+                self._head(416, (*tags, ("Content-Range", f"bytes */{len(content)}"), ("Content-Length", "0")))
                 return
-            status, more = 206, (("Content-Range", f"bytes {start}-{end}/{len(content)}"),)
+            whole = len(content) if self.web.tells_whole else "*"
+            status, more = 206, (("Content-Range", f"bytes {start}-{end}/{whole}"),)
             content = content[start : end + 1]
         size = (("Content-Length", str(len(content))),) if self.web.tells_size else (("Connection", "close"),)
         self._head(status, (*tags, *more, *size))

@@ -58,16 +58,21 @@ def test_all_problems_of_a_file_are_told_at_once(job: Tfjob) -> None:
           - ftp://host/a
           - https://me:hidden@host/a
           - https://host/a?X-Amz-Signature=1
-          - {{path: https://host/, sha256: abc}}
-          - {{path: '*.txt', sha256: "{}"}}
+          - {path: https://host/, sha256: abc}
+          - {path: '*.txt', sha256: "0000"}
           - s3:///key
           - hdfs://me@host:8020/a
+          - {path: 'https://host/a?token=hidden', sha256: "0000"}
+          - {path: 'https://host/a?token=hidden', sha256: "1111"}
           - https://host/a%0Ab.csv
           - https://host/%1B
           - https://host/a%00b
-          - https://host/{}
-          - https://host/{}
-        """.format("0" * 64, "x" * 256, "%FF" * 255),
+          - https://host/2222
+          - https://host/3333
+        """.replace("0000", "0" * 64)
+        .replace("1111", "1" * 64)
+        .replace("2222", "x" * 256)
+        .replace("3333", "%FF" * 255),
     )
     failed = job("dataset", "create", "-f", "words.yml", exit_code=2).stderr
     for line in (
@@ -82,15 +87,17 @@ def test_all_problems_of_a_file_are_told_at_once(job: Tfjob) -> None:
         "words.yml:9:29: paths[5].sha256: found a sha256 for ",
         'words.yml:10:5: paths[6]: found "s3:///key", which names no bucket',
         'words.yml:11:5: paths[7]: found the user "me" in "hdfs://me@host:8020/a"; an address without one is allowed',
-        'words.yml:12:5: paths[8]: found "https://host/a%0Ab.csv", which gives its file a name that has a control character',
-        'words.yml:13:5: paths[9]: found "https://host/%1B", which gives its file a name that has a control character',
-        'words.yml:14:5: paths[10]: found "https://host/a%00b", which gives its file a name that has a control character',
-        'words.yml:15:5: paths[11]: found "https://host/xxx',
+        'words.yml:12:12: paths[8].path: found a secret (token) in the address "https://host/a"',
+        'words.yml:13:51: paths[9].sha256: found another sha256 for "https://host/a" than before; one for each',
+        'words.yml:14:5: paths[10]: found "https://host/a%0Ab.csv", which gives its file a name that has a control character',
+        'words.yml:15:5: paths[11]: found "https://host/%1B", which gives its file a name that has a control character',
+        'words.yml:16:5: paths[12]: found "https://host/a%00b", which gives its file a name that has a control character',
+        'words.yml:17:5: paths[13]: found "https://host/xxx',
         "a name that has a part of more than 255 bytes; a name of up to 255 bytes without control characters is allowed",
     ):
         assert line in failed
     assert "hidden" not in failed
-    assert "paths[12]" not in failed  # 255 bytes that are no UTF-8
+    assert "paths[14]" not in failed  # 255 bytes that are no UTF-8
 
 
 def test_names_that_are_no_utf8_stay_apart(job: Tfjob, web: WebServer) -> None:

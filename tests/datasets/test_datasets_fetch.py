@@ -10,7 +10,7 @@ from concurrent.futures import ThreadPoolExecutor
 from pathlib import Path
 
 import pytest
-from web_server import Cut, Fault, Hang, Redirect, Slow, Status, WebServer
+from web_server import Cut, Fault, Hang, Raw, Redirect, Slow, Status, WebServer
 
 from tfjob.datasets.cache import Cache
 from tfjob.datasets.fetch import fetch
@@ -67,6 +67,14 @@ def test_what_has_not_changed_is_not_fetched_again(web: WebServer, cache: Cache)
     assert got(cache, url)[url].sha256 == first.sha256
     assert web.asked("a")[1]["If-None-Match"] == first.tag
     web.put("a", b"changed")
+    assert got(cache, url)[url].sha256 == sum_of(b"changed")
+
+
+def test_nothing_has_changed_is_no_answer_to_who_did_not_ask_that(web: WebServer, cache: Cache) -> None:
+    web.has_tags = False
+    url = web.put("a", b"content")
+    got(cache, url)
+    web.put("a", b"changed", Raw(304), None)
     assert got(cache, url)[url].sha256 == sum_of(b"changed")
 
 
@@ -133,6 +141,89 @@ def test_a_server_without_ranges_is_asked_for_all_of_it_again(web: WebServer, ca
     assert got(cache, url)[url].sha256 == sum_of(BIG)
 
 
+@pytest.mark.parametrize("size", [-1, len(BIG)])
+@pytest.mark.parametrize("tells_whole", [True, False])
+def test_parts_shorter_than_asked_for_are_put_together(
+    web: WebServer, cache: Cache, size: int, *, tells_whole: bool
+) -> None:
+    web.longest_range, web.tells_whole = 300 << 10, tells_whole
+    url = web.put("big", BIG, Cut(2 << 20), None)
+    found = got(cache, url, size=size)[url]
+    assert (found.tag, found.size, found.sha256) == (web.tag(BIG), len(BIG), sum_of(BIG))
+    assert Path(cache.object(sum_of(BIG))).read_bytes() == BIG
+    starts = [int(headers["Range"][6:-1]) for headers in web.asked("big") if "Range" in headers]
+    is_asked_at_the_end = size < 0 and not tells_whole
+    assert starts == list(range(2 << 20, len(BIG) + is_asked_at_the_end, 300 << 10)) + [len(BIG)] * is_asked_at_the_end
+
+
+def test_a_part_shorter_than_asked_for_that_breaks_off_is_gone_on_with(web: WebServer, cache: Cache) -> None:
+    web.longest_range = 300 << 10
+    url = web.put("big", BIG, Cut(2 << 20), Cut(200 << 10), Cut(0), None)
+    assert got(cache, url)[url].sha256 == sum_of(BIG)
+
+
+@pytest.mark.parametrize(
+    ("told", "length"),
+    [
+        ("", 1 << 20),
+        ("bytes 0-1048575/3145728", 1 << 20),
+        ("bytes 2097152-2097151/3145728", 0),
+        ("bytes 2097152-3145727/3145727", 1 << 20),
+        ("bytes 2097152-3145727/3145728", 1 << 19),
+        ("bytes 2097152-3145727/3145728 and more", 1 << 20),
+    ],
+)
+def test_a_part_that_contradicts_itself_is_not_taken(web: WebServer, cache: Cache, told: str, length: int) -> None:
+    answer = Raw(206, (("Content-Range", told), ("ETag", web.tag(BIG))), BIG[2 << 20 :][:length])
+    url = web.put("big", BIG, Cut(2 << 20), answer, None)
+    assert got(cache, url)[url].sha256 == sum_of(BIG)
+    assert ["Range" in headers for headers in web.asked("big")] == [False, True, False]
+
+
+@pytest.mark.parametrize(
+    "answer",
+    [
+        Raw(206, (("Content-Range", "bytes 0-3/4"),), b"cont"),
+        Raw(416, (("Content-Range", "bytes */0"),)),
+        Raw(304, (("ETag", '"x"'),)),
+    ],
+)
+def test_an_answer_to_a_range_that_was_not_asked_for_is_not_taken(web: WebServer, cache: Cache, answer: Raw) -> None:
+    url = web.put("a", b"content", answer, None)
+    assert got(cache, url)[url].sha256 == sum_of(b"content")
+
+
+@pytest.mark.parametrize("coding", ["gzip", "BR", "deflate, gzip"])
+def test_a_file_that_comes_encoded_is_refused(web: WebServer, cache: Cache, coding: str) -> None:
+    url = web.put("a.csv?word=hidden", b"", Raw(200, (("Content-Encoding", coding),), b"packed"))
+    with pytest.raises(
+        PreparationError, match=rf"gives \S+/a\.csv encoded \({coding.lower()}\), and the file as it is was asked for"
+    ) as caught:
+        got(cache, url)
+    assert f"such as a.csv.gz; or fetch it yourself (curl --compressed -O {web.url('a.csv')})" in caught.value.hint
+    assert "hidden" not in caught.value.message
+    assert objects(cache) == []
+    assert sum(partials(cache)) == 0
+
+
+@pytest.mark.parametrize(
+    ("name", "coding"),
+    [
+        ("a.csv.gz", "gzip"),
+        ("A.TGZ", "x-gzip"),
+        ("a.br", "br"),
+        ("a.csv.zst", "zstd"),
+        ("a.csv", "identity"),
+        ("a.csv", "aws-chunked"),
+    ],
+)
+def test_a_file_whose_name_says_how_it_is_packed_is_kept_as_it_comes(
+    web: WebServer, cache: Cache, name: str, coding: str
+) -> None:
+    url = web.put(name, b"", Raw(200, (("Content-Encoding", coding),), b"packed"))
+    assert got(cache, url)[url].sha256 == sum_of(b"packed")
+
+
 def test_every_try_that_gets_further_is_worth_another(web: WebServer, cache: Cache) -> None:
     url = web.put("big", BIG, *[Cut(400 << 10)] * 6, None)
     assert got(cache, url)[url].sha256 == sum_of(BIG)
@@ -166,6 +257,8 @@ def test_a_busy_server_is_asked_again(web: WebServer, cache: Cache) -> None:
         (Status(503), r"can't be fetched: the server answered 503 Service Unavailable \(tried 2 times\)", "try again"),
         (Status(418), r"it answered 418", "Check the address"),
         (Redirect("/a"), r"redirects in a circle: \S+/a → \S+/a", "never answers with a file"),
+        (Redirect("http://x:99999/a"), r"redirects to http://x:99999/a, which is no web address", "Check the address"),
+        (Redirect("http://me:hidden@[x/a"), r"redirects to http://\[x/a, which is no web address", "Check the address"),
         (Redirect("ftp://x/a"), r"redirects to ftp://x/a, which is no web address", "Check the address"),
         (Cut(4), r"can't be fetched: the answer ended after 4 of 7 bytes \(tried 2 times\)", "try again"),
         (Hang(), r"can't be fetched: 127\.0\.0\.1:\d+ sends nothing \(tried 2 times\)", "try again"),
@@ -191,6 +284,13 @@ def test_a_long_way_of_redirects_ends(web: WebServer, cache: Cache) -> None:
 def test_a_server_that_is_not_there_is_named(cache: Cache) -> None:
     with pytest.raises(PreparationError, match=r"the connection to 127\.0\.0\.1:9 broke: Connection refused"):
         got(cache, "http://127.0.0.1:9/a")
+
+
+@pytest.mark.parametrize("host", ["a..invalid", "\u00fc..invalid", f"{'a' * 64}.invalid"])
+def test_what_is_no_name_of_a_host_is_told(web: WebServer, cache: Cache, host: str) -> None:
+    for url in (f"http://{host}/a", web.put("a", b"", Redirect(f"http://{host.encode().decode('latin-1')}/a"))):
+        with pytest.raises(PreparationError, match=rf"{host} is no name of a host"):
+            got(cache, url, settings=TWICE)
 
 
 def test_a_wrong_sum_is_refused_and_nothing_is_kept(web: WebServer, cache: Cache) -> None:

@@ -235,7 +235,10 @@ def refused(cache: Cache, wanted: Wanted, why: str) -> None:
     with cache.filling(), pytest.raises(PreparationError) as caught:
         fetch([wanted], cache, SETTINGS, lambda _: None)
     assert why in caught.value.message
-    assert not cache.known([wanted.source]) or cache.known([wanted.source])[wanted.source].tag == wanted.mark[4:]
+    assert (
+        not cache.index.known([wanted.source])
+        or cache.index.known([wanted.source])[wanted.source].tag == wanted.mark[4:]
+    )
     assert not [path for path in (cache.root / "objects").rglob("*") if path.is_file()]
 
 

@@ -10,7 +10,7 @@ from pathlib import Path
 from typing import TYPE_CHECKING
 
 import pytest
-from web_server import Redirect
+from web_server import Cut, Raw, Redirect
 
 from tfjob.datasets import web as module
 from tfjob.datasets.cache import Cache
@@ -50,6 +50,9 @@ def serve() -> Iterator[Serve]:
 
     yield serve
     for one in opened:
+        one.shutdown(
+            socket.SHUT_RDWR
+        )  # or its thread waits on, and may accept what another server of its number is asked
         one.close()
 
 
@@ -77,6 +80,8 @@ def _request(client: socket.socket) -> bytes:
         b"HTTP/1.0 200 OK\r\n\r\ncontent",
         b"HTTP/1.1 100 Continue\r\n\r\n" + OK + b"Content-Length: 7\r\n\r\ncontent",
         b"HTTP/1.1 200\r\nContent-Length: 7\r\n\r\ncontent",
+        OK + b"Content-Length: 7\r\nContent-Length: 7\r\n\r\ncontent",
+        OK + b"Content-Length: 99\r\nTransfer-Encoding: Chunked\r\n\r\n7\r\ncontent\r\n0\r\n\r\n",
     ],
 )
 def test_a_body_of_every_kind_is_read(cache: Cache, serve: Serve, answer: bytes) -> None:
@@ -88,6 +93,14 @@ def test_a_body_of_every_kind_is_read(cache: Cache, serve: Serve, answer: bytes)
     [
         (b"SSH-2.0-x\r\n\r\n", r"gave an answer that is none: it says 'SSH-2.0-x'"),
         (OK + b"Content-Length: many\r\n\r\n", r"its Content-Length is 'many'"),
+        (OK + b"Content-Length: 7\r\ncontent-length: 4\r\n\r\ncontent", r"its Content-Length is '7' and '4'"),
+        (OK + b"Content-Length: " + b"7" * 5000 + b"\r\n\r\n", r"its Content-Length is '7777"),
+        (OK + b"Content-Length: -7\r\n\r\ncontent", r"its Content-Length is '-7'"),
+        (OK + b"Transfer-Encoding: gzip, chunked\r\n\r\n0\r\n\r\n", r"its Transfer-Encoding is 'gzip, chunked'"),
+        (OK + b"Content-Length: 7\r\nTransfer-Encoding: gzip\r\n\r\ncontent", r"its Transfer-Encoding is 'gzip'"),
+        (OK + b"Transfer-Encoding: chunked\r\n\r\n-5\r\ncontent", r"a chunk has the length b'-5'"),
+        (OK + b"Transfer-Encoding: chunked\r\n\r\n0x3\r\ncon\r\n0\r\n\r\n", r"a chunk has the length b'0x3'"),
+        (OK + b"Transfer-Encoding: chunked\r\n\r\n3\r\ncontent\r\n0\r\n\r\n", r"a chunk is longer than it said"),
         (OK + b"Transfer-Encoding: chunked\r\n\r\nxyz\r\n", r"a chunk has the length b'xyz'"),
         (OK + b"Transfer-Encoding: chunked\r\n\r\n9\r\ncon", r"it ended in the middle of a chunk"),
         (b"HTTP/1.1 200 OK\r\n" + b"X: y\r\n" * 20_000, r"its head is longer than 64 KiB"),
@@ -109,6 +122,16 @@ def test_a_kept_connection_that_was_closed_is_opened_again(cache: Cache, serve: 
     assert {known[url].sha256 for url in urls} == {hashlib.sha256(b"content").hexdigest()}
 
 
+def test_what_follows_an_answer_is_not_the_next(cache: Cache, serve: Serve) -> None:
+    follows = OK + b"Content-Length: 7\r\n\r\nanother"
+    base = serve(OK + b"Content-Length: 7\r\n\r\ncontent" + follows)
+    urls = [f"{base}/{number}" for number in range(3)]
+    with cache.filling():
+        settings = Settings(connections=1, tries=1)
+        known = fetch([Wanted(url, -1, "", "d") for url in urls], cache, settings, lambda _: None).known
+    assert {known[url].sha256 for url in urls} == {hashlib.sha256(b"content").hexdigest()}
+
+
 def test_names_and_queries_go_as_they_must(cache: Cache, serve: Serve) -> None:
     asked: list[bytes] = []
 
@@ -118,6 +141,27 @@ def test_names_and_queries_go_as_they_must(cache: Cache, serve: Serve) -> None:
 
     content(cache, f"{serve(answer)}/a%20b/ü c.txt?q=ä b&x=1")
     assert asked == [b"GET /a%20b/%C3%BC%20c.txt?q=%C3%A4%20b&x=1"]
+
+
+@pytest.mark.parametrize(
+    ("location", "target"),
+    [
+        ("/donn\u00e9es.csv?q=\u00e9".encode(), b"/donn%C3%A9es.csv?q=%C3%A9"),
+        ("/donn\u00e9es.csv?q=%20".encode("latin-1"), b"/donn%E9es.csv?q=%20"),
+        (b"/donn%C3%A9es.csv?q=a%2Fb", b"/donn%C3%A9es.csv?q=a%2Fb"),
+    ],
+)
+def test_redirects_lead_to_names_of_any_letters(cache: Cache, serve: Serve, location: bytes, target: bytes) -> None:
+    asked: list[bytes] = []
+
+    def answer(request: bytes) -> bytes:
+        asked.append(request.split(b" ")[1])
+        if len(asked) > 1:
+            return OK + b"Content-Length: 7\r\n\r\ncontent"
+        return b"HTTP/1.1 302 Found\r\nLocation: " + location + b"\r\nContent-Length: 0\r\n\r\n"
+
+    assert content(cache, f"{serve(answer)}/a") == b"content"
+    assert asked == [b"/a", target]
 
 
 def test_credentials_of_netrc_go_to_their_host_only(
@@ -166,6 +210,24 @@ def test_a_server_proves_who_it_is(cache: Cache, secure: WebServer, monkeypatch:
     with pytest.raises(PreparationError, match=r"127\.0\.0\.1:\d+ can't prove who it is: self.signed") as caught:
         content(cache, url)
     assert "SSL_CERT_FILE" in caught.value.hint
+
+
+def test_the_end_of_a_connection_with_tls_is_no_end_of_a_file(cache: Cache, secure: WebServer) -> None:
+    secure.tells_size = False  # and the server closes as one that was cut: it does not say so to TLS
+    url = secure.put("a", b"content")
+    with pytest.raises(PreparationError, match=r"127\.0\.0\.1:\d+ broke: it ended without an end of TLS"):
+        content(cache, url)
+    assert not list(cache.root.glob("objects/*/*"))
+    secure.ends_tls = True
+    assert content(cache, url) == b"content"
+    assert len(secure.requests) == 3
+
+
+def test_a_length_that_was_told_needs_no_end_of_tls(cache: Cache, secure: WebServer) -> None:
+    secure.put("a", b"content", Raw(200, (("Connection", "close"),), b"content"))
+    assert content(cache, secure.url("a")) == b"content"
+    secure.put("b", b"content", Cut(3), None)
+    assert content(cache, secure.url("b")) == b"content"
 
 
 def test_a_redirect_from_https_to_http_is_not_followed(cache: Cache, web: WebServer, secure: WebServer) -> None:

@@ -175,6 +175,7 @@ HEAD = "HTTP/1.1 200 OK\r\nContent-Length: 7\r\n"
         (HEAD + 'ETAG: \t"a: b" \r\nlast-modified: then\r\n', '"a: b"', False),
         (HEAD + 'ETag: W/"a"\r\nLast-Modified: then\r\n', "then", False),
         (HEAD + 'ETag: W/"a"\r\n', 'W/"a"', False),
+        (HEAD + "Vary: Accept-Encoding\r\nX-Stored-Content-Encoding: gzip\r\n", "", False),
         (HEAD + "X-ETag: a\r\nX: etag: b\r\n", "", False),
         (HEAD + "Connection: keep-alive\r\nconnection: Upgrade, Close\r\n", "", True),
         ("HTTP/1.1 200 OK\r\nConnection: keep-alive\r\nContent-Length: 7\r\n", "", False),
@@ -205,6 +206,7 @@ def test_a_plain_head(head: str, tag: str, *, closes: bool) -> None:
         (f"HTTP/1.1 200 OK\r\nContent-Length: {7:050}\r\n", 200),
         (HEAD + "content-length: 7\r\n", 200),
         (HEAD + "Transfer-Encoding: chunked\r\n", 200),
+        (HEAD + "content-encoding: gzip\r\n", 200),
         (HEAD + 'ETag: "a\nX: b"\r\n', 200),
         (HEAD + f"ETag: {'long' * 100}\r\n", 200),
         (f"HTTP/1.1 200 OK\r\nContent-Length: {LARGEST + 1}\r\n", 200),
@@ -292,6 +294,7 @@ def test_a_server_that_closes_now_and_then(cache: Cache) -> None:
         port = listener.getsockname()[1]
         urls = {f"http://localhost:{port}/{number}": b"x" for number in range(60)}
         found = got(cache, urls)
+        listener.shutdown(socket.SHUT_RDWR)  # or the thread waits on
     require_whole(cache, urls, found)
     assert {known.tag for known in found.values()} == {"then"}
     assert asked_at_once == {1}

@@ -213,6 +213,42 @@ def test_a_node_writes_nothing_outside_of_the_tree(tmp_path: Path, web: WebServe
     assert not list(tmp_path.rglob("victim"))
 
 
+@pytest.mark.parametrize("tells_whole", [True, False])
+def test_the_program_puts_parts_shorter_than_asked_for_together(
+    tmp_path: Path, web: WebServer, *, tells_whole: bool
+) -> None:
+    web.longest_range, web.tells_whole = 2, tells_whole
+    order = fetching(web.put("a.bin", CONTENT, Cut(2), None)).order()
+    assert isinstance(order, bytes)
+    command = [sys.executable, "-I", str(node_fetch.__file__), str(tmp_path)]
+    with subprocess.Popen(command, stdin=subprocess.PIPE, stdout=subprocess.PIPE) as program:
+        assert program.stdin is not None
+        assert program.stdout is not None
+        program.stdin.write(json.dumps({**json.loads(order), "tries": 2, "pause_s": 0.01}).encode() + b"\n")
+        program.stdin.flush()
+        assert json.loads(program.stdout.read().splitlines()[-1]) == {"end": "done"}
+    assert (tmp_path / "0.bin").read_bytes() == CONTENT
+    assert [asked.get("Range") for asked in web.asked("a.bin")] == [None, "bytes=2-", "bytes=4-", "bytes=6-"]
+
+
+def test_the_program_fetches_again_what_may_have_been_cut_where_no_length_is_told(
+    tmp_path: Path, web: WebServer
+) -> None:
+    web.tells_size = False
+    order = fetching(web.put("a.bin", CONTENT, Cut(3), None)).order()
+    assert isinstance(order, bytes)
+    facts = json.loads(order)
+    facts["files"][0][2] = -1
+    command = [sys.executable, "-I", str(node_fetch.__file__), str(tmp_path)]
+    with subprocess.Popen(command, stdin=subprocess.PIPE, stdout=subprocess.PIPE) as program:
+        assert program.stdin is not None
+        assert program.stdout is not None
+        program.stdin.write(json.dumps({**facts, "pause_s": 0.01}).encode() + b"\n")
+        program.stdin.flush()
+        assert json.loads(program.stdout.read().splitlines()[-1]) == {"end": "done"}
+    assert (tmp_path / "0.bin").read_bytes() == CONTENT
+
+
 def test_the_program_ends_when_it_hears_nothing(tmp_path: Path, web: WebServer) -> None:
     one = fetching(web.put("a.bin", CONTENT, Hang(1)))
     order = one.order()

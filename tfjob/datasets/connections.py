@@ -25,7 +25,8 @@ ROOM = memoryview(
     bytearray(128 << 10)
 )  # for all pieces: so much memory for each would be had from the system and given back
 PATIENCE = (408, 425, 429, 500, 502, 503, 504)  # answers of a server that is not to be asked for more at once
-LENGTH, ENCODING = b"\r\ncontent-length:", b"\r\ntransfer-encoding:"
+LENGTH = b"\r\ncontent-length:"
+ENCODING, ENCODINGS = b"encoding:", (b"\r\ntransfer-encoding:", b"\r\ncontent-encoding:")
 TAG, MODIFIED, CONNECTION = b"\r\netag:", b"\r\nlast-modified:", b"\r\nconnection:"
 
 
@@ -252,7 +253,9 @@ class Connection:
         length = value_at(head, at + len(LENGTH))
         if at < 0 or not length.isdigit() or len(length) > LONGEST_LENGTH:
             raise Left(200)
-        if lower.find(LENGTH, at + 1) >= 0 or ENCODING in lower:
+        if lower.find(LENGTH, at + 1) >= 0:
+            raise Left(200)
+        if ENCODING in lower and any(one in lower for one in ENCODINGS):
             raise Left(200)
         etag, modified, connection = lower.find(TAG), lower.find(MODIFIED), lower.find(CONNECTION)
         tag = tag_from(

@@ -11,12 +11,12 @@ from __future__ import annotations
 
 import contextlib
 import os
-import shutil
 import threading
 import time
 from collections import deque
 from typing import TYPE_CHECKING, Final, NamedTuple
 
+from tfjob.datasets.at_hand import at_hand, refuse_full_disk
 from tfjob.datasets.index import Known
 from tfjob.datasets.partials import locked
 from tfjob.datasets.standby import Standby
@@ -27,7 +27,7 @@ from tfjob.spec import addresses
 from tfjob.spec.addresses import WEB, is_web, scheme_of, shown_address
 
 if TYPE_CHECKING:
-    from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
+    from collections.abc import Callable, Iterable, Iterator, Sequence
 
     from tfjob.datasets.cache import Cache
     from tfjob.datasets.workers import Workers
@@ -35,10 +35,8 @@ if TYPE_CHECKING:
     Note = Callable[[Iterable[tuple[str, Known]]], None]
     Came = Callable[[Sequence[tuple[str, Known]]], None]
 
-__all__ = ["HOUR_S", "Fetched", "fetch"]
+__all__ = ["Fetched", "fetch"]
 
-HOUR_S: Final = 3600.0
-"""How long many web addresses are not asked again whether they have changed."""
 _BATCH: Final = 1000
 _BATCH_S: Final = 0.3
 _PROGRESS_S: Final = 0.5
@@ -93,7 +91,7 @@ def _fetch(unique: dict[str, Wanted], transfer: Transfer, progress: Callable[[st
         if not known and one.mark[:7] != "sha256:":
             missing.append(one)  # as most are that are fetched
             continue
-        before = _at_hand(one, known.get(one.source), cache, trust_recent=many)
+        before = at_hand(one, known.get(one.source), cache, trust_recent=many)
         if before is not None:
             found[one.source] = before
         else:
@@ -101,7 +99,7 @@ def _fetch(unique: dict[str, Wanted], transfer: Transfer, progress: Callable[[st
     if not missing:
         return Fetched(found)
     transfer.total_bytes = sum(max(one.size, 0) for one in missing)
-    _refuse_full_disk(cache, missing, known)
+    refuse_full_disk(cache, missing, known)
     crew = _Crew(missing, known, transfer)
     try:
         crew.begin()
@@ -112,28 +110,6 @@ def _fetch(unique: dict[str, Wanted], transfer: Transfer, progress: Callable[[st
     finally:
         crew.end()
     return Fetched(found, tuple(transfer.notes), transfer.done_bytes)
-
-
-def _at_hand(  # noqa: PLR0911  # a table of what needs no asking
-    wanted: Wanted, known: Known | None, cache: Cache, *, trust_recent: bool
-) -> Known | None:
-    """What the cache holds of an address, if nobody needs to be asked about it."""
-    kind, _, expected = wanted.mark.partition(":")
-    if kind == "sha256":
-        if not cache.has(expected, wanted.size):
-            return None
-        size = wanted.size if wanted.size >= 0 else os.stat(cache.object(expected)).st_size
-        return Known("", size, expected, 0)
-    if known is None:
-        return None
-    if is_web(wanted.source):
-        if not trust_recent or not 0 <= time.time() - known.checked < HOUR_S:
-            return None
-        if (kind == "seen" and known.sha256 != expected) or (kind == "tag" and known.tag != expected):
-            return None
-    elif kind == "seen" or not expected or known.tag != expected:
-        return None
-    return known if cache.has(known.sha256, known.size) else None
 
 
 _Result = tuple[str, Known, int | None]
@@ -375,34 +351,8 @@ def _given_up(wanted: Wanted, error: Transient, tries: int, reached: int) -> Pre
     )
 
 
-def _to_come(wanted: Wanted, known: Known | None, cache: Cache) -> int:
-    """The bytes of a file that are not there yet, if it is what was promised, or else what it was."""
-    kind, _, expected = wanted.mark.partition(":")
-    sha256 = expected if kind in {"sha256", "seen"} else known.sha256 if known is not None else ""
-    if sha256 and cache.has(sha256, wanted.size):
-        return 0
-    try:
-        came = os.stat(cache.partial(wanted.source)).st_size
-    except OSError:
-        came = 0
-    return max(wanted.size - came, 0)
-
-
 def _progress(done: int, count: int, transfer: Transfer, elapsed_s: float) -> str:
     files = f"{done} of {count} files" if count > 1 else "1 file"
     received, total = transfer.done_bytes, max(transfer.total_bytes, transfer.done_bytes)
     rate = received / _MB / max(elapsed_s, 0.001)
     return f"fetching data: {files}, {received // _MB} of {-(-total // _MB)} MB, {rate:.1f} MB/s"
-
-
-def _refuse_full_disk(cache: Cache, missing: Iterable[Wanted], known: Mapping[str, Known]) -> None:
-    """Say that the disk has no room for what is to come before any of it comes: without what is there, wholly or in part."""
-    free = shutil.disk_usage(cache.root).free
-    if sum(max(one.size, 0) for one in missing) <= free:
-        return
-    needed = sum(_to_come(one, known.get(one.source), cache) for one in missing)
-    if needed > free:
-        raise PreparationError(
-            f"the data to fetch has {needed // _MB} MB, and the disk that holds {cache.root} has {free // _MB} MB free",
-            "Free space there: tfjob dataset cache --prune; or name another `store` in the workspace's config.yml.",
-        )

@@ -17,7 +17,7 @@ from typing import NamedTuple
 
 from tfjob.durable import digest_of
 from tfjob.errors import PreparationError
-from tfjob.spec.addresses import name_objection, shown_address
+from tfjob.spec.addresses import are_plain, name_objection, shown_address
 
 __all__ = [
     "SHA256",
@@ -289,6 +289,8 @@ class _Finder:
 
 def _refuse_unsafe(rows: Mapping[str, tuple[str, int, int | str]]) -> None:
     """Refuse a name by which a file would be written outside of the dataset's directory, or not at all: a store may say anything."""
+    if are_plain(rows):
+        return
     for name, (source, _, _) in rows.items():
         is_remote = is_address(source)
         if objection := name_objection(name, is_remote=is_remote):

@@ -12,6 +12,7 @@ import functools
 import re
 import socket
 import ssl
+import string
 import time
 import urllib.request
 from collections.abc import Mapping
@@ -156,7 +157,7 @@ class Session:
                 return answer
             if answer.status in _REDIRECTS and answer.header("location"):
                 answer.skip()
-                way.append(_next(way, urljoin(way[-1], answer.header("location"))))
+                way.append(_next(way, _location(answer)))
                 continue
             answer.skip()
             raise _refusal(answer, address)
@@ -176,7 +177,10 @@ class Session:
 
     def _ask(self, method: str, address: str, headers: Mapping[str, str], *, own: bool) -> Answer:
         origin, target = split_address(address)
-        place = self._places.get((origin, own)) or self._place(origin, own=own)
+        try:
+            place = self._places.get((origin, own)) or self._place(origin, own=own)
+        except UnicodeError as error:
+            raise _in_words(error, address) from error
         target = place.before + target
         sent = {**place.headers, **headers} if headers else place.headers
         for attempt in (1, 2):
@@ -190,7 +194,7 @@ class Session:
                     wire.close()
                     raise Transient("stopped")
                 return Answer(address, wire.ask(method, target, sent), wire)
-            except (OSError, Garbled) as error:
+            except (OSError, Garbled, UnicodeError) as error:
                 if wire is not None:
                     wire.close()
                 if not was_kept or attempt == 2 or self._aborted:  # a kept connection may have been closed meanwhile
@@ -227,17 +231,36 @@ def _in_words(error: Exception, address: str) -> Exception:
             f"{host} can't prove who it is: {error.verify_message}",
             "If its certificate is of your own authority, name that in SSL_CERT_FILE.",
         )
+    if isinstance(error, UnicodeError):  # as IDNA has it: a label of it is empty, or too long
+        return PreparationError(f"{host} is no name of a host", "Check the address.")
     if isinstance(error, socket.gaierror):
         return Transient(f"the host {host} is not known: {error.strerror}")
     if isinstance(error, Garbled):
         return Transient(f"{host} gave an answer that is none: {error}")
-    return Transient(f"the connection to {host} broke: {getattr(error, 'strerror', None) or error}")
+    cut = "it ended without an end of TLS" if isinstance(error, ssl.SSLEOFError) else None
+    return Transient(f"the connection to {host} broke: {cut or getattr(error, 'strerror', None) or error}")
 
 
-def _next(way: list[str], address: str) -> str:
+def _location(answer: Answer) -> str:
+    """Where an answer leads. What is not ASCII there are bytes of a name in UTF-8, or else bytes to be asked for as they are."""
+    told = answer.header("location").encode("latin-1")
+    try:
+        return told.decode()
+    except UnicodeDecodeError:
+        return quote(told, safe=string.printable)
+
+
+def _next(way: list[str], location: str) -> str:
     """Where a redirect leads. Raises PreparationError for a circle, for too many, and for what is not to be followed."""
     start = shown_address(way[0])
-    parts = urlsplit(address)
+    try:
+        address = urljoin(way[-1], location)
+        parts = urlsplit(address)
+        _ = parts.port
+    except ValueError:
+        raise PreparationError(
+            f"{start} redirects to {shown_address(location)}, which is no web address", "Check the address."
+        ) from None
     if address in way:
         circle = " → ".join(map(shown_address, [*way[way.index(address) :], address]))
         raise PreparationError(

@@ -9,7 +9,7 @@ import re
 import shutil
 import time
 from pathlib import Path
-from typing import TYPE_CHECKING, Final
+from typing import TYPE_CHECKING, Final, NamedTuple
 
 from tfjob.datasets.digest import Digest
 from tfjob.datasets.index import Known
@@ -17,7 +17,7 @@ from tfjob.datasets.wanted import changed, check_content, lost, unwritable
 from tfjob.datasets.web import Answer, Session, Transient, tag_of
 from tfjob.durable import replace_json
 from tfjob.errors import PreparationError
-from tfjob.spec.addresses import shown_address
+from tfjob.spec.addresses import file_name, shown_address
 
 if TYPE_CHECKING:
     from tfjob.datasets.wanted import Partial, Transfer, Wanted
@@ -28,8 +28,20 @@ _RESUMABLE: Final = 1 << 20
 """Bytes of a file from which on a part of it is worth to be kept."""
 _SLOWEST: Final = 1024
 """Bytes that must come within the time that an answer is waited for."""
-_RANGE: Final = re.compile(r"bytes (\d+)-\d+/(\d+|\*)")
-_WHOLE: Final = re.compile(r"bytes \*/(\d+)")
+_RANGE: Final = re.compile(r"bytes (\d{1,18})-(\d{1,18})/(\d{1,18}|\*)")
+_PACKED: Final = (".gz", ".tgz", ".svgz", ".z", ".br", ".zst", ".tzst", ".xz", ".bz2")
+"""Ends of the names of files that are compressed: many servers call that an encoding, and send the file as it is."""
+_NO_ENCODING: Final = {"", "identity", "aws-chunked"}
+"""The last is one of uploads; S3 and its like keep what some clients say of it, and not the encoding."""
+_WHOLE: Final = re.compile(r"bytes \*/(\d{1,18})")
+
+
+class _Part(NamedTuple):
+    """Where in the file an answer begins and ends, and the bytes of the file; None where the server does not say."""
+
+    start: int
+    end: int | None
+    total: int | None
 
 
 class WebFetcher:
@@ -49,42 +61,50 @@ class WebFetcher:
         sink = Sink(wanted, transfer, partial)
         try:
             held = known if known is not None and cache.has(known.sha256, known.size) else None
-            answer = self._session.request("GET", wanted.source, _headers(sink, held))
-            try:
-                return self._take(answer, wanted, held, sink)
-            except BaseException:
-                answer.drop()
-                raise
+            while True:
+                answer = self._session.request("GET", wanted.source, _headers(sink, held))
+                try:
+                    found = self._take(answer, wanted, held, sink)
+                except BaseException:
+                    answer.drop()
+                    raise
+                if found is not None:
+                    return found
         finally:
             sink.close()
 
-    def _take(self, answer: Answer, wanted: Wanted, held: Known | None, sink: Sink) -> Known:
+    def _take(self, answer: Answer, wanted: Wanted, held: Known | None, sink: Sink) -> Known | None:
+        """Make of an answer what the file is; None when it brought a part, and more is to be asked for (RFC 9110, 15.3.7)."""
         tag = tag_of(answer)
-        if answer.status == 304 and held is not None:
+        if answer.status == 304 and held is not None and _is_conditional(sink, held):
             answer.skip()
             return _unchanged(wanted, held, held.tag)
         if answer.status == 416:
-            return _after_the_end(answer, sink, tag)
+            return _after_the_end(answer, wanted, sink, tag)
         if answer.status == 200 and held is not None and tag and tag == held.tag:
             answer.skip()  # a server that knows no conditions
             return _unchanged(wanted, held, tag)
         if answer.status not in {200, 206}:
             answer.drop()
             raise Transient(f"the server answered {answer.status} to what has no such answer")
-        start = _start(answer, sink, tag)
-        total = None if answer.length is None else start + answer.length
-        _refuse_changed(wanted, tag, total)
-        sink.begin(start, total, tag)
-        self._receive(answer, sink, total, wanted)
+        _refuse_encoded(answer, wanted)
+        part = _part(answer, sink, tag)
+        if answer.status == 206:
+            tag = sink.tag  # some name it in whole answers only
+        _refuse_changed(wanted, tag, part.total)
+        sink.begin(part.start, part.total, tag)
+        self._receive(answer, sink, part.end, wanted)
+        if answer.status == 206 and sink.size != (wanted.size if part.total is None else part.total):
+            return None
         return sink.finish(tag)
 
-    def _receive(self, answer: Answer, sink: Sink, total: int | None, wanted: Wanted) -> None:
+    def _receive(self, answer: Answer, sink: Sink, end: int | None, wanted: Wanted) -> None:
         window, received = time.monotonic(), 0
         patience_s = sink.transfer.settings.timeout_s
         room = sink.room()
         while count := answer.read_into(room):
             sink.write(room[:count])
-            if sink.transfer.stop.is_set() and sink.size != total:  # of what is whole an object is made
+            if sink.transfer.stop.is_set() and sink.size != end:  # of what is whole an object is made
                 raise Transient("stopped")
             received += count
             room = sink.room()
@@ -93,10 +113,13 @@ class WebFetcher:
                 if received < _SLOWEST:
                     raise Transient(f"only {received} bytes came in {patience_s:g} s")
                 window, received = now, 0
-        if total is not None and sink.size != total:
-            raise Transient(f"the answer ended after {sink.size} of {total} bytes")
-        if total is None and wanted.size >= 0 and sink.size != wanted.size:
-            raise Transient(f"the answer ended after {sink.size} of {wanted.size} bytes")
+        expected = wanted.size if end is None else end
+        if expected < 0 or sink.size == expected:
+            return
+        size = sink.size
+        if size > expected:  # nothing can be gone on from there
+            sink.discard()
+        raise Transient(f"the answer ended after {size} of {expected} bytes")
 
 
 class Sink:
@@ -114,12 +137,15 @@ class Sink:
         self.size = partial.size
         self._is_touched = bool(self.size)
         self._has_facts = bool(self.size)
+        self._is_hashed = not self.size
         self.tag = self._read_tag() if self.size else ""
 
     def begin(self, start: int, total: int | None, tag: str) -> None:
         """Go on from `start`, or begin again if that is 0. Raises PreparationError when the disk has no room for it."""
         if start == 0:
             self.discard()
+        elif self._is_hashed:  # the part before this one has just come
+            return
         else:
             self.rehash()
             os.lseek(self._file, start, os.SEEK_SET)
@@ -176,18 +202,21 @@ class Sink:
         return Known(tag, self.size, sha256, time.time())
 
     def rehash(self) -> None:
-        """Read all that is there for the digest."""
+        """Read all that is there for the digest, if it has not seen that come."""
+        if self._is_hashed:
+            return
         with os.fdopen(os.dup(self._file), "rb") as before:
             before.seek(0)
             self._digest.close()
             self._digest = Digest(before)
+        self._is_hashed = True
 
     def discard(self) -> None:
         """Throw away what is there of the file."""
         if self._is_touched:
             self._empty()
             self._digest.close()
-            self.size, self._digest = 0, Digest()
+            self.size, self._digest, self._is_hashed = 0, Digest(), True
         self._forget()
 
     def close(self) -> None:
@@ -225,6 +254,11 @@ def _headers(sink: Sink, held: Known | None) -> dict[str, str]:
     return {"If-None-Match" if held.tag.startswith(('"', "W/")) else "If-Modified-Since": held.tag}
 
 
+def _is_conditional(sink: Sink, held: Known) -> bool:
+    """Whether `_headers` asked for what is another than what is held."""
+    return bool(held.tag) and not sink.size
+
+
 def _unchanged(wanted: Wanted, held: Known, tag: str) -> Known:
     """What is held, if it is what it must be."""
     _refuse_changed(wanted, tag, None)
@@ -232,26 +266,44 @@ def _unchanged(wanted: Wanted, held: Known, tag: str) -> Known:
     return held._replace(tag=tag, checked=time.time())
 
 
-def _after_the_end(answer: Answer, sink: Sink, tag: str) -> Known:
+def _after_the_end(answer: Answer, wanted: Wanted, sink: Sink, tag: str) -> Known:
     """What to make of "there is nothing after that": the part that is there may be the whole file."""
     whole = _WHOLE.match(answer.header("content-range"))
     answer.skip()
-    if whole and int(whole[1]) == sink.size and tag == sink.tag:
+    if whole and int(whole[1]) == sink.size and sink.size and tag == sink.tag:
+        _refuse_changed(wanted, tag, sink.size)
         sink.rehash()
         return sink.finish(tag)
     sink.discard()
     raise Transient("the part that was fetched before does not belong to what is there now")
 
 
-def _start(answer: Answer, sink: Sink, tag: str) -> int:
-    """Where in the file the answer begins."""
+def _part(answer: Answer, sink: Sink, tag: str) -> _Part:
+    """What of the file an answer brings. A part must be the one that was asked for, but may end sooner."""
     if answer.status == 200:
-        return 0
-    part = _RANGE.match(answer.header("content-range"))
-    if part is None or int(part[1]) != sink.size or (tag and tag != sink.tag):
-        sink.discard()
-        raise Transient("the server gave another part of the file than it was asked for")
-    return sink.size
+        return _Part(0, answer.length, answer.length)
+    told = _RANGE.fullmatch(answer.header("content-range"))
+    if told and sink.size and tag in {"", sink.tag}:
+        start, end = int(told[1]), int(told[2]) + 1
+        total = None if told[3] == "*" else int(told[3])
+        is_sound = start == sink.size < end <= (end if total is None else total)
+        if is_sound and answer.length in {None, end - start}:
+            return _Part(start, end, total)
+    sink.discard()
+    raise Transient("the server gave another part of the file than it was asked for")
+
+
+def _refuse_encoded(answer: Answer, wanted: Wanted) -> None:
+    """Refuse a file that comes in another form than its name says, though that was not asked for (RFC 9110, 12.5.3)."""
+    coding = answer.header("content-encoding").lower()
+    if coding in _NO_ENCODING or file_name(wanted.source).lower().endswith(_PACKED):
+        return
+    shown = shown_address(wanted.source)
+    raise PreparationError(
+        f"the server gives {shown} encoded ({coding[:40]}), and the file as it is was asked for",
+        "Have whoever keeps it there remove its Content-Encoding, or give the file a name that says what it is, such as "
+        f"{file_name(wanted.source)}.gz; or fetch it yourself (curl --compressed -O {shown}) and give its path.",
+    )
 
 
 def _refuse_changed(wanted: Wanted, tag: str, total: int | None) -> None:

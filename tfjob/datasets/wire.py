@@ -6,6 +6,7 @@ is read here is what RFC 9112 has: a head, and a body of a length, in chunks, or
 
 from __future__ import annotations
 
+import re
 import socket
 import ssl
 from typing import Final, NamedTuple
@@ -15,6 +16,9 @@ __all__ = ["Garbled", "Head", "Wire", "connect"]
 _LONGEST_HEAD: Final = 64 * 1024
 _PIECE: Final = 64 * 1024
 _NO_BODY: Final = {204, 304}
+_LENGTHS: Final = {"content-length", "transfer-encoding"}
+_LONGEST_LENGTH: Final = 18
+_CHUNK: Final = re.compile(rb"[0-9A-Fa-f]{1,15}")
 
 
 class Garbled(Exception):  # as TimedOut: it says what it is
@@ -49,12 +53,21 @@ def connect(
             if head.status != 200:
                 raise Garbled(f"the proxy {at[0]} answered {head.status} {head.reason}")  # noqa: TRY301  # closed below
         if tls is not None:
-            wire = Wire(tls.wrap_socket(wire.socket, server_hostname=host))
+            # Where no length is told, what came is all of it only if the server says that it ends (RFC 9112, 9.8).
+            wire = Wire(tls.wrap_socket(wire.socket, server_hostname=host, suppress_ragged_eofs=False))
     except BaseException:
         wire.close()
         raise
     wire.socket.setsockopt(socket.IPPROTO_TCP, socket.TCP_NODELAY, 1)
     return wire
+
+
+def _refuse_two_lengths(lines: list[str], headers: dict[str, str]) -> None:
+    """Refuse a head in which one line about the length of the body contradicts another."""
+    for line in lines[1:]:
+        name, _, value = line.partition(":")
+        if name.lower() in _LENGTHS and (last := headers[name.lower()]) != value.strip():
+            raise Garbled(f"its {name} is {value.strip()[:40]!r} and {last[:40]!r}")
 
 
 class Wire:
@@ -73,7 +86,7 @@ class Wire:
     @property
     def is_free(self) -> bool:
         """Whether the last answer was read to its end, and another can be asked for."""
-        return self._keeps and self._left == 0
+        return self._keeps and self._left == 0 and not self._buffer  # what follows would be taken for the next answer
 
     def close(self) -> None:
         """End the connection."""
@@ -89,13 +102,16 @@ class Wire:
             if head.status >= 200:
                 break
         told = head.headers
-        self._in_chunks = "chunked" in told.get("transfer-encoding", "").lower()
+        coding = told.get("transfer-encoding", "").lower()
+        if coding not in {"", "identity", "chunked"}:  # others may be sent only to who asks for them
+            raise Garbled(f"its Transfer-Encoding is {coding[:40]!r}")
+        self._in_chunks = coding == "chunked"
         length = told.get("content-length", "")
         if method in {"HEAD", "CONNECT"} or head.status in _NO_BODY:
             self.length = 0
         elif self._in_chunks or not length:
             self.length = None
-        elif length.isdecimal():
+        elif length.isdecimal() and len(length) <= _LONGEST_LENGTH:
             self.length = int(length)
         else:
             raise Garbled(f"its Content-Length is {length[:40]!r}")
@@ -124,7 +140,9 @@ class Wire:
         elif self._left is not None:
             self._left -= count
             if self._left == 0 and self._in_chunks:
-                self._line()
+                self._left = None  # whatever comes now: the connection is not free before the last one
+                if self._line():
+                    raise Garbled("a chunk is longer than it said")
                 self._left = self._next_chunk()
         return count
 
@@ -142,6 +160,8 @@ class Wire:
         for line in lines[1:]:
             name, _, value = line.partition(":")
             headers[name.lower()] = value.strip()
+        if len(headers) < len(lines) - 1:
+            _refuse_two_lengths(lines, headers)
         if version == "HTTP/1.0":
             headers.setdefault("connection", "close")
         return Head(int(status), reason, headers)
@@ -149,10 +169,9 @@ class Wire:
     def _next_chunk(self) -> int:
         """The bytes of the next chunk; what follows the last one is read."""
         size = self._line().partition(b";")[0].strip()
-        try:
-            count = int(size, 16)
-        except ValueError:
-            raise Garbled(f"a chunk has the length {size[:40]!r}") from None
+        if not _CHUNK.fullmatch(size):
+            raise Garbled(f"a chunk has the length {size[:40]!r}")
+        count = int(size, 16)
         if count == 0:
             while self._line():
                 pass

@@ -280,7 +280,7 @@ class RunData:
         """A large dataset as an earlier run of the last hour had it: neither servers nor files need to be looked at."""
         if not is_large(dataset):
             return None
-        from tfjob.datasets.fetch import HOUR_S  # noqa: PLC0415  # see above
+        from tfjob.datasets.at_hand import HOUR_S  # noqa: PLC0415  # see above
 
         try:
             kept = json.loads(self.cache.resolved(asked_for(dataset)).read_bytes())

@@ -6,6 +6,7 @@ Of a web address the last part of the path is the file's name, as RFC 3986 has p
 from __future__ import annotations
 
 import re
+from collections.abc import Iterable
 from urllib.parse import SplitResult, parse_qsl, unquote, urlsplit
 
 from tfjob.spec.tree import quoted
@@ -15,6 +16,7 @@ __all__ = [
     "STORES",
     "WEB",
     "address_objection",
+    "are_plain",
     "file_name",
     "is_web",
     "name_objection",
@@ -31,7 +33,18 @@ MANY = 200
 
 _SCHEME = re.compile(r"([A-Za-z][A-Za-z0-9+.-]*)://")
 _GIT = re.compile(r"git\+|git@")
-_SIGNED = {"sig", "signature", "x-amz-signature", "x-goog-signature", "x-amz-security-token", "token", "access_token"}
+_SIGNED = re.compile(r"sig|.*signature|x_amz_security_token")
+_SECRET = re.compile(
+    r".*(token|secret|password|passwd)|pwd|jwt|auth|authorization|(.*_)?(api|access|secret|private|subscription)_?key"
+)
+"""Names of what is secret in a query, in lower case and with _ for -. A mere `key` is more often that of a file."""
+_SECRET_VALUE = re.compile(
+    r"AIza[\w-]{35}|(gh[opsur]_|hf_)[A-Za-z0-9]{20,}|(github_pat_|glpat-|xox[a-z]-)[\w-]{16,}|eyJ[\w-]+\.eyJ[\w-]+\.[\w-]*"
+)
+"""Secrets that can be told whatever they are called: of Google, GitHub, GitLab, Hugging Face and Slack, and signed tokens."""
+_LOGIN = re.compile(r"^([^/]*//)[^/?#]*@")
+_LOGIN_AT_MOST = re.compile(r"^([^/]*//).*@", re.DOTALL)
+_QUERY = re.compile(r"[?#].*", re.DOTALL)
 _CONTROL = re.compile(r"[\x00-\x20\x7f]")
 _UNREADABLE = re.compile(r"[\x00-\x1f\x7f-\x9f]")
 _LONGEST = 255
@@ -55,12 +68,13 @@ def is_web(path: str) -> bool:
 
 
 def shown_address(address: str) -> str:
-    """Return the address without its query and without a password, as it may stand in messages and logs."""
+    """Return the address without its query and without a name and password, as it may stand in messages and logs."""
+    login = _LOGIN
     try:
-        parts = urlsplit(address)
+        _ = urlsplit(address).port
     except ValueError:
-        return address
-    return parts._replace(netloc=parts.netloc.rpartition("@")[2], query="", fragment="").geturl()
+        login = _LOGIN_AT_MOST  # a password with a slash in it looks like a port and a path
+    return _QUERY.sub("", login.sub(r"\1", address))
 
 
 def address_objection(address: str) -> tuple[str, str] | None:
@@ -72,9 +86,10 @@ def address_objection(address: str) -> tuple[str, str] | None:
     try:
         parts = urlsplit(address)
         _ = parts.port
-    except ValueError as error:
-        return f"found {quoted(address)}, which is no address: {error}", ""
-    return _secret(parts) or (_web(parts, address) if scheme in WEB else _store(parts, address))
+    except ValueError:  # whose words may have a password in them
+        example = f"{scheme}://HOST:PORT/PATH"
+        return f"found {quoted(shown_address(address))}, whose host or port can't be read: {example} is allowed", ""
+    return _secret(parts, address) or (_web(parts, address) if scheme in WEB else _store(parts, address))
 
 
 def file_name(address: str) -> str:
@@ -104,37 +119,65 @@ def name_objection(name: str, *, is_remote: bool) -> str:
     return ""
 
 
-def _secret(parts: SplitResult) -> tuple[str, str] | None:
+def are_plain(names: Iterable[str]) -> bool:
+    """Whether nothing at all can be said against any of the names: looked at together, as there may be very many."""
+    together = f"/{'/ /'.join(names)}/"
+    return (
+        together.isprintable()
+        and not any(part in together for part in ("//", "/./", "/../"))
+        and max(map(len, together.split("/"))) <= _SURELY_SHORT
+    )
+
+
+def _secret(parts: SplitResult, address: str) -> tuple[str, str] | None:
     """What is secret in an address would be kept with every run that reads it."""
-    shown = quoted(shown_address(parts.geturl()))
+    if not parts.query and "@" not in parts.netloc:  # nearly always, and there may be very many
+        return None
+    shown = quoted(shown_address(address))
+    if parts.username is not None and parts.password is None and parts.scheme in WEB:
+        hint = "Keep it in ~/.netrc: machine HOST login NAME password TOKEN"
+        return (
+            f"found a name or a token before the host of the address {shown}; an address without one is allowed",
+            hint,
+        )
     if parts.password is not None:
         hint = "Keep it where the library looks for it: ~/.netrc for web addresses, variables of the shell for others."
         return f"found a password in the address {shown}; an address without one is allowed", hint
-    signed = next((key for key, _ in parse_qsl(parts.query) if key.lower() in _SIGNED), None)
-    if signed is not None:
-        hint = "Use the store's own address, such as s3://BUCKET/KEY, and credentials in the shell."
-        return f"found a signature ({signed}) in the address {shown}; an address without a secret is allowed", hint
+    for key, value in parse_qsl(parts.query):
+        name = key.lower().replace("-", "_")
+        if _SIGNED.fullmatch(name):
+            hint = "Use the store's own address, such as s3://BUCKET/KEY, and credentials in the shell."
+            return f"found a signature ({key}) in the address {shown}; an address without a secret is allowed", hint
+        if _SECRET.fullmatch(name) or _SECRET_VALUE.fullmatch(value):
+            hint = (
+                "If the server takes it as a password, keep it in ~/.netrc: machine HOST login NAME password TOKEN; "
+                "if not, fetch the file yourself and give its path."
+            )
+            return f"found a secret ({key}) in the address {shown}; an address without one is allowed", hint
     return None
 
 
 def _web(parts: SplitResult, address: str) -> tuple[str, str] | None:
     if not parts.hostname or _CONTROL.search(address):
-        return f"found {quoted(address)}, which is no address: https://HOST/PATH is allowed", ""
+        return f"found {quoted(shown_address(address))}, which is no address: https://HOST/PATH is allowed", ""
     name = file_name(address)
     if not name:
         hint = "Only files can be read from the web: give the address of each."
-        return f"found {quoted(address)}, whose last part is no name of a file", hint
+        return f"found {quoted(shown_address(address))}, whose last part is no name of a file", hint
     if objection := name_objection(name, is_remote=True):
         allowed = f"a name of up to {_LONGEST} bytes without control characters is allowed"
         hint = "The last part of an address is the file's name: have the file served under another one."
-        return f"found {quoted(address)}, which gives its file a name that {objection}; {allowed}", hint
+        return f"found {quoted(shown_address(address))}, which gives its file a name that {objection}; {allowed}", hint
     return None
 
 
 def _store(parts: SplitResult, address: str) -> tuple[str, str] | None:
     if not parts.netloc and parts.scheme.lower() != "hdfs":
         what = "HOST" if parts.scheme.lower() == "sftp" else "BUCKET"
-        return f"found {quoted(address)}, which names no {what.lower()}: {parts.scheme}://{what}/PATH is allowed", ""
+        return (
+            f"found {quoted(shown_address(address))}, which names no {what.lower()}: {parts.scheme}://{what}/PATH is allowed",
+            "",
+        )
     if parts.username and parts.scheme.lower() == "hdfs":
         hint = "The user is HADOOP_USER_NAME in the shell that submits, or that of its Kerberos ticket."
         return f"found the user {quoted(parts.username)} in {quoted(address)}; an address without one is allowed", hint

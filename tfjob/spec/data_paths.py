@@ -5,7 +5,7 @@ from __future__ import annotations
 import os
 from typing import TYPE_CHECKING, NamedTuple
 
-from tfjob.spec.addresses import address_objection, scheme_of
+from tfjob.spec.addresses import address_objection, scheme_of, shown_address
 from tfjob.spec.tree import ListNode, MapNode, Node, ScalarNode, Where, find, quoted
 
 if TYPE_CHECKING:
@@ -71,7 +71,8 @@ def against_rules(root: Node, where: Where) -> Iterator[Problem]:
             message = f"found a sha256 for {quoted(text)}, which may be many files; the sum of one file is allowed"
             yield one.sha256.place.problem(at, message, "Name the file, or remove the sum.")
         if sums.setdefault(text, one.sha256.text) != one.sha256.text:
-            message = f"found another sha256 for {quoted(text)} than before; one for each path is allowed"
+            shown = shown_address(text) if scheme_of(text) else text
+            message = f"found another sha256 for {quoted(shown)} than before; one for each path is allowed"
             yield one.sha256.place.problem(at, message, "Remove one of them.")
 
 

@@ -21,6 +21,7 @@ import http.client
 import json
 import os
 import queue
+import re
 import select
 import shutil
 import signal
@@ -48,6 +49,7 @@ ORDER_S = 60.0
 TRIES_IN_VAIN = 2  # where nobody answers: the files can be sent instead
 IN_VAIN_S = 20.0
 FULL = (errno.ENOSPC, errno.EDQUOT)
+RANGE = re.compile(r"bytes (\d{1,18})-(\d{1,18})/(\d{1,18}|\*)$")
 
 
 class Broken(Exception):
@@ -212,8 +214,8 @@ class Files:
             part = Part(self, file, row, index)
             while True:
                 try:
-                    part.take(opener)
-                    break
+                    if part.take(opener):
+                        break
                 except Lapsed as error:
                     self.wait_for_another(index, part.asked, error)
                 except Broken as error:
@@ -251,8 +253,8 @@ class Part:
         self.tag = ""  # what the server calls the content
         self.was_answered = False
 
-    def take(self, opener: Connections) -> None:
-        """Fetch what is missing. Raises Broken and Refused, and OSError when it can't be written."""
+    def take(self, opener: Connections) -> bool:
+        """Fetch what is missing; whether all is there. Raises Broken and Refused, and OSError when it can't be written."""
         start = self.file.tell() if self.tag else self.again()
         headers = {"User-Agent": "tfjob", "Accept-Encoding": "identity"}
         if start:
@@ -270,19 +272,33 @@ class Part:
             raise explained(error) from error
         self.was_answered, self.worked = True, self.asked
         with answer:
-            if start and answer.status != 206:
+            is_part = answer.status == 206
+            if not is_part:
                 start = self.again()
-            elif start and not answer.headers.get("Content-Range", "").startswith(f"bytes {start}-"):
-                self.again()
-                raise Broken("the server gave another part of the file than it was asked for")
-            tag = answer.headers.get("ETag") or answer.headers.get("Last-Modified") or ""
-            self.tag = "" if tag.startswith("W/") else tag
-            length = answer.headers.get("Content-Length")
-            total = start + int(length) if length else -1
+                tag = answer.headers.get("ETag") or answer.headers.get("Last-Modified") or ""
+                self.tag = "" if tag.startswith("W/") else tag
+            end, total = self.ends(answer, start)
             if self.size >= 0 and total >= 0 and total != self.size:
                 raise Refused("sum", f"it has {total} bytes, not {self.size}")
-            self.receive(answer, max(self.size, total))
+            total = max(self.size, total)
+            self.receive(answer, end if is_part else total)
+        if total < 0 and digest(self.file.name) != self.row[3]:  # nobody says where it ends: it may have been cut
+            self.again()
+            raise Broken("it ended early, or has another content")
         opener.keep()
+        return not is_part or self.file.tell() >= total  # a server may give less than it was asked for
+
+    def ends(self, answer: Any, start: int) -> tuple[int, int]:
+        """Where an answer ends, and the bytes of the file; -1 where it is not told. Raises Broken for a part that was not asked for."""
+        length = answer.headers.get("Content-Length")
+        end = start + int(length) if length else -1
+        if answer.status != 206:
+            return end, end
+        told = RANGE.match(answer.headers.get("Content-Range", ""))
+        if not start or not told or int(told[1]) != start or int(told[2]) < start or end not in (-1, int(told[2]) + 1):
+            self.again()
+            raise Broken("the server gave another part of the file than it was asked for")
+        return int(told[2]) + 1, -1 if told[3] == "*" else int(told[3])
 
     def receive(self, answer: Any, total: int) -> None:
         """Write what comes, until it ends."""
