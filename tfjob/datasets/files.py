@@ -17,7 +17,7 @@ from typing import NamedTuple
 
 from tfjob.durable import digest_of
 from tfjob.errors import PreparationError
-from tfjob.spec.addresses import are_plain, name_objection, shown_address
+from tfjob.spec.addresses import LONGEST_NAME, ODD_PARTS, name_objection, shown_address
 
 __all__ = [
     "SHA256",
@@ -28,6 +28,7 @@ __all__ = [
     "is_address",
     "laid_out",
     "local_digest",
+    "refuse_unsafe",
     "whole_directory",
     "with_marks",
 ]
@@ -114,14 +115,40 @@ def _laid_out(rows: dict[str, tuple[str, int, int | str]], remote: Iterable[Remo
             raise PreparationError(f"two files of the dataset have the name {name}: {known[0]} and {source}", _ANOTHER)
         marks[name] = mark or marks.get(name, "")
         rows[name] = (source, size, marks[name] or source)
-    _refuse_unsafe(rows)
-    _refuse_nesting(rows)
     ordered = sorted(rows.items())
+    files = tuple([(source, name, size) for name, (source, size, _) in ordered])
+    refuse_unsafe(files)
+    _refuse_nesting(rows)
     return DatasetFiles(
-        files=tuple([(source, name, size) for name, (source, size, _) in ordered]),
+        files=files,
         digest=digest_of([[name, size, sign] for name, (_, size, sign) in ordered]),
         marks=tuple([marks.get(name, "") for name, _ in ordered]) if marks else (),
     )
+
+
+def refuse_unsafe(files: Collection[tuple[str, str, int]]) -> None:
+    """Refuse a name by which a file would be written outside of the dataset's directory, or not at all: a store may say anything.
+
+    Raises PreparationError.
+    """
+    names = [name for _, name, _ in files]
+    enclosed = f"/{'/ /'.join(names)}/"
+    fits = LONGEST_NAME if enclosed.isascii() else LONGEST_NAME // 4
+    if (
+        not any(odd in enclosed for odd in ODD_PARTS)
+        and enclosed.isprintable()
+        and max(map(len, names), default=0) <= fits
+    ):
+        return  # as nearly all are: very many are looked at in no time
+    for source, name, _ in files:
+        is_remote = is_address(source)
+        if objection := name_objection(name, is_remote=is_remote):
+            raise PreparationError(
+                f"{shown_address(source)!r} can't be a file of a dataset: its name there, {name!r}, {objection}",
+                "Rename it there, or name what is wanted by addresses or a glob that leave it out."
+                if is_remote
+                else "Name the file itself, or the directory that it is in.",
+            )
 
 
 def change_since(digest: str, files: Collection[Sequence[str | int]], marks: Sequence[str] = ()) -> str | None:
@@ -285,21 +312,6 @@ class _Finder:
         if known and known[0] != real:
             raise PreparationError(f"two files of the dataset have the name {name}: {known[0]} and {real}", _ANOTHER)
         self._found[name] = (real, status.st_size, status.st_mtime_ns)
-
-
-def _refuse_unsafe(rows: Mapping[str, tuple[str, int, int | str]]) -> None:
-    """Refuse a name by which a file would be written outside of the dataset's directory, or not at all: a store may say anything."""
-    if are_plain(rows):
-        return
-    for name, (source, _, _) in rows.items():
-        is_remote = is_address(source)
-        if objection := name_objection(name, is_remote=is_remote):
-            raise PreparationError(
-                f"{shown_address(source)!r} can't be a file of a dataset: its name there, {name!r}, {objection}",
-                "Rename it there, or name what is wanted by addresses or a glob that leave it out."
-                if is_remote
-                else "Name the file itself, or the directory that it is in.",
-            )
 
 
 def _refuse_nesting(names: Mapping[str, object]) -> None:

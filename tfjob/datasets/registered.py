@@ -27,12 +27,12 @@ from pathlib import Path
 from typing import Any
 
 from tfjob.assets import Assets, Entry
-from tfjob.datasets.files import DatasetFiles, Remote, is_address, laid_out
+from tfjob.datasets.files import DatasetFiles, Remote, is_address, laid_out, refuse_unsafe
 from tfjob.datasets.sources import find
 from tfjob.datasets.wanted import Settings
 from tfjob.durable import digest_of, replace_json, replace_text
 from tfjob.errors import NotFound, PreparationError, UsageError
-from tfjob.spec.addresses import are_plain, is_web, name_objection, shown_address
+from tfjob.spec.addresses import is_web, shown_address
 from tfjob.values import Pairs
 
 __all__ = [
@@ -141,12 +141,9 @@ def _laid(path: Path) -> DatasetFiles | None:
     """Files that were laid out before, when all was known of them."""
     try:
         files, marks, digest = json.loads(path.read_bytes())
-        if not are_plain(name for _, name, _ in files) and any(
-            name_objection(name, is_remote=is_address(source)) for source, name, _ in files
-        ):
-            return None  # an earlier tfjob took it: whoever lays it out anew says what is wrong
+        refuse_unsafe(files)  # an earlier tfjob may have laid them out
         return DatasetFiles(tuple(map(tuple, files)), str(digest), tuple(marks))
-    except (OSError, ValueError, TypeError, AttributeError):
+    except (OSError, ValueError, TypeError):
         return None
 
 

@@ -6,17 +6,17 @@ Of a web address the last part of the path is the file's name, as RFC 3986 has p
 from __future__ import annotations
 
 import re
-from collections.abc import Iterable
 from urllib.parse import SplitResult, parse_qsl, unquote, urlsplit
 
 from tfjob.spec.tree import quoted
 
 __all__ = [
+    "LONGEST_NAME",
     "MANY",
+    "ODD_PARTS",
     "STORES",
     "WEB",
     "address_objection",
-    "are_plain",
     "file_name",
     "is_web",
     "name_objection",
@@ -47,9 +47,12 @@ _LOGIN_AT_MOST = re.compile(r"^([^/]*//).*@", re.DOTALL)
 _QUERY = re.compile(r"[?#].*", re.DOTALL)
 _CONTROL = re.compile(r"[\x00-\x20\x7f]")
 _UNREADABLE = re.compile(r"[\x00-\x1f\x7f-\x9f]")
-_LONGEST = 255
-"""Bytes of a name in a directory (NAME_MAX of Linux's file systems)."""
-_SURELY_SHORT = _LONGEST // 4
+
+LONGEST_NAME = 255
+"""Bytes of a name in a directory (NAME_MAX of Linux's file systems); a letter has up to four."""
+
+ODD_PARTS = ("//", "/./", "/../")
+"""What a name has between two slashes if a part of it is none of a path."""
 
 
 def scheme_of(path: str) -> str | None:
@@ -108,25 +111,15 @@ def name_objection(name: str, *, is_remote: bool) -> str:
     Files of this machine may have control characters in their names, as they have them already.
     """
     enclosed = f"/{name}/"
-    if "//" in enclosed or "/./" in enclosed or "/../" in enclosed:
+    if any(odd in enclosed for odd in ODD_PARTS):
         return "is an absolute path" if name.startswith("/") else "has a part that is empty, '.' or '..'"
     if "\0" in name or (is_remote and not name.isprintable() and _UNREADABLE.search(name)):
         return "has a control character"
-    if len(name) > _SURELY_SHORT and any(
-        len(part.encode("utf-8", "surrogateescape")) > _LONGEST for part in name.split("/")
+    if len(name) > LONGEST_NAME // 4 and any(
+        len(part.encode("utf-8", "surrogateescape")) > LONGEST_NAME for part in name.split("/")
     ):
-        return f"has a part of more than {_LONGEST} bytes"
+        return f"has a part of more than {LONGEST_NAME} bytes"
     return ""
-
-
-def are_plain(names: Iterable[str]) -> bool:
-    """Whether nothing at all can be said against any of the names: looked at together, as there may be very many."""
-    together = f"/{'/ /'.join(names)}/"
-    return (
-        together.isprintable()
-        and not any(part in together for part in ("//", "/./", "/../"))
-        and max(map(len, together.split("/"))) <= _SURELY_SHORT
-    )
 
 
 def _secret(parts: SplitResult, address: str) -> tuple[str, str] | None:
@@ -165,7 +158,7 @@ def _web(parts: SplitResult, address: str) -> tuple[str, str] | None:
         hint = "Only files can be read from the web: give the address of each."
         return f"found {quoted(shown_address(address))}, whose last part is no name of a file", hint
     if objection := name_objection(name, is_remote=True):
-        allowed = f"a name of up to {_LONGEST} bytes without control characters is allowed"
+        allowed = f"a name of up to {LONGEST_NAME} bytes without control characters is allowed"
         hint = "The last part of an address is the file's name: have the file served under another one."
         return f"found {quoted(shown_address(address))}, which gives its file a name that {objection}; {allowed}", hint
     return None
