@@ -11,6 +11,7 @@ from typing import TYPE_CHECKING, Annotated
 
 import typer
 
+from tfjob.cli.escaping import in_line, in_lines
 from tfjob.cli.listing import print_runs
 from tfjob.cli.options import RunName, TableFormat, TableOutput
 from tfjob.cli.output import STATE_STYLES, colored, duration, plural, print_document, print_table, shown_path, size
@@ -165,16 +166,16 @@ def _print_record(record: Record) -> None:
     ]
     for name, text in facts:
         if text:
-            print(f"  {name.ljust(11)} {text}")
+            print(f"  {name.ljust(11)} {in_lines(text)}")
     for note in record.notes:
-        print(f"  {'note'.ljust(11)} {note}")
+        print(f"  {'note'.ljust(11)} {in_lines(note)}")
     _print_phases_and_tasks(record)
     if record.failure:
         failure = record.failure
         who = f"{failure.task} on {failure.node} " if failure.task else ""
-        first, *more = f"{who}{failure.message}".splitlines()
+        first, *more = in_lines(f"{who}{failure.message}").splitlines()
         print(f"\n{colored('Cause', 'red', out)}: {first}")
-        for line in (*more, *failure.hint.splitlines()):
+        for line in (*more, *in_lines(failure.hint).splitlines()):
             print(f"  {line}")
         for line in failure.log_tail:
             print(f"    {line}")
@@ -184,7 +185,7 @@ def _print_record(record: Record) -> None:
         if record.output_count > 20:
             print(f"... and {record.output_count - 20} more: tfjob show {record.id} -o json")
     for path in record.left_in_work:
-        print(f"kept, though written outside of ./outputs: {path}")
+        print(f"kept, though written outside of ./outputs: {in_line(path)}")
 
 
 def _now(record: Record) -> str:

@@ -15,6 +15,7 @@ from typing import Annotated, NoReturn
 
 import typer
 
+from tfjob.cli.escaping import in_line
 from tfjob.cli.options import RunName
 from tfjob.cli.output import plural, shown_path, size
 from tfjob.errors import NotFound, UsageError
@@ -91,7 +92,7 @@ def _can_be_kept(source: Path, name: str) -> bool:
     if stat.S_ISREG(mode) or stat.S_ISLNK(mode):
         return True
     kind = "pipe" if stat.S_ISFIFO(mode) else "socket" if stat.S_ISSOCK(mode) else "device"
-    print(f"tfjob: {name} is left out: it is a {kind}", file=sys.stderr)
+    print(f"tfjob: {in_line(name)} is left out: it is a {kind}", file=sys.stderr)
     return False
 
 
