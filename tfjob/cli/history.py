@@ -95,6 +95,8 @@ def logs(
     if not record.is_over:
         try_recover(directory, record)
         print(f"tfjob: {record.state}; `tfjob logs -f {record.id}` goes on", file=sys.stderr)
+    else:
+        _explain_silence(directory, record, names)
 
 
 def _follow(directory: RunDirectory, names: list[str], begin: tuple[int, dict[str, int]], output: TaskOutput) -> None:
@@ -125,6 +127,35 @@ def _follow(directory: RunDirectory, names: list[str], begin: tuple[int, dict[st
         print_stopped()
         raise typer.Exit(ExitCode.INTERRUPTED) from None
     print(f"tfjob: {record.state} in {duration(record.duration_s)}", file=sys.stderr)
+    _explain_silence(directory, record, names)
+
+
+def _explain_silence(directory: RunDirectory, record: Record, names: list[str]) -> None:
+    """Say why a run that is over has no log of any of these tasks. Raises NotFound where its logs were removed."""
+    if any(directory.log(name).exists() for name in names):
+        return
+    if record.attempts or any(task.started for task in record.tasks):
+        if directory.logs.is_dir():
+            return  # they have printed nothing
+        raise NotFound(
+            f"the logs of run {record.id} were removed: there is no {shown_path(directory.logs)}",
+            f"What is left of the run: tfjob show {record.id}",
+        )
+    cause = record.failure.told if record.failure else f"the run was {record.state.lower()} before"
+    print(in_lines(f"tfjob: no task started: {cause}"), file=sys.stderr)
+    print(f"  {_more_of_it(directory, record)}", file=sys.stderr)
+
+
+def _more_of_it(directory: RunDirectory, record: Record) -> str:
+    from tfjob.runs.follow import BUILD  # noqa: PLC0415  # only for logs
+
+    try:
+        is_told = directory.environment_log.stat().st_size > 0
+    except OSError:
+        is_told = False
+    if is_told:
+        return f"How its environment was made: tfjob logs {record.id} --task {BUILD}"
+    return f"All that is known of it: tfjob show {record.id}"
 
 
 def _task_names(directory: RunDirectory, wanted: list[str] | None) -> list[str]:
