@@ -169,8 +169,13 @@ def test_a_list_passes_over_what_it_can_not_read_or_recover(tfjob: Tfjob) -> Non
     tfjob.write(".tfjob/runs/newer/record.json", json.dumps({**going_on, "id": "newer", "tasks": "of another version"}))
     tfjob.write(".tfjob/runs/locked/record.json", json.dumps({**going_on, "id": "locked"}))
     (tfjob.run_directory("locked") / "supervisor.lock").mkdir()  # can't be locked, whoever asks
+    tfjob.write(".tfjob/runs/no-record/job.yml", "")
+    tfjob.write(".tfjob/runs/.new-being-made/job.yml", "")
     for arguments in (["list"], ["list", "-n", "10"]):
-        lines = tfjob(*arguments).stdout.splitlines()[1:]
+        done = tfjob(*arguments)
+        told = "tfjob: 5 runs can't be read: a-list, no-date, no-json, no-record, no-text; "
+        assert done.stderr.startswith(told)
+        lines = done.stdout.splitlines()[1:]
         assert sorted(line.split()[0] for line in lines) == sorted([good, "newer", "locked"])
     assert tfjob("show", "locked").stdout.startswith("locked  Running")
 
