@@ -46,6 +46,21 @@ def test_a_changed_dataset_needs_a_word(job: Tfjob, web: WebServer) -> None:
     assert "versions    2, 1" in job("dataset", "show", "words").stdout
 
 
+def test_an_older_version_is_refreshed_by_its_own_paths(job: Tfjob) -> None:
+    job.write("x/a", "x")
+    job.write("y/a", "y")
+    job("dataset", "create", "--name", "words", "--path", "x")
+    job("dataset", "create", "--name", "words", "--path", "y", "--new-version")
+    assert "Unchanged: words@1" in job("dataset", "create", "--name", "words@1", "--refresh").stdout
+    job.write("x/a", "more of x")
+    hint = job("dataset", "download", "words@1", "--to", "o", exit_code=4).stderr.splitlines()[-1]
+    assert hint.endswith(": tfjob dataset create --name words@1 --refresh")
+    assert "Registered words@3" in job("dataset", "create", "--name", "words@1", "--refresh").stdout
+    job("dataset", "download", "words@3", "--to", "o")
+    assert (job.directory / "o" / "a").read_text() == "more of x"
+    assert "no version '7'" in job("dataset", "create", "--name", "words@7", "--refresh", exit_code=3).stderr
+
+
 def test_all_problems_of_a_file_are_told_at_once(job: Tfjob) -> None:
     job.write(
         "words.yml",

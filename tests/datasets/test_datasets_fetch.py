@@ -214,7 +214,7 @@ def test_a_registered_content_that_has_changed_is_refused(web: WebServer, cache:
     ):
         with pytest.raises(PreparationError, match=f"has changed since digits@1 was registered: {message}") as caught:
             got(cache, url, mark=mark, size=size)
-        assert "tfjob dataset create --name digits --refresh" in caught.value.hint
+        assert "tfjob dataset create --name digits@1 --refresh" in caught.value.hint
 
 
 def test_a_registered_content_in_the_cache_outlives_its_server(web: WebServer, cache: Cache) -> None:

@@ -61,7 +61,10 @@ def create(
     new_version: Annotated[bool, typer.Option("--new-version", help="Keep it beside the versions there are.")] = False,
     refresh: Annotated[
         bool,
-        typer.Option("--refresh", help="A new version of the paths registered under --name, if their content changed."),
+        typer.Option(
+            "--refresh",
+            help="A new version of the paths registered under --name (NAME or NAME@VERSION), if their content changed.",
+        ),
     ] = False,
     output: TableOutput = TableFormat.table,
 ) -> None:

@@ -110,10 +110,9 @@ def check_content(wanted: Wanted, sha256: str) -> None:
 
 def changed(wanted: Wanted, how: str) -> PreparationError:
     """The error for an address that no longer holds what was registered."""
-    name = wanted.of.partition("@")[0]
     return PreparationError(
         f"{shown_address(wanted.source)} has changed since {wanted.of} was registered: {how}",
-        f"A version never changes. Make a new one of what is there now: tfjob dataset create --name {name} --refresh",
+        f"A version never changes. Make a new one of what is there now: tfjob dataset create --name {wanted.of} --refresh",
     )
 
 
