@@ -128,11 +128,19 @@ def test_a_dataset_is_downloaded(job: Tfjob, web: WebServer) -> None:
     assert job("dataset", "download", "words", "--to", "here").stdout == "2 files (12 B) in here\n"
     assert (job.directory / "here" / "a.txt").read_text() == "content"
     assert (job.directory / "here" / "deep" / "l.txt").read_text() == "local"
+    assert job("dataset", "download", "words", "--to", "here").stdout == "2 files (12 B) in here\n"
+    (job.directory / "here" / "a.txt").write_text("of mine")
     refused = job("dataset", "download", "words", "--to", "here", exit_code=2)
-    assert "2 files already in here" in refused.stderr
-    (job.directory / "here" / "a.txt").write_text("mine")
+    assert "1 file with other contents already in here, such as a.txt; nothing was copied" in refused.stderr
     job("dataset", "download", "words", "--to", "here", "--overwrite")
     assert (job.directory / "here" / "a.txt").read_text() == "content"
+
+
+def test_a_download_goes_to_a_directory(job: Tfjob) -> None:
+    file = job.write("data/a", "x")
+    job("dataset", "create", "--name", "words", "--path", "data")
+    refused = job("dataset", "download", "words", "--to", str(file), exit_code=2)
+    assert refused.stderr.startswith("tfjob: data/a is there, and is no directory\n")
 
 
 def test_a_download_that_fails_leaves_nothing(job: Tfjob, web: WebServer) -> None:

@@ -42,6 +42,12 @@ def download(
     directory = find_run(open_workspace(), run)
     target = (to or Path(directory.id)).absolute()
     found = [one for one in _artifacts(directory, prefix) if _can_be_kept(*one)]
+    if not found and prefix in ("", "outputs", "outputs/"):
+        raise NotFound(
+            f"run {directory.id} has no outputs",
+            f"What its tasks printed: tfjob logs {directory.id}; its logs as files: "
+            f"tfjob download {directory.id} --prefix logs/",
+        )
     if not found:
         raise NotFound(
             f"run {directory.id} has no file that starts with {prefix!r}", f"See what it has: tfjob show {directory.id}"
