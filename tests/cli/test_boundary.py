@@ -12,6 +12,8 @@ from typing import TYPE_CHECKING
 import pytest
 from support import PROGRAM
 
+from tfjob.cli.main import COMMANDS, GROUPS
+from tfjob.cli.suggestions import _OTHER_WORDS, hint_for
 from tfjob.cli.system_errors import explain
 from tfjob.targets.docker_engine import probe_docker
 
@@ -145,6 +147,36 @@ def test_a_command_that_is_not_there(tfjob: Tfjob) -> None:
     ]
     assert told(run(tfjob, "$tfjob xyz"))[1] == "  See what there is: tfjob --help"
     assert told(run(tfjob, "$tfjob list --lmit 3"))[-1].startswith("Error: No such option: --lmit")
+
+
+def test_what_other_tools_call_it_is_known() -> None:
+    for word, meant in {
+        "run": "submit",
+        "ps": "list",
+        "kill": "cancel",
+        "tail": "logs -f",
+        "prune": "env prune, or dataset cache --prune",
+        "lock": "env lock",
+        "env delete": "env remove",
+        "env ls": "env list",
+        "dataset remove": "dataset delete",
+        "compute remove": "compute delete",
+        "compute tset": "compute test",
+    }.items():
+        group, _, name = word.rpartition(" ")
+        assert hint_for(name, group) == f"Did you mean {meant}?"
+    assert "rm -r .tfjob/runs/RUN" in hint_for("delete")
+    assert hint_for("xyz", "env") == "See what there is: tfjob env --help"
+
+
+def test_every_word_that_is_suggested_is_a_command() -> None:
+    for group, words in _OTHER_WORDS.items():
+        for word, meant in words.items():
+            assert word not in (GROUPS[group] if group else COMMANDS)
+            for one in meant.split(", or "):
+                first, *more = one.split()
+                assert first in COMMANDS
+                assert first not in GROUPS or more[0] in GROUPS[first]
 
 
 def test_help_is_help(tfjob: Tfjob) -> None:

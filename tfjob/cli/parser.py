@@ -39,12 +39,10 @@ class _Commands(TyperGroup):
 
     def resolve_command(self, ctx: Any, args: list[str]) -> Any:
         if args and args[0] not in self.table and not args[0].startswith("-"):
-            from difflib import get_close_matches  # noqa: PLC0415  # only for the hint
+            from tfjob.cli.suggestions import hint_for  # noqa: PLC0415  # only for this
 
-            near = get_close_matches(args[0], self.table, n=1)
-            start = f"{self.group} " if self.group else ""
-            hint = f"Did you mean {start}{near[0]}?" if near else f"See what there is: tfjob {start}--help"
-            raise UsageError(f"there is no command {start + args[0]!r}", hint)
+            whole = f"{self.group} {args[0]}".strip()
+            raise UsageError(f"there is no command {whole!r}", hint_for(args[0], self.group))
         return super().resolve_command(ctx, args)
 
     def invoke(self, ctx: Any) -> Any:
