@@ -179,6 +179,14 @@ def test_every_word_that_is_suggested_is_a_command() -> None:
                 assert first not in GROUPS or more[0] in GROUPS[first]
 
 
+def test_numbers_that_are_none_are_told_with_what_is_allowed(tfjob: Tfjob) -> None:
+    assert (
+        "'10m' is not a valid number of seconds from 0." in tfjob("wait", "x", "--timeout", "10m", exit_code=2).stderr
+    )
+    assert "'x' is not a valid whole number from 1." in tfjob("logs", "x", "--tail", "x", exit_code=2).stderr
+    assert "  --tail N " in tfjob("logs", "--help").stdout
+
+
 def test_help_is_help(tfjob: Tfjob) -> None:
     assert tfjob("help").stdout == tfjob("--help").stdout
 

@@ -151,6 +151,13 @@ def test_a_download_that_fails_leaves_nothing(job: Tfjob, web: WebServer) -> Non
     assert not (job.directory / "words").exists()
 
 
+@pytest.mark.parametrize("option", [("--dry-run",), ("--keep-gib", "1")])
+def test_what_belongs_to_pruning_is_refused_without_it(job: Tfjob, option: tuple[str, ...]) -> None:
+    refused = job("dataset", "cache", *option, exit_code=2).stderr
+    assert refused.startswith(f"tfjob: {option[0]} says how to free the cache, and --prune is missing\n")
+    job("dataset", "cache", "--prune", *option)
+
+
 def test_a_dataset_in_use_is_not_deleted(job: Tfjob) -> None:
     job.write("data/a.txt", "a")
     job("dataset", "create", "--name", "words", "--path", "data")

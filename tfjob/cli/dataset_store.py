@@ -84,9 +84,15 @@ def _is_same(there: Path, source: str, mark: str) -> bool:
 def cache(
     prune: Annotated[bool, typer.Option("--prune", help="Free what no run uses.")] = False,
     keep_gib: Annotated[
-        float,
-        typer.Option("--keep-gib", min=0, metavar="N", help="With --prune: keep so many GiB of what was used last."),
-    ] = 0.0,
+        float | None,
+        typer.Option(
+            "--keep-gib",
+            min=0,
+            metavar="N",
+            help="With --prune: keep so many GiB of what was used last. [default: 0]",
+            show_default=False,
+        ),
+    ] = None,
     dry_run: Annotated[bool, typer.Option("--dry-run", help="With --prune: free nothing; say what would be.")] = False,
     output: TableOutput = TableFormat.table,
 ) -> None:
@@ -94,11 +100,14 @@ def cache(
     from tfjob.datasets.cache import Cache  # noqa: PLC0415  # only for this
     from tfjob.datasets.eviction import evict, usage  # noqa: PLC0415
 
+    if not prune and (dry_run or keep_gib is not None):
+        given = "--dry-run" if dry_run else "--keep-gib"
+        raise UsageError(f"{given} says how to free the cache, and --prune is missing", "Add --prune, or leave it out.")
     workspace = find_workspace()
     config = workspace.config if workspace else default_config()
     kept = Cache(config.dataset_cache)
     before = usage(kept)
-    gone = evict(kept, limit_bytes=int(keep_gib * _GIB), dry_run=dry_run) if prune else None
+    gone = evict(kept, limit_bytes=int((keep_gib or 0) * _GIB), dry_run=dry_run) if prune else None
     if output is not TableFormat.table:
         document = {
             "path": str(kept.root),
