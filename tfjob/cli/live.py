@@ -240,7 +240,7 @@ class LiveRun:
             if self._spinner:
                 self._spinner.print(f"  {line}")
             else:
-                self._say(f"  {line}", "dim")
+                self._put(f"  {line}", "dim")
 
     def _stop_spinner(self) -> None:
         if self._spinner:
@@ -248,8 +248,10 @@ class LiveRun:
             self._spinner = None
 
     def _say(self, text: str, style: str = "") -> None:
+        self._put(in_lines(text), style)
+
+    def _put(self, text: str, style: str) -> None:
         sys.stdout.flush()
-        text = in_lines(text)
         line = colored(text, style, self._screen) if self._is_terminal else f"tfjob: {text}"
         print(line, file=self._screen, flush=True)
 
