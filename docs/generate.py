@@ -201,11 +201,13 @@ _TASK_VARIABLES = {
     "TFJOB_OUTPUT_DIR": "What `./outputs` is.",
     "TFJOB_LOG_DIR": "What `./logs` is.",
     "TFJOB_DATASET_NAME": "Where the dataset `name` is: one variable for each dataset, its name in capitals.",
+    "TFJOB_OUTPUTS_NAME": "Where the named output `name` is: one variable for each of `outputs.named`, its name in capitals.",
 }
 
 _SAMPLE_JOB = """\
 command: "true"
 dataset: {name: {paths: .}}
+outputs: {named: {name: {type: directory}}}
 environment: {conda: {dependencies: [python]}}
 distribution: {type: tensorflow}
 """
@@ -381,7 +383,10 @@ def command_line() -> str:
         (
             "`RUN` is a run's id, the start of one id, or `latest`. Runs are looked for in the workspace: the nearest "
             "`.tfjob` from the current folder upward, or the one in the folder that `TFJOB_WORKSPACE` names. What tasks "
-            "print goes to stdout, what tfjob has to say goes to stderr; with `-o json`, stdout is one JSON document."
+            "print goes to stdout, what tfjob has to say goes to stderr; with `-o json`, stdout is one JSON document. "
+            "Where a command ends with a message on stderr instead, stdout is empty, and the exit code tells. Commands that "
+            "look for problems (`validate`, `doctor`, `compute test`) print the document of what they found, and those that "
+            "follow a run its record, however it ended."
         ),
     ]
     for name, command in _commands(group, context):

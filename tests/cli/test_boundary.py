@@ -12,6 +12,8 @@ from typing import TYPE_CHECKING
 import pytest
 from support import PROGRAM
 
+from tfjob.cli.main import COMMANDS, GROUPS
+from tfjob.cli.suggestions import _OTHER_WORDS, hint_for
 from tfjob.cli.system_errors import explain
 from tfjob.targets.docker_engine import probe_docker
 
@@ -147,6 +149,44 @@ def test_a_command_that_is_not_there(tfjob: Tfjob) -> None:
     assert told(run(tfjob, "$tfjob list --lmit 3"))[-1].startswith("Error: No such option: --lmit")
 
 
+def test_what_other_tools_call_it_is_known() -> None:
+    for word, meant in {
+        "run": "submit",
+        "ps": "list",
+        "kill": "cancel",
+        "tail": "logs -f",
+        "prune": "env prune, or dataset cache --prune",
+        "lock": "env lock",
+        "env delete": "env remove",
+        "env ls": "env list",
+        "dataset remove": "dataset delete",
+        "compute remove": "compute delete",
+        "compute tset": "compute test",
+    }.items():
+        group, _, name = word.rpartition(" ")
+        assert hint_for(name, group) == f"Did you mean {meant}?"
+    assert "rm -r .tfjob/runs/RUN" in hint_for("delete")
+    assert hint_for("xyz", "env") == "See what there is: tfjob env --help"
+
+
+def test_every_word_that_is_suggested_is_a_command() -> None:
+    for group, words in _OTHER_WORDS.items():
+        for word, meant in words.items():
+            assert word not in (GROUPS[group] if group else COMMANDS)
+            for one in meant.split(", or "):
+                first, *more = one.split()
+                assert first in COMMANDS
+                assert first not in GROUPS or more[0] in GROUPS[first]
+
+
+def test_numbers_that_are_none_are_told_with_what_is_allowed(tfjob: Tfjob) -> None:
+    assert (
+        "'10m' is not a valid number of seconds from 0." in tfjob("wait", "x", "--timeout", "10m", exit_code=2).stderr
+    )
+    assert "'x' is not a valid whole number from 1." in tfjob("logs", "x", "--tail", "x", exit_code=2).stderr
+    assert "  --tail N " in tfjob("logs", "--help").stdout
+
+
 def test_help_is_help(tfjob: Tfjob) -> None:
     assert tfjob("help").stdout == tfjob("--help").stdout
 
@@ -169,8 +209,13 @@ def test_a_list_passes_over_what_it_can_not_read_or_recover(tfjob: Tfjob) -> Non
     tfjob.write(".tfjob/runs/newer/record.json", json.dumps({**going_on, "id": "newer", "tasks": "of another version"}))
     tfjob.write(".tfjob/runs/locked/record.json", json.dumps({**going_on, "id": "locked"}))
     (tfjob.run_directory("locked") / "supervisor.lock").mkdir()  # can't be locked, whoever asks
+    tfjob.write(".tfjob/runs/no-record/job.yml", "")
+    tfjob.write(".tfjob/runs/.new-being-made/job.yml", "")
     for arguments in (["list"], ["list", "-n", "10"]):
-        lines = tfjob(*arguments).stdout.splitlines()[1:]
+        done = tfjob(*arguments)
+        told = "tfjob: 5 runs can't be read: a-list, no-date, no-json, no-record, no-text; "
+        assert done.stderr.startswith(told)
+        lines = done.stdout.splitlines()[1:]
         assert sorted(line.split()[0] for line in lines) == sorted([good, "newer", "locked"])
     assert tfjob("show", "locked").stdout.startswith("locked  Running")
 

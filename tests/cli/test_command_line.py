@@ -5,6 +5,7 @@ import json
 import re
 import subprocess
 import sys
+from dataclasses import replace
 from pathlib import Path
 
 import pytest
@@ -163,6 +164,28 @@ def test_doctor_says_what_is_there(tfjob: Tfjob) -> None:
     assert findings["uv"]["found"].startswith("uv ")
     assert {"workspace", "environments", "leases", "GPUs", "MPI", "Docker", "Slurm"} <= set(findings)
     assert all(finding["what_to_do"] for finding in findings.values() if finding["status"] != "ok")
+
+
+def findings_of(tfjob: Tfjob, **environ: str) -> dict[str, dict[str, str]]:
+    """What doctor finds where something is broken."""
+    done = replace(tfjob, environ={**tfjob.environ, **environ})("doctor", "-o", "json", exit_code=5)
+    return {finding["name"]: finding for finding in json.loads(done.stdout)}
+
+
+def test_doctor_looks_on_where_something_is_broken(tfjob: Tfjob) -> None:
+    tfjob("init")
+    tfjob.write(".tfjob/config.yml", "stor: x")
+    found = findings_of(tfjob)
+    assert found["workspace"]["status"] == "broken"
+    assert found["workspace"]["found"].startswith(f"{tfjob.directory}/.tfjob/config.yml:1:1: ")
+    assert found["environments"]["status"] == found["uv"]["status"] == "ok"
+    found = findings_of(tfjob, TFJOB_WORKSPACE="/nowhere")
+    assert found["workspace"]["found"] == "TFJOB_WORKSPACE names /nowhere, and there is no workspace"
+    assert found["environments"]["status"] == "ok"
+    found = findings_of(tfjob, TFJOB_STORE="a/b")
+    assert found["environments"]["found"].startswith("TFJOB_STORE is a/b")
+    found = findings_of(tfjob, TFJOB_STORE="/proc/x")
+    assert found["environments"]["found"].startswith("/proc/x can't be written: ")
 
 
 def test_completion_offers_run_ids(tfjob: Tfjob) -> None:

@@ -71,6 +71,14 @@ def test_what_can_not_be_written_is_named(tfjob: Tfjob) -> None:
     assert error.splitlines()[-1] == "tfjob: got/best can't be written: Is a directory"
 
 
+def test_a_run_without_outputs_has_none(tfjob: Tfjob) -> None:
+    tfjob.write("job.yml", "name: job\ncommand: 'true'")
+    tfjob("submit", "job.yml")
+    first, hint = tfjob("download", "latest", exit_code=3).stderr.splitlines()
+    assert first.endswith(" has no outputs")
+    assert "--prefix logs/" in hint
+
+
 def test_what_can_not_be_read_is_named(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.chdir(tmp_path)
     memory = Path("/proc/self/mem")  # opens, and gives EIO when read at 0

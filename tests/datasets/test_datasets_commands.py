@@ -47,6 +47,21 @@ def test_a_changed_dataset_needs_a_word(job: Tfjob, web: WebServer) -> None:
     assert "versions    2, 1" in job("dataset", "show", "words").stdout
 
 
+def test_an_older_version_is_refreshed_by_its_own_paths(job: Tfjob) -> None:
+    job.write("x/a", "x")
+    job.write("y/a", "y")
+    job("dataset", "create", "--name", "words", "--path", "x")
+    job("dataset", "create", "--name", "words", "--path", "y", "--new-version")
+    assert "Unchanged: words@1" in job("dataset", "create", "--name", "words@1", "--refresh").stdout
+    job.write("x/a", "more of x")
+    hint = job("dataset", "download", "words@1", "--to", "o", exit_code=4).stderr.splitlines()[-1]
+    assert hint.endswith(": tfjob dataset create --name words@1 --refresh")
+    assert "Registered words@3" in job("dataset", "create", "--name", "words@1", "--refresh").stdout
+    job("dataset", "download", "words@3", "--to", "o")
+    assert (job.directory / "o" / "a").read_text() == "more of x"
+    assert "no version '7'" in job("dataset", "create", "--name", "words@7", "--refresh", exit_code=3).stderr
+
+
 def test_all_problems_of_a_file_are_told_at_once(job: Tfjob) -> None:
     job.write(
         "words.yml",
@@ -146,11 +161,19 @@ def test_a_dataset_is_downloaded(job: Tfjob, web: WebServer) -> None:
     assert job("dataset", "download", "words", "--to", "here").stdout == "2 files (12 B) in here\n"
     assert (job.directory / "here" / "a.txt").read_text() == "content"
     assert (job.directory / "here" / "deep" / "l.txt").read_text() == "local"
+    assert job("dataset", "download", "words", "--to", "here").stdout == "2 files (12 B) in here\n"
+    (job.directory / "here" / "a.txt").write_text("of mine")
     refused = job("dataset", "download", "words", "--to", "here", exit_code=2)
-    assert "2 files already in here" in refused.stderr
-    (job.directory / "here" / "a.txt").write_text("mine")
+    assert "1 file with other contents already in here, such as a.txt; nothing was copied" in refused.stderr
     job("dataset", "download", "words", "--to", "here", "--overwrite")
     assert (job.directory / "here" / "a.txt").read_text() == "content"
+
+
+def test_a_download_goes_to_a_directory(job: Tfjob) -> None:
+    file = job.write("data/a", "x")
+    job("dataset", "create", "--name", "words", "--path", "data")
+    refused = job("dataset", "download", "words", "--to", str(file), exit_code=2)
+    assert refused.stderr.startswith("tfjob: data/a is there, and is no directory\n")
 
 
 def test_a_download_that_fails_leaves_nothing(job: Tfjob, web: WebServer) -> None:
@@ -159,6 +182,13 @@ def test_a_download_that_fails_leaves_nothing(job: Tfjob, web: WebServer) -> Non
     web.put("a.txt", b"content", Status(404))
     assert "there is no file" in job("dataset", "download", "words", exit_code=4).stderr
     assert not (job.directory / "words").exists()
+
+
+@pytest.mark.parametrize("option", [("--dry-run",), ("--keep-gib", "1")])
+def test_what_belongs_to_pruning_is_refused_without_it(job: Tfjob, option: tuple[str, ...]) -> None:
+    refused = job("dataset", "cache", *option, exit_code=2).stderr
+    assert refused.startswith(f"tfjob: {option[0]} says how to free the cache, and --prune is missing\n")
+    job("dataset", "cache", "--prune", *option)
 
 
 def test_a_dataset_in_use_is_not_deleted(job: Tfjob) -> None:

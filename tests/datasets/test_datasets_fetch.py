@@ -13,10 +13,11 @@ import pytest
 from web_server import Cut, Fault, Hang, Raw, Redirect, Slow, Status, WebServer
 
 from tfjob.datasets.cache import Cache
-from tfjob.datasets.fetch import fetch
+from tfjob.datasets.fetch import _progress, fetch
 from tfjob.datasets.index import Known
 from tfjob.datasets.sizes import web_sizes
-from tfjob.datasets.wanted import Settings, Wanted
+from tfjob.datasets.standby import Standby
+from tfjob.datasets.wanted import Settings, Transfer, Wanted
 from tfjob.errors import ExitCode, PreparationError
 from tfjob.spec import addresses
 
@@ -314,7 +315,14 @@ def test_a_registered_content_that_has_changed_is_refused(web: WebServer, cache:
     ):
         with pytest.raises(PreparationError, match=f"has changed since digits@1 was registered: {message}") as caught:
             got(cache, url, mark=mark, size=size)
-        assert "tfjob dataset create --name digits --refresh" in caught.value.hint
+        assert "tfjob dataset create --name digits@1 --refresh" in caught.value.hint
+
+
+def test_what_is_complete_is_told_as_complete(cache: Cache) -> None:
+    transfer = Transfer(cache, Settings(), Standby(), done_bytes=3_000_008, total_bytes=3_000_008)
+    assert _progress(3, 3, transfer, 1.0).startswith("fetching data: 3 of 3 files, 4 of 4 MB, ")
+    transfer.done_bytes = 2_999_999
+    assert _progress(2, 3, transfer, 1.0).startswith("fetching data: 2 of 3 files, 2 of 4 MB, ")
 
 
 def test_a_registered_content_in_the_cache_outlives_its_server(web: WebServer, cache: Cache) -> None:

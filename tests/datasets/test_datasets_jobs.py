@@ -97,7 +97,7 @@ def test_a_version_never_changes(job: Tfjob, web: WebServer) -> None:
     web.put("a.txt", b"other")
     failed = job("submit", "job.yml", exit_code=4)
     assert "a.txt has changed since words@1 was registered" in failed.stderr
-    assert "tfjob dataset create --name words --refresh" in failed.stderr
+    assert "tfjob dataset create --name words@1 --refresh" in failed.stderr
     assert "Registered words@2" in job("dataset", "create", "--name", "words", "--refresh").stdout
     assert "other" in job("submit", "job.yml").stdout
     assert "first" in job("rerun", run).stdout

@@ -59,3 +59,9 @@ def test_they_can_be_solved_and_nothing_in_them_is_known_to_fail(name: str) -> N
     if name.endswith("gpu"):
         assert packages["nvidia-cuda-runtime-cu12"].startswith("12.2." if version == "2.15" else "12.5.")
         assert packages["nvidia-cudnn-cu12"].startswith("8.9." if version == "2.15" else "9.3.")
+
+
+def test_a_name_without_its_device_is_that_for_every_machine() -> None:
+    with pytest.raises(NotFound) as caught:
+        find("tfjob-tensorflow-2.18", None)
+    assert caught.value.hint == "Did you mean tfjob-tensorflow-2.18-cpu?"

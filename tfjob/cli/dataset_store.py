@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+import filecmp
+import os
 import time
 from pathlib import Path
 from typing import Annotated
@@ -26,7 +28,7 @@ def download(
     to: Annotated[
         Path | None, typer.Option(help="Where to; made if it is not there. [default: ./NAME]", show_default=False)
     ] = None,
-    overwrite: Annotated[bool, typer.Option("--overwrite", help="Replace files that are there.")] = False,
+    overwrite: Annotated[bool, typer.Option("--overwrite", help="Replace files that are there and differ.")] = False,
 ) -> None:
     """Copy the files of a dataset to a directory; those behind addresses are fetched into the cache first."""
     from tfjob.datasets.cache import Cache  # noqa: PLC0415  # only for this
@@ -36,10 +38,18 @@ def download(
     workspace = open_workspace()
     found = find_registered(dataset, workspace.datasets)
     target = (to or Path(dataset.partition("@")[0])).absolute()
-    there = [name for _, name, _ in found.files if (target / name).exists()]
-    if there and not overwrite:
+    if target.exists() and not target.is_dir():
+        raise UsageError(f"{shown_path(target)} is there, and is no directory", "Name another with --to.")
+    marks = found.marks or ("",) * len(found.files)
+    differing = [
+        name
+        for (source, name, _), mark in zip(found.files, marks, strict=True)
+        if not overwrite and (target / name).exists() and not _is_same(target / name, source, mark)
+    ]
+    if differing:
         raise UsageError(
-            f"{plural(len(there), 'file')} already in {shown_path(target)}, such as {there[0]}; nothing was copied",
+            f"{plural(len(differing), 'file')} with other contents already in {shown_path(target)}, such as {differing[0]}; "
+            "nothing was copied",
             "Name another directory with --to, or add --overwrite.",
         )
     with building(f"Fetching {found.registered}") as screen:
@@ -54,12 +64,35 @@ def download(
     print(f"{plural(len(found.files), 'file')} ({size(total)}) in {shown_path(target)}")
 
 
+def _is_same(there: Path, source: str, mark: str) -> bool:
+    """Whether a file holds what the source of a dataset's file does; of one that was never fetched nobody knows it."""
+    from tfjob.datasets.files import is_address  # noqa: PLC0415  # only for this
+    from tfjob.durable import file_digest  # noqa: PLC0415
+
+    if not there.is_file():
+        return False
+    kind, _, sha256 = mark.partition(":")
+    try:
+        if is_address(source):
+            return kind in ("seen", "sha256") and file_digest(there) == sha256
+        return filecmp.cmp(source, there, shallow=False)
+    except OSError as error:
+        path = shown_path(os.fsdecode(error.filename or there))
+        raise UsageError(f"{path} can't be read: {error.strerror or error}") from error
+
+
 def cache(
     prune: Annotated[bool, typer.Option("--prune", help="Free what no run uses.")] = False,
     keep_gib: Annotated[
-        float,
-        typer.Option("--keep-gib", min=0, metavar="N", help="With --prune: keep so many GiB of what was used last."),
-    ] = 0.0,
+        float | None,
+        typer.Option(
+            "--keep-gib",
+            min=0,
+            metavar="N",
+            help="With --prune: keep so many GiB of what was used last. [default: 0]",
+            show_default=False,
+        ),
+    ] = None,
     dry_run: Annotated[bool, typer.Option("--dry-run", help="With --prune: free nothing; say what would be.")] = False,
     output: TableOutput = TableFormat.table,
 ) -> None:
@@ -67,11 +100,14 @@ def cache(
     from tfjob.datasets.cache import Cache  # noqa: PLC0415  # only for this
     from tfjob.datasets.eviction import evict, usage  # noqa: PLC0415
 
+    if not prune and (dry_run or keep_gib is not None):
+        given = "--dry-run" if dry_run else "--keep-gib"
+        raise UsageError(f"{given} says how to free the cache, and --prune is missing", "Add --prune, or leave it out.")
     workspace = find_workspace()
     config = workspace.config if workspace else default_config()
     kept = Cache(config.dataset_cache)
     before = usage(kept)
-    gone = evict(kept, limit_bytes=int(keep_gib * _GIB), dry_run=dry_run) if prune else None
+    gone = evict(kept, limit_bytes=int((keep_gib or 0) * _GIB), dry_run=dry_run) if prune else None
     if output is not TableFormat.table:
         document = {
             "path": str(kept.root),

@@ -8,6 +8,7 @@ from typing import TYPE_CHECKING, Annotated, Any
 
 import typer
 
+from tfjob.cli.escaping import in_line, in_lines
 from tfjob.cli.options import TableFormat, TableOutput, complete_dataset
 from tfjob.cli.output import colored, plural, print_document, print_table, size
 from tfjob.errors import UsageError
@@ -60,7 +61,10 @@ def create(
     new_version: Annotated[bool, typer.Option("--new-version", help="Keep it beside the versions there are.")] = False,
     refresh: Annotated[
         bool,
-        typer.Option("--refresh", help="A new version of the paths registered under --name, if their content changed."),
+        typer.Option(
+            "--refresh",
+            help="A new version of the paths registered under --name (NAME or NAME@VERSION), if their content changed.",
+        ),
     ] = False,
     output: TableOutput = TableFormat.table,
 ) -> None:
@@ -154,10 +158,10 @@ def show(dataset: DatasetName, output: TableOutput = TableFormat.table) -> None:
     ]
     for key, text in facts:
         if text:
-            print(f"  {key.ljust(11)} {text}")
+            print(f"  {key.ljust(11)} {in_lines(text)}")
     for number, one in enumerate(content["paths"]):
         sum_of = f"  sha256 {one['sha256']}" if "sha256" in one else ""
-        print(f"  {('' if number else 'paths').ljust(11)} {one['path']}{sum_of}")
+        print(f"  {('' if number else 'paths').ljust(11)} {in_line(one['path'])}{sum_of}")
     if runs:
         print()
         rows = [(run["id"], run["state"], run["created"][:19].replace("T", " ")) for run in runs]

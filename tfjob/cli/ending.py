@@ -6,6 +6,7 @@ import json
 from pathlib import Path
 from typing import TextIO
 
+from tfjob.cli.escaping import in_lines
 from tfjob.cli.output import STATE_STYLES, colored, duration, plural, shown_path, size, uses_color
 from tfjob.errors import ExitCode
 from tfjob.runs.record import Record, seconds
@@ -19,11 +20,11 @@ def print_end(record: Record, screen: TextIO) -> None:
     phases = "" if uses_color(screen) else _phases(record)
     print(f"{state} in {duration(record.duration_s)}{phases}", file=screen)
     for attempt in record.attempts:
-        print(f"  {f'attempt {attempt.number}'.ljust(9)} {attempt.failure.told}", file=screen)
+        print(f"  {f'attempt {attempt.number}'.ljust(9)} {in_lines(attempt.failure.told)}", file=screen)
     if record.failure:
         _print_failure(record, screen)
     for note in record.notes:
-        print(f"  note      {note}", file=screen)
+        print(f"  note      {in_lines(note)}", file=screen)
     for name, text in (*_places(record), *_next(record)):
         print(f"  {name.ljust(9)} {text}", file=screen)
 
@@ -77,9 +78,9 @@ def _print_failure(record: Record, screen: TextIO) -> None:
     if failure is None:
         return
     who = f"{failure.task} on {failure.node} " if failure.task else ""
-    first, *more = f"{who}{failure.message}".splitlines()
+    first, *more = in_lines(f"{who}{failure.message}").splitlines()
     print(f"  {colored('cause'.ljust(9), 'red', screen)} {first}", file=screen)
-    for line in (*more, *failure.hint.splitlines()):
+    for line in (*more, *in_lines(failure.hint).splitlines()):
         print(f"            {line}", file=screen)
     if failure.log_tail:
         print(f"  last lines of {failure.task}:", file=screen)

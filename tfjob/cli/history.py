@@ -11,6 +11,7 @@ from typing import TYPE_CHECKING, Annotated
 
 import typer
 
+from tfjob.cli.escaping import in_line, in_lines
 from tfjob.cli.listing import print_runs
 from tfjob.cli.options import RunName, TableFormat, TableOutput
 from tfjob.cli.output import STATE_STYLES, colored, duration, plural, print_document, print_table, shown_path, size
@@ -94,6 +95,8 @@ def logs(
     if not record.is_over:
         try_recover(directory, record)
         print(f"tfjob: {record.state}; `tfjob logs -f {record.id}` goes on", file=sys.stderr)
+    else:
+        _explain_silence(directory, record, names)
 
 
 def _follow(directory: RunDirectory, names: list[str], begin: tuple[int, dict[str, int]], output: TaskOutput) -> None:
@@ -124,6 +127,35 @@ def _follow(directory: RunDirectory, names: list[str], begin: tuple[int, dict[st
         print_stopped()
         raise typer.Exit(ExitCode.INTERRUPTED) from None
     print(f"tfjob: {record.state} in {duration(record.duration_s)}", file=sys.stderr)
+    _explain_silence(directory, record, names)
+
+
+def _explain_silence(directory: RunDirectory, record: Record, names: list[str]) -> None:
+    """Say why a run that is over has no log of any of these tasks. Raises NotFound where its logs were removed."""
+    if any(directory.log(name).exists() for name in names):
+        return
+    if record.attempts or any(task.started for task in record.tasks):
+        if directory.logs.is_dir():
+            return  # they have printed nothing
+        raise NotFound(
+            f"the logs of run {record.id} were removed: there is no {shown_path(directory.logs)}",
+            f"What is left of the run: tfjob show {record.id}",
+        )
+    cause = record.failure.told if record.failure else f"the run was {record.state.lower()} before"
+    print(in_lines(f"tfjob: no task started: {cause}"), file=sys.stderr)
+    print(f"  {_more_of_it(directory, record)}", file=sys.stderr)
+
+
+def _more_of_it(directory: RunDirectory, record: Record) -> str:
+    from tfjob.runs.follow import BUILD  # noqa: PLC0415  # only for logs
+
+    try:
+        is_told = directory.environment_log.stat().st_size > 0
+    except OSError:
+        is_told = False
+    if is_told:
+        return f"How its environment was made: tfjob logs {record.id} --task {BUILD}"
+    return f"All that is known of it: tfjob show {record.id}"
 
 
 def _task_names(directory: RunDirectory, wanted: list[str] | None) -> list[str]:
@@ -165,16 +197,16 @@ def _print_record(record: Record) -> None:
     ]
     for name, text in facts:
         if text:
-            print(f"  {name.ljust(11)} {text}")
+            print(f"  {name.ljust(11)} {in_lines(text)}")
     for note in record.notes:
-        print(f"  {'note'.ljust(11)} {note}")
+        print(f"  {'note'.ljust(11)} {in_lines(note)}")
     _print_phases_and_tasks(record)
     if record.failure:
         failure = record.failure
         who = f"{failure.task} on {failure.node} " if failure.task else ""
-        first, *more = f"{who}{failure.message}".splitlines()
+        first, *more = in_lines(f"{who}{failure.message}").splitlines()
         print(f"\n{colored('Cause', 'red', out)}: {first}")
-        for line in (*more, *failure.hint.splitlines()):
+        for line in (*more, *in_lines(failure.hint).splitlines()):
             print(f"  {line}")
         for line in failure.log_tail:
             print(f"    {line}")
@@ -184,7 +216,7 @@ def _print_record(record: Record) -> None:
         if record.output_count > 20:
             print(f"... and {record.output_count - 20} more: tfjob show {record.id} -o json")
     for path in record.left_in_work:
-        print(f"kept, though written outside of ./outputs: {path}")
+        print(f"kept, though written outside of ./outputs: {in_line(path)}")
 
 
 def _now(record: Record) -> str:

@@ -14,6 +14,7 @@ from collections.abc import Iterable, Iterator, Sequence
 from contextlib import contextmanager
 from typing import TYPE_CHECKING, Any, TextIO
 
+from tfjob.cli.escaping import in_lines
 from tfjob.cli.output import colored, duration, step_of, uses_color
 from tfjob.cli.task_output import TaskOutput
 from tfjob.errors import NotFound
@@ -80,7 +81,7 @@ class Spinner:
         self._lines: deque[str] = deque(maxlen=_BUILD_LINES)
         console = Console(file=screen, highlight=False)
         self._progress: Progress = Progress(
-            SpinnerColumn(),
+            SpinnerColumn("dots" if "utf" in (screen.encoding or "").lower() else "line"),
             TextColumn("{task.description}", markup=False, table_column=Column(no_wrap=True, overflow="ellipsis")),
             Bar(bar_width=20),
             Elapsed(),
@@ -239,7 +240,7 @@ class LiveRun:
             if self._spinner:
                 self._spinner.print(f"  {line}")
             else:
-                self._say(f"  {line}", "dim")
+                self._put(f"  {line}", "dim")
 
     def _stop_spinner(self) -> None:
         if self._spinner:
@@ -247,6 +248,9 @@ class LiveRun:
             self._spinner = None
 
     def _say(self, text: str, style: str = "") -> None:
+        self._put(in_lines(text), style)
+
+    def _put(self, text: str, style: str) -> None:
         sys.stdout.flush()
         line = colored(text, style, self._screen) if self._is_terminal else f"tfjob: {text}"
         print(line, file=self._screen, flush=True)

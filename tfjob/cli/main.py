@@ -5,7 +5,9 @@ What needs no parser is done without one: typer takes longer to load than most c
 
 from __future__ import annotations
 
+import codecs
 import gc
+import io
 import os
 import signal
 import sys
@@ -117,6 +119,7 @@ def group_help(group: str) -> str:
 def main() -> NoReturn:
     """Run the command line and leave with its exit code, without taking Python down piece by piece, which takes a while."""
     _open_missing_streams()
+    _take_every_text()
     gc.set_threshold(100_000)  # a command ends soon: what it reads is looked through for garbage, and there is none
     for number in _interrupts():
         signal.signal(number, _interrupt)
@@ -161,8 +164,10 @@ def _tell(error: TfjobError | Interrupted | OSError | RuntimeError) -> int:
         if explained is None:
             raise error
         lines, exit_code = [f"tfjob: {explained[0]}", f"  {explained[1]}"], ExitCode.BAD_INPUT
+    from tfjob.cli.escaping import in_lines  # noqa: PLC0415  # only for this
+
     with suppress(OSError):
-        print(*filter(str.strip, lines), sep="\n", file=sys.stderr)
+        print(*map(in_lines, filter(str.strip, lines)), sep="\n", file=sys.stderr)
     return exit_code
 
 
@@ -176,6 +181,23 @@ def _open_missing_streams() -> None:
     sys.stdin = sys.stdin or os.fdopen(0, closefd=False)
     sys.stdout = sys.stdout or os.fdopen(1, "w", closefd=False)
     sys.stderr = sys.stderr or os.fdopen(2, "w", closefd=False)
+
+
+def _take_every_text() -> None:
+    """Have stdout and stderr write what their encoding has no letter for as its number: no text may end a command."""
+    codecs.register_error("escape", _escaped)
+    for stream in (sys.stdout, sys.stderr):
+        if isinstance(stream, io.TextIOWrapper):
+            stream.reconfigure(errors="escape")
+
+
+def _escaped(error: UnicodeError) -> tuple[str, int]:
+    r"""What stands for letters that can't be encoded: \u2211, and \xff for a byte of a file's name that is no UTF-8."""
+    if not isinstance(error, UnicodeEncodeError):
+        raise error
+    from tfjob.cli.escaping import escaped  # noqa: PLC0415  # only for this
+
+    return escaped(error.object[error.start : error.end]), error.end
 
 
 def _interrupts() -> list[signal.Signals]:

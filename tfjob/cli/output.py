@@ -13,6 +13,8 @@ from collections.abc import Sequence
 from contextlib import suppress
 from typing import TYPE_CHECKING, Any, TextIO
 
+from tfjob.cli.escaping import in_line, in_lines
+
 if TYPE_CHECKING:
     from tfjob.foresight.pairings import Finding
 
@@ -60,7 +62,7 @@ def step_of(message: str) -> str:
 def print_document(value: Any, kind: str) -> None:
     """One document on stdout, and nothing else; `kind` is json or yaml."""
     if kind == "json":
-        print(json.dumps(value, indent=2, ensure_ascii=False))
+        print(_json(value))
         return
     import yaml  # noqa: PLC0415  # 18 ms that JSON and tables need not pay
 
@@ -71,17 +73,32 @@ def print_document(value: Any, kind: str) -> None:
         return dumper.represent_scalar("tag:yaml.org,2002:str", value, style="|" if "\n" in value else None)
 
     Dumper.add_representer(str, text)
-    print(yaml.dump(value, Dumper=Dumper, sort_keys=False, allow_unicode=True, width=120), end="")
+    print(yaml.dump(value, Dumper=Dumper, sort_keys=False, allow_unicode=_writes_utf8(), width=120), end="")
+
+
+def _json(value: Any) -> str:
+    """The value as JSON that any program reads: letters as they are if stdout is UTF-8 and all of them have one there."""
+    text = json.dumps(value, indent=2, ensure_ascii=False)
+    try:
+        if _writes_utf8() and text.encode():
+            return text
+    except UnicodeEncodeError:  # a name of a file that is no UTF-8
+        pass
+    return json.dumps(value, indent=2)
+
+
+def _writes_utf8() -> bool:
+    return (sys.stdout.encoding or "").lower().replace("-", "") == "utf8"
 
 
 def print_findings(findings: Sequence[Finding]) -> None:
     """What is known to fail, on stderr, before anything is started: what, the way out, and where that is known from."""
     for one in findings:
         with suppress(OSError):
-            print(colored("Warning:", "yellow", sys.stderr), one.message, file=sys.stderr)
+            print(colored("Warning:", "yellow", sys.stderr), in_lines(one.message), file=sys.stderr)
             for line in (one.way_out, one.source and f"Known from {one.source}."):
                 if line:
-                    print(f"  {line}", file=sys.stderr)
+                    print(f"  {in_lines(line)}", file=sys.stderr)
 
 
 def print_table(
@@ -93,9 +110,10 @@ def print_table(
 ) -> None:
     """Columns on stdout, as wide as they need to be; nothing is cut, so that names can be copied and piped.
 
-    With `fits`, the last column is prose, and on a terminal no line is longer than it is wide.
+    A row is one line, whatever is in it. With `fits`, the last column is prose, and on a terminal no line is longer than it is wide.
     """
-    table = [list(headers), *[list(row) for row in rows]]
+    table = [list(headers), *[[*row[:-1], " ".join(row[-1].split())] if fits else list(row) for row in rows]]
+    table = [[in_line(cell) for cell in row] for row in table]
     widths = [max(len(row[column]) for row in table) for column in range(len(headers))]
     if fits and sys.stdout.isatty():
         room = max(shutil.get_terminal_size().columns - sum(widths[:-1]) - 2 * len(widths[:-1]), 0)
@@ -124,7 +142,7 @@ def duration(seconds_taken: float) -> str:
 
 def shown_path(path: str | os.PathLike[str]) -> str:
     """A path for people: from the current folder if it is below that, else with ~ for the home directory, else as it is."""
-    text = os.fspath(path)
+    text = in_line(os.fspath(path))
     try:
         here = os.getcwd()
     except OSError:  # it was removed

@@ -35,16 +35,17 @@ class _Commands(TyperGroup):
         module, function, _ = self.table[cmd_name]
         one = typer.Typer(add_completion=False, rich_markup_mode=None, context_settings=_CONTEXT)
         one.command(name=cmd_name)(getattr(import_module(f"tfjob.cli.{module}"), function))
-        return typer.main.get_command(one)
+        command = typer.main.get_command(one)
+        for param in command.params:
+            _name_its_numbers(param)
+        return command
 
     def resolve_command(self, ctx: Any, args: list[str]) -> Any:
         if args and args[0] not in self.table and not args[0].startswith("-"):
-            from difflib import get_close_matches  # noqa: PLC0415  # only for the hint
+            from tfjob.cli.suggestions import hint_for  # noqa: PLC0415  # only for this
 
-            near = get_close_matches(args[0], self.table, n=1)
-            start = f"{self.group} " if self.group else ""
-            hint = f"Did you mean {start}{near[0]}?" if near else f"See what there is: tfjob {start}--help"
-            raise UsageError(f"there is no command {start + args[0]!r}", hint)
+            whole = f"{self.group} {args[0]}".strip()
+            raise UsageError(f"there is no command {whole!r}", hint_for(args[0], self.group))
         return super().resolve_command(ctx, args)
 
     def invoke(self, ctx: Any) -> Any:
@@ -55,6 +56,17 @@ class _Commands(TyperGroup):
 
     def format_help(self, ctx: Any, formatter: Any) -> None:
         formatter.write(group_help(self.group) if self.group else help_text())
+
+
+def _name_its_numbers(param: Any) -> None:
+    """Say what numbers an option takes where it is given none: the parser would speak of a float range."""
+    kind = param.type
+    if not kind.name.endswith("range"):
+        return
+    number = "whole number" if kind.name.startswith("int") else "number"
+    unit = " of seconds" if param.metavar == "SECONDS" else ""
+    kind.name = f"{number}{unit} from {kind.min:g}"
+    param.metavar = param.metavar or "N"
 
 
 def _group(name: str) -> typer.Typer:

@@ -10,7 +10,7 @@ import typer
 from tfjob.cli.options import TableFormat, TableOutput
 from tfjob.cli.output import colored, print_document
 from tfjob.errors import ExitCode
-from tfjob.workspace import find_workspace, make_workspace
+from tfjob.workspace import make_workspace
 
 __all__ = ["doctor", "init"]
 
@@ -34,7 +34,7 @@ def doctor(output: TableOutput = TableFormat.table) -> None:
 
     from tfjob.cli.checks import run_checks  # noqa: PLC0415
 
-    findings = run_checks(find_workspace())
+    findings = run_checks()
     if output is not TableFormat.table:
         print_document([finding._asdict() for finding in findings], output)
     else:

@@ -15,6 +15,7 @@ from typing import Annotated, NoReturn
 
 import typer
 
+from tfjob.cli.escaping import in_line
 from tfjob.cli.options import RunName
 from tfjob.cli.output import plural, shown_path, size
 from tfjob.errors import NotFound, UsageError
@@ -41,6 +42,12 @@ def download(
     directory = find_run(open_workspace(), run)
     target = (to or Path(directory.id)).absolute()
     found = [one for one in _artifacts(directory, prefix) if _can_be_kept(*one)]
+    if not found and prefix in ("", "outputs", "outputs/"):
+        raise NotFound(
+            f"run {directory.id} has no outputs",
+            f"What its tasks printed: tfjob logs {directory.id}; its logs as files: "
+            f"tfjob download {directory.id} --prefix logs/",
+        )
     if not found:
         raise NotFound(
             f"run {directory.id} has no file that starts with {prefix!r}", f"See what it has: tfjob show {directory.id}"
@@ -91,7 +98,7 @@ def _can_be_kept(source: Path, name: str) -> bool:
     if stat.S_ISREG(mode) or stat.S_ISLNK(mode):
         return True
     kind = "pipe" if stat.S_ISFIFO(mode) else "socket" if stat.S_ISSOCK(mode) else "device"
-    print(f"tfjob: {name} is left out: it is a {kind}", file=sys.stderr)
+    print(f"tfjob: {in_line(name)} is left out: it is a {kind}", file=sys.stderr)
     return False
 
 

@@ -355,4 +355,6 @@ def _progress(done: int, count: int, transfer: Transfer, elapsed_s: float) -> st
     files = f"{done} of {count} files" if count > 1 else "1 file"
     received, total = transfer.done_bytes, max(transfer.total_bytes, transfer.done_bytes)
     rate = received / _MB / max(elapsed_s, 0.001)
-    return f"fetching data: {files}, {received // _MB} of {-(-total // _MB)} MB, {rate:.1f} MB/s"
+    total_mb = -(-total // _MB)
+    received_mb = received // _MB if received < total else total_mb
+    return f"fetching data: {files}, {received_mb} of {total_mb} MB, {rate:.1f} MB/s"

@@ -82,21 +82,23 @@ def register(asked: Asked, root: Path, settings: Settings, *, new_version: bool 
 
 
 def refresh(name: str, root: Path, settings: Settings) -> Entry:
-    """Register what the paths of ``name`` name now as a new version, if that is another content than its latest version's.
+    """Register what the paths of ``name`` or ``name@version`` name now as a new version, if that is another content.
 
     Raises NotFound, and PreparationError as `register` does.
     """
-    latest = assets(root).find(name.partition("@")[0])
-    paths = latest.content["paths"]
+    before = assets(root).find(name)
+    paths = before.content["paths"]
     asked = Asked(
         tuple(one["path"] for one in paths),
         tuple((one["path"], one["sha256"]) for one in paths if "sha256" in one),
-        latest.name,
-        description=latest.description,
-        tags=latest.tags,
+        before.name,
+        description=before.description,
+        tags=before.tags,
     )
     found = _looked_up(find(asked.paths, asked.sha256), settings)
     untold = any(is_address(source) and not mark for (source, _, _), mark in _marked(found))
+    if not untold and found.digest == before.content["listing"]:
+        return replace(before, is_new=False)
     fresh = {"looked_at": round(time.time(), 3)} if untold else {}  # nothing else may tell it from the version before
     return _kept(asked, found, root, new_version=True, fresh=fresh)
 
@@ -155,7 +157,7 @@ def listed(entry: Entry, root: Path) -> list[tuple[str, str, int, int | str]]:
     except (OSError, ValueError, IndexError, TypeError) as error:
         raise PreparationError(
             f"what the dataset {entry.full_name} holds can't be read from {path}: {error}",
-            f"Register it again: tfjob dataset create --name {entry.name} --refresh",
+            f"Register it again: tfjob dataset create --name {entry.full_name} --refresh",
         ) from error
 
 
@@ -185,7 +187,7 @@ def _refuse_other(entry: Entry, first: Mapping[str, tuple[int, str]], now: Mappi
     if changed:
         raise PreparationError(
             f"{shown_address(changed[0])} has changed since another run was the first to use {entry.full_name}",
-            f"A version never changes. Make a new one of what is there now: tfjob dataset create --name {entry.name} --refresh",
+            f"A version never changes. Make a new one of what is there now: tfjob dataset create --name {entry.full_name} --refresh",
         )
 
 
@@ -260,7 +262,7 @@ def _refuse_changed(entry: Entry, rows: Sequence[tuple[str, str, int, int | str]
     more = f" and {len(changes) - _SHOWN} more" if len(changes) > _SHOWN else ""
     raise PreparationError(
         f"the dataset {entry.full_name} has changed since it was registered: {', '.join(changes[:_SHOWN])}{more}",
-        f"A version never changes. Make a new one of what is there now: tfjob dataset create --name {entry.name} --refresh",
+        f"A version never changes. Make a new one of what is there now: tfjob dataset create --name {entry.full_name} --refresh",
     )
 
 

@@ -113,10 +113,9 @@ def changed(wanted: Wanted, how: str) -> PreparationError:
     if "@" not in wanted.of:
         message = f"{shown_address(wanted.source)} has changed since it was looked at for {wanted.of}: {how}"
         return PreparationError(message, "Submit the job again.")
-    name = wanted.of.partition("@")[0]
     return PreparationError(
         f"{shown_address(wanted.source)} has changed since {wanted.of} was registered: {how}",
-        f"A version never changes. Make a new one of what is there now: tfjob dataset create --name {name} --refresh",
+        f"A version never changes. Make a new one of what is there now: tfjob dataset create --name {wanted.of} --refresh",
     )
 
 

@@ -62,15 +62,17 @@ def find_run(workspace: Workspace, name: str) -> RunDirectory:
     raise NotFound(f"there is no run {name!r}", hint)
 
 
-def list_summaries(workspace: Workspace) -> list[Summary]:
-    """All runs, the newest first. A directory whose record can't be read is passed over."""
+def list_summaries(workspace: Workspace, unread: list[str] | None = None) -> list[Summary]:
+    """All runs, the newest first. One whose record can't be read is passed over; its id is added to `unread`."""
     summaries = []
     for name in _ids(workspace):
         try:
             document = json.loads(RunDirectory(workspace.runs / name).record.read_bytes())
             summaries.append(_summary(document))
         except (OSError, ValueError, KeyError, TypeError):
-            continue
+            # A new run gets its name when it has its record, so this one is damaged; a file is no run.
+            if unread is not None and (workspace.runs / name).is_dir():
+                unread.append(name)
     return sorted(summaries, key=lambda summary: summary.created, reverse=True)
 
 

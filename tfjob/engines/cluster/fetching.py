@@ -93,11 +93,12 @@ class Fetching:
     @property
     def progress(self) -> str:
         """How far the nodes are, in words."""
-        total_mb = -(-self.tree.size_bytes // _MB)
+        count, total = len(self.tree.files), self.tree.size_bytes
+        total_mb = -(-total // _MB)
         each = {
             **{name: f"{name} waits for {who}, which fetches it" for name, who in list(self.others.items())},
             **{
-                name: f"{name} {files} of {len(self.tree.files)} files, {received // _MB} of {total_mb} MB"
+                name: f"{name} {files} of {count} files, {received // _MB if received < total else total_mb} of {total_mb} MB"
                 for name, (files, received) in list(self.done.items())
             },
         }
