@@ -97,7 +97,7 @@ def refresh(name: str, root: Path, settings: Settings) -> Entry:
     )
     found = _looked_up(find(asked.paths, asked.sha256), settings)
     untold = any(is_address(source) and not mark for (source, _, _), mark in _marked(found))
-    if not untold and found.digest == before.content["listing"]:
+    if not untold and _listing(found) == before.content["listing"]:
         return replace(before, is_new=False)
     fresh = {"looked_at": round(time.time(), 3)} if untold else {}  # nothing else may tell it from the version before
     return _kept(asked, found, root, new_version=True, fresh=fresh)
@@ -193,7 +193,7 @@ def _refuse_other(entry: Entry, first: Mapping[str, tuple[int, str]], now: Mappi
 
 def _kept(asked: Asked, found: DatasetFiles, root: Path, *, new_version: bool, fresh: Mapping[str, Any]) -> Entry:
     sums = dict(asked.sha256)
-    listing = digest_of([found.digest, [source for source, _, _ in found.files]])
+    listing = _listing(found)
     content = {
         "paths": [{"path": path, **({"sha256": sums[path]} if path in sums else {})} for path in asked.paths],
         "file_count": len(found.files),
@@ -221,6 +221,11 @@ def _kept(asked: Asked, found: DatasetFiles, root: Path, *, new_version: bool, f
         description=asked.description,
         tags=asked.tags,
     )
+
+
+def _listing(found: DatasetFiles) -> str:
+    """The key of a listing: of what was found, and of where each file was."""
+    return digest_of([found.digest, [source for source, _, _ in found.files]])
 
 
 def _signed(found: DatasetFiles) -> list[tuple[str, str, int, int | str]]:
