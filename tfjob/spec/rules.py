@@ -247,6 +247,12 @@ def _outputs(view: View) -> Iterator[Problem]:
             found = f"found {quoted(path)}"
         elif not PurePosixPath(path).parts or not path.strip():
             found = f"found {quoted(path)}, the working directory itself"
+        elif PurePosixPath(path).parts[0] == "logs":
+            message = (
+                f"found {quoted(path)}, and logs is kept already, as the run's logs/user; another directory is allowed"
+            )
+            yield node.place.problem(where, message, "Remove it.")
+            continue
         else:
             continue
         message = f"{found}; a directory inside the working directory is allowed"
