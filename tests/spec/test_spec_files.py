@@ -60,6 +60,13 @@ Problems = Callable[..., list[str]]
             ),
         ),
         (
+            "command: x\ndataset:\n  a: {paths: [data, bare]}",
+            (
+                'job.yml:3:21: dataset.a.paths[1]: found "bare", which has no file in it; a path with files is allowed. '
+                "It is looked for as {folder}/bare."
+            ),
+        ),
+        (
             "command: x\ndataset: {a: {paths: dat}}",
             (
                 'job.yml:2:22: dataset.a.paths: found "dat", which does not exist; an existing file or directory is allowed. '
@@ -83,6 +90,7 @@ Problems = Callable[..., list[str]]
     ],
 )
 def test_one_problem(problems_of: Problems, folder: Path, text: str, expected: str) -> None:
+    (folder / "bare" / "in").mkdir(parents=True)
     assert problems_of(text) == [
         expected.format(folder=folder).removesuffix(".") if "{folder}" in expected else expected
     ]
