@@ -35,6 +35,13 @@ Problems = Callable[..., list[str]]
             ),
         ),
         (
+            "code: src\nscript: train.py --lr 3",
+            (
+                'job.yml:2:9: script: found "train.py --lr 3", which is not in "src"; a file of the code directory is allowed. '
+                "Write script: train.py, and the rest under arguments: a list, one argument an item."
+            ),
+        ),
+        (
             "code: src\nscript: other.py",
             (
                 'job.yml:2:9: script: found "other.py", which is not in "src"; a file of the code directory is allowed. '

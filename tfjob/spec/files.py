@@ -69,7 +69,11 @@ def _code(view: View, base_dir: Path) -> Iterator[Problem]:
     elif script is not None and not leaves(script) and not os.path.isfile(directory / script):
         message = f"found {quoted(script)}, which is not in {quoted(code)}; a file of the code directory is allowed"
         guess = _nearest_file(directory, script)
-        yield view.problem_at_value(("script",), message, f"Did you mean {guess}?" if guess else "")
+        hint = f"Did you mean {guess}?" if guess else ""
+        program, _, rest = script.strip().partition(" ")
+        if rest and os.path.isfile(directory / program):
+            hint = f"Write script: {program}, and the rest under arguments: a list, one argument an item."
+        yield view.problem_at_value(("script",), message, hint)
     elif script is not None and not leaves(script) and (rule := _left_out(directory, script)):
         if rule.file:
             what = f"which line {rule.line} of its {rule.file} ({quoted(rule.pattern)}) leaves out"
