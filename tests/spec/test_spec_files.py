@@ -42,6 +42,13 @@ Problems = Callable[..., list[str]]
             ),
         ),
         (
+            "code: src\nscript: run.sh",
+            (
+                'job.yml:2:9: script: found "run.sh", which is no Python file by its name; a Python file is allowed. '
+                "For another program, write a command, such as command: bash run.sh"
+            ),
+        ),
+        (
             "code: src\nscript: other.py",
             (
                 'job.yml:2:9: script: found "other.py", which is not in "src"; a file of the code directory is allowed. '
@@ -98,6 +105,7 @@ Problems = Callable[..., list[str]]
 )
 def test_one_problem(problems_of: Problems, folder: Path, text: str, expected: str) -> None:
     (folder / "bare" / "in").mkdir(parents=True)
+    (folder / "src" / "run.sh").touch()
     assert problems_of(text) == [
         expected.format(folder=folder).removesuffix(".") if "{folder}" in expected else expected
     ]
