@@ -160,7 +160,8 @@ def _check_size(directory: Path, found: list[tuple[str, Path, os.stat_result]], 
     total = sum(status.st_size for _, _, status in found)
     if total <= limit_mib * 2**20:
         return
-    largest = sorted(found, key=lambda item: -item[2].st_size)[:3]
+    first, *others = sorted(found, key=lambda item: -item[2].st_size)[:3]
+    largest = [first, *(one for one in others if one[2].st_size >= 2**20)]
     names = ", ".join(f"{name} ({status.st_size / 2**20:.0f} MiB)" for name, _, status in largest)
     raise UsageError(
         f"the code directory {directory} holds {total / 2**20:.0f} MiB or more; a snapshot may hold {limit_mib} MiB. Largest: {names}",
