@@ -628,7 +628,7 @@ def _expressions() -> Iterator[tuple[str, str]]:
     yield "`${{ env.NAME }}`", "a variable of the submitting shell, read at submit"
     yield "`${{ parameters.NAME }}`", "a value under `parameters` of this file"
     yield "`${{ dataset.NAME }}`", "where the task finds a dataset: its directory, or its file with `type: file`"
-    yield "`${{ outputs.NAME }}`", "the directory of a named output"
+    yield "`${{ outputs.NAME }}`", "the directory of a named output, or its path if its type is file"
     for name, text in _EXPRESSIONS.items():
         yield f"`${{{{ {name} }}}}`", text
 

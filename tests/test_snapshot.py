@@ -233,6 +233,14 @@ def test_a_directory_that_is_too_large_is_refused_with_what_is_largest(code: Pat
     assert names(scan(code, limit_mib=2)) == [".tfjobignore", "a.bin", "train.py"]
 
 
+def test_small_files_are_not_among_the_largest(code: Path) -> None:
+    make(code, "train.py")
+    (code / "big.bin").write_bytes(bytes(3 * 2**20))
+    with pytest.raises(UsageError) as caught:
+        scan(code, limit_mib=2)
+    assert caught.value.message.endswith("Largest: big.bin (3 MiB)")
+
+
 def test_what_can_not_be_read_is_named(code: Path) -> None:
     with pytest.raises(UsageError, match="gone can't be read: No such file or directory"):
         scan(code / "gone")

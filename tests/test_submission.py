@@ -137,6 +137,16 @@ def test_an_environment_of_no_such_name_is_told(job: Path) -> None:
         submission.prepare(job, workspace=workspace)
 
 
+@pytest.mark.parametrize("has_workspace", [False, True])
+def test_a_dataset_of_no_such_name_may_be_a_path(job: Path, has_workspace: bool) -> None:
+    workspace = make_workspace(job.parent)[0] if has_workspace else None
+    (job.parent / "data").mkdir()
+    job.write_text("command: x\ndataset: {d: data}\n")
+    with pytest.raises(NotFound, match="there is no dataset 'data'") as caught:
+        submission.prepare(job, workspace=workspace)
+    assert caught.value.hint == ("There is a data beside the job file: did you mean dataset: {d: {paths: [data]}}?")
+
+
 def test_a_rerun_needs_its_secrets_in_the_shell_that_asks_for_it(job: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     workspace, _ = make_workspace(job.parent)
     supervisor = NoSupervisor()

@@ -1,7 +1,6 @@
 """The source directory of a job, kept by content: what is in it now is what will run, whatever is edited later.
 
-Left out: what the ignore file at its root names (`.tfjobignore`, or else `.gitignore`; patterns as git's), version
-control, and the directories the run itself provides (`outputs`, `logs`).
+What it leaves out is in `tfjob.ignored`.
 
 A kept snapshot is read-only, on the disk before it has its name, and open to nobody whom the source was closed to.
 """
@@ -9,23 +8,20 @@ A kept snapshot is read-only, on the disk before it has its name, and open to no
 from __future__ import annotations
 
 import os
-import re
 import shutil
 import stat
 import tempfile
-from collections.abc import Iterable, Iterator
+from collections.abc import Iterator
 from contextlib import suppress
 from dataclasses import dataclass
 from pathlib import Path, PurePosixPath
 
 from tfjob.durable import digest_of, file_digest
 from tfjob.errors import UsageError
+from tfjob.ignored import Ignored, ignored
 from tfjob.workspace import SNAPSHOT_LIMIT_MIB
 
 __all__ = ["Snapshot", "copy_tree", "scan", "take"]
-
-IGNORE_FILES = (".tfjobignore", ".gitignore")
-NEVER = (".git", ".hg", ".svn", ".tfjob/", "__pycache__/", "/outputs", "/logs")
 
 
 @dataclass(frozen=True)
@@ -49,11 +45,11 @@ def scan(directory: Path, limit_mib: int = SNAPSHOT_LIMIT_MIB, *, everything: bo
     `left_out` lists the top-level entries that the run provides itself or the ignore file names.
     Raises UsageError when the directory is larger than `limit_mib`, or a file in it can't be read or links outside.
     """
-    ignored = _ignored(directory, everything=everything)
+    rules = ignored(directory, everything=everything)
     left_out: list[str] = []
     found: list[tuple[str, Path, os.stat_result]] = []
     total = 0
-    for name, path, status in _walk(directory, directory, ignored, left_out):
+    for name, path, status in _walk(directory, directory, rules, left_out):
         found.append((name, path, status))
         total += status.st_size
         if total > 4 * limit_mib * 2**20:  # enough to tell what is largest; the rest need not be looked at
@@ -140,53 +136,8 @@ def _copy_writable(source: str, target: str) -> None:
     os.utime(target, ns=(status.st_atime_ns, status.st_mtime_ns))
 
 
-class _Ignore:
-    """The patterns of an ignore file. As in git the last one that names an entry decides; a directory left out is not looked into."""
-
-    def __init__(self, lines: Iterable[str]) -> None:
-        import pathspec  # noqa: PLC0415  # 30 ms that only a submit should pay
-
-        self._patterns: list[tuple[re.Pattern[str], bool]] = []
-        for line in lines:
-            try:
-                patterns = pathspec.GitIgnoreSpec.from_lines([line]).patterns
-            except ValueError:
-                continue  # git passes over what it can make nothing of
-            self._patterns += [(p.regex, p.include) for p in patterns if p.regex and p.include is not None]
-
-    def leaves_out(self, path: str, *, is_directory: bool) -> bool:
-        """Whether the entry itself is left out."""
-        for pattern, is_left_out in reversed(self._patterns):
-            if _matches(pattern, path) or (is_directory and _matches_directory(pattern, f"{path}/")):
-                return is_left_out
-        return False
-
-
-# pathspec's patterns match what is in a directory too; the group ps_d then ends at that directory.
-
-
-def _matches(pattern: re.Pattern[str], path: str) -> bool:
-    return any(match.groupdict().get("ps_d") is None for match in pattern.finditer(path))
-
-
-def _matches_directory(pattern: re.Pattern[str], path: str) -> bool:
-    return any(match.groupdict().get("ps_d") and match.end("ps_d") == len(path) for match in pattern.finditer(path))
-
-
-def _ignored(directory: Path, *, everything: bool) -> _Ignore:
-    if everything:
-        return _Ignore([".tfjob/"])
-    lines: list[str] = []
-    for name in IGNORE_FILES:
-        file = directory / name
-        if file.is_file():
-            lines = file.read_text(encoding="utf-8-sig", errors="replace").splitlines()
-            break
-    return _Ignore([*lines, *NEVER])
-
-
 def _walk(
-    root: Path, directory: Path, ignored: _Ignore, left_out: list[str]
+    root: Path, directory: Path, rules: Ignored, left_out: list[str]
 ) -> Iterator[tuple[str, Path, os.stat_result]]:
     try:
         entries = sorted(os.scandir(directory), key=lambda entry: entry.name)
@@ -196,11 +147,11 @@ def _walk(
         path = Path(entry.path)
         name = path.relative_to(root).as_posix()
         is_directory = entry.is_dir(follow_symlinks=False)
-        if ignored.leaves_out(name, is_directory=is_directory):
+        if rules.leaves_out(name, is_directory=is_directory):
             if directory == root:
                 left_out.append(f"{name}/" if is_directory else name)
         elif is_directory:
-            yield from _walk(root, path, ignored, left_out)
+            yield from _walk(root, path, rules, left_out)
         elif entry.is_symlink() or entry.is_file(follow_symlinks=False):
             yield name, path, entry.stat(follow_symlinks=False)
 
@@ -209,7 +160,8 @@ def _check_size(directory: Path, found: list[tuple[str, Path, os.stat_result]], 
     total = sum(status.st_size for _, _, status in found)
     if total <= limit_mib * 2**20:
         return
-    largest = sorted(found, key=lambda item: -item[2].st_size)[:3]
+    first, *others = sorted(found, key=lambda item: -item[2].st_size)[:3]
+    largest = [first, *(one for one in others if one[2].st_size >= 2**20)]
     names = ", ".join(f"{name} ({status.st_size / 2**20:.0f} MiB)" for name, _, status in largest)
     raise UsageError(
         f"the code directory {directory} holds {total / 2**20:.0f} MiB or more; a snapshot may hold {limit_mib} MiB. Largest: {names}",

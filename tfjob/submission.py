@@ -146,7 +146,9 @@ def _look_up(spec: JobSpec, workspace: Workspace | None, config: Config) -> Reso
     return resolve(
         spec,
         code=scan(spec.code, config.snapshot_limit_mib) if spec.code else None,
-        datasets=tuple((name, _dataset_files(dataset, workspace)) for name, dataset in spec.dataset),
+        datasets=tuple(
+            (name, _dataset_files(name, dataset, workspace, spec.base_dir)) for name, dataset in spec.dataset
+        ),
         environment=_environment(spec, workspace, config, in_container=target.cluster is not None),
         target=target,
         store=config.store,
@@ -218,12 +220,20 @@ def _environment(
     return found
 
 
-def _dataset_files(dataset: DatasetSpec, workspace: Workspace | None) -> DatasetFiles:
+def _dataset_files(name: str, dataset: DatasetSpec, workspace: Workspace | None, base_dir: Path) -> DatasetFiles:
     if dataset.name is None:
         return find(dataset.paths, dataset.sha256)
     from tfjob.datasets.registered import find_registered  # noqa: PLC0415  # only for jobs that name one
 
-    return find_registered(dataset.name, workspace.datasets if workspace else None)
+    try:
+        return find_registered(dataset.name, workspace.datasets if workspace else None)
+    except NotFound as error:
+        if os.path.lexists(base_dir / dataset.name):
+            meant = f"dataset: {{{name}: {{paths: [{dataset.name}]}}}}"
+            raise NotFound(
+                error.message, f"There is a {dataset.name} beside the job file: did you mean {meant}?"
+            ) from None
+        raise
 
 
 def _begin(ready: Ready, workspace: Workspace, supervisor: StartingSupervisor) -> Run:

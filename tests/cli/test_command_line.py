@@ -101,6 +101,38 @@ def test_validate_reports_all_files_as_json(tfjob: Tfjob) -> None:
     assert all(set(problem) == {"file", "line", "column", "path", "message", "hint"} for problem in found)
 
 
+@pytest.mark.parametrize("name", ["-", "/dev/stdin"])
+def test_a_job_file_from_stdin(tfjob: Tfjob, name: str) -> None:
+    tfjob.write("src/x.txt", "here")
+    text = "code: src\ncommand: cat x.txt\ndataset: {d: {paths: src}}\n"
+    for command, shown in (("validate", f"{name}: ok"), ("plan", "name: stdin"), ("submit", "here")):
+        done = subprocess.run(
+            [sys.executable, "-P", "-m", "tfjob.cli.main", command, name],
+            cwd=tfjob.directory,
+            env=tfjob.environ,
+            input=text,
+            capture_output=True,
+            text=True,
+            check=True,
+        )
+        assert shown in done.stdout, done.stderr
+    assert "stdin-" in tfjob("list").stdout
+
+
+def test_a_problem_of_a_job_file_from_stdin_has_its_place(tfjob: Tfjob) -> None:
+    done = subprocess.run(
+        [sys.executable, "-P", "-m", "tfjob.cli.main", "submit", "-"],
+        cwd=tfjob.directory,
+        env=tfjob.environ,
+        input="comand: x",
+        capture_output=True,
+        text=True,
+        check=False,
+    )
+    assert done.returncode == 2
+    assert 'stdin:1:1: comand: found the unknown key "comand"' in done.stderr
+
+
 def test_lines_of_several_tasks_never_mix_and_long_ones_stay_whole() -> None:
     out = io.BytesIO()
     output = TaskOutput(["worker-0", "ps-0"], out, sys.stdout)

@@ -275,6 +275,12 @@ def test_each_fault_has_its_own_words(web: WebServer, cache: Cache, fault: Fault
     assert sum(partials(cache)) == 0
 
 
+def test_a_glob_of_the_web_is_told_as_that(web: WebServer, cache: Cache) -> None:
+    with pytest.raises(PreparationError, match=r"there is no file \S+\*\.txt") as caught:
+        got(cache, web.url("*.txt"))
+    assert caught.value.hint == "The web knows no globs: give the address of each file."
+
+
 def test_a_long_way_of_redirects_ends(web: WebServer, cache: Cache) -> None:
     for number in range(20):
         web.put(str(number), b"", Redirect(f"/{number + 1}"))

@@ -86,9 +86,21 @@ def test_a_pattern_that_matches_nothing_is_refused(data: Path, pattern: str) -> 
     assert f"{data}/{pattern}" in caught.value.message
 
 
+@pytest.mark.parametrize("pattern", ["bare", "*are"])
+def test_a_directory_without_a_file_is_refused(data: Path, pattern: str) -> None:
+    (data / "bare" / "in").mkdir(parents=True)
+    with pytest.raises(PreparationError, match="no file is in") as caught:
+        find_files([f"{data}/*.gz", f"{data}/{pattern}"])
+    assert f"{data}/{pattern}" in caught.value.message
+
+
+def test_a_directory_whose_files_were_found_before_is_not_empty(data: Path) -> None:
+    assert find_files([str(data), str(data)]) == find_files([str(data)])
+
+
 def test_a_link_to_nothing_is_refused(data: Path) -> None:
     (data / "deep" / "link").symlink_to("gone")
-    with pytest.raises(PreparationError, match="link can't be read: No such file"):
+    with pytest.raises(PreparationError, match=r"deep/link is a link to gone, which is not there$"):
         find_files([str(data)])
 
 

@@ -12,7 +12,7 @@ import pytest
 from tfjob.environments import Definition
 from tfjob.environments.resolved import DockerfileSource, ResolvedEnvironment
 from tfjob.planning.plan import ContainerPlan, DockerfilePlan, EnvironmentPlan, Plan, RetriesPlan, bind
-from tfjob.spec.job import ContainerSpec, RetriesSpec
+from tfjob.spec.job import ContainerSpec, OutputSpec, OutputsSpec, RetriesSpec
 from tfjob.targets.target import Target
 from tfjob.values import decode, encode
 
@@ -85,6 +85,12 @@ def test_a_shell_line_ends_at_its_first_error(planned: Planned) -> None:
 
 def test_without_gpus_a_task_sees_none(planned: Planned) -> None:
     assert dict(planned().tasks[0].env)["CUDA_VISIBLE_DEVICES"] == ""
+
+
+def test_named_outputs_that_are_files_are_told_apart(planned: Planned) -> None:
+    plan = planned(outputs=OutputsSpec(named=(("model", OutputSpec()), ("accuracy", OutputSpec(type="file")))))
+    assert plan.named_outputs == ("model", "accuracy")
+    assert plan.output_directories == ("model",)
 
 
 def test_several_nodes_run_the_same_command_each(planned: Planned) -> None:

@@ -63,6 +63,12 @@ def test_what_is_inside_outputs_is_in_outputs(planned: Plan, place: Path) -> Non
     assert (run.work("main") / "outputs_2").readlink() == run.outputs / "outputs_2"
 
 
+def test_a_named_output_that_is_a_file_is_the_jobs_to_write(planned: Plan, place: Path) -> None:
+    planned = replace(planned, named_outputs=("model", "accuracy"), file_outputs=("accuracy",))
+    run = made(planned, place)
+    assert os.listdir(run.outputs) == ["model"]
+
+
 def test_files_that_the_code_brings_into_a_kept_directory_are_kept(planned: Plan, place: Path) -> None:
     run = made(planned, place, "checkpoints")
     (run.work("main") / "checkpoints/start").write_text("can be written")

@@ -35,6 +35,20 @@ Problems = Callable[..., list[str]]
             ),
         ),
         (
+            "code: src\nscript: train.py --lr 3",
+            (
+                'job.yml:2:9: script: found "train.py --lr 3", which is not in "src"; a file of the code directory is allowed. '
+                "Write script: train.py, and the rest under arguments: a list, one argument an item."
+            ),
+        ),
+        (
+            "code: src\nscript: run.sh",
+            (
+                'job.yml:2:9: script: found "run.sh", which is no Python file by its name; a Python file is allowed. '
+                "For another program, write a command, such as command: bash run.sh"
+            ),
+        ),
+        (
             "code: src\nscript: other.py",
             (
                 'job.yml:2:9: script: found "other.py", which is not in "src"; a file of the code directory is allowed. '
@@ -57,6 +71,13 @@ Problems = Callable[..., list[str]]
             (
                 'job.yml:3:21: dataset.a.paths[1]: found "data/*.csv", which matches nothing; '
                 "a glob that matches files is allowed. It is looked for as {folder}/data/*.csv."
+            ),
+        ),
+        (
+            "command: x\ndataset:\n  a: {paths: [data, bare]}",
+            (
+                'job.yml:3:21: dataset.a.paths[1]: found "bare", which has no file in it; a path with files is allowed. '
+                "It is looked for as {folder}/bare."
             ),
         ),
         (
@@ -83,6 +104,8 @@ Problems = Callable[..., list[str]]
     ],
 )
 def test_one_problem(problems_of: Problems, folder: Path, text: str, expected: str) -> None:
+    (folder / "bare" / "in").mkdir(parents=True)
+    (folder / "src" / "run.sh").touch()
     assert problems_of(text) == [
         expected.format(folder=folder).removesuffix(".") if "{folder}" in expected else expected
     ]
@@ -106,6 +129,68 @@ def test_what_is_suggested_is_of_the_right_kind(problems_of: Problems, folder: P
     (folder / "environment.yml").write_text("name: x\n")
     if "conda" in text:
         assert "Did you mean" not in problems_of(f"command: x\n{text}")[0]
+
+
+@pytest.mark.parametrize(
+    ("ignore", "script", "found"),
+    [
+        (
+            (".gitignore", "# not yet\ntrain.py\n"),
+            "train.py",
+            (
+                'found "train.py", which line 2 of its .gitignore ("train.py") leaves out; a file that the copy of the code '
+                "has is allowed. Write a .tfjobignore there, which is read instead of .gitignore: with the other lines, if "
+                "need be."
+            ),
+        ),
+        (
+            (".tfjobignore", "deep/\n!deep/other.py\n"),
+            "./deep/other.py",
+            (
+                'found "./deep/other.py", which line 1 of its .tfjobignore ("deep/") leaves out; a file that the copy of '
+                "the code has is allowed. Remove that line."
+            ),
+        ),
+        (
+            (".tfjobignore", ""),
+            "outputs/late.py",
+            (
+                'found "outputs/late.py", and outputs is never part of the code; a file that the copy of the code has is '
+                "allowed. Move it to another directory."
+            ),
+        ),
+    ],
+)
+def test_a_script_that_the_copy_of_the_code_leaves_out(
+    problems_of: Problems, folder: Path, ignore: tuple[str, str], script: str, found: str
+) -> None:
+    (folder / "src" / "outputs").mkdir()
+    (folder / "src" / "outputs" / "late.py").touch()
+    (folder / "src" / ignore[0]).write_text(ignore[1])
+    assert problems_of(f"code: src\nscript: {script}") == [f"job.yml:2:9: script: {found}"]
+
+
+def test_a_script_that_an_ignore_file_takes_back_in(problems_of: Problems, folder: Path) -> None:
+    (folder / "src" / ".gitignore").write_text("*\n")
+    (folder / "src" / ".tfjobignore").write_text("*.py\n!train.py\n")
+    assert problems_of("code: src\nscript: train.py") == []
+
+
+def test_directories_to_keep_that_the_code_has_as_files(problems_of: Problems, folder: Path) -> None:
+    (folder / "src" / "link").symlink_to("deep")
+    (folder / "src" / "old").touch()
+    (folder / "src" / ".gitignore").write_text("old\n")
+    assert problems_of("code: src\ncommand: x\noutputs: {keep: [deep/new, train.py, deep/other.py/x, link, old]}") == [
+        (
+            f'job.yml:3:{column}: outputs.keep[{index}]: found "{path}", and "{part}" of the code is {what}; a directory that '
+            "the job makes or the code has is allowed. Name another directory, and write there."
+        )
+        for index, column, path, part, what in [
+            (1, 28, "train.py", "train.py", "no directory"),
+            (2, 38, "deep/other.py/x", "deep/other.py", "no directory"),
+            (3, 55, "link", "link", "a link"),
+        ]
+    ]
 
 
 def test_files_of_a_dockerfile(folder: Path) -> None:

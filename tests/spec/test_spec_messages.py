@@ -148,7 +148,7 @@ def lines(text: str) -> list[str]:
         ),
         (
             "distribution: {type: 3}",
-            'f:1:22: distribution.type: found the number 3; none, mpi or tensorflow is allowed. Put it in quotes: "3".',
+            "f:1:22: distribution.type: found the number 3; none, mpi or tensorflow is allowed.",
         ),
         # ranges, choices, patterns
         (
@@ -164,9 +164,49 @@ def lines(text: str) -> list[str]:
             "distribution: {type: MPI}",
             'f:1:22: distribution.type: found text "MPI"; none, mpi or tensorflow is allowed. Did you mean mpi?',
         ),
+        *(
+            (
+                f"compute: {{shm_size: {size}}}",
+                f"f:1:21: compute.shm_size: found {found}; a number with b, k, m or g, such as 2g, is allowed. {hint}",
+            )
+            for size, found, hint in [
+                ("2 GB", 'text "2 GB"', "Did you mean 2g?"),
+                ("2", "the number 2", "Give it a unit: 2g is GiB."),
+                ('"2"', 'text "2"', "Give it a unit: 2g is GiB."),
+            ]
+        ),
+        *(
+            (
+                f"{key}: {value}",
+                f"f:1:{len(key) + 3}: {key}: found {found}; a mapping (keys with values) is allowed. Did you mean {meant}?",
+            )
+            for key, value, found, meant in [
+                ("distribution", "tensorflow", 'text "tensorflow"', "distribution: {type: tensorflow}"),
+                ("retries", "3", "the number 3", "retries: {max: 3}"),
+            ]
+        ),
+        *(
+            (
+                f"dataset: {{d: '{path}'}}",
+                (
+                    f'f:1:14: dataset.d: found text "{path}"; a mapping (keys with values) or a registered name, or '
+                    f"name@version is allowed. Did you mean dataset.d: {{paths: [{shown}]}}?"
+                ),
+            )
+            for path, shown in [("./data", "./data"), ("*.gz", '"*.gz"'), ("s3://b/x", '"s3://b/x"')]
+        ),
+        (
+            "compute: {cpus: 4}",
+            (
+                'f:1:11: compute.cpus: found the unknown key "cpus"; target, runtime, node_count, max_node_count, '
+                "gpus_per_node, node_type, priority, shm_size, docker_args, container_packages or properties is allowed. "
+                "What a container may use is said in docker_args: [--cpus, 4, --memory, 16g]; on Slurm, what a job takes in "
+                "sbatch_options of the target."
+            ),
+        ),
         (
             "compute: {shm_size: 2gb}",
-            'f:1:21: compute.shm_size: found text "2gb"; a number with b, k, m or g, such as 2g, is allowed.',
+            'f:1:21: compute.shm_size: found text "2gb"; a number with b, k, m or g, such as 2g, is allowed. Did you mean 2g?',
         ),
         (
             'name: "a\\n"',

@@ -87,6 +87,17 @@ def test_conda_packages_that_need_a_channel(text: str, expected: bool) -> None:
                 "Keep the file beside the job.",
             ),
         ),
+        *(
+            (
+                text,
+                (
+                    f'found "{text}", which is no requirement of pip; a name, with versions if need be, is allowed',
+                    "Write it as numpy==1.26.4 or numpy>=1.26,<2.",
+                ),
+            )
+            for text in ("six>=>1", "six=1", "six 1.2", "six~=1", "six>=1.*")
+        ),
+        *((text, None) for text in ("six==1.*", "six>1 --hash=sha256:1f", "six==${VERSION}", "git+https://host/six")),
         *((text, None) for text in ("numpy", "a[x]==2 ; python_version >= '3.9'", "# only", "--pre", "-r more.txt")),
     ],
 )

@@ -302,6 +302,13 @@ SHELL = {"TOKEN": "x"}
                 ('""', '"", the working directory itself'),
             ]
         ),
+        (
+            "command: x\noutputs: {keep: [./logs/x]}",
+            (
+                'job.yml:2:18: outputs.keep[0]: found "./logs/x", and logs is kept already, as the run\'s logs/user; '
+                "another directory is allowed. Remove it."
+            ),
+        ),
         # variables
         *(
             (

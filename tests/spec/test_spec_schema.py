@@ -84,6 +84,9 @@ def test_every_key_is_explained(where: str, said: Said) -> None:
             "x-says",
             "x-also",
             "x-file",
+            "x-path",
+            "x-lone",
+            "x-limits",
             "patternErrorMessage",
             "doNotSuggest",
         ),
@@ -122,10 +125,19 @@ def test_defaults_agree_with_those_of_the_fields(section: str) -> None:
 
 
 def test_a_text_that_may_be_a_file_leads_to_a_key_for_files() -> None:
-    found = {where: said for where, said in EVERY if "x-file" in said}
-    assert set(found) == {"environment"}
+    found = {
+        where: said.get("x-file", said.get("x-path")) for where, said in EVERY if {"x-file", "x-path"} & said.keys()
+    }
+    assert found == {"environment": "conda_file", "dataset.*": "paths"}
+    for where, key in found.items():
+        assert dict(EVERY)[where]["properties"][key]["x-says"] == "a path"
+
+
+def test_a_value_alone_leads_to_a_key_of_its_mapping() -> None:
+    found = {where: said for where, said in EVERY if "x-lone" in said}
+    assert set(found) == {"distribution", "retries"}
     for said in found.values():
-        assert said["properties"][said["x-file"]]["x-says"] == "a path"
+        assert said["x-lone"] in said["properties"]
 
 
 def test_what_is_no_longer_so_is_not_said() -> None:

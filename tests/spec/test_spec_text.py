@@ -31,10 +31,24 @@ BOMB = "a: &a [x, x, x, x, x, x, x, x, x]\n" + "".join(
             "f:3:2: a[0]: found a tab before the first word of the line; spaces are allowed. Indent with spaces.",
         ),
         (
+            "a:\n- b\n - c\n - d",
+            (
+                "f:3:2: a[0]: found - at the start of a line that goes on with the text before; an item in the column of the "
+                "others is allowed. Indent it as the item before, or put the whole text in quotes."
+            ),
+        ),
+        (
             "a: 1\n---\nb: 2",
             (
                 "f:2:1: found a second document (after ---); one document in a file is allowed. "
                 "Put each job in a file of its own."
+            ),
+        ),
+        (
+            "a: b\n  - c",
+            (
+                "f:2:3: a: found - at the start of a line that goes on with the text before; an item in the column of the "
+                "others is allowed. Indent it as the item before, or put the whole text in quotes."
             ),
         ),
         (
@@ -81,7 +95,7 @@ BOMB = "a: &a [x, x, x, x, x, x, x, x, x]\n" + "".join(
         (
             "a: !!python/object/apply:os.system [ls]",
             (
-                'f:1:4: a: found the tag "tag:yaml.org,2002:python/object/apply:os.system"; '
+                'f:1:4: a: found the tag "!!python/object/apply:os.system"; '
                 "values without tags are allowed. Remove the tag."
             ),
         ),

@@ -69,19 +69,21 @@ def submit_and_follow(
 
 def names_data(file: Path, overrides: Sequence[str]) -> bool:
     """Whether a job file or a ``--set`` names data that may have to be fetched, by a look that knows nothing of YAML. A guess."""
-    try:
-        return bool(_DATA.search("\n".join([*overrides, file.read_text(encoding="utf-8")])))
-    except (OSError, ValueError):
-        return False
+    return bool(_DATA.search(_looked_into(file, overrides)))
 
 
 def target_named(file: Path, overrides: Sequence[str], targets: Sequence[str]) -> str | None:
     """The target of the workspace that a job file or a ``--set`` names, by a look that knows nothing of YAML. A guess."""
-    try:
-        text = "\n".join([*overrides, file.read_text(encoding="utf-8")]) if targets else ""
-    except (OSError, ValueError):
-        return None
+    text = _looked_into(file, overrides) if targets else ""
     return next((target for target in _TARGET.findall(text) if target in targets), None)
+
+
+def _looked_into(file: Path, overrides: Sequence[str]) -> str:
+    """The text of a job file and its overrides; nothing of what is no file: a pipe can be read only once."""
+    try:
+        return "\n".join([*overrides, file.read_text(encoding="utf-8")]) if file.is_file() else ""
+    except (OSError, ValueError):
+        return ""
 
 
 def begin_and_follow(

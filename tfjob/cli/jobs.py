@@ -26,7 +26,7 @@ class SchemaName(StrEnum):
 
 
 def validate(
-    files: Annotated[list[Path], typer.Argument(metavar="FILE...", help="Job files.", show_default=False)],
+    files: Annotated[list[Path], typer.Argument(metavar="FILE...", help="Job files; - is stdin.", show_default=False)],
     overrides: Set = None,
     output: DocumentOutput = None,
 ) -> None:

@@ -90,7 +90,7 @@ def complete_dataset(incomplete: str) -> list[str]:
     return [name for name in names if name.startswith(incomplete)]
 
 
-JobFile = Annotated[Path, typer.Argument(metavar="FILE", help="The job file.", show_default=False)]
+JobFile = Annotated[Path, typer.Argument(metavar="FILE", help="The job file; - is stdin.", show_default=False)]
 RunName = Annotated[
     str,
     typer.Argument(

@@ -80,7 +80,8 @@ def find_files(patterns: Iterable[str], remote: Iterable[Remote] = ()) -> Datase
     A file lies in the dataset by its name, a directory by what is in it; what a glob finds below its fixed part
     keeps its place there (``data/*`` finds ``sub/b`` as ``sub/b``).
 
-    Raises PreparationError for a pattern that matches nothing, a file that can't be read, and what `laid_out` refuses.
+    Raises PreparationError for a pattern that matches nothing, or only directories without files, a file that can't be
+    read, and what `laid_out` refuses.
     A link that leads back to a directory it lies in is passed over: what is behind it is there already.
     """
     found: dict[str, tuple[str, int, int]] = {}
@@ -94,8 +95,11 @@ def find_files(patterns: Iterable[str], remote: Iterable[Remote] = ()) -> Datase
                 f"no file matches {pattern}", "Check the path; it is taken from the job file's directory."
             )
         base = None if is_literal else _fixed_part(pattern)
+        before = finder.count
         for match in matches:
             finder.add(match, base)
+        if finder.count == before:
+            raise PreparationError(f"no file is in {pattern}", "Put files there, or name another path.")
     return _laid_out(dict(found), remote)
 
 
@@ -237,6 +241,7 @@ class _Finder:
     def __init__(self, found: dict[str, tuple[str, int, int]]) -> None:
         self._found = found
         self._real: dict[str, str] = {}
+        self.count = 0
 
     def add(self, match: str, base: str | None) -> None:
         """Add a file, or the files in a directory, by their place below `base` (None: below what was matched)."""
@@ -273,6 +278,7 @@ class _Finder:
     ) -> list[tuple[str, bool, bool]]:
         """Add the files of a directory that nothing of their name was found before; the rest: name, is it a link, a directory."""
         found, others, start = self._found, [], real.rstrip("/")
+        before = len(found)
         for entry in entries:
             own = entry.name
             name = below + own
@@ -286,6 +292,7 @@ class _Finder:
                     f"dataset file {os.path.join(directory, own)} can't be read: {error.strerror}"
                 ) from error
             found[name] = (f"{start}/{own}", status.st_size, status.st_mtime_ns)
+        self.count += len(found) - before
         return others
 
     def _real_file(self, path: str) -> str:
@@ -298,9 +305,15 @@ class _Finder:
         return os.path.join(self._real[directory], name)
 
     def _file(self, real: str, name: str, shown: str | None = None) -> None:
+        self.count += 1
         try:
             status = os.stat(real)
         except OSError as error:
+            if shown and os.path.islink(shown) and not os.path.lexists(real):
+                raise PreparationError(
+                    f"dataset file {shown} is a link to {os.readlink(shown)}, which is not there",
+                    "Put the file there, or remove the link.",
+                ) from error
             raise PreparationError(f"dataset file {shown or real} can't be read: {error.strerror}") from error
         if not stat.S_ISREG(status.st_mode):  # who opens a pipe that nobody writes to waits for ever
             kind = _KINDS.get(stat.S_IFMT(status.st_mode), "no file")

@@ -292,7 +292,8 @@ def _refusal(answer: Answer, address: str) -> Exception:
     if status in PATIENCE:
         return Transient(f"the server answered {status} {reason}".rstrip(), _wait_s(answer.header("retry-after")))
     if status in {404, 410}:
-        return PreparationError(f"there is no file {shown} ({status} {reason})", "Check the address.")
+        hint = "The web knows no globs: give the address of each file." if "*" in address else "Check the address."
+        return PreparationError(f"there is no file {shown} ({status} {reason})", hint)
     if status in {401, 403, 407}:
         return PreparationError(
             f"the server does not give {shown} to us ({status} {reason})",

@@ -9,6 +9,8 @@ from __future__ import annotations
 import re
 from typing import TYPE_CHECKING
 
+from tfjob.spec.packages import is_requirement
+
 if TYPE_CHECKING:
     from pathlib import Path
 
@@ -75,6 +77,10 @@ class RequirementsReader:
             self.problems.append(
                 f"{shown}: a path of this machine is not supported yet; name the folder with `--find-links FOLDER` "
                 "and the package by its name and version"
+            )
+        elif not is_requirement(line):
+            self.problems.append(
+                f"{shown}: this is no requirement of pip; a name, with versions if need be, is allowed"
             )
         else:
             self.requirements.append(f"{CONSTRAINT}{line}" if limits else line)

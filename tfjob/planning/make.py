@@ -74,6 +74,7 @@ def make_plan(job: ResolvedJob) -> Plan:
         launcher=_launcher(launcher, job) if launcher else None,
         keep=spec.outputs.keep,
         named_outputs=tuple(name for name, _ in spec.outputs.named),
+        file_outputs=tuple(name for name, output in spec.outputs.named if output.type == "file"),
         secrets=spec.secrets,
         limits=LimitsPlan(
             timeout_s=spec.limits.timeout_s,

@@ -192,7 +192,13 @@ class Plan:
     node_type: str | None = None
     priority: str = "normal"
     target_properties: Pairs = ()
+    file_outputs: tuple[str, ...] = ()
     version: int = PLAN_VERSION
+
+    @property
+    def output_directories(self) -> tuple[str, ...]:
+        """The named outputs that are made before tasks start; those that are one file are the task's to write."""
+        return tuple(name for name in self.named_outputs if name not in self.file_outputs)
 
     @property
     def started_tasks(self) -> tuple[TaskPlan, ...]:

@@ -47,7 +47,7 @@ def make_kept(plan: Plan, run: RunDirectory, snapshots: Path) -> tuple[str, ...]
     Raises PreparationError when a directory to keep can't be one.
     """
     keep = _to_keep(plan, snapshots)
-    for directory in (run.outputs, run.user_logs, *(run.outputs / name for name in plan.named_outputs)):
+    for directory in (run.outputs, run.user_logs, *(run.outputs / name for name in plan.output_directories)):
         directory.mkdir(parents=True, exist_ok=True)
     if plan.code:
         _link(run.code, snapshots / plan.code.digest)

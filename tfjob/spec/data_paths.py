@@ -77,7 +77,7 @@ def against_rules(root: Node, where: Where) -> Iterator[Problem]:
 
 
 def against_disk(root: Node, where: Where, base_dir: Path) -> Iterator[Problem]:
-    """Yield the paths of this machine that match nothing."""
+    """Yield the paths of this machine that match nothing, or only directories without a file."""
     import glob  # noqa: PLC0415  # 6 ms
 
     from tfjob.spec import files  # noqa: PLC0415  # it imports the rules, which import this
@@ -87,11 +87,27 @@ def against_disk(root: Node, where: Where, base_dir: Path) -> Iterator[Problem]:
         if scheme_of(text):
             continue
         pattern = files.absolute_pattern(base_dir, text)
-        if next(glob.iglob(pattern, recursive=True), None) is not None:
+        matches = glob.iglob(pattern, recursive=True)
+        first = next(matches, None)
+        if first is not None and (_holds_a_file(first) or any(map(_holds_a_file, matches))):
             continue
-        if glob.has_magic(text):
+        if first is not None:
+            message = f"found {quoted(text)}, which has no file in it; a path with files is allowed"
+            yield one.node.place.problem(one.where, message, f"It is looked for as {files.shown(pattern)}")
+        elif glob.has_magic(text):
             message = f"found {quoted(text)}, which matches nothing; a glob that matches files is allowed"
             yield one.node.place.problem(one.where, message, f"It is looked for as {files.shown(pattern)}")
         else:
             path = files.absolute(base_dir, text)
             yield files.missing(one.node, one.where, path, "file or directory", os.path.lexists)
+
+
+def _holds_a_file(path: str) -> bool:
+    """Whether `path` is a file or a directory with one somewhere in it; of a link or what can't be read only fetching tells."""
+    if not os.path.isdir(path):
+        return True
+    unread: list[OSError] = []
+    for directory, folders, names in os.walk(path, onerror=unread.append):
+        if names or any(os.path.islink(os.path.join(directory, folder)) for folder in folders):
+            return True
+    return bool(unread)

@@ -8,7 +8,7 @@ from __future__ import annotations
 
 import os
 import re
-from pathlib import Path
+from pathlib import Path, PurePosixPath
 from typing import TYPE_CHECKING
 
 from tfjob.spec.nearest import nearest
@@ -21,6 +21,7 @@ if TYPE_CHECKING:
     from collections.abc import Callable, Iterator
 
     from tfjob.errors import Problem
+    from tfjob.ignored import Rule
     from tfjob.spec.tree import Node
 
 __all__ = ["absolute", "absolute_pattern", "check", "holds_line", "missing", "shown"]
@@ -32,7 +33,7 @@ _MAX_NAMES = 1000  # of one directory, to look for a name like the one that is m
 def check(root: Node, base_dir: Path) -> list[Problem]:
     """Return what the tree `root` of a job file in `base_dir` names and the disk does not have."""
     view = View(root)
-    return [*_code(view, base_dir), *_data(view, base_dir), *_environment(view, base_dir)]
+    return [*_code(view, base_dir), *_keep(view, base_dir), *_data(view, base_dir), *_environment(view, base_dir)]
 
 
 def absolute(base_dir: Path, text: str) -> Path:
@@ -68,7 +69,54 @@ def _code(view: View, base_dir: Path) -> Iterator[Problem]:
     elif script is not None and not leaves(script) and not os.path.isfile(directory / script):
         message = f"found {quoted(script)}, which is not in {quoted(code)}; a file of the code directory is allowed"
         guess = _nearest_file(directory, script)
-        yield view.problem_at_value(("script",), message, f"Did you mean {guess}?" if guess else "")
+        hint = f"Did you mean {guess}?" if guess else ""
+        program, _, rest = script.strip().partition(" ")
+        if rest and os.path.isfile(directory / program):
+            hint = f"Write script: {program}, and the rest under arguments: a list, one argument an item."
+        yield view.problem_at_value(("script",), message, hint)
+    elif script is not None and not leaves(script) and (rule := _left_out(directory, script)):
+        if rule.file:
+            what = f"which line {rule.line} of its {rule.file} ({quoted(rule.pattern)}) leaves out"
+            hint = "Remove that line."
+            if rule.file != ".tfjobignore":
+                hint = f"Write a .tfjobignore there, which is read instead of {rule.file}: with the other lines, if need be."
+        else:
+            what = f"and {rule.pattern.strip('/')} is never part of the code"
+            hint = "Move it to another directory."
+        message = f"found {quoted(script)}, {what}; a file that the copy of the code has is allowed"
+        yield view.problem_at_value(("script",), message, hint)
+
+
+def _left_out(directory: Path, name: str) -> Rule | None:
+    """Return the rule by which the copy of the code `directory` has no `name`."""
+    from tfjob.ignored import ignored  # noqa: PLC0415  # only jobs with code
+
+    try:
+        return ignored(directory).leaves_out_file(PurePosixPath(os.path.normpath(name)))
+    except OSError:  # told when the code is read
+        return None
+
+
+def _keep(view: View, base_dir: Path) -> Iterator[Problem]:
+    """Find directories to keep that the code has as files."""
+    code = view.text("code")
+    if code is None or ADDRESS.match(code):
+        return
+    directory = absolute(base_dir, code)
+    for where, node in view.texts("outputs", "keep"):
+        path = PurePosixPath(node.text)
+        if path.is_absolute() or ".." in path.parts:
+            continue
+        for part in (path, *path.parents):
+            at = directory / part
+            is_kept = os.path.isdir(at) and not (part == path and os.path.islink(at))
+            if os.path.lexists(at) and not is_kept and not _left_out(directory, str(part)):
+                what = "a link" if os.path.islink(at) else "no directory"
+                message = f"found {quoted(node.text)}, and {quoted(str(part))} of the code is {what}"
+                allowed = "a directory that the job makes or the code has is allowed"
+                hint = "Name another directory, and write there."
+                yield node.place.problem(where, f"{message}; {allowed}", hint)
+                break
 
 
 def _nearest_file(directory: Path, script: str) -> str | None:

@@ -94,7 +94,7 @@ class DistributionSpec:
 
 @dataclass(frozen=True)
 class OutputSpec:
-    """One named output: a directory of its own under the run's `outputs`, whose path an expression gives."""
+    """One named output: a directory or a file of its own under the run's `outputs`, whose path an expression gives."""
 
     type: Literal["directory", "file"] = "directory"
     description: str = ""

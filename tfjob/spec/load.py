@@ -11,6 +11,7 @@ from __future__ import annotations
 
 import os
 import re
+import sys
 from dataclasses import replace
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
@@ -33,6 +34,7 @@ if TYPE_CHECKING:
 
 __all__ = ["load", "load_text"]
 
+_STDIN = ("-", "/dev/stdin")
 _SUFFIXES = (".yml", ".yaml")
 _MAX_LISTED = 5
 _MAX_LOOKED_AT = 200
@@ -42,18 +44,22 @@ _LOOKS_LIKE_A_JOB = re.compile(rb"(?m)^(?:script|command)[ \t]*:")
 def load(path: Path | str, *, overrides: Sequence[str] = (), environ: Mapping[str, str] | None = None) -> JobSpec:
     """Return the job in the file at `path`, with `overrides` (``compute.node_count=2``) made.
 
+    ``-`` is what comes in by stdin; its paths are from the working directory.
     `environ` holds the variables of the submitting shell, this process's own by default. Raises InvalidFile with every
     problem of the file, and UsageError where there is no file to read.
     """
     path = Path(path)
-    data = _bytes(path)
-    if problem := mistaken_for_job(data, str(path)):
+    is_stdin = str(path) in _STDIN
+    data = sys.stdin.buffer.read(texts.MAX_BYTES + 1) if is_stdin else _bytes(path)
+    shown = "stdin" if is_stdin else str(path)
+    if problem := mistaken_for_job(data, shown):
         raise InvalidFile([problem])
-    text, problems = texts.decode(data, str(path))
+    text, problems = texts.decode(data, shown)
     if problems:
         raise InvalidFile(problems)
-    file = Path(os.path.abspath(path))
-    job = load_text(text, file=str(path), base_dir=file.parent, overrides=overrides, environ=environ)
+    file = None if is_stdin else Path(os.path.abspath(path))
+    base_dir = file.parent if file else Path.cwd()
+    job = load_text(text, file=shown, base_dir=base_dir, overrides=overrides, environ=environ)
     return replace(job, file=file)
 
 

@@ -42,6 +42,13 @@ Homes = Mapping[str, tuple[tuple[str, str], ...]]
 _MANY_KEYS = 12  # more are listed only where no hint can be given
 
 _YAML_FILE = re.compile(r"[\w./~-]+\.ya?ml", re.IGNORECASE)
+_PATH = re.compile(r"[^\s{}]*[/*][^\s{}]*")
+_PLAIN_PATH = re.compile(r"[\w./~-]+")
+_SIZE = re.compile(r"([1-9]\d{0,8})\s*([bkmg])(?:i?b)?", re.IGNORECASE)
+_LIMITS = (
+    "What a container may use is said in docker_args: [--cpus, 4, --memory, 16g]; on Slurm, what a job takes in "
+    "sbatch_options of the target."
+)
 _UNITS = {"d": 86400, "h": 3600, "m": 60, "s": 1}
 _DURATION_PART = re.compile(
     r"(\d{1,9}(?:\.\d{1,9})?)\s*(?:(d)(?:ays?)?|(h)(?:(?:ou)?rs?)?|(m)(?:in(?:ute)?s?)?|(s)(?:ec(?:ond)?s?)?)\s*"
@@ -113,7 +120,7 @@ def _explain(error: Any, node: Node, where: Where) -> tuple[str, str]:
         return f"found {found}; {_allowed(said)} is allowed", _type_hint(said, node, where)
     if error.validator == "maximum":
         return f"found {found}; {_allowed(said)} and at most {said['maximum']} is allowed", ""
-    return f"found {found}; {_allowed(said)} is allowed", _file_hint(said, node, where)
+    return f"found {found}; {_allowed(said)} is allowed", _file_hint(said, node, where) or _size_hint(node, where)
 
 
 def _allowed(said: dict[str, Any]) -> str:
@@ -143,7 +150,7 @@ def _bounds(said: dict[str, Any], kind: str) -> str:
 
 def _type_hint(said: dict[str, Any], node: Node, where: Where) -> str:
     if isinstance(node, ScalarNode):
-        return _scalar_hint(said, node, where)
+        return _lone_hint(said, node, where) or _size_hint(node, where) or _scalar_hint(said, node, where)
     if isinstance(node, MapNode) and "string" in schemas.types(said):
         return 'If it is one text that holds ": ", put it in quotes.'
     return ""
@@ -152,9 +159,29 @@ def _type_hint(said: dict[str, Any], node: Node, where: Where) -> str:
 def _file_hint(said: dict[str, Any], node: Node, where: Where) -> str:
     """Say how to name a file where a text is a name of something else, as `x-file` has it, and `node` is like a path."""
     text = plain(node)
-    if "x-file" not in said or not isinstance(text, str) or not _YAML_FILE.fullmatch(text):
+    if "x-file" in said and isinstance(text, str) and _YAML_FILE.fullmatch(text):
+        return f"Did you mean {show(where)}: {{{said['x-file']}: {text}}}?"
+    if "x-path" in said and isinstance(text, str) and _PATH.fullmatch(text):
+        path = text if _PLAIN_PATH.fullmatch(text) else quoted(text)
+        return f"Did you mean {show(where)}: {{{said['x-path']}: [{path}]}}?"
+    return ""
+
+
+def _size_hint(node: Node, where: Where) -> str:
+    """Say how a size is written, where one is allowed that has its unit as one small letter."""
+    if not where or where[-1] != "shm_size" or not isinstance(node, ScalarNode):
         return ""
-    return f"Did you mean {show(where)}: {{{said['x-file']}: {text}}}?"
+    if match := _SIZE.fullmatch(node.text.strip()):
+        return f"Did you mean {match[1]}{match[2].lower()}?"
+    return f"Give it a unit: {node.text}g is GiB." if node.text.isdecimal() else ""
+
+
+def _lone_hint(said: dict[str, Any], node: ScalarNode, where: Where) -> str:
+    """Say which key a value is for that stands where a mapping is allowed, as `x-lone` has it."""
+    child = said["properties"][said["x-lone"]] if "x-lone" in said else {}
+    if node.value in child.get("enum", ()) or (child and _fits(node.value, child)):
+        return f"Did you mean {show(where)}: {{{said['x-lone']}: {node.text}}}?"
+    return ""
 
 
 def _scalar_hint(said: dict[str, Any], node: ScalarNode, where: Where) -> str:
@@ -166,7 +193,8 @@ def _scalar_hint(said: dict[str, Any], node: ScalarNode, where: Where) -> str:
         return f"In seconds: {seconds}."
     if isinstance(node.value, str) and not node.plain and _fits(resolve(node.value)[0], said):
         return "Remove the quotes."
-    if not isinstance(node.value, str) and "string" in schemas.types(said):
+    could_be_text = "string" in schemas.types(said) and "enum" not in said
+    if could_be_text and not isinstance(node.value, str) and re.search(said.get("pattern", ""), node.text):
         return f'Put it in quotes: "{node.text}".'
     return "Put it in brackets: [ ]." if "array" in schemas.types(said) else ""
 
@@ -203,7 +231,7 @@ def _unknown_keys(
     for key in node.entries if isinstance(node, MapNode) else ():
         if key in said["properties"]:
             continue
-        hint = _key_hint(key, section, known, homes())
+        hint = _LIMITS if key.lower() in said.get("x-limits", ()) else _key_hint(key, section, known, homes())
         is_listed = len(known) <= _MANY_KEYS or not hint
         allowed = f"{_listed(known, 'or')} is allowed" if is_listed else "see `tfjob schema` for the allowed ones"
         message = f"found the unknown key {quoted(key)}; {allowed}"

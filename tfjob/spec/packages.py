@@ -13,7 +13,7 @@ from typing import NamedTuple
 from tfjob.spec.tree import quoted
 from tfjob.spec.unsupported import UNSUPPORTED
 
-__all__ = ["Objection", "conda_package", "file_of", "needs_channel", "password", "pip_line"]
+__all__ = ["Objection", "conda_package", "file_of", "is_requirement", "needs_channel", "password", "pip_line"]
 
 _PACKAGE = re.compile(r"(?:[^\s:=<>!~]+::)?(?P<name>[A-Za-z0-9_][A-Za-z0-9._-]*)\s*(?P<version>.*)", re.DOTALL)
 _CLAUSE = re.compile(r"(?:==|>=|<=|!=|~=|=|<|>)?\d[A-Za-z0-9.!+]*?(?:\.?\*)?")
@@ -36,6 +36,8 @@ _OPTIONS = {
     *("-i", "--index-url", "--pypi-url", "--extra-index-url", "--no-index", "-f", "--find-links"),
     *("--no-binary", "--only-binary", "--trusted-host", "--pre"),
 }
+_PLAIN_VERSION = r"\s*(?:[=!<>]=|[<>])\s*\d+(?:\.\d+)*"
+_PLAIN = re.compile(rf"[A-Za-z0-9]+(?:[._-]+[A-Za-z0-9]+)*(?:{_PLAIN_VERSION}(?:\s*,{_PLAIN_VERSION})*)?")
 _ARCHIVES = (".whl", ".zip", ".tar.gz", ".tar.bz2", ".tgz")
 
 
@@ -82,7 +84,28 @@ def pip_line(text: str) -> Objection | None:
     if _is_local(line):
         hint = "Name the folder of a wheel with --find-links FOLDER, and the package by its name and version."
         return Objection(f"found {quoted(line)}, a path of this machine, which is {UNSUPPORTED}", hint)
+    if line and not is_requirement(line):
+        message = f"found {quoted(line)}, which is no requirement of pip; a name, with versions if need be, is allowed"
+        return Objection(message, "Write it as numpy==1.26.4 or numpy>=1.26,<2.")
     return None
+
+
+def is_requirement(line: str) -> bool:
+    """Whether the line, which is no option, can be read as a requirement (PEP 508); of addresses and variables only pip can tell.
+
+    >>> is_requirement("numpy>=1.26,<2"), is_requirement("numpy>=>1")
+    (True, False)
+    """
+    asked = line.partition(" --")[0]  # options of one requirement, such as --hash
+    if _PLAIN.fullmatch(asked) or "://" in asked or "${" in asked:
+        return True
+    from packaging.requirements import InvalidRequirement, Requirement  # noqa: PLC0415  # 40 ms for what is not plain
+
+    try:
+        Requirement(asked)
+    except InvalidRequirement:
+        return False
+    return True
 
 
 def password(text: str, where: str, *, is_channel: bool = False) -> Objection | None:

@@ -34,6 +34,7 @@ _MAX_IMAGE = 500  # a name is at most 255 characters, before tag and digest
 _SCHEME = re.compile(r"[a-z][a-z0-9+.-]*://", re.IGNORECASE)
 _WORDS_IN_ONE = re.compile(r"(--?[A-Za-z][\w-]*)\s+(\S.*)", re.DOTALL)
 _OWN_VARIABLES = {"TF_CONFIG": "distribution", "CUDA_VISIBLE_DEVICES": "compute.gpus_per_node"}
+_NO_PYTHON = re.compile(r".+\.(?:sh|bash|ya?ml|json|toml|txt|md|ipynb)", re.IGNORECASE)
 _ONLY_WITH = {
     "process_count_per_node": "mpi",
     "worker_count": "tensorflow",
@@ -70,6 +71,11 @@ def _work(view: View) -> Iterator[Problem]:
     if script is not None and not unsupported.ADDRESS.match(script) and (leaving := leaves(script)):
         hint = "Write it relative to code."
         yield view.problem_at_value(("script",), f"found {leaving}; a path inside the code directory is allowed", hint)
+    elif script is not None and _NO_PYTHON.fullmatch(script):
+        message = f"found {quoted(script)}, which is no Python file by its name; a Python file is allowed"
+        yield view.problem_at_value(
+            ("script",), message, "For another program, write a command, such as command: bash run.sh"
+        )
 
 
 def leaves(path: str) -> str:
@@ -247,6 +253,12 @@ def _outputs(view: View) -> Iterator[Problem]:
             found = f"found {quoted(path)}"
         elif not PurePosixPath(path).parts or not path.strip():
             found = f"found {quoted(path)}, the working directory itself"
+        elif PurePosixPath(path).parts[0] == "logs":
+            message = (
+                f"found {quoted(path)}, and logs is kept already, as the run's logs/user; another directory is allowed"
+            )
+            yield node.place.problem(where, message, "Remove it.")
+            continue
         else:
             continue
         message = f"{found}; a directory inside the working directory is allowed"

@@ -1,8 +1,9 @@
 """The schemas of the files people write: the one source of their keys, types, defaults and explanations.
 
 JSON files beside this one, for editors as for tfjob. Beyond JSON Schema they use ``enumDescriptions`` (editors show
-them), ``x-says`` (a pattern in words), ``x-also`` (what other tools call the same thing) and ``x-file`` (the key for a
-file, where a text is the name of something registered).
+them), ``x-says`` (a pattern in words), ``x-also`` (what other tools call the same thing), ``x-file`` and ``x-path`` (the
+key for a YAML file or any path, where a text is the name of something registered), ``x-lone`` (the key that a value alone
+is meant for, where a mapping is allowed) and ``x-limits`` (what other tools have there and is said elsewhere).
 """
 
 from __future__ import annotations

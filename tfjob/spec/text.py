@@ -33,6 +33,7 @@ _UNSTORABLE = re.compile("[\x00\ud800-\udfff]")
 _LINE_BREAK = re.compile("\r\n|[\n\r\x85\u2028\u2029]")
 _DIRECTIVE = re.compile(r"(?:[ \t]*+(?:#[^\n]*+)?\n)*+%")
 _NOTHING = re.compile(r"(?:^\.\.\.(?=\s|$)|\s++|#[^\n\r]*+)*+", re.MULTILINE)
+_ITEM = re.compile("(?:\r\n|[\n\r\x85\u2028\u2029])[ \t]*(-)(?=\\s|$)")
 _UTF_16_MARKS = (codecs.BOM_UTF16_LE, codecs.BOM_UTF16_BE, codecs.BOM_UTF32_BE)
 
 
@@ -121,6 +122,7 @@ class _Reader:
 
     def __init__(self, file: str, inline: bool, where: Where, most_values: int) -> None:
         self.file = file
+        self.text = ""
         self.inline = inline
         self.where = where
         self.most_values = most_values
@@ -134,6 +136,7 @@ class _Reader:
         import yaml  # noqa: PLC0415  # 20 ms that commands without a file do not pay
 
         self._refuse_directives(text)
+        self.text = text
         end = 0
         try:
             for event in _events(text):
@@ -186,7 +189,8 @@ class _Reader:
 
     def _anchor_is_free(self, event: Any) -> str | None:
         if event.tag is not None:
-            message = f"found the tag {quoted(event.tag)}; values without tags are allowed"
+            tag = re.sub("^tag:yaml.org,2002:", "!!", event.tag)  # as it is written
+            message = f"found the tag {quoted(tag)}; values without tags are allowed"
             self.problems.append(self._place(event.start_mark).problem(self._where(), message, "Remove the tag."))
         anchor: str | None = event.anchor
         if anchor is not None:
@@ -256,11 +260,25 @@ class _Reader:
         if not is_plain:
             self._add(ScalarNode(text, text, place), anchor, 1, 1)
             return
+        if event.start_mark.line != event.end_mark.line and (item := self._item_in(event)):
+            self.problems.append(item)
+            self._add(ScalarNode(text, text, place, bad=True), anchor, 1, 1)
+            return
         value, trap = resolve(text)
         is_key = bool(self.open) and self.open[-1].is_map and self.open[-1].expects_key
         if trap and not is_key:
             self.problems.append(place.problem(self._where(), trap.message, trap.hint))
         self._add(ScalarNode(value, text, place, plain=True, bad=trap is not None), anchor, 1, 1)
+
+    def _item_in(self, event: Any) -> Problem | None:
+        """The problem that a line of an unquoted text starts as an item of a list does, which YAML makes part of the text."""
+        start = event.start_mark.index
+        found = _ITEM.search(self.text, start, event.end_mark.index)
+        if found is None:
+            return None
+        message = "found - at the start of a line that goes on with the text before; an item in the column of the others is allowed"
+        hint = "Indent it as the item before, or put the whole text in quotes."
+        return _place_at(self.text[: found.start(1)], self.file).problem(self._where(), message, hint)
 
     def _add(self, node: Node, anchor: str | None, size: int, height: int) -> None:
         """Put a finished node where it belongs: the root, the next item, the next key or that key's value."""

@@ -217,7 +217,7 @@ class Starting:
                 "prepare",
                 tasks={name: files[name] for name in link.node.tasks},
                 datasets=[one for task in link.node.tasks for one in self._datasets(task, trees)],
-                named=list(plan.named_outputs),
+                named=list(plan.output_directories),
                 files={path: [text, mode] for path, (text, mode) in ssh.items()},
             )
         self._await("ready prepare", 1, plan.limits.rendezvous_timeout_s, "could not prepare its tasks")
