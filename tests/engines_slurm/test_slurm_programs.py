@@ -17,6 +17,7 @@ from typing import Any
 
 import pytest
 from engines.engine_bench import task
+from engines_slurm.slurm_commands import commands
 from engines_slurm.slurm_plans import slurm_plan, spread, workers
 from hypothesis import given, settings
 from hypothesis import strategies as st
@@ -192,6 +193,54 @@ def test_a_gang_of_one_node_under_old_and_new_pythons(
     assert (report.phase, report.end.outcome) == ("over", outcome)
     assert run.log("main").read_text() == ("4\n" if code == 0 else "")
     assert (run.tasks / "main" / "exit.json").exists()
+
+
+class TestSecondJob:
+    """A second job of a run: its script was submitted by hand, or again because sbatch did not answer."""
+
+    @pytest.fixture
+    def run(self, tmp_path: Path) -> RunDirectory:
+        """A run that job 4 is at, on a Slurm whose squeue is still to be written."""
+        run = RunDirectory(tmp_path / "run")
+        (run.path / "slurm").mkdir(parents=True)
+        run.logs.mkdir()
+        SlurmEngine(environ={}, cache=tmp_path).keep(slurm_plan(), run, Prepared(None, {"environment.path": "/bin"}))
+        value = {"phase": "running", "job": "4", "attempt": 0, "attempts": [], "tasks": {}, "end": None}
+        (run.path / "slurm" / "state.json").write_text(json.dumps(value))
+        return run
+
+    def start(self, run: RunDirectory, squeue: str) -> subprocess.CompletedProcess[str]:
+        commands(run.path.parent / "bin", squeue=squeue)
+        argv = [sys.executable, *FLAGS, str(run.path / "slurm" / "program" / "start.py"), "batch", str(run.path)]
+        environ = {"PATH": f"{run.path.parent / 'bin'}:{os.environ['PATH']}", "SLURM_JOB_ID": "5"}
+        return subprocess.run(argv, env=environ, capture_output=True, text=True, timeout=60, check=False)
+
+    @pytest.mark.parametrize("state", ["RUNNING", "SUSPENDED", "PENDING", "COMPLETING"])
+    def test_it_leaves_a_run_that_another_job_is_at(self, run: RunDirectory, state: str) -> None:
+        before = {path: path.stat().st_mtime_ns for path in run.path.rglob("*")}
+        done = self.start(run, f"echo {state}")
+        assert (done.returncode, done.stderr) == (
+            1,
+            "tfjob: job 4 runs this run already; this one leaves it alone\n",
+        )
+        assert {path: path.stat().st_mtime_ns for path in run.path.rglob("*")} == before
+
+    @pytest.mark.parametrize(
+        "squeue", ["echo NODE_FAIL", "echo 'slurm_load_jobs error: Invalid job id specified' >&2; exit 1"]
+    )
+    def test_it_takes_a_run_whose_job_is_over(self, run: RunDirectory, squeue: str) -> None:
+        self.start(run, squeue)
+        report = read_report(run)
+        assert report is not None
+        assert report.end is not None
+        assert (report.phase, report.end.kind) == ("over", "node_lost")
+
+    def test_it_leaves_the_run_where_slurm_can_not_be_asked(self, monkeypatch: pytest.MonkeyPatch) -> None:
+        answers = iter([None, "RUNNING"])
+        monkeypatch.setattr(module("slurm"), "squeue", lambda *_: next(answers, None))
+        monkeypatch.setattr(module("slurm"), "ASKED_PAUSE_S", 0)
+        assert module("slurm").is_living("4")
+        assert module("slurm").is_living("4")
 
 
 class TestPlacing:

@@ -20,6 +20,11 @@ WORDS = {
     "PENDING": ("Slurm put it back in the queue", "requeued"),
     "REQUEUED": ("Slurm put it back in the queue", "requeued"),
 }
+OVER = (
+    *("BOOT_FAIL", "CANCELLED", "COMPLETED", "DEADLINE", "FAILED", "NODE_FAIL", "OUT_OF_MEMORY", "PREEMPTED"),
+    *("REVOKED", "TIMEOUT"),
+)
+ASKED_AGAIN, ASKED_PAUSE_S = 10, 6.0
 DOWN = re.compile(r"DOWN|NOT_RESPONDING|FAIL|\*")
 FIELD = re.compile(r"(?:^|\s)([A-Za-z][A-Za-z:]*)=(\S*)")
 
@@ -63,6 +68,29 @@ def node_list() -> str:
 def job() -> dict[str, str]:
     """The fields of this job that hold no spaces."""
     return dict(FIELD.findall(ask("show", "job", "-o", os.environ.get("SLURM_JOB_ID", ""))))
+
+
+def is_living(number: str) -> bool:
+    """Whether another job is not over; also where Slurm does not say in a minute, because two jobs must not do the same work."""
+    for _ in range(ASKED_AGAIN):
+        said = squeue("--noheader", "--states=all", "--format=%T", "--jobs=" + number)
+        if said is not None:
+            return any(state not in OVER for state in said.split())
+        time.sleep(ASKED_PAUSE_S)
+    return True
+
+
+def squeue(*arguments: str) -> str | None:
+    """What squeue says, nothing of a job that it does not know any more; None when it can't be asked."""
+    try:
+        done = subprocess.run(
+            ["squeue", *arguments], stdin=subprocess.DEVNULL, capture_output=True, timeout=PATIENCE_S, check=False
+        )
+    except (OSError, subprocess.TimeoutExpired):
+        return None
+    if done.returncode and b"Invalid job id" in done.stderr:
+        return ""
+    return None if done.returncode else done.stdout.decode("utf-8", "replace")
 
 
 def time_left_s() -> float | None:

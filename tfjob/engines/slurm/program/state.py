@@ -48,6 +48,12 @@ class State:
         return bool(self.value["phase"] == "over")
 
     @property
+    def other_job(self) -> str:
+        """The job that the state is of, where that is not this one; what Slurm puts back in the queue keeps its id."""
+        job: str = self.value.get("job") or ""
+        return job if job != os.environ.get("SLURM_JOB_ID", "") else ""
+
+    @property
     def was_lost(self) -> bool:
         """Whether the attempt before was lost with a node, and Slurm has started the job again."""
         end = self.value["end"]
