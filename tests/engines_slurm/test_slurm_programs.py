@@ -8,11 +8,12 @@ import importlib
 import json
 import os
 import re
+import signal
 import subprocess
 import sys
 from collections.abc import Iterator
 from pathlib import Path
-from types import ModuleType
+from types import ModuleType, SimpleNamespace
 from typing import Any
 
 import pytest
@@ -241,6 +242,46 @@ class TestSecondJob:
         monkeypatch.setattr(module("slurm"), "ASKED_PAUSE_S", 0)
         assert module("slurm").is_living("4")
         assert module("slurm").is_living("4")
+
+
+class TestStandstill:
+    """Slurm suspends a job: all its processes stand still, and the kernel's clock goes on."""
+
+    def test_it_is_left_out(self, monkeypatch: pytest.MonkeyPatch) -> None:
+        moment = 100.0
+        monkeypatch.setattr(module("clock"), "time", SimpleNamespace(monotonic=lambda: moment))
+        clock = module("clock").Clock()
+        began = clock.now()
+        for step_s in (2.0, 1000.0, 3.0, 500.0, 0.0):
+            moment += step_s
+            clock.now()
+        assert clock.now() - began == 5.0
+
+    def test_nodes_kill_nothing_after_it(self, tmp_path: Path) -> None:
+        (tmp_path / "slurm").mkdir()
+        (tmp_path / "slurm" / "gang.json").write_text(json.dumps({"run": "r", "tasks": [], "container": None}))
+        place_programs(tmp_path / "program", None, tmp_path)
+        jumps = (  # with SIGUSR1 the clock is an hour ahead
+            "import signal, sys, time; before, lead = time.monotonic, []\n"
+            "time.monotonic = lambda: before() + sum(lead)\n"
+            "signal.signal(signal.SIGUSR1, lambda *_: lead.append(3600.0))\n"
+            f"sys.path.insert(0, {str(tmp_path / 'program')!r})\n"
+            "import node; sys.exit(node.main(*sys.argv[1:]))"
+        )
+        node = subprocess.Popen(
+            [sys.executable, "-c", jumps, str(tmp_path), str(tmp_path), "5.0"],
+            env={"SLURM_NODEID": "0"},
+            stdin=subprocess.PIPE,
+            stdout=subprocess.PIPE,
+        )
+        assert node.stdout is not None
+        said = map(json.loads, iter(node.stdout.readline, b""))
+        assert any("ready" in word for word in said)
+        node.send_signal(signal.SIGUSR1)
+        assert any("signal" in word for word in said)
+        assert [word for word, _ in zip(said, range(2), strict=False)] == [{"beat": True, "node": 0}] * 2
+        node.communicate(timeout=60)
+        assert node.returncode == 0
 
 
 class TestPlacing:

@@ -5,8 +5,10 @@ from __future__ import annotations
 import json
 import os
 import signal
+import time
 from collections.abc import Callable, Iterator
 from pathlib import Path
+from types import SimpleNamespace
 from typing import Any
 
 import pytest
@@ -226,3 +228,15 @@ class TestStartedAgain:
         left = self.main(attempt, tmp_path, monkeypatch, {"outcome": outcome, "kind": kind})
         assert left["attempt"] == 1
         assert [one["end"]["kind"] for one in left["attempts"]] == [kind]
+
+
+def test_the_time_that_a_job_was_suspended_is_not_the_run_s(attempt: Attempts, monkeypatch: pytest.MonkeyPatch) -> None:
+    made = attempt({})
+    made.gang["limits"]["timeout_s"] = 60
+    made.deadline = made.clock.now() + 60
+    suspended_s = 3600
+    monkeypatch.setattr(module("clock"), "time", SimpleNamespace(monotonic=lambda: time.monotonic() + suspended_s))
+    made.look_at_limits()
+    made.deadline -= 60
+    with pytest.raises(module("batch").Ended, match=r"longer than limits.timeout_s = 60 s"):
+        made.look_at_limits()

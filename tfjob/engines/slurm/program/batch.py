@@ -25,6 +25,7 @@ if TYPE_CHECKING:
 
     from tfjob.engines.slurm.program import closing, slurm
     from tfjob.engines.slurm.program.binding import adapt, bind, host, search_path, shares
+    from tfjob.engines.slurm.program.clock import Clock
     from tfjob.engines.slurm.program.state import State, read_reason, replace, write_json
     from tfjob.engines.slurm.program.step import Step, attempt_directory, word_of
     from tfjob.engines.slurm.program.verdict import absent, judge
@@ -32,6 +33,7 @@ else:  # they lie beside this file
     import closing
     import slurm
     from binding import adapt, bind, host, search_path, shares
+    from clock import Clock
     from state import State, read_reason, replace, write_json
     from step import Step, attempt_directory, word_of
     from verdict import absent, judge
@@ -75,8 +77,9 @@ class Attempt:
         self.statuses: dict[str, dict[str, Any]] = {task["name"]: {"state": "pending"} for task in gang["tasks"]}
         self.heard: dict[int, float] = {}
         self.has_begun = False
+        self.clock = Clock()
         self.waiting_since: float | None = None
-        self.deadline: float | None = None  # of limits.timeout_s, monotonic
+        self.deadline: float | None = None  # of limits.timeout_s, by the clock
         self.slurm_deadline: float | None = None  # of Slurm's own time limit, monotonic
         self.due_look: float | None = None  # when to ask for that limit, monotonic
         self.unread = b""
@@ -84,7 +87,7 @@ class Attempt:
         self.signaled = False  # a node's program was told by Slurm to end
         self.broken = ""  # why a node's container could not be started
         self.is_hurried = False  # Slurm ends the job soon, whatever its nodes still do
-        self.prepared = 0.0  # when a node last said that it prepares its container, monotonic
+        self.prepared = 0.0  # when a node last said that it prepares its container, by the clock
         self.cleared = 0.0  # when one last said that it clears up after it, monotonic
         self.lock = threading.Lock()
         self.wakeup, self.wake = os.pipe()
@@ -131,10 +134,10 @@ class Attempt:
 
     def watch(self) -> None:
         """Listen to the nodes until it is over; raises Ended."""
-        began, looked = time.monotonic(), 0.0
+        began, looked = self.clock.now(), 0.0
         while True:
             self.take(0.1)
-            now = time.monotonic()
+            now = self.clock.now()
             if not self.has_begun and len(self.ready) == self.gang["node_count"]:
                 self.begin()
             if not self.has_begun and now - max(began, min(self.prepared, began + PREPARE_S)) > START_S:
@@ -152,13 +155,14 @@ class Attempt:
                 looked = now
                 if os.path.exists(os.path.join(self.run, "cancel")):
                     raise Ended("canceled", read_reason(self.run))
-            self.look_at_limits(now)
+            self.look_at_limits()
 
-    def look_at_limits(self, now: float) -> None:
+    def look_at_limits(self) -> None:
         """Raise Ended if the run's own time or Slurm's is over."""
-        if self.deadline is not None and now > self.deadline:
+        if self.deadline is not None and self.clock.now() > self.deadline:
             limit = self.gang["limits"]["timeout_s"]
             raise Ended("failed", f"the run took longer than limits.timeout_s = {limit:g} s")
+        now = time.monotonic()
         if self.due_look is not None and now > self.due_look:
             self.due_look = None
             self.is_due()
@@ -226,9 +230,9 @@ class Attempt:
         elif "launched" in word:
             self.tell(word)
         elif "preparing" in word or "clearing" in word:
-            self.prepared = time.monotonic()
+            self.prepared = self.clock.now()
             if "clearing" in word:
-                self.cleared = self.prepared
+                self.cleared = time.monotonic()
             if not self.is_ending:
                 self.state.say(message=word.get("preparing") or word["clearing"])
         elif "broken" in word:
@@ -280,11 +284,10 @@ class Attempt:
             write_json(os.path.join(directory, "task.json"), bound)
         self.tell("go")
         self.has_begun = True
-        now = time.monotonic()
         if self.gang["limits"]["timeout_s"] is not None:
-            self.deadline = now + self.gang["limits"]["timeout_s"]
+            self.deadline = self.clock.now() + self.gang["limits"]["timeout_s"]
         self.state.say(phase="running", nodes=nodes, started=time.time(), message="")
-        self.due_look = now + DUE_LOOK_S
+        self.due_look = time.monotonic() + DUE_LOOK_S
 
     def launch(self, word: dict[str, Any], node: int) -> None:
         """Mpirun wants a program on another node: its container's node.py starts it, and `node` hears how it ended."""
@@ -305,10 +308,10 @@ class Attempt:
     def end_gang(self) -> None:
         """End what still runs: ranks before their launcher, which would not leave them their grace; then kill, then the step."""
         self.is_ending = True
-        deadline = time.monotonic() + self.gang["limits"]["grace_period_s"] + MARGIN_S
+        deadline = self.clock.now() + self.gang["limits"]["grace_period_s"] + MARGIN_S
         for word, launched in (("stop launched", True), ("stop", False)):
             self.tell(word)
-            while self.has_begun and time.monotonic() < deadline and self.step.poll() is None:
+            while self.has_begun and self.clock.now() < deadline and self.step.poll() is None:
                 names = [task["name"] for task in self.gang["tasks"] if task["launched"] == launched]
                 # What is launched may never have been; what a node starts itself is about to be.
                 if all(self.statuses[name]["state"] in ("ended", "pending" if launched else "") for name in names):
@@ -338,6 +341,7 @@ class Attempt:
         """Let the nodes know that somebody is there, whatever the file system does to the rest of this program."""
         while self.step.poll() is None and self.step.input is not None:
             self.tell("beat")
+            self.clock.now()  # while the rest waits for Slurm, that is no standstill
             time.sleep(BEAT_S)
 
 

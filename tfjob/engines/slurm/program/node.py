@@ -23,8 +23,10 @@ if TYPE_CHECKING:
     import socket
     from typing import Any
 
+    from tfjob.engines.slurm.program.clock import Clock
     from tfjob.engines.slurm.program.launching import Launching
-else:  # it lies beside this file
+else:  # they lie beside this file
+    from clock import Clock
     from launching import Launching
 
 PORTS = range(20000, 32000)  # unprivileged, and below the range the kernel takes for outgoing connections (ip(7))
@@ -53,7 +55,8 @@ class Node:
         self.children: dict[str, Child] = {}
         self.told: dict[str, dict[str, Any]] = {}
         self.held: list[socket.socket] = []
-        self.heard = time.monotonic()
+        self.clock = Clock()
+        self.heard = self.clock.now()
         self.has_begun = False
         self.launching: Launching | None = None
         self.unread = b""
@@ -87,7 +90,7 @@ class Node:
             if now - beaten > BEAT_S:
                 beaten = now
                 self.say(beat=True)
-            if now - self.heard > SILENCE_S:
+            if self.clock.now() - self.heard > SILENCE_S:
                 break
         self.kill()
         return 0
@@ -97,7 +100,7 @@ class Node:
         data = os.read(0, 65536)
         if not data:
             return False
-        self.heard = time.monotonic()
+        self.heard = self.clock.now()
         *lines, self.unread = (self.unread + data).split(b"\n")
         for line in filter(None, lines):
             word = json.loads(line)
