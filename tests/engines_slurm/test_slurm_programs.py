@@ -284,6 +284,19 @@ class TestStandstill:
         assert node.returncode == 0
 
 
+def test_a_task_is_asked_to_end_once(monkeypatch: pytest.MonkeyPatch) -> None:
+    signaled: list[int] = []
+    monkeypatch.setattr(module("node"), "send", lambda pid, _number: signaled.append(pid))
+    node = object.__new__(module("node").Node)
+    node.tasks = [{"name": "a", "launched": False}, {"name": "b", "launched": False}]
+    node.children = {"a": SimpleNamespace(pid=7, has_ended=lambda: False)}
+    node.stopped = set()
+    node.stop(launched=False)
+    node.children["b"] = SimpleNamespace(pid=8, has_ended=lambda: False)
+    node.stop(launched=False)
+    assert signaled == [7, 8]
+
+
 class TestPlacing:
     def test_the_programs_are_compiled_once_for_the_python_that_runs_them(self, tmp_path: Path) -> None:
         for name in ("one", "two"):

@@ -118,6 +118,22 @@ def test_what_had_come_of_it_is_written_before_the_nodes_are_waited_for(
     assert (kept["phase"], kept["end"]["outcome"], kept["end"]["message"]) == ("ending", "canceled", "enough")
 
 
+@pytest.mark.parametrize("launcher", [None, "launcher"])
+def test_tasks_hear_that_slurm_ends_the_job_before_slurm_says_why(
+    attempt: Attempts, tmp_path: Path, launcher: str | None
+) -> None:
+    first = "stop launched" if launcher else "stop"
+    commands(
+        tmp_path / "bin",
+        scontrol=f"until grep -q '\"{first}\"' {tmp_path}/told; do sleep 0.05; done; echo JobState=TIMEOUT",
+    )
+    made = attempt({})
+    made.gang["launcher"] = launcher
+    with pytest.raises(module("batch").Ended, match="reached the time limit"):
+        made.on_signal(signal.SIGTERM)
+    assert ('"stop"\n' in (tmp_path / "told").read_text()) == (launcher is None)
+
+
 class TestClearingUp:
     """A node says that it clears up, and does not end for that long."""
 

@@ -187,7 +187,7 @@ class Attempt:
             raise Ended("failed", self.broken, kind="preparation")
         if self.signaled and not self.is_ending:  # all that was said with it has been heard
             self.signaled = False
-            raise slurm.why_ending(Ended)
+            raise self.ending()
 
     def drain(self) -> None:
         """Read what was said before the step ended."""
@@ -247,7 +247,15 @@ class Attempt:
         elif number == signal.SIGUSR2:
             raise Ended("canceled", read_reason(self.run))
         elif number in SIGNALS:
-            raise slurm.why_ending(Ended)
+            raise self.ending()
+
+    def ending(self) -> Ended:
+        """Why Slurm ends the job. Tasks hear that it does before Slurm is asked: the answer may take longer than what it leaves them."""
+        self.tell("stop launched")
+        if self.gang["launcher"] is None:  # else it waits for its ranks; see end_gang
+            self.tell("stop")
+        end: Ended = slurm.why_ending(Ended)
+        return end
 
     def is_due(self) -> bool:
         """Ask Slurm for its time limit, which may have been changed. Returns whether it is time to end for it.

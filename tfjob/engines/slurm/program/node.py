@@ -54,6 +54,7 @@ class Node:
         self.tasks = [task for task in self.gang["tasks"] if task["node"] == self.index]
         self.children: dict[str, Child] = {}
         self.told: dict[str, dict[str, Any]] = {}
+        self.stopped: set[str] = set()
         self.held: list[socket.socket] = []
         self.clock = Clock()
         self.heard = self.clock.now()
@@ -188,16 +189,19 @@ class Node:
         return found
 
     def stop(self, *, launched: bool) -> None:
-        """Ask tasks to end: SIGTERM to their entrypoints, which give them their grace."""
+        """Ask tasks to end, once each: SIGTERM to their entrypoints, which give them their grace."""
         for task in self.tasks:
-            if task["launched"] != launched:
+            name = task["name"]
+            if task["launched"] != launched or name in self.stopped:
                 continue
-            child = self.children.get(task["name"])
+            child = self.children.get(name)
             if child is not None and not child.has_ended():
+                self.stopped.add(name)
                 send(child.pid, signal.SIGTERM)
             elif launched:
-                report = read(os.path.join(self.attempt, "tasks", task["name"], "started.json"))
+                report = read(os.path.join(self.attempt, "tasks", name, "started.json"))
                 if report and start_ticks(report["pid"]) == report["start_ticks"]:
+                    self.stopped.add(name)
                     send(report["pid"], signal.SIGTERM)
 
     def note_signals(self) -> None:
