@@ -134,6 +134,37 @@ def test_tasks_hear_that_slurm_ends_the_job_before_slurm_says_why(
     assert ('"stop"\n' in (tmp_path / "told").read_text()) == (launcher is None)
 
 
+@pytest.mark.parametrize("notices", [lambda made: made.on_signal(signal.SIGUSR1), lambda made: made.look_at_limits()])
+def test_a_warning_of_preemption_is_none_of_the_time_limit(
+    attempt: Attempts, tmp_path: Path, notices: Callable[[Any], None]
+) -> None:
+    end = time.strftime("%Y-%m-%dT%H:%M:%S", time.localtime(time.time() + 5))
+    fields = f"JobState=RUNNING PreemptTime=2026-11-29T00:00:00 EndTime={end}"
+    commands(tmp_path / "bin", scontrol=f"echo {fields}")
+    made = attempt({})
+    made.due_look = 0.0
+    with pytest.raises(module("batch").Ended, match="Slurm preempted it") as found:
+        notices(made)
+    assert (found.value.outcome, found.value.kind) == ("slurm", "preempted")
+
+
+@pytest.mark.parametrize(
+    ("fields", "is_preempted"),
+    [
+        ({"PreemptTime": "2026-11-29T10:00:00", "SuspendTime": "None"}, True),
+        ({"PreemptTime": "2026-11-29T10:00:00", "SuspendTime": "2026-11-29T10:30:00"}, False),
+        ({"PreemptTime": "2026-11-29T10:00:00", "SuspendTime": "2026-11-29T09:00:00"}, True),
+        ({"PreemptTime": "2026-11-29T10:00:00", "JobState": "CANCELLED"}, False),
+        ({"PreemptTime": "None", "SuspendTime": "2026-11-29T10:30:00"}, False),
+        ({}, False),
+    ],
+)
+def test_a_job_that_was_suspended_for_another_is_not_preempted_for_good(
+    fields: dict[str, str], *, is_preempted: bool
+) -> None:
+    assert module("slurm").is_preempted(fields) == is_preempted
+
+
 class TestClearingUp:
     """A node says that it clears up, and does not end for that long."""
 

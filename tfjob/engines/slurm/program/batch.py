@@ -249,20 +249,24 @@ class Attempt:
         elif number in SIGNALS:
             raise self.ending()
 
-    def ending(self) -> Ended:
+    def ending(self, found: dict[str, str] | None = None) -> Ended:
         """Why Slurm ends the job. Tasks hear that it does before Slurm is asked: the answer may take longer than what it leaves them."""
         self.tell("stop launched")
         if self.gang["launcher"] is None:  # else it waits for its ranks; see end_gang
             self.tell("stop")
-        end: Ended = slurm.why_ending(Ended)
+        end: Ended = slurm.why_ending(Ended, found)
         return end
 
     def is_due(self) -> bool:
         """Ask Slurm for its time limit, which may have been changed. Returns whether it is time to end for it.
 
-        Slurm's warning may come a minute early (sbatch(1), --signal), or late: the tasks get all the time there is.
+        Slurm's warning may come a minute early (sbatch(1), --signal), or late: the tasks get all the time there is. At some sites
+        it comes when the job is preempted, in the place of SIGTERM (slurm.conf(5), send_user_signal); raises Ended then.
         """
-        left_s = slurm.time_left_s()
+        found = slurm.job()
+        if slurm.is_preempted(found):
+            raise self.ending(found)
+        left_s = slurm.time_left_s(found)
         if left_s is None:
             self.slurm_deadline = None
             return False

@@ -93,13 +93,21 @@ def squeue(*arguments: str) -> str | None:
     return None if done.returncode else done.stdout.decode("utf-8", "replace")
 
 
-def time_left_s() -> float | None:
-    """Seconds until Slurm ends this job for its time limit; None when it has none, or does not say."""
+def time_left_s(found: dict[str, str] | None = None) -> float | None:
+    """Seconds until Slurm ends this job, by its fields, for its time limit; None when it has none, or does not say."""
+    said = (job() if found is None else found).get("EndTime", "")
     try:
-        end = time.mktime(time.strptime(job().get("EndTime", ""), "%Y-%m-%dT%H:%M:%S"))  # Slurm's are local times
+        end = time.mktime(time.strptime(said, "%Y-%m-%dT%H:%M:%S"))  # Slurm's are local times
     except (ValueError, OverflowError):
         return None
     return end - time.time()
+
+
+def is_preempted(found: dict[str, str]) -> bool:
+    """Whether Slurm preempts the job with these fields. Its EndTime is then the end of its grace, no time limit."""
+    preempted, suspended = (found.get(name, "None").replace("None", "") for name in ("PreemptTime", "SuspendTime"))
+    # A job that goes on after it was suspended for another has a PreemptTime, too; its SuspendTime is when it went on.
+    return preempted > suspended and found.get("JobState") not in ("CANCELLED", "TIMEOUT")
 
 
 def addresses(said: str) -> dict[str, str]:
@@ -115,12 +123,12 @@ def lost_nodes() -> list[str]:
     return [node.get("NodeName", "") for node in nodes if DOWN.search(node.get("State", ""))]
 
 
-def why_ending(make: Any) -> Any:
-    """Why Slurm ends this job, by what it says of it. Its last word stands in the queue, where tfjob reads it."""
-    found = job()
+def why_ending(make: Any, found: dict[str, str] | None = None) -> Any:
+    """Why Slurm ends this job, by its fields, asked for if need be. Its last word stands in the queue, where tfjob reads it."""
+    found = job() if found is None else found
     state = found.get("JobState", "")
-    if found.get("PreemptTime", "None") != "None" and state not in ("CANCELLED", "TIMEOUT"):
-        return make("slurm", "Slurm preempted it", kind="preempted")
+    if is_preempted(found):
+        state = "PREEMPTED"
     if state in WORDS:
         message, kind = WORDS[state]
         return make("slurm", message, kind=kind)
