@@ -169,6 +169,21 @@ SLURM_NODEID=0 SLURMD_NODENAME=here CUDA_VISIBLE_DEVICES=4,6 exec "$@"
 """
 
 
+def run_of_a_gang(
+    tmp_path: Path, command: str, *, python: str = sys.executable, srun: str = SRUN, **environ: str
+) -> tuple[RunDirectory, subprocess.CompletedProcess[str]]:
+    """A run of one task and one node, taken to its end."""
+    run, made = RunDirectory(tmp_path / "run"), slurm_plan(task(command, gpus=1), gpus=2)
+    for directory in (run.logs, run.tasks, run.work("main")):
+        directory.mkdir(parents=True)
+    (tmp_path / "srun").write_text(srun)
+    (tmp_path / "srun").chmod(0o755)
+    SlurmEngine(environ={}, cache=tmp_path).keep(made, run, Prepared(None, {"environment.path": "/bin"}))
+    argv = [python, *FLAGS, str(run.path / "slurm" / "program" / "start.py"), "batch", str(run.path)]
+    environ = {"PATH": f"{tmp_path}:{os.environ['PATH']}", "SLURM_JOB_ID": "5", **environ}
+    return run, subprocess.run(argv, env=environ, capture_output=True, text=True, timeout=60, check=False)
+
+
 @pytest.mark.parametrize("python", pythons())
 @pytest.mark.parametrize(
     ("command", "code", "outcome"), [("echo $CUDA_VISIBLE_DEVICES", 0, "completed"), ("exit 3", 1, "failed")]
@@ -176,17 +191,8 @@ SLURM_NODEID=0 SLURMD_NODENAME=here CUDA_VISIBLE_DEVICES=4,6 exec "$@"
 def test_a_gang_of_one_node_under_old_and_new_pythons(
     tmp_path: Path, python: str, command: str, code: int, outcome: str
 ) -> None:
-    run, made = RunDirectory(tmp_path / "run"), slurm_plan(task(command, gpus=1), gpus=2)
-    for directory in (run.logs, run.tasks, run.work("main")):
-        directory.mkdir(parents=True)
-    (tmp_path / "srun").write_text(SRUN)
-    (tmp_path / "srun").chmod(0o755)
-    SlurmEngine(environ={}, cache=tmp_path).keep(made, run, Prepared(None, {"environment.path": "/bin"}))
-    argv = [python, *FLAGS, str(run.path / "slurm" / "program" / "start.py"), "batch", str(run.path)]
-    environ = {"PATH": f"{tmp_path}:{os.environ['PATH']}", "SLURM_JOB_ID": "5"}
-    if code == 0:  # as under Slurm, where the step begins before anything else
-        environ["SLURM_JOB_NUM_NODES"] = "1"
-    done = subprocess.run(argv, env=environ, capture_output=True, text=True, timeout=60, check=False)
+    step = {} if code else {"SLURM_JOB_NUM_NODES": "1"}  # as under Slurm, where the step begins before anything else
+    run, done = run_of_a_gang(tmp_path, command, python=python, **step)
     assert (done.returncode, done.stderr) == (code, "")
     report = read_report(run)
     assert report is not None
@@ -194,6 +200,30 @@ def test_a_gang_of_one_node_under_old_and_new_pythons(
     assert (report.phase, report.end.outcome) == ("over", outcome)
     assert run.log("main").read_text() == ("4\n" if code == 0 else "")
     assert (run.tasks / "main" / "exit.json").exists()
+
+
+def test_a_node_may_have_more_gpus_than_a_line_of_srun_has_room_for(tmp_path: Path) -> None:
+    names = [f"MIG-{number:08}-1111-2222-3333-abcdefabcdef" for number in range(56)]
+    srun = SRUN.replace("4,6", ",".join(names))
+    run, done = run_of_a_gang(tmp_path, "echo $CUDA_VISIBLE_DEVICES", srun=srun)
+    assert (done.returncode, done.stderr) == (0, "")
+    assert run.log("main").read_text() == names[0] + "\n"
+
+
+def test_a_long_word_of_a_node_comes_in_lines_that_are_short(monkeypatch: pytest.MonkeyPatch) -> None:
+    said: list[bytes] = []
+    monkeypatch.setattr(module("node").os, "write", lambda _, data: said.append(data))
+    node = object.__new__(module("node").Node)
+    node.index = 3
+    word = {"name": "n1", "gpus": '\\"\n' * 2000}
+    node.say(hello=word)
+    monkeypatch.undo()
+    assert max(map(len, said)) <= module("node").LINE_BYTES
+    attempt = object.__new__(module("batch").Attempt)
+    attempt.parts, attempt.hellos = {}, {}
+    for line in said:
+        attempt.hear(line)
+    assert attempt.hellos == {3: word}
 
 
 class TestSecondJob:

@@ -75,7 +75,7 @@ class Attempt:
         self.ports: dict[str, int] = {}
         self.ready: set[int] = set()
         self.statuses: dict[str, dict[str, Any]] = {task["name"]: {"state": "pending"} for task in gang["tasks"]}
-        self.heard: dict[int, float] = {}
+        self.parts: dict[int, str] = {}  # of a node's word that is longer than a line
         self.has_begun = False
         self.clock = Clock()
         self.waiting_since: float | None = None
@@ -138,7 +138,7 @@ class Attempt:
         while True:
             self.take(0.1)
             now = self.clock.now()
-            if not self.has_begun and len(self.ready) == self.gang["node_count"]:
+            if not self.has_begun and len(self.ready & self.hellos.keys()) == self.gang["node_count"]:
                 self.begin()
             if not self.has_begun and now - max(began, min(self.prepared, began + PREPARE_S)) > START_S:
                 message = f"not every node's program started within {now - began:.0f} s: {self.step.last_words()}"
@@ -207,8 +207,11 @@ class Attempt:
             node = word.pop("node")
         except (ValueError, KeyError, AttributeError):
             return  # something else that the site's srun prints
-        self.heard[node] = time.monotonic()
-        if "hello" in word:
+        if word.get("part"):
+            self.parts[node] = self.parts.get(node, "") + word["part"]
+        elif "part" in word:
+            self.hear(self.parts.pop(node, "").encode())
+        elif "hello" in word:
             self.hellos[node] = word["hello"]
         elif "port" in word:
             self.ports[word["port"]] = word["number"]

@@ -35,6 +35,7 @@ BEAT_S = 2.0
 SILENCE_S = 120.0  # without a word of batch.py: its node is lost, or this one
 FENCE_S = 1.0
 LINE_BYTES = 900  # slurmstepd passes on whole lines up to 1024 bytes; longer ones may be cut and mixed
+PART_BYTES = 400  # of a longer word in one line, where quotes and backslashes have another before them
 STEP_VARIABLES = (
     # What would make MPI libraries and srun think that a task is a task of this step.
     *("SLURM_STEP", "SLURM_SRUN_", "SLURM_PROCID", "SLURM_LOCALID", "SLURM_GTIDS", "SLURM_TASK_PID", "SLURM_LAUNCH_"),
@@ -148,7 +149,7 @@ class Node:
         """What this node has. In a container, also what mpirun calls it, and the programs of the image."""
         found = {"name": os.environ.get("SLURMD_NODENAME", ""), "gpus": os.environ.get("CUDA_VISIBLE_DEVICES", "")}
         if self.gang["container"]:
-            found.update(host=os.uname().nodename, path=os.environ.get("PATH", "")[: LINE_BYTES // 2])
+            found.update(host=os.uname().nodename, path=os.environ.get("PATH", ""))
             open(os.path.join(self.attempt, f"container-{self.index}.started"), "w").close()  # see container.py
         return found
 
@@ -253,10 +254,16 @@ class Node:
         sys.exit(f"tfjob: no free port between {PORTS.start} and {PORTS.stop - 1}")
 
     def say(self, **word: Any) -> None:
-        """One line to batch.py. If it is gone there is nobody to tell; `listen` sees it."""
-        line = json.dumps(dict(word, node=self.index)).encode()
+        """One word to batch.py, in several lines if need be. If it is gone there is nobody to tell; `listen` sees it."""
+        text = json.dumps(dict(word, node=self.index))
+        lines = [text]
+        if len(text) > LINE_BYTES:
+            parts = [text[begin : begin + PART_BYTES] for begin in range(0, len(text), PART_BYTES)]
+            lines = [json.dumps({"part": part, "node": self.index}) for part in parts]
+            lines.append(json.dumps({"part": "", "node": self.index}))  # that was all of it
         try:
-            os.write(1, line[:LINE_BYTES] + b"\n")
+            for line in lines:
+                os.write(1, line.encode() + b"\n")
         except OSError:
             pass
 
