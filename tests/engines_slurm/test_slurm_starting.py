@@ -7,6 +7,7 @@ import os
 import signal
 import time
 from collections.abc import Callable, Iterator
+from datetime import datetime
 from pathlib import Path
 from types import SimpleNamespace
 from typing import Any
@@ -22,6 +23,9 @@ from tfjob.engines.slurm.gang import gang_of
 from tfjob.rundir import RunDirectory
 
 __all__ = ["programs_on_the_path"]
+
+BERLIN = "CET-1CEST,M3.5.0,M10.5.0/3"
+"""A time zone as a machine knows it that has no names of them."""
 
 Attempts = Callable[[dict[str, Any]], Any]
 
@@ -163,6 +167,31 @@ def test_a_job_that_was_suspended_for_another_is_not_preempted_for_good(
     fields: dict[str, str], *, is_preempted: bool
 ) -> None:
     assert module("slurm").is_preempted(fields) == is_preempted
+
+
+@pytest.mark.parametrize(
+    ("zone", "end", "now", "left_s"),
+    [
+        (BERLIN, "2026-10-25T02:30:00", "2026-10-25T00:10:00+00:00", 20 * 60),  # 2:10, in summer time
+        (BERLIN, "2026-10-25T02:30:00", "2026-10-25T01:10:00+00:00", 20 * 60),  # 2:10 again
+        (BERLIN, "2026-10-25T03:30:00", "2026-10-25T00:30:00+00:00", 2 * 3600),
+        (BERLIN, "2026-07-01T12:00:00", "2026-07-01T10:00:30+00:00", -30),
+        ("UTC", "2026-10-25T02:30:00", "2026-10-25T02:10:00+00:00", 20 * 60),
+        ("UTC", "Unknown", "2026-10-25T02:10:00+00:00", None),
+    ],
+)
+def test_the_hour_that_comes_twice_hides_no_time_limit(
+    monkeypatch: pytest.MonkeyPatch, zone: str, end: str, now: str, left_s: float | None
+) -> None:
+    monkeypatch.setenv("TZ", zone)
+    time.tzset()
+    moment = datetime.fromisoformat(now).timestamp()
+    monkeypatch.setattr(module("slurm"), "time", SimpleNamespace(time=lambda: moment))
+    try:
+        assert module("slurm").time_left_s({"EndTime": end}) == left_s
+    finally:
+        monkeypatch.undo()
+        time.tzset()
 
 
 class TestClearingUp:

@@ -6,6 +6,7 @@ import os
 import re
 import subprocess
 import time
+from datetime import datetime
 
 TYPE_CHECKING = False
 if TYPE_CHECKING:
@@ -97,10 +98,12 @@ def time_left_s(found: dict[str, str] | None = None) -> float | None:
     """Seconds until Slurm ends this job, by its fields, for its time limit; None when it has none, or does not say."""
     said = (job() if found is None else found).get("EndTime", "")
     try:
-        end = time.mktime(time.strptime(said, "%Y-%m-%dT%H:%M:%S"))  # Slurm's are local times
+        # Slurm's are local times. One of the hour that comes twice is taken for the first, unless that is over.
+        ends = [datetime.fromisoformat(said).replace(fold=fold).timestamp() for fold in (0, 1)]
     except (ValueError, OverflowError):
         return None
-    return end - time.time()
+    now = time.time()
+    return (ends[0] if ends[0] > now else ends[1]) - now
 
 
 def is_preempted(found: dict[str, str]) -> bool:
