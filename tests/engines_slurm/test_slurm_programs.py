@@ -266,6 +266,18 @@ class TestSecondJob:
         assert report.end is not None
         assert (report.phase, report.end.kind) == ("over", "node_lost")
 
+    def test_of_two_that_begin_at_once_one_has_the_run(
+        self, run: RunDirectory, monkeypatch: pytest.MonkeyPatch
+    ) -> None:
+        (run.path / "slurm" / "state.json").unlink()
+        states = [module("state").State(str(run.path)) for _ in range(3)]
+        others = []
+        for state, job in zip(states, ("5", "6", "5"), strict=True):
+            monkeypatch.setenv("SLURM_JOB_ID", job)
+            others.append(state.other_job())
+        assert others == ["", "5", ""]
+        assert sorted(path.name for path in (run.path / "slurm").glob("first_job*")) == ["first_job"]
+
     def test_it_leaves_the_run_where_slurm_can_not_be_asked(self, monkeypatch: pytest.MonkeyPatch) -> None:
         answers = iter([None, "RUNNING"])
         monkeypatch.setattr(module("slurm"), "squeue", lambda *_: next(answers, None))

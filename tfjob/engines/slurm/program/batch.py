@@ -369,9 +369,10 @@ def main(run: str, first: Step | None) -> int:
     state = State(run)
     if state.is_over:
         return 0  # Slurm started it once more, and there is nothing more to do
-    if state.other_job and slurm.is_living(state.other_job):
+    other = state.other_job()
+    if other and slurm.is_living(other):
         # The script was submitted by hand, or twice because sbatch did not answer: the run and its files are the other's.
-        sys.stderr.write(f"tfjob: job {state.other_job} runs this run already; this one leaves it alone\n")
+        sys.stderr.write(f"tfjob: job {other} runs this run already; this one leaves it alone\n")
         return 1
     retries = gang["retries"]
     if state.was_lost and not state.may_try_again(retries, "node_lost"):
