@@ -3,6 +3,8 @@
 from __future__ import annotations
 
 import contextlib
+import errno
+import fcntl
 import json
 import os
 import re
@@ -127,3 +129,12 @@ def processes_of(run: str) -> list[int]:
             except OSError:
                 continue
     return found
+
+
+def without_locks(monkeypatch: pytest.MonkeyPatch) -> None:
+    """Make every file system of this process one that has no locks, as Lustre is without its option flock."""
+
+    def flock(*_: Any) -> None:
+        raise OSError(errno.ENOSYS, os.strerror(errno.ENOSYS))
+
+    monkeypatch.setattr(fcntl, "flock", flock)

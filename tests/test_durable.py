@@ -9,9 +9,19 @@ from collections.abc import Iterator
 from pathlib import Path
 
 import pytest
-from support import eventually
+from support import eventually, without_locks
 
-from tfjob.durable import append_line, digest_of, file_digest, is_locked, replace_json, replace_text, try_lock
+from tfjob.durable import (
+    NoLocksError,
+    append_line,
+    digest_of,
+    file_digest,
+    is_locked,
+    replace_json,
+    replace_text,
+    take_lock,
+    try_lock,
+)
 
 UNDECODABLE = os.fsdecode(b"caf\xe9")  # the name of a file whose bytes are no UTF-8
 
@@ -162,6 +172,19 @@ def test_a_lock_is_held_by_one_at_a_time(tmp_path: Path) -> None:
     again = try_lock(lock)
     assert again is not None
     os.close(again)
+
+
+def test_a_file_system_without_locks_is_told_from_one_that_is_held(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    held = take_lock(tmp_path / "lock")
+    assert held is not None
+    assert take_lock(tmp_path / "lock") is None
+    os.close(held)
+    without_locks(monkeypatch)
+    with pytest.raises(NoLocksError, match="Function not implemented"):
+        take_lock(tmp_path / "lock")
+    assert try_lock(tmp_path / "lock") is None
 
 
 def test_asking_for_a_lock_makes_no_file(tmp_path: Path) -> None:

@@ -15,6 +15,7 @@ from pathlib import Path
 from typing import Any
 
 __all__ = [
+    "NoLocksError",
     "append_line",
     "digest_of",
     "file_digest",
@@ -22,9 +23,14 @@ __all__ = [
     "is_locked",
     "replace_json",
     "replace_text",
+    "take_lock",
     "try_lock",
     "umask",
 ]
+
+
+class NoLocksError(OSError):
+    """The file system has no locks, or not now: whether somebody else is at work can't be known."""
 
 
 def replace_text(path: Path, text: str, *, force: bool = True) -> None:
@@ -84,19 +90,31 @@ def append_line(path: Path, line: str) -> None:
         os.close(descriptor)
 
 
-def try_lock(path: Path) -> int | None:
+def take_lock(path: Path) -> int | None:
     """Take the lock `path` if nobody holds it: a descriptor that holds it until closed, or None.
 
     The lock belongs to the open file: processes that inherit the descriptor hold it too, and the kernel
-    lets go of it when the last of them ends, however it ends.
+    lets go of it when the last of them ends, however it ends. Raises NoLocksError where the file system has none
+    (Lustre that is mounted without flock), for who would wait for ever for one that is held.
     """
     descriptor = os.open(path, os.O_RDWR | os.O_CREAT | os.O_CLOEXEC, 0o644)
     try:
         fcntl.flock(descriptor, fcntl.LOCK_EX | fcntl.LOCK_NB)
-    except OSError:
+    except BlockingIOError:
         os.close(descriptor)
         return None
+    except OSError as error:
+        os.close(descriptor)
+        raise NoLocksError(error.errno, error.strerror, str(path)) from error
     return descriptor
+
+
+def try_lock(path: Path) -> int | None:
+    """Take the lock `path` as `take_lock` does; None also where the file system has no locks."""
+    try:
+        return take_lock(path)
+    except NoLocksError:
+        return None
 
 
 def is_locked(path: Path) -> bool:

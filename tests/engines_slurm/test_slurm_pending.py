@@ -33,6 +33,15 @@ def test_who_stands_in_the_queue_is_told_where() -> None:
     assert words() == "waiting for 2 nodes; 1 free; position 3"
 
 
+def test_a_job_may_wait_for_several_partitions() -> None:
+    assert words(partition="gpu,cpu", gpus=2) == "waiting for 2 nodes with 2 GPUs; 2 free; position 4"
+    assert words(partition="cpu,gpu") == "waiting for 2 nodes; 2 free; position 4"
+    both = (*NODES, NodeLine("n2", "long", "idle", "gpu:a100:4(S:0-1)", "gpu:a100:0(IDX:N/A)"))
+    job = JOB._replace(partition="gpu,long")
+    other = JOB._replace(id="6", partition="long,cpu")
+    assert waiting_for(slurm_plan(), job, (other, job), both) == "waiting for 1 node; 1 free; position 2"
+
+
 def test_a_start_that_slurm_expects_is_told() -> None:
     start = "2026-11-28T12:00:00"
     assert words(start=start).endswith("position 3; Slurm expects it to start at 2026-11-28T12:00:00")

@@ -8,15 +8,17 @@ import importlib
 import json
 import os
 import re
+import signal
 import subprocess
 import sys
 from collections.abc import Iterator
 from pathlib import Path
-from types import ModuleType
+from types import ModuleType, SimpleNamespace
 from typing import Any
 
 import pytest
 from engines.engine_bench import task
+from engines_slurm.slurm_commands import commands
 from engines_slurm.slurm_plans import slurm_plan, spread, workers
 from hypothesis import given, settings
 from hypothesis import strategies as st
@@ -167,6 +169,21 @@ SLURM_NODEID=0 SLURMD_NODENAME=here CUDA_VISIBLE_DEVICES=4,6 exec "$@"
 """
 
 
+def run_of_a_gang(
+    tmp_path: Path, command: str, *, python: str = sys.executable, srun: str = SRUN, **environ: str
+) -> tuple[RunDirectory, subprocess.CompletedProcess[str]]:
+    """A run of one task and one node, taken to its end."""
+    run, made = RunDirectory(tmp_path / "run"), slurm_plan(task(command, gpus=1), gpus=2)
+    for directory in (run.logs, run.tasks, run.work("main")):
+        directory.mkdir(parents=True)
+    (tmp_path / "srun").write_text(srun)
+    (tmp_path / "srun").chmod(0o755)
+    SlurmEngine(environ={}, cache=tmp_path).keep(made, run, Prepared(None, {"environment.path": "/bin"}))
+    argv = [python, *FLAGS, str(run.path / "slurm" / "program" / "start.py"), "batch", str(run.path)]
+    environ = {"PATH": f"{tmp_path}:{os.environ['PATH']}", "SLURM_JOB_ID": "5", **environ}
+    return run, subprocess.run(argv, env=environ, capture_output=True, text=True, timeout=60, check=False)
+
+
 @pytest.mark.parametrize("python", pythons())
 @pytest.mark.parametrize(
     ("command", "code", "outcome"), [("echo $CUDA_VISIBLE_DEVICES", 0, "completed"), ("exit 3", 1, "failed")]
@@ -174,17 +191,8 @@ SLURM_NODEID=0 SLURMD_NODENAME=here CUDA_VISIBLE_DEVICES=4,6 exec "$@"
 def test_a_gang_of_one_node_under_old_and_new_pythons(
     tmp_path: Path, python: str, command: str, code: int, outcome: str
 ) -> None:
-    run, made = RunDirectory(tmp_path / "run"), slurm_plan(task(command, gpus=1), gpus=2)
-    for directory in (run.logs, run.tasks, run.work("main")):
-        directory.mkdir(parents=True)
-    (tmp_path / "srun").write_text(SRUN)
-    (tmp_path / "srun").chmod(0o755)
-    SlurmEngine(environ={}, cache=tmp_path).keep(made, run, Prepared(None, {"environment.path": "/bin"}))
-    argv = [python, *FLAGS, str(run.path / "slurm" / "program" / "start.py"), "batch", str(run.path)]
-    environ = {"PATH": f"{tmp_path}:{os.environ['PATH']}", "SLURM_JOB_ID": "5"}
-    if code == 0:  # as under Slurm, where the step begins before anything else
-        environ["SLURM_JOB_NUM_NODES"] = "1"
-    done = subprocess.run(argv, env=environ, capture_output=True, text=True, timeout=60, check=False)
+    step = {} if code else {"SLURM_JOB_NUM_NODES": "1"}  # as under Slurm, where the step begins before anything else
+    run, done = run_of_a_gang(tmp_path, command, python=python, **step)
     assert (done.returncode, done.stderr) == (code, "")
     report = read_report(run)
     assert report is not None
@@ -192,6 +200,143 @@ def test_a_gang_of_one_node_under_old_and_new_pythons(
     assert (report.phase, report.end.outcome) == ("over", outcome)
     assert run.log("main").read_text() == ("4\n" if code == 0 else "")
     assert (run.tasks / "main" / "exit.json").exists()
+
+
+def test_a_node_may_have_more_gpus_than_a_line_of_srun_has_room_for(tmp_path: Path) -> None:
+    names = [f"MIG-{number:08}-1111-2222-3333-abcdefabcdef" for number in range(56)]
+    srun = SRUN.replace("4,6", ",".join(names))
+    run, done = run_of_a_gang(tmp_path, "echo $CUDA_VISIBLE_DEVICES", srun=srun)
+    assert (done.returncode, done.stderr) == (0, "")
+    assert run.log("main").read_text() == names[0] + "\n"
+
+
+def test_a_long_word_of_a_node_comes_in_lines_that_are_short(monkeypatch: pytest.MonkeyPatch) -> None:
+    said: list[bytes] = []
+    monkeypatch.setattr(module("node").os, "write", lambda _, data: said.append(data))
+    node = object.__new__(module("node").Node)
+    node.index = 3
+    word = {"name": "n1", "gpus": '\\"\n' * 2000}
+    node.say(hello=word)
+    monkeypatch.undo()
+    assert max(map(len, said)) <= module("node").LINE_BYTES
+    attempt = object.__new__(module("batch").Attempt)
+    attempt.parts, attempt.hellos = {}, {}
+    for line in said:
+        attempt.hear(line)
+    assert attempt.hellos == {3: word}
+
+
+class TestSecondJob:
+    """A second job of a run: its script was submitted by hand, or again because sbatch did not answer."""
+
+    @pytest.fixture
+    def run(self, tmp_path: Path) -> RunDirectory:
+        """A run that job 4 is at, on a Slurm whose squeue is still to be written."""
+        run = RunDirectory(tmp_path / "run")
+        (run.path / "slurm").mkdir(parents=True)
+        run.logs.mkdir()
+        SlurmEngine(environ={}, cache=tmp_path).keep(slurm_plan(), run, Prepared(None, {"environment.path": "/bin"}))
+        value = {"phase": "running", "job": "4", "attempt": 0, "attempts": [], "tasks": {}, "end": None}
+        (run.path / "slurm" / "state.json").write_text(json.dumps(value))
+        return run
+
+    def start(self, run: RunDirectory, squeue: str) -> subprocess.CompletedProcess[str]:
+        commands(run.path.parent / "bin", squeue=squeue)
+        argv = [sys.executable, *FLAGS, str(run.path / "slurm" / "program" / "start.py"), "batch", str(run.path)]
+        environ = {"PATH": f"{run.path.parent / 'bin'}:{os.environ['PATH']}", "SLURM_JOB_ID": "5"}
+        return subprocess.run(argv, env=environ, capture_output=True, text=True, timeout=60, check=False)
+
+    @pytest.mark.parametrize("state", ["RUNNING", "SUSPENDED", "PENDING", "COMPLETING"])
+    def test_it_leaves_a_run_that_another_job_is_at(self, run: RunDirectory, state: str) -> None:
+        before = {path: path.stat().st_mtime_ns for path in run.path.rglob("*")}
+        done = self.start(run, f"echo {state}")
+        assert (done.returncode, done.stderr) == (
+            1,
+            "tfjob: job 4 runs this run already; this one leaves it alone\n",
+        )
+        assert {path: path.stat().st_mtime_ns for path in run.path.rglob("*")} == before
+
+    @pytest.mark.parametrize(
+        "squeue", ["echo NODE_FAIL", "echo 'slurm_load_jobs error: Invalid job id specified' >&2; exit 1"]
+    )
+    def test_it_takes_a_run_whose_job_is_over(self, run: RunDirectory, squeue: str) -> None:
+        self.start(run, squeue)
+        report = read_report(run)
+        assert report is not None
+        assert report.end is not None
+        assert (report.phase, report.end.kind) == ("over", "node_lost")
+
+    def test_of_two_that_begin_at_once_one_has_the_run(
+        self, run: RunDirectory, monkeypatch: pytest.MonkeyPatch
+    ) -> None:
+        (run.path / "slurm" / "state.json").unlink()
+        states = [module("state").State(str(run.path)) for _ in range(3)]
+        others = []
+        for state, job in zip(states, ("5", "6", "5"), strict=True):
+            monkeypatch.setenv("SLURM_JOB_ID", job)
+            others.append(state.other_job())
+        assert others == ["", "5", ""]
+        assert sorted(path.name for path in (run.path / "slurm").glob("first_job*")) == ["first_job"]
+
+    def test_it_leaves_the_run_where_slurm_can_not_be_asked(self, monkeypatch: pytest.MonkeyPatch) -> None:
+        answers = iter([None, "RUNNING"])
+        monkeypatch.setattr(module("slurm"), "squeue", lambda *_: next(answers, None))
+        monkeypatch.setattr(module("slurm"), "ASKED_PAUSE_S", 0)
+        assert module("slurm").is_living("4")
+        assert module("slurm").is_living("4")
+
+
+class TestStandstill:
+    """Slurm suspends a job: all its processes stand still, and the kernel's clock goes on."""
+
+    def test_it_is_left_out(self, monkeypatch: pytest.MonkeyPatch) -> None:
+        moment = 100.0
+        monkeypatch.setattr(module("clock"), "time", SimpleNamespace(monotonic=lambda: moment))
+        clock = module("clock").Clock()
+        began = clock.now()
+        for step_s in (2.0, 1000.0, 3.0, 500.0, 0.0):
+            moment += step_s
+            clock.now()
+        assert clock.now() - began == 5.0
+
+    def test_nodes_kill_nothing_after_it(self, tmp_path: Path) -> None:
+        (tmp_path / "slurm").mkdir()
+        (tmp_path / "slurm" / "gang.json").write_text(json.dumps({"run": "r", "tasks": [], "container": None}))
+        place_programs(tmp_path / "program", None, tmp_path)
+        jumps = (  # with SIGUSR1 the clock is an hour ahead
+            "import signal, sys, time; before, lead = time.monotonic, []\n"
+            "time.monotonic = lambda: before() + sum(lead)\n"
+            "signal.signal(signal.SIGUSR1, lambda *_: lead.append(3600.0))\n"
+            f"sys.path.insert(0, {str(tmp_path / 'program')!r})\n"
+            "import node; sys.exit(node.main(*sys.argv[1:]))"
+        )
+        node = subprocess.Popen(
+            [sys.executable, "-c", jumps, str(tmp_path), str(tmp_path), "5.0"],
+            env={"SLURM_NODEID": "0"},
+            stdin=subprocess.PIPE,
+            stdout=subprocess.PIPE,
+        )
+        assert node.stdout is not None
+        said = map(json.loads, iter(node.stdout.readline, b""))
+        assert any("ready" in word for word in said)
+        node.send_signal(signal.SIGUSR1)
+        assert any("signal" in word for word in said)
+        assert [word for word, _ in zip(said, range(2), strict=False)] == [{"beat": True, "node": 0}] * 2
+        node.communicate(timeout=60)
+        assert node.returncode == 0
+
+
+def test_a_task_is_asked_to_end_once(monkeypatch: pytest.MonkeyPatch) -> None:
+    signaled: list[int] = []
+    monkeypatch.setattr(module("node"), "send", lambda pid, _number: signaled.append(pid))
+    node = object.__new__(module("node").Node)
+    node.tasks = [{"name": "a", "launched": False}, {"name": "b", "launched": False}]
+    node.children = {"a": SimpleNamespace(pid=7, has_ended=lambda: False)}
+    node.stopped = set()
+    node.stop(launched=False)
+    node.children["b"] = SimpleNamespace(pid=8, has_ended=lambda: False)
+    node.stop(launched=False)
+    assert signaled == [7, 8]
 
 
 class TestPlacing:

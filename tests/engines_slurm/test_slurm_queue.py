@@ -9,7 +9,7 @@ from pathlib import Path
 import pytest
 from engines_slurm.slurm_commands import calls, commands
 
-from tfjob.engines.slurm.client import SlurmClient
+from tfjob.engines.slurm.client import CommandError, SlurmClient
 from tfjob.engines.slurm.queue import Queue
 from tfjob.errors import TargetError
 
@@ -68,10 +68,31 @@ def test_a_machine_without_slurm_is_told(tmp_path: Path) -> None:
 
 
 def test_commands_get_no_settings_of_the_shell(tmp_path: Path) -> None:
-    client = commands(tmp_path / "bin", sbatch='env >"$0.env"; echo "Submitted" >&2; echo "42;cluster"')
+    client = commands(tmp_path / "bin", sbatch='env >"$0.env"; echo "Submitted" >&2; echo 42')
     assert client.submit(tmp_path / "job.sh", {"TOKEN": "secret"}) == "42"
     seen = (tmp_path / "bin" / "sbatch.env").read_text()
     assert "TOKEN=secret" in seen
     assert "SQUEUE_FORMAT" not in seen
     assert "X=y" not in seen
     assert calls(tmp_path / "bin") == [f"sbatch --parsable {tmp_path}/job.sh"]
+
+
+def test_a_user_s_choice_of_cluster_is_not_handed_on(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setenv("SLURM_CLUSTERS", "other")
+    client = commands(tmp_path / "bin", squeue='echo "$SLURM_CLUSTERS"')
+    assert client.queue() == "\n"
+
+
+def test_a_job_that_another_cluster_got_is_taken_back(tmp_path: Path) -> None:
+    client = commands(tmp_path / "bin", sbatch='echo "42;other"', scancel="true")
+    with pytest.raises(CommandError, match="gave the job to another cluster, other"):
+        client.submit(tmp_path / "job.sh", {})
+    assert calls(tmp_path / "bin")[1:] == ["scancel --clusters=other 42"]
+
+
+@pytest.mark.parametrize("said", ["", "Submitted batch job 42"])
+def test_an_answer_without_a_number_is_no_job_and_no_refusal(tmp_path: Path, said: str) -> None:
+    client = commands(tmp_path / "bin", sbatch=f'echo "{said}"')
+    with pytest.raises(TargetError, match="did not say the number of the job") as caught:
+        client.submit(tmp_path / "job.sh", {})
+    assert not isinstance(caught.value, CommandError)

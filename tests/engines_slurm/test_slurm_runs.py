@@ -147,6 +147,20 @@ class TestHowJobsRun:
         assert record["tasks"][0]["exit_code"] == 0
         assert [output["path"] for output in record["outputs"]] == ["file"]
 
+    def test_once_though_its_script_is_submitted_twice(self, lab: Tfjob, submit: Submit, slurm: Slurm) -> None:
+        run = submit("echo up; until [ -e ../../go ]; do sleep 0.05; done")
+        runs(lab, run)
+        directory = lab.run_directory(run)
+        job = slurm.run("sbatch", "--parsable", str(directory / "slurm" / "job.sh")).strip()
+        why = f"tfjob: job {job_of(lab, run)} runs this run already; this one leaves it alone"
+        eventually(lambda: why in (directory / "slurm" / "job.log").read_text(), "the word of the other job")
+        eventually(
+            lambda: "RUNNING" not in slurm.run("squeue", "-h", "-j", job, "-o", "%T"), "the end of the other job"
+        )
+        (directory / "go").touch()
+        assert ended(lab, run)["state"] == "Completed"
+        assert log(lab, run) == "up\n"
+
     def test_what_slurm_does_not_take_is_told_in_its_words(self, lab: Tfjob, submit: Submit) -> None:
         lab.write("bad.yml", "kind: slurm\nname: bad\npartition: nowhere\n")
         lab("compute", "create", "bad", "-f", "bad.yml")

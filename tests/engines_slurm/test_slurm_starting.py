@@ -5,8 +5,11 @@ from __future__ import annotations
 import json
 import os
 import signal
+import time
 from collections.abc import Callable, Iterator
+from datetime import datetime
 from pathlib import Path
+from types import SimpleNamespace
 from typing import Any
 
 import pytest
@@ -20,6 +23,9 @@ from tfjob.engines.slurm.gang import gang_of
 from tfjob.rundir import RunDirectory
 
 __all__ = ["programs_on_the_path"]
+
+BERLIN = "CET-1CEST,M3.5.0,M10.5.0/3"
+"""A time zone as a machine knows it that has no names of them."""
 
 Attempts = Callable[[dict[str, Any]], Any]
 
@@ -114,6 +120,78 @@ def test_what_had_come_of_it_is_written_before_the_nodes_are_waited_for(
     (tmp_path / "run" / "cancel").write_text("enough")
     made.go()
     assert (kept["phase"], kept["end"]["outcome"], kept["end"]["message"]) == ("ending", "canceled", "enough")
+
+
+@pytest.mark.parametrize("launcher", [None, "launcher"])
+def test_tasks_hear_that_slurm_ends_the_job_before_slurm_says_why(
+    attempt: Attempts, tmp_path: Path, launcher: str | None
+) -> None:
+    first = "stop launched" if launcher else "stop"
+    commands(
+        tmp_path / "bin",
+        scontrol=f"until grep -q '\"{first}\"' {tmp_path}/told; do sleep 0.05; done; echo JobState=TIMEOUT",
+    )
+    made = attempt({})
+    made.gang["launcher"] = launcher
+    with pytest.raises(module("batch").Ended, match="reached the time limit"):
+        made.on_signal(signal.SIGTERM)
+    assert ('"stop"\n' in (tmp_path / "told").read_text()) == (launcher is None)
+
+
+@pytest.mark.parametrize("notices", [lambda made: made.on_signal(signal.SIGUSR1), lambda made: made.look_at_limits()])
+def test_a_warning_of_preemption_is_none_of_the_time_limit(
+    attempt: Attempts, tmp_path: Path, notices: Callable[[Any], None]
+) -> None:
+    end = time.strftime("%Y-%m-%dT%H:%M:%S", time.localtime(time.time() + 5))
+    fields = f"JobState=RUNNING PreemptTime=2026-11-29T00:00:00 EndTime={end}"
+    commands(tmp_path / "bin", scontrol=f"echo {fields}")
+    made = attempt({})
+    made.due_look = 0.0
+    with pytest.raises(module("batch").Ended, match="Slurm preempted it") as found:
+        notices(made)
+    assert (found.value.outcome, found.value.kind) == ("slurm", "preempted")
+
+
+@pytest.mark.parametrize(
+    ("fields", "is_preempted"),
+    [
+        ({"PreemptTime": "2026-11-29T10:00:00", "SuspendTime": "None"}, True),
+        ({"PreemptTime": "2026-11-29T10:00:00", "SuspendTime": "2026-11-29T10:30:00"}, False),
+        ({"PreemptTime": "2026-11-29T10:00:00", "SuspendTime": "2026-11-29T09:00:00"}, True),
+        ({"PreemptTime": "2026-11-29T10:00:00", "JobState": "CANCELLED"}, False),
+        ({"PreemptTime": "None", "SuspendTime": "2026-11-29T10:30:00"}, False),
+        ({}, False),
+    ],
+)
+def test_a_job_that_was_suspended_for_another_is_not_preempted_for_good(
+    fields: dict[str, str], *, is_preempted: bool
+) -> None:
+    assert module("slurm").is_preempted(fields) == is_preempted
+
+
+@pytest.mark.parametrize(
+    ("zone", "end", "now", "left_s"),
+    [
+        (BERLIN, "2026-10-25T02:30:00", "2026-10-25T00:10:00+00:00", 20 * 60),  # 2:10, in summer time
+        (BERLIN, "2026-10-25T02:30:00", "2026-10-25T01:10:00+00:00", 20 * 60),  # 2:10 again
+        (BERLIN, "2026-10-25T03:30:00", "2026-10-25T00:30:00+00:00", 2 * 3600),
+        (BERLIN, "2026-07-01T12:00:00", "2026-07-01T10:00:30+00:00", -30),
+        ("UTC", "2026-10-25T02:30:00", "2026-10-25T02:10:00+00:00", 20 * 60),
+        ("UTC", "Unknown", "2026-10-25T02:10:00+00:00", None),
+    ],
+)
+def test_the_hour_that_comes_twice_hides_no_time_limit(
+    monkeypatch: pytest.MonkeyPatch, zone: str, end: str, now: str, left_s: float | None
+) -> None:
+    monkeypatch.setenv("TZ", zone)
+    time.tzset()
+    moment = datetime.fromisoformat(now).timestamp()
+    monkeypatch.setattr(module("slurm"), "time", SimpleNamespace(time=lambda: moment))
+    try:
+        assert module("slurm").time_left_s({"EndTime": end}) == left_s
+    finally:
+        monkeypatch.undo()
+        time.tzset()
 
 
 class TestClearingUp:
@@ -226,3 +304,15 @@ class TestStartedAgain:
         left = self.main(attempt, tmp_path, monkeypatch, {"outcome": outcome, "kind": kind})
         assert left["attempt"] == 1
         assert [one["end"]["kind"] for one in left["attempts"]] == [kind]
+
+
+def test_the_time_that_a_job_was_suspended_is_not_the_run_s(attempt: Attempts, monkeypatch: pytest.MonkeyPatch) -> None:
+    made = attempt({})
+    made.gang["limits"]["timeout_s"] = 60
+    made.deadline = made.clock.now() + 60
+    suspended_s = 3600
+    monkeypatch.setattr(module("clock"), "time", SimpleNamespace(monotonic=lambda: time.monotonic() + suspended_s))
+    made.look_at_limits()
+    made.deadline -= 60
+    with pytest.raises(module("batch").Ended, match=r"longer than limits.timeout_s = 60 s"):
+        made.look_at_limits()

@@ -13,7 +13,8 @@ import time
 from pathlib import Path
 from typing import TYPE_CHECKING
 
-from tfjob.durable import is_locked, try_lock
+from tfjob.durable import NoLocksError, is_locked, take_lock, try_lock
+from tfjob.errors import PreparationError
 
 if TYPE_CHECKING:
     from collections.abc import Callable, Iterator
@@ -34,7 +35,7 @@ class Building:
     def holding(self, name: str, progress: Callable[[str], None]) -> Iterator[tuple[Path, int]]:
         """Hold the lock `name` and give an empty folder to work in, removed at the end, and the lock's descriptor.
 
-        Waits for whoever has the lock, and says so.
+        Waits for whoever has the lock, and says so. Raises PreparationError as `try_hold` does.
         """
         waits = False
         while (holds := self.try_hold(name)) is None:
@@ -57,12 +58,19 @@ class Building:
         """Take the lock `name` if nobody holds it: a descriptor for `let_go`, or None.
 
         The lock's file is removed while it is held; so a lock counts only if its file is still the one under its name.
+        Raises PreparationError where the file system has no locks: two would remove each other's work.
         """
         path = self.folder / f"{name}.lock"
-        while (holds := try_lock(path)) is not None:
-            if _is_same_file(path, holds):
-                return holds
-            os.close(holds)
+        try:
+            while (holds := take_lock(path)) is not None:
+                if _is_same_file(path, holds):
+                    return holds
+                os.close(holds)
+        except NoLocksError as error:
+            raise PreparationError(
+                f"{self.folder} is on a file system that can't lock files: {error.strerror}",
+                "Mount it so that it can (Lustre: `-o flock`), or put `store`, in the workspace's config.yml, on another.",
+            ) from error
         return None
 
     def let_go(self, name: str, holds: int) -> None:

@@ -39,8 +39,9 @@ _BARE_HOST = re.compile(r"(?:[A-Za-z0-9_][A-Za-z0-9_.-]*@)?[A-Za-z0-9_][A-Za-z0-
 _HOST_AND_PORT = re.compile(r"(?:https?://)?([A-Za-z0-9_][A-Za-z0-9_.-]*:[0-9]{1,5})/?")
 _WITH_PASSWORD = re.compile(r"(ssh|tcp)://[^@/:]+:[^@/]*@")
 _OWN_SBATCH_OPTIONS = {
-    **dict.fromkeys(("nodes", "ntasks", "ntasks-per-node"), "compute.node_count"),
-    **dict.fromkeys(("gres", "gpus", "gpus-per-node", "gpus-per-task", "tres-per-node"), "compute.gpus_per_node"),
+    **dict.fromkeys(("nodes", "ntasks", "ntasks-per-node", "ntasks-per-gpu"), "compute.node_count"),
+    **dict.fromkeys(("gres", "gpus", "gpus-per-node", "gpus-per-task", "gpus-per-socket"), "compute.gpus_per_node"),
+    **dict.fromkeys(("tres-per-node", "tres-per-task"), "compute.gpus_per_node"),
     **{name: name for name in ("partition", "account", "qos", "constraint")},
     "time": "limits.timeout_s",
     "requeue": "retries",
@@ -48,7 +49,10 @@ _OWN_SBATCH_OPTIONS = {
     **dict.fromkeys(
         ("job-name", "output", "error", "input", "open-mode", "chdir", "export", "export-file", "array", "wait", "wrap")
     ),
-    **dict.fromkeys(("parsable", "test-only", "hold", "signal", "kill-on-bad-exit", "comment", "help", "version")),
+    **dict.fromkeys(
+        ("parsable", "test-only", "hold", "signal", "kill-on-bad-exit", "comment", "help", "usage", "version")
+    ),
+    **dict.fromkeys(("cluster", "clusters"), "login"),
 }
 """What tfjob decides: the option of sbatch, and the key that says it where there is one. Source: sbatch(1)."""
 
@@ -265,9 +269,12 @@ def _slurm_rules(root: Node) -> Iterator[Problem]:
         if not isinstance(node, ScalarNode) or node.bad:
             continue
         name = node.text.removeprefix("--").partition("=")[0]
-        if name in _OWN_SBATCH_OPTIONS:
-            instead = _OWN_SBATCH_OPTIONS[name]
-            message = f"found --{name}, which tfjob sets itself; other options are allowed"
+        # sbatch takes beginnings of names (getopt_long(3)); none of its other options is the beginning of one of these.
+        meant = min((own for own in _OWN_SBATCH_OPTIONS if own.startswith(name)), key=len, default=None)
+        if meant is not None:
+            instead = _OWN_SBATCH_OPTIONS[meant]
+            found = f"--{name}" if name == meant else f"--{name}, the beginning of --{meant}"
+            message = f"found {found}, which tfjob sets itself; other options are allowed"
             hint = f"Say it with {instead}." if instead else "Remove it."
             yield node.place.problem(("sbatch_options", index), message, hint)
 

@@ -11,7 +11,7 @@ from pathlib import Path
 from typing import Final
 
 from tfjob.dockerapi.api import DockerApi, RefusalError
-from tfjob.durable import try_lock
+from tfjob.durable import NoLocksError, take_lock
 from tfjob.engines.base import Waiting
 from tfjob.errors import PreparationError
 from tfjob.rundir import RunDirectory
@@ -39,7 +39,11 @@ def keep_image(image: str, images: Path, api: DockerApi, told: Waiting) -> Path:
     try:
         directory.mkdir(parents=True, exist_ok=True)
         while not archive.exists():
-            lock = try_lock(directory / "archive.lock")
+            try:
+                lock = take_lock(directory / "archive.lock")
+            except NoLocksError:  # each writes its own, and the last one's stays
+                _write(image, archive, api, told, f".part-{os.uname().nodename}-{os.getpid()}")
+                continue
             if lock is None:
                 told(f"image {image.removeprefix('sha256:')[:12]}: another run writes it to {directory}")
                 time.sleep(_LOOK_S)
@@ -93,9 +97,9 @@ def _pieces(image: str, api: DockerApi) -> Iterator[bytes]:
         raise PreparationError(f"the Docker Engine at {api.address} did not give the image: {error.message}") from error
 
 
-def _write(image: str, archive: Path, api: DockerApi, told: Waiting) -> None:
+def _write(image: str, archive: Path, api: DockerApi, told: Waiting, ending: str = ".part") -> None:
     size_bytes, pieces = saved_image(image, api)
-    part = archive.with_name(f"{ARCHIVE}.part")
+    part = archive.with_name(f"{ARCHIVE}{ending}")
     written, said = 0, time.monotonic()
     try:
         with part.open("wb") as file:

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import os
+import re
 import shutil
 import subprocess
 from collections.abc import Mapping, Sequence
@@ -15,8 +16,8 @@ __all__ = ["CommandError", "SlurmClient"]
 
 _PATIENCE_S: Final = 30.0
 _SUBMIT_PATIENCE_S: Final = 120.0
-_FOR_SLURM: Final = ("SLURM_CONF", "SLURM_CLUSTERS", "PATH", "HOME", "USER", "LOGNAME", "LANG", "LD_LIBRARY_PATH", "TZ")
-"""Variables that Slurm's commands get. Others (SBATCH_PARTITION, SQUEUE_FORMAT) would change what they do."""
+_FOR_SLURM: Final = ("SLURM_CONF", "PATH", "HOME", "USER", "LOGNAME", "LANG", "LD_LIBRARY_PATH", "TZ")
+"""Variables that Slurm's commands get. Others (SBATCH_PARTITION, SQUEUE_FORMAT, SLURM_CLUSTERS) would change what they do."""
 
 
 class CommandError(TargetError):
@@ -44,7 +45,20 @@ class SlurmClient:
             environ={**self._environ, **variables},
             hint="`tfjob plan` shows the options that sbatch was given; `tfjob compute test` what the cluster has.",
         )
-        return answer.strip().splitlines()[-1].split(";")[0]
+        said = answer.strip()
+        job, _, cluster = said.rpartition("\n")[2].partition(";")
+        if not re.fullmatch(r"[0-9]+", job):
+            # Not a refusal: there may be a job.
+            raise TargetError(
+                f"sbatch did not say the number of the job, but {said!r}",
+                "If `sbatch` is a script of the site's, it must hand on what sbatch says. `squeue --me` shows whether there is a job.",
+            )
+        if cluster:
+            # All that is asked later is asked of this cluster, and its job of that number is another one.
+            self._try(["scancel", f"--clusters={cluster}", job])
+            message = f"sbatch gave the job to another cluster, {cluster}; it was canceled there"
+            raise CommandError(message, "Make a target with a login node of that cluster as its `login`.", said)
+        return job
 
     def cancel(self, job: str) -> None:
         """End a job, whatever state it is in. One that is over or unknown is no error."""

@@ -20,10 +20,10 @@ _SSH_FAILED: Final = 255  # ssh(1), EXIT STATUS
 _NOT_FOUND: Final = 127  # of sh, for a program that is not there
 BEGINS: Final = b"tfjob begins\n"
 """Said before an answer: the user's shell there may say other things first."""
-# The user's own variables of Slurm's commands (SBATCH_PARTITION, SQUEUE_FORMAT) would change what they do; secrets come by stdin.
+# The user's own variables of Slurm's commands (SBATCH_PARTITION, SLURM_CLUSTERS) would change what they do; secrets come by stdin.
 _AS_NEW: Final = (
     'exec env -i PATH="$PATH" HOME="$HOME" USER="${USER:-$(id -un)}" LOGNAME="${LOGNAME:-$(id -un)}" '
-    'LANG="${LANG:-C.UTF-8}" ${SLURM_CONF:+SLURM_CONF="$SLURM_CONF"} ${SLURM_CLUSTERS:+SLURM_CLUSTERS="$SLURM_CLUSTERS"} '
+    'LANG="${LANG:-C.UTF-8}" ${SLURM_CONF:+SLURM_CONF="$SLURM_CONF"} '
 )
 
 

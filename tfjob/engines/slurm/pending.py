@@ -51,8 +51,9 @@ def waiting_for(plan: Plan, job: Job, pending: Sequence[Job], nodes: Iterable[No
     reason = job.reason.strip("()")
     if reason not in _QUEUEING:
         return f"{wanted}: {_reason(job, reason)}"
-    free = sum(_is_free(node, job.partition, gpus) for node in nodes)
-    queue = [one.id for one in pending if one.partition == job.partition]
+    partitions = set(job.partition.split(","))  # of a job that may run in several (sbatch(1), --partition)
+    free = len({node.name for node in nodes if _is_free(node, partitions, gpus)})
+    queue = [one.id for one in pending if partitions & set(one.partition.split(","))]
     place = f"; position {queue.index(job.id) + 1}" if job.id in queue else ""
     start = f"; Slurm expects it to start at {job.start}" if re.match(r"\d{4}-", job.start) else ""
     return f"{wanted}; {free} free{place}{start}"
@@ -63,8 +64,8 @@ def count_gpus(gres: str) -> int:
     return sum(int(number) for number in _GPUS.findall(re.sub(r"\([^)]*\)", "", gres)))
 
 
-def _is_free(node: NodeLine, partition: str, gpus: int) -> bool:
-    if node.partition.rstrip("*") != partition:
+def _is_free(node: NodeLine, partitions: set[str], gpus: int) -> bool:
+    if node.partition.rstrip("*") not in partitions:
         return False
     if not node.state.startswith(_USABLE) or "drain" in node.state or node.state.endswith("*"):
         return False

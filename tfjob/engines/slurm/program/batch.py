@@ -15,6 +15,7 @@ import json
 import os
 import select
 import signal
+import sys
 import threading
 import time
 
@@ -24,6 +25,7 @@ if TYPE_CHECKING:
 
     from tfjob.engines.slurm.program import closing, slurm
     from tfjob.engines.slurm.program.binding import adapt, bind, host, search_path, shares
+    from tfjob.engines.slurm.program.clock import Clock
     from tfjob.engines.slurm.program.state import State, read_reason, replace, write_json
     from tfjob.engines.slurm.program.step import Step, attempt_directory, word_of
     from tfjob.engines.slurm.program.verdict import absent, judge
@@ -31,6 +33,7 @@ else:  # they lie beside this file
     import closing
     import slurm
     from binding import adapt, bind, host, search_path, shares
+    from clock import Clock
     from state import State, read_reason, replace, write_json
     from step import Step, attempt_directory, word_of
     from verdict import absent, judge
@@ -72,10 +75,11 @@ class Attempt:
         self.ports: dict[str, int] = {}
         self.ready: set[int] = set()
         self.statuses: dict[str, dict[str, Any]] = {task["name"]: {"state": "pending"} for task in gang["tasks"]}
-        self.heard: dict[int, float] = {}
+        self.parts: dict[int, str] = {}  # of a node's word that is longer than a line
         self.has_begun = False
+        self.clock = Clock()
         self.waiting_since: float | None = None
-        self.deadline: float | None = None  # of limits.timeout_s, monotonic
+        self.deadline: float | None = None  # of limits.timeout_s, by the clock
         self.slurm_deadline: float | None = None  # of Slurm's own time limit, monotonic
         self.due_look: float | None = None  # when to ask for that limit, monotonic
         self.unread = b""
@@ -83,7 +87,7 @@ class Attempt:
         self.signaled = False  # a node's program was told by Slurm to end
         self.broken = ""  # why a node's container could not be started
         self.is_hurried = False  # Slurm ends the job soon, whatever its nodes still do
-        self.prepared = 0.0  # when a node last said that it prepares its container, monotonic
+        self.prepared = 0.0  # when a node last said that it prepares its container, by the clock
         self.cleared = 0.0  # when one last said that it clears up after it, monotonic
         self.lock = threading.Lock()
         self.wakeup, self.wake = os.pipe()
@@ -130,11 +134,11 @@ class Attempt:
 
     def watch(self) -> None:
         """Listen to the nodes until it is over; raises Ended."""
-        began, looked = time.monotonic(), 0.0
+        began, looked = self.clock.now(), 0.0
         while True:
             self.take(0.1)
-            now = time.monotonic()
-            if not self.has_begun and len(self.ready) == self.gang["node_count"]:
+            now = self.clock.now()
+            if not self.has_begun and len(self.ready & self.hellos.keys()) == self.gang["node_count"]:
                 self.begin()
             if not self.has_begun and now - max(began, min(self.prepared, began + PREPARE_S)) > START_S:
                 message = f"not every node's program started within {now - began:.0f} s: {self.step.last_words()}"
@@ -151,13 +155,14 @@ class Attempt:
                 looked = now
                 if os.path.exists(os.path.join(self.run, "cancel")):
                     raise Ended("canceled", read_reason(self.run))
-            self.look_at_limits(now)
+            self.look_at_limits()
 
-    def look_at_limits(self, now: float) -> None:
+    def look_at_limits(self) -> None:
         """Raise Ended if the run's own time or Slurm's is over."""
-        if self.deadline is not None and now > self.deadline:
+        if self.deadline is not None and self.clock.now() > self.deadline:
             limit = self.gang["limits"]["timeout_s"]
             raise Ended("failed", f"the run took longer than limits.timeout_s = {limit:g} s")
+        now = time.monotonic()
         if self.due_look is not None and now > self.due_look:
             self.due_look = None
             self.is_due()
@@ -182,7 +187,7 @@ class Attempt:
             raise Ended("failed", self.broken, kind="preparation")
         if self.signaled and not self.is_ending:  # all that was said with it has been heard
             self.signaled = False
-            raise slurm.why_ending(Ended)
+            raise self.ending()
 
     def drain(self) -> None:
         """Read what was said before the step ended."""
@@ -202,8 +207,11 @@ class Attempt:
             node = word.pop("node")
         except (ValueError, KeyError, AttributeError):
             return  # something else that the site's srun prints
-        self.heard[node] = time.monotonic()
-        if "hello" in word:
+        if word.get("part"):
+            self.parts[node] = self.parts.get(node, "") + word["part"]
+        elif "part" in word:
+            self.hear(self.parts.pop(node, "").encode())
+        elif "hello" in word:
             self.hellos[node] = word["hello"]
         elif "port" in word:
             self.ports[word["port"]] = word["number"]
@@ -225,9 +233,9 @@ class Attempt:
         elif "launched" in word:
             self.tell(word)
         elif "preparing" in word or "clearing" in word:
-            self.prepared = time.monotonic()
+            self.prepared = self.clock.now()
             if "clearing" in word:
-                self.cleared = self.prepared
+                self.cleared = time.monotonic()
             if not self.is_ending:
                 self.state.say(message=word.get("preparing") or word["clearing"])
         elif "broken" in word:
@@ -242,14 +250,26 @@ class Attempt:
         elif number == signal.SIGUSR2:
             raise Ended("canceled", read_reason(self.run))
         elif number in SIGNALS:
-            raise slurm.why_ending(Ended)
+            raise self.ending()
+
+    def ending(self, found: dict[str, str] | None = None) -> Ended:
+        """Why Slurm ends the job. Tasks hear that it does before Slurm is asked: the answer may take longer than what it leaves them."""
+        self.tell("stop launched")
+        if self.gang["launcher"] is None:  # else it waits for its ranks; see end_gang
+            self.tell("stop")
+        end: Ended = slurm.why_ending(Ended, found)
+        return end
 
     def is_due(self) -> bool:
         """Ask Slurm for its time limit, which may have been changed. Returns whether it is time to end for it.
 
-        Slurm's warning may come a minute early (sbatch(1), --signal), or late: the tasks get all the time there is.
+        Slurm's warning may come a minute early (sbatch(1), --signal), or late: the tasks get all the time there is. At some sites
+        it comes when the job is preempted, in the place of SIGTERM (slurm.conf(5), send_user_signal); raises Ended then.
         """
-        left_s = slurm.time_left_s()
+        found = slurm.job()
+        if slurm.is_preempted(found):
+            raise self.ending(found)
+        left_s = slurm.time_left_s(found)
         if left_s is None:
             self.slurm_deadline = None
             return False
@@ -279,11 +299,10 @@ class Attempt:
             write_json(os.path.join(directory, "task.json"), bound)
         self.tell("go")
         self.has_begun = True
-        now = time.monotonic()
         if self.gang["limits"]["timeout_s"] is not None:
-            self.deadline = now + self.gang["limits"]["timeout_s"]
+            self.deadline = self.clock.now() + self.gang["limits"]["timeout_s"]
         self.state.say(phase="running", nodes=nodes, started=time.time(), message="")
-        self.due_look = now + DUE_LOOK_S
+        self.due_look = time.monotonic() + DUE_LOOK_S
 
     def launch(self, word: dict[str, Any], node: int) -> None:
         """Mpirun wants a program on another node: its container's node.py starts it, and `node` hears how it ended."""
@@ -304,10 +323,10 @@ class Attempt:
     def end_gang(self) -> None:
         """End what still runs: ranks before their launcher, which would not leave them their grace; then kill, then the step."""
         self.is_ending = True
-        deadline = time.monotonic() + self.gang["limits"]["grace_period_s"] + MARGIN_S
+        deadline = self.clock.now() + self.gang["limits"]["grace_period_s"] + MARGIN_S
         for word, launched in (("stop launched", True), ("stop", False)):
             self.tell(word)
-            while self.has_begun and time.monotonic() < deadline and self.step.poll() is None:
+            while self.has_begun and self.clock.now() < deadline and self.step.poll() is None:
                 names = [task["name"] for task in self.gang["tasks"] if task["launched"] == launched]
                 # What is launched may never have been; what a node starts itself is about to be.
                 if all(self.statuses[name]["state"] in ("ended", "pending" if launched else "") for name in names):
@@ -337,6 +356,7 @@ class Attempt:
         """Let the nodes know that somebody is there, whatever the file system does to the rest of this program."""
         while self.step.poll() is None and self.step.input is not None:
             self.tell("beat")
+            self.clock.now()  # while the rest waits for Slurm, that is no standstill
             time.sleep(BEAT_S)
 
 
@@ -349,6 +369,11 @@ def main(run: str, first: Step | None) -> int:
     state = State(run)
     if state.is_over:
         return 0  # Slurm started it once more, and there is nothing more to do
+    other = state.other_job()
+    if other and slurm.is_living(other):
+        # The script was submitted by hand, or twice because sbatch did not answer: the run and its files are the other's.
+        sys.stderr.write(f"tfjob: job {other} runs this run already; this one leaves it alone\n")
+        return 1
     retries = gang["retries"]
     if state.was_lost and not state.may_try_again(retries, "node_lost"):
         state.finish("failed", "a node was lost, and no retry is left", kind="node_lost")

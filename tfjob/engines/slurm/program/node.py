@@ -23,8 +23,10 @@ if TYPE_CHECKING:
     import socket
     from typing import Any
 
+    from tfjob.engines.slurm.program.clock import Clock
     from tfjob.engines.slurm.program.launching import Launching
-else:  # it lies beside this file
+else:  # they lie beside this file
+    from clock import Clock
     from launching import Launching
 
 PORTS = range(20000, 32000)  # unprivileged, and below the range the kernel takes for outgoing connections (ip(7))
@@ -33,6 +35,7 @@ BEAT_S = 2.0
 SILENCE_S = 120.0  # without a word of batch.py: its node is lost, or this one
 FENCE_S = 1.0
 LINE_BYTES = 900  # slurmstepd passes on whole lines up to 1024 bytes; longer ones may be cut and mixed
+PART_BYTES = 400  # of a longer word in one line, where quotes and backslashes have another before them
 STEP_VARIABLES = (
     # What would make MPI libraries and srun think that a task is a task of this step.
     *("SLURM_STEP", "SLURM_SRUN_", "SLURM_PROCID", "SLURM_LOCALID", "SLURM_GTIDS", "SLURM_TASK_PID", "SLURM_LAUNCH_"),
@@ -52,8 +55,10 @@ class Node:
         self.tasks = [task for task in self.gang["tasks"] if task["node"] == self.index]
         self.children: dict[str, Child] = {}
         self.told: dict[str, dict[str, Any]] = {}
+        self.stopped: set[str] = set()
         self.held: list[socket.socket] = []
-        self.heard = time.monotonic()
+        self.clock = Clock()
+        self.heard = self.clock.now()
         self.has_begun = False
         self.launching: Launching | None = None
         self.unread = b""
@@ -87,7 +92,7 @@ class Node:
             if now - beaten > BEAT_S:
                 beaten = now
                 self.say(beat=True)
-            if now - self.heard > SILENCE_S:
+            if self.clock.now() - self.heard > SILENCE_S:
                 break
         self.kill()
         return 0
@@ -97,7 +102,7 @@ class Node:
         data = os.read(0, 65536)
         if not data:
             return False
-        self.heard = time.monotonic()
+        self.heard = self.clock.now()
         *lines, self.unread = (self.unread + data).split(b"\n")
         for line in filter(None, lines):
             word = json.loads(line)
@@ -144,7 +149,7 @@ class Node:
         """What this node has. In a container, also what mpirun calls it, and the programs of the image."""
         found = {"name": os.environ.get("SLURMD_NODENAME", ""), "gpus": os.environ.get("CUDA_VISIBLE_DEVICES", "")}
         if self.gang["container"]:
-            found.update(host=os.uname().nodename, path=os.environ.get("PATH", "")[: LINE_BYTES // 2])
+            found.update(host=os.uname().nodename, path=os.environ.get("PATH", ""))
             open(os.path.join(self.attempt, f"container-{self.index}.started"), "w").close()  # see container.py
         return found
 
@@ -185,16 +190,19 @@ class Node:
         return found
 
     def stop(self, *, launched: bool) -> None:
-        """Ask tasks to end: SIGTERM to their entrypoints, which give them their grace."""
+        """Ask tasks to end, once each: SIGTERM to their entrypoints, which give them their grace."""
         for task in self.tasks:
-            if task["launched"] != launched:
+            name = task["name"]
+            if task["launched"] != launched or name in self.stopped:
                 continue
-            child = self.children.get(task["name"])
+            child = self.children.get(name)
             if child is not None and not child.has_ended():
+                self.stopped.add(name)
                 send(child.pid, signal.SIGTERM)
             elif launched:
-                report = read(os.path.join(self.attempt, "tasks", task["name"], "started.json"))
+                report = read(os.path.join(self.attempt, "tasks", name, "started.json"))
                 if report and start_ticks(report["pid"]) == report["start_ticks"]:
+                    self.stopped.add(name)
                     send(report["pid"], signal.SIGTERM)
 
     def note_signals(self) -> None:
@@ -246,10 +254,16 @@ class Node:
         sys.exit(f"tfjob: no free port between {PORTS.start} and {PORTS.stop - 1}")
 
     def say(self, **word: Any) -> None:
-        """One line to batch.py. If it is gone there is nobody to tell; `listen` sees it."""
-        line = json.dumps(dict(word, node=self.index)).encode()
+        """One word to batch.py, in several lines if need be. If it is gone there is nobody to tell; `listen` sees it."""
+        text = json.dumps(dict(word, node=self.index))
+        lines = [text]
+        if len(text) > LINE_BYTES:
+            parts = [text[begin : begin + PART_BYTES] for begin in range(0, len(text), PART_BYTES)]
+            lines = [json.dumps({"part": part, "node": self.index}) for part in parts]
+            lines.append(json.dumps({"part": "", "node": self.index}))  # that was all of it
         try:
-            os.write(1, line[:LINE_BYTES] + b"\n")
+            for line in lines:
+                os.write(1, line.encode() + b"\n")
         except OSError:
             pass
 

@@ -6,6 +6,7 @@ import os
 import re
 import subprocess
 import time
+from datetime import datetime
 
 TYPE_CHECKING = False
 if TYPE_CHECKING:
@@ -20,6 +21,11 @@ WORDS = {
     "PENDING": ("Slurm put it back in the queue", "requeued"),
     "REQUEUED": ("Slurm put it back in the queue", "requeued"),
 }
+OVER = (
+    *("BOOT_FAIL", "CANCELLED", "COMPLETED", "DEADLINE", "FAILED", "NODE_FAIL", "OUT_OF_MEMORY", "PREEMPTED"),
+    *("REVOKED", "TIMEOUT"),
+)
+ASKED_AGAIN, ASKED_PAUSE_S = 10, 6.0
 DOWN = re.compile(r"DOWN|NOT_RESPONDING|FAIL|\*")
 FIELD = re.compile(r"(?:^|\s)([A-Za-z][A-Za-z:]*)=(\S*)")
 
@@ -65,13 +71,46 @@ def job() -> dict[str, str]:
     return dict(FIELD.findall(ask("show", "job", "-o", os.environ.get("SLURM_JOB_ID", ""))))
 
 
-def time_left_s() -> float | None:
-    """Seconds until Slurm ends this job for its time limit; None when it has none, or does not say."""
+def is_living(number: str) -> bool:
+    """Whether another job is not over; also where Slurm does not say in a minute, because two jobs must not do the same work."""
+    for _ in range(ASKED_AGAIN):
+        said = squeue("--noheader", "--states=all", "--format=%T", "--jobs=" + number)
+        if said is not None:
+            return any(state not in OVER for state in said.split())
+        time.sleep(ASKED_PAUSE_S)
+    return True
+
+
+def squeue(*arguments: str) -> str | None:
+    """What squeue says, nothing of a job that it does not know any more; None when it can't be asked."""
     try:
-        end = time.mktime(time.strptime(job().get("EndTime", ""), "%Y-%m-%dT%H:%M:%S"))  # Slurm's are local times
+        done = subprocess.run(
+            ["squeue", *arguments], stdin=subprocess.DEVNULL, capture_output=True, timeout=PATIENCE_S, check=False
+        )
+    except (OSError, subprocess.TimeoutExpired):
+        return None
+    if done.returncode and b"Invalid job id" in done.stderr:
+        return ""
+    return None if done.returncode else done.stdout.decode("utf-8", "replace")
+
+
+def time_left_s(found: dict[str, str] | None = None) -> float | None:
+    """Seconds until Slurm ends this job, by its fields, for its time limit; None when it has none, or does not say."""
+    said = (job() if found is None else found).get("EndTime", "")
+    try:
+        # Slurm's are local times. One of the hour that comes twice is taken for the first, unless that is over.
+        ends = [datetime.fromisoformat(said).replace(fold=fold).timestamp() for fold in (0, 1)]
     except (ValueError, OverflowError):
         return None
-    return end - time.time()
+    now = time.time()
+    return (ends[0] if ends[0] > now else ends[1]) - now
+
+
+def is_preempted(found: dict[str, str]) -> bool:
+    """Whether Slurm preempts the job with these fields. Its EndTime is then the end of its grace, no time limit."""
+    preempted, suspended = (found.get(name, "None").replace("None", "") for name in ("PreemptTime", "SuspendTime"))
+    # A job that goes on after it was suspended for another has a PreemptTime, too; its SuspendTime is when it went on.
+    return preempted > suspended and found.get("JobState") not in ("CANCELLED", "TIMEOUT")
 
 
 def addresses(said: str) -> dict[str, str]:
@@ -87,12 +126,12 @@ def lost_nodes() -> list[str]:
     return [node.get("NodeName", "") for node in nodes if DOWN.search(node.get("State", ""))]
 
 
-def why_ending(make: Any) -> Any:
-    """Why Slurm ends this job, by what it says of it. Its last word stands in the queue, where tfjob reads it."""
-    found = job()
+def why_ending(make: Any, found: dict[str, str] | None = None) -> Any:
+    """Why Slurm ends this job, by its fields, asked for if need be. Its last word stands in the queue, where tfjob reads it."""
+    found = job() if found is None else found
     state = found.get("JobState", "")
-    if found.get("PreemptTime", "None") != "None" and state not in ("CANCELLED", "TIMEOUT"):
-        return make("slurm", "Slurm preempted it", kind="preempted")
+    if is_preempted(found):
+        state = "PREEMPTED"
     if state in WORDS:
         message, kind = WORDS[state]
         return make("slurm", message, kind=kind)

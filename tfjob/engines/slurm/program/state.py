@@ -47,6 +47,27 @@ class State:
         """Whether the run has come to its end before."""
         return bool(self.value["phase"] == "over")
 
+    def other_job(self) -> str:
+        """The job that has the run, where that is not this one; what Slurm puts back in the queue keeps its id."""
+        own = os.environ.get("SLURM_JOB_ID", "")
+        job: str = self.value.get("job") or self.first_job(own)
+        return job if job != own else ""
+
+    def first_job(self, own: str) -> str:
+        """Which job was the first to call this, of several that Slurm may start at the same moment; `own` where links can't be made."""
+        claim = os.path.join(self.run, "slurm", "first_job")
+        try:
+            replace(claim + "-" + own, own)
+            try:
+                os.link(claim + "-" + own, claim)
+            except FileExistsError:
+                pass
+            os.unlink(claim + "-" + own)
+            with open(claim, encoding="utf-8") as file:
+                return file.read()
+        except OSError:
+            return own
+
     @property
     def was_lost(self) -> bool:
         """Whether the attempt before was lost with a node, and Slurm has started the job again."""
