@@ -91,20 +91,22 @@ def is_left(labels: Mapping[str, str]) -> bool:
     if record.get("state") in _OVER:
         return True
     attempt = labels.get("tfjob.attempt")
-    return attempt is not None and int(attempt) < int(record.get("attempt", 1))
+    return attempt is not None and int(attempt) <= len(record.get("attempts", ()))  # those that are over
 
 
 def remove_left(key: RunKey, seen: Iterable[tuple[DockerApi, Sight]]) -> None:
-    """Remove, in the background, what was seen of runs that are over."""
+    """Remove, in the background, what was seen of runs and attempts that are over."""
     for api, sight in seen:
-        containers = [one["Id"] for one in sight.containers if _is_left_of_another(one, key)]
-        volumes = [one["Name"] for one in sight.volumes if _is_left_of_another(one, key)]
+        containers = [one["Id"] for one in sight.containers if _is_to_go(one, key)]
+        volumes = [one["Name"] for one in sight.volumes if _is_to_go(one, key)]
         if containers or volumes:
             threading.Thread(target=_remove, args=(api, containers, volumes), daemon=True).start()
 
 
-def _is_left_of_another(found: Mapping[str, Any], key: RunKey) -> bool:
-    return found["Labels"]["tfjob.run"] != key.id and is_left(found["Labels"])
+def _is_to_go(found: Mapping[str, Any], key: RunKey) -> bool:
+    """Whether something is left. Of the run itself that can only be an attempt's: what has no attempt it has now."""
+    labels = found["Labels"]
+    return (labels["tfjob.run"] != key.id or "tfjob.attempt" in labels) and is_left(labels)
 
 
 @dataclass(frozen=True)

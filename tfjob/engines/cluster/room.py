@@ -12,10 +12,10 @@ from typing import Final
 
 from tfjob.dockerapi.api import RefusalError
 from tfjob.engines.base import Allocation, Waiting
-from tfjob.engines.claimed import Holder
+from tfjob.engines.claimed import Holder, claims, holder_of_claim, is_running
 from tfjob.engines.cluster.at_once import at_once, try_at_once
 from tfjob.engines.cluster.choice import Candidate, can_ever_fit, choose, shares
-from tfjob.engines.cluster.clean import remove_left
+from tfjob.engines.cluster.clean import is_left, remove_left
 from tfjob.engines.cluster.leases import Claims, RunKey, Sight
 from tfjob.engines.cluster.nodes import Reached, Reaching
 from tfjob.errors import TargetError
@@ -193,7 +193,7 @@ class _Search:
         def look(node: Reached) -> Sight | None:
             try:
                 sight = self._claims[node.definition.name].look(ticket)
-                return replace(sight, held={**_leased_here(node), **sight.held})
+                return replace(sight, held={**_leased_here(node), **_left_running(sight), **sight.held})
             except (TargetError, RefusalError) as error:
                 self._lose(node, error)
                 return None
@@ -218,11 +218,11 @@ class _Search:
     def _claim(self, nodes: list[Reached], chosen: tuple[Candidate, ...]) -> Found | None:
         count = self._plan.gpus_per_node
         gpus = tuple(one.free[:count] for one in chosen)
-        claims = [self._claims[node.definition.name] for node in nodes]
+        own = [self._claims[node.definition.name] for node in nodes]
 
         def claim(index: int) -> bool:
             try:
-                return claims[index].claim(gpus[index])
+                return own[index].claim(gpus[index])
             except TargetError:
                 return False  # the next look finds out what is the matter with it
             except RefusalError as error:  # a full disk, mostly
@@ -233,7 +233,7 @@ class _Search:
             leases = _lease_here(self._key, nodes, gpus)
             if leases is not None:
                 return Found(tuple(nodes), gpus, leases)
-        try_at_once(Claims.release, claims)  # all or none
+        try_at_once(Claims.release, own)  # all or none
         self._in_line.clear()
         self.why = self._reaching.silent or "another run wants the same GPUs"
         self._get_in_line(self._reaching.reached)
@@ -294,6 +294,12 @@ def _leased_here(node: Reached) -> dict[int, Holder]:
             if holder is not None:
                 found[gpu.index] = Holder(holder.get("run", "another run"), "")
     return found
+
+
+def _left_running(sight: Sight) -> dict[int, Holder]:
+    """The GPUs of containers that are left and still run: nobody's, the next attempt's neither, until they are gone."""
+    left = [one for one in sight.containers if is_running(one) and is_left(one["Labels"])]
+    return {index: holder_of_claim(labels) for labels, index in claims(left, ())}
 
 
 def _lease_here(key: RunKey, nodes: Sequence[Reached], gpus: Sequence[Sequence[int]]) -> tuple[Lease, ...] | None:
