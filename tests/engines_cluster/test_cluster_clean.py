@@ -3,12 +3,16 @@
 from __future__ import annotations
 
 import json
+import threading
 from pathlib import Path
 from typing import Any
 
 import pytest
+from support import eventually
 
-from tfjob.engines.cluster.clean import is_left, know_runs
+from tfjob.dockerapi.api import DockerApi
+from tfjob.engines.cluster.clean import is_left, know_runs, remove_left
+from tfjob.engines.cluster.leases import RunKey, Sight
 
 
 @pytest.fixture
@@ -42,3 +46,38 @@ def test_of_a_run_that_is_over_everything_is_left(runs: Path) -> None:
     assert is_left(labels(runs, "fox"))
     assert is_left(labels(runs, "gone"))
     assert not is_left({"tfjob.run": "fox", "tfjob.workspace": "another's"})
+
+
+class Stuck(DockerApi):
+    """An engine that can't remove a container until it is told to."""
+
+    def __init__(self) -> None:
+        super().__init__("unix:///stuck.sock")
+        self.may_end = threading.Event()
+        self.asked: list[str] = []
+
+    def remove(self, container: str, timeout_s: float = 0.0) -> None:
+        self.asked.append(container)
+        self.may_end.wait(timeout_s)
+
+    def remove_volume(self, name: str, timeout_s: float = 0.0) -> None:
+        del timeout_s
+        self.asked.append(name)
+
+
+def test_what_can_not_be_removed_is_asked_for_once_at_a_time(runs: Path) -> None:
+    api, key = Stuck(), RunKey("owl", know_runs(runs))
+    seen = [{"Id": "c1", "State": "running", "Labels": labels(runs, "gone", 1)}]
+    kept = [{"Name": "v1", "Labels": labels(runs, "gone")}]
+    for _ in range(3):
+        remove_left(key, [(api, Sight({}, frozenset(), frozenset(), (), 0, tuple(seen), tuple(kept)))])
+    eventually(lambda: api.asked, "that it is asked for")
+    assert api.asked == ["c1"]
+    api.may_end.set()
+    eventually(lambda: len(api.asked) == 2, "the rest")
+
+    def asked_again() -> bool:
+        remove_left(key, [(api, Sight({}, frozenset(), frozenset(), (), 0, tuple(seen)))])
+        return api.asked[:3] == ["c1", "v1", "c1"]
+
+    eventually(asked_again, "that it is tried again at the next look")

@@ -97,10 +97,28 @@ def is_left(labels: Mapping[str, str]) -> bool:
 def remove_left(key: RunKey, seen: Iterable[tuple[DockerApi, Sight]]) -> None:
     """Remove, in the background, what was seen of runs and attempts that are over."""
     for api, sight in seen:
-        containers = [one["Id"] for one in sight.containers if _is_to_go(one, key)]
-        volumes = [one["Name"] for one in sight.volumes if _is_to_go(one, key)]
+        containers = _begin(api, [one["Id"] for one in sight.containers if _is_to_go(one, key)])
+        volumes = _begin(api, [one["Name"] for one in sight.volumes if _is_to_go(one, key)])
         if containers or volumes:
             threading.Thread(target=_remove, args=(api, containers, volumes), daemon=True).start()
+
+
+_GOING: set[tuple[str, str]] = set()
+"""What is just being removed, as (engine, id): a container that can't be killed is seen at every look."""
+_NOTING: Final = threading.Lock()
+
+
+def _begin(api: DockerApi, names: Iterable[str]) -> list[str]:
+    """Those of the names that nobody here is removing yet; they are noted as being removed."""
+    with _NOTING:
+        found = [name for name in names if (api.address, name) not in _GOING]
+        _GOING.update((api.address, name) for name in found)
+    return found
+
+
+def _end(api: DockerApi, name: str) -> None:
+    with _NOTING:
+        _GOING.discard((api.address, name))
 
 
 def _is_to_go(found: Mapping[str, Any], key: RunKey) -> bool:
@@ -191,9 +209,10 @@ def _record(run: RunDirectory) -> dict[str, Any]:
 
 
 def _remove(api: DockerApi, containers: list[str], volumes: list[str]) -> None:
-    for container in containers:
-        with suppress(TargetError, RefusalError):
-            api.remove(container, _REMOVE_S)
-    for volume in volumes:
-        with suppress(TargetError, RefusalError):
-            api.remove_volume(volume, _REMOVE_S)
+    removals = [*((api.remove, one) for one in containers), *((api.remove_volume, one) for one in volumes)]
+    for remove, name in removals:
+        try:
+            with suppress(TargetError, RefusalError):  # it is seen again
+                remove(name, _REMOVE_S)
+        finally:
+            _end(api, name)
