@@ -102,6 +102,7 @@ class _Search:
         self._claims: dict[str, Claims] = {}
         self._ticket: float | None = None
         self._in_line: set[str] = set()
+        self._has_own: set[str] = set()
         self._last_beat = time.monotonic()
         self._last_try = time.monotonic()
         self._begun = time.monotonic()
@@ -176,10 +177,11 @@ class _Search:
             self._reaching.try_again()
 
     def leave_line(self, found: Found) -> None:
-        """Have room: let go of what is not needed any more."""
+        """Have room: let go of what is not needed any more, also of what a supervisor drew that has died since."""
         mine = {node.definition.name for node in found.nodes}
-        try_at_once(Claims.return_ticket, [self._claims[name] for name in self._in_line & mine])
-        try_at_once(Claims.release, [self._claims[name] for name in self._in_line - mine])
+        own = (self._in_line | self._has_own) & self._claims.keys()
+        try_at_once(Claims.return_ticket, [self._claims[name] for name in own & mine])
+        try_at_once(Claims.release, [self._claims[name] for name in own - mine])
 
     def give_up(self) -> None:
         """Let go of everything."""
@@ -199,7 +201,9 @@ class _Search:
                 return None
 
         sights = at_once(look, reached)
-        return {node.definition.name: sight for node, sight in zip(reached, sights, strict=True) if sight is not None}
+        seen = {node.definition.name: sight for node, sight in zip(reached, sights, strict=True) if sight is not None}
+        self._has_own |= {name for name, sight in seen.items() if sight.has_own}
+        return seen
 
     def _lose(self, node: Reached, error: TargetError | RefusalError) -> None:
         """A node has gone away since it was reached: it may come back, as another one of its name."""
