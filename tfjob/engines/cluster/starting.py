@@ -85,7 +85,7 @@ class Starting:
         try:
             trees = bringing.trees()
             self._bring_and_open(bringing, trees)
-            self._await("hello", 1, _HELLO_S, "did not start the run's agent")
+            self._await("hello", "did not start the run's agent", _HELLO_S)
         finally:
             done.set()
             beating.join(_QUIET_S)  # a sign of life after the end would be left
@@ -220,11 +220,11 @@ class Starting:
                 named=list(plan.named_outputs),
                 files={path: [text, mode] for path, (text, mode) in ssh.items()},
             )
-        self._await("ready prepare", 1, plan.limits.rendezvous_timeout_s, "could not prepare its tasks")
+        self._await("ready prepare", "could not prepare its tasks")  # which copies code and data, however much there is
         if over_ssh:
             for link, door in zip(links, doors, strict=True):
                 link.tell("sshd", port=door.port, config=f"{inside(self._run).path}/ssh/sshd_config")
-            self._await("ready sshd", 1, plan.limits.rendezvous_timeout_s, "did not start its SSH server")
+            self._await("ready sshd", "did not start its SSH server", plan.limits.rendezvous_timeout_s)
         for link in links:
             started = [task.name for task in plan.started_tasks if task.node == link.node.index]
             if started:
@@ -279,20 +279,20 @@ class Starting:
                 )
         return found
 
-    def _await(self, what: str, times: int, timeout_s: float, trouble: str) -> None:
-        """Wait until every node has said something. Raises when one can't, or does not in time."""
+    def _await(self, what: str, trouble: str, timeout_s: float = float("inf")) -> None:
+        """Wait until every node has said something. Raises when one can't, is not heard any more, or does not in time."""
         begun = time.monotonic()
         deadline = begun + timeout_s
         waiting = list(self._links)
         while waiting:
-            waiting = [link for link in waiting if link.said(what) < times]
+            waiting = [link for link in waiting if not link.said(what)]
             for link in self._links:
                 _require_well(link)
             if waiting and time.monotonic() > deadline:
                 names = ", ".join(link.node.name for link in waiting)
                 raise TargetError(f"{names} {trouble} within {timeout_s:g} s", "Look at the machine: is it overloaded?")
             if waiting:
-                waiting[0].wait_for(what, times, _LOOK_S)
+                waiting[0].wait_for(what, 1, _LOOK_S)
                 names = ", ".join(link.node.name for link in waiting)
                 self._told(f"starting on {names}" if time.monotonic() - begun > _QUIET_S else "")
 
