@@ -9,6 +9,7 @@ import threading
 import time
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import replace
+from functools import partial
 from pathlib import Path
 from typing import Any, Final
 
@@ -16,6 +17,7 @@ from tfjob.dockerapi.api import DockerApi, RefusalError
 from tfjob.engines.base import Allocation, Prepared, Waiting
 from tfjob.engines.cluster.at_once import at_once
 from tfjob.engines.cluster.bringing import Bringing, Site
+from tfjob.engines.cluster.broadcast import broadcast
 from tfjob.engines.cluster.container import (
     TREES,
     Place,
@@ -186,8 +188,9 @@ class Starting:
         node.api.put(container, "/", archive_of(self._run, self._who, node.options, accounts))
         if has_outputs:
             owner = (0, 0) if "rootless" in node.options else (self._who.uid, self._who.gid)
-            outputs = archive(tree_of_outputs(str(self._run.outputs)), owner)
-            node.api.put(container, str(inside(self._run).outputs), outputs, _PATIENT_S)
+            outputs, place = archive(tree_of_outputs(str(self._run.outputs)), owner), str(inside(self._run).outputs)
+            put = partial(node.api.put, container, place, timeout_s=_PATIENT_S)
+            broadcast(outputs, [put], lambda: self._told(""))  # which hears of a cancel on the way
         return b""
 
     def _ports_needed(self, index: int) -> int:
