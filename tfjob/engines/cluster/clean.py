@@ -16,6 +16,7 @@ from pathlib import Path
 from typing import Any, Final
 
 from tfjob.dockerapi.api import DockerApi, RefusalError
+from tfjob.dockerapi.open_files import allow_many
 from tfjob.dockerapi.reach import engine_at, engine_of_tools
 from tfjob.engines.cluster.at_once import at_once
 from tfjob.engines.cluster.kept import kept_trees, remove_tree, used_images
@@ -144,6 +145,7 @@ def clean_target(
     With `kept`, what nodes keep for later runs goes as well; but no image of this machine's own engine, which are its store's.
     """
     know_runs(runs)
+    allow_many()
     own = _own_engine(environ) if kept else ()
 
     def clean(node: NodeDefinition) -> Cleaned:
