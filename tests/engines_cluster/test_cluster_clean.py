@@ -11,6 +11,7 @@ import pytest
 from support import eventually
 
 from tfjob.dockerapi.api import DockerApi
+from tfjob.engines.cluster import room
 from tfjob.engines.cluster.clean import is_left, know_runs, remove_left
 from tfjob.engines.cluster.leases import RunKey, Sight
 
@@ -46,6 +47,18 @@ def test_of_a_run_that_is_over_everything_is_left(runs: Path) -> None:
     assert is_left(labels(runs, "fox"))
     assert is_left(labels(runs, "gone"))
     assert not is_left({"tfjob.run": "fox", "tfjob.workspace": "another's"})
+
+
+def test_the_gpus_of_an_attempt_that_still_runs_are_not_the_next_ones(runs: Path) -> None:
+    record(runs, "fox", state="Scaling", attempts=[{"number": 1}])
+    key = RunKey("fox", know_runs(runs))
+
+    def sight(attempt: int, state: str) -> Sight:
+        found = {"Id": "c1", "State": state, "Labels": {**labels(runs, "fox", attempt), "tfjob.gpus": "0,2"}}
+        return Sight({}, frozenset(), frozenset(), (), 1, (found,))
+
+    assert set(room._left_of(key, sight(1, "running"))) == {0, 2}
+    assert room._left_of(key, sight(1, "exited")) == room._left_of(key, sight(2, "running")) == {}
 
 
 class Stuck(DockerApi):

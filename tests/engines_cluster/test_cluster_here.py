@@ -120,6 +120,18 @@ def test_a_node_that_was_given_up_is_tried_again(here: Here, tmp_path: Path) -> 
     reaching.stop()
 
 
+def test_a_node_that_says_what_nobody_understands_is_given_up_with_the_reason(monkeypatch: pytest.MonkeyPatch) -> None:
+    def odd(_api: DockerApi, _timeout_s: float) -> frozenset[str]:
+        raise KeyError("Name")
+
+    monkeypatch.setattr(DockerApi, "check", odd)
+    nodes = (NodeDefinition("odd", "unix:///odd.sock", "127.0.0.1", 0),)
+    reaching = Reaching(ClusterDefinition("lab", nodes), {}, with_gpus=False)
+    eventually(lambda: not reaching.open, "that it is given up")
+    assert reaching.silent == "odd does not answer: odd said what can't be read: KeyError('Name')"
+    reaching.stop()
+
+
 def test_an_engine_that_is_not_there_claims_nothing(tmp_path: Path) -> None:
     assert claimed_here({"DOCKER_HOST": f"unix://{tmp_path}/no.sock"}) == {}
     assert claimed_here({"DOCKER_HOST": "tcp://10.0.0.1:2375"}) is None

@@ -12,7 +12,7 @@ from typing import Final
 
 from tfjob.dockerapi.api import RefusalError
 from tfjob.engines.base import Allocation, Waiting
-from tfjob.engines.claimed import Holder, claims, holder_of_claim, is_running
+from tfjob.engines.claimed import Holder, claims, holder_of_claim, is_running, name_of_run
 from tfjob.engines.cluster.at_once import at_once, try_at_once
 from tfjob.engines.cluster.choice import Candidate, can_ever_fit, choose, shares
 from tfjob.engines.cluster.clean import is_left, remove_left
@@ -195,7 +195,7 @@ class _Search:
         def look(node: Reached) -> Sight | None:
             try:
                 sight = self._claims[node.definition.name].look(ticket)
-                return replace(sight, held={**_leased_here(node), **_left_running(sight), **sight.held})
+                return replace(sight, held={**_leased_here(node), **_left_of(self._key, sight), **sight.held})
             except (TargetError, RefusalError) as error:
                 self._lose(node, error)
                 return None
@@ -300,10 +300,10 @@ def _leased_here(node: Reached) -> dict[int, Holder]:
     return found
 
 
-def _left_running(sight: Sight) -> dict[int, Holder]:
-    """The GPUs of containers that are left and still run: nobody's, the next attempt's neither, until they are gone."""
-    left = [one for one in sight.containers if is_running(one) and is_left(one["Labels"])]
-    return {index: holder_of_claim(labels) for labels, index in claims(left, ())}
+def _left_of(key: RunKey, sight: Sight) -> dict[int, Holder]:
+    """The GPUs of containers of the run's attempts that are over and still run: not the next attempt's until they are gone."""
+    own = [one for one in sight.containers if is_running(one) and name_of_run(one["Labels"]) == key.name]
+    return {index: holder_of_claim(labels) for labels, index in claims(own, ()) if is_left(labels)}
 
 
 def _lease_here(key: RunKey, nodes: Sequence[Reached], gpus: Sequence[Sequence[int]]) -> tuple[Lease, ...] | None:
