@@ -64,6 +64,9 @@ def test_signs_of_life_alone_are_enough(wall: Wall) -> None:
     for _ in range(100):  # answers are long ago by then
         hear(clock, wall, -2.0, (0.0, 0.01), answers=False)
     assert clock.ahead_s == pytest.approx(-2.0, abs=0.02)
+    for _ in range(100):
+        hear(clock, wall, 0.0, (0.0, 0.01), answers=False)
+    assert clock.ahead_s == 0  # it may be right
 
 
 def test_a_clock_that_is_set_meanwhile_is_believed_anew(wall: Wall) -> None:

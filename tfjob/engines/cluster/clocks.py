@@ -12,6 +12,9 @@ __all__ = ["NodeClock"]
 _WORDS: Final = 64
 """So many words are kept: a minute of them, in which no clock drifts by much."""
 
+_WAY_S: Final = 0.1
+"""What is so little behind may just have been on its way for so long."""
+
 
 class NodeClock:
     """How far a node's clock is ahead of ours, by what its agent says the time is.
@@ -37,7 +40,9 @@ class NodeClock:
         least, most = max(self._least), min(self._most)
         if most < least:  # one of the clocks was set meanwhile
             return self._least[-1]
-        return least if most == float("inf") else min(max(0.0, least), most)
+        if most == float("inf"):
+            return 0.0 if -_WAY_S < least < 0 else least
+        return min(max(0.0, least), most)
 
     def by_ours(self, report: str) -> str:
         """A task's report with its time by our clock. What is no report stays as it is."""
