@@ -59,7 +59,9 @@ class SimulatedEngine:
                 return None
             if path == "volumes":
                 return {"Volumes": [one for one in self._volumes.values() if _has(one, parts.query)]}
-        return {"info": {"SecurityOptions": [], "Name": self.address}, "containers/json": []}.get(path, {})
+        return {"info": {"ServerVersion": "0", "SecurityOptions": [], "Name": self.address}, "containers/json": []}.get(
+            path, {}
+        )
 
 
 class _Connection:

@@ -9,6 +9,7 @@ import stat
 from pathlib import Path
 
 import pytest
+from web_server import web_server
 
 from tfjob.dockerapi.api import DockerApi
 from tfjob.dockerapi.reach import engine_at, host_of, transport_to
@@ -135,3 +136,14 @@ def test_what_ssh_says_is_told_in_words(tmp_path: Path, said: str, message: str,
     assert raised.value.message.startswith(message)
     assert raised.value.hint
     assert type(raised.value) is kind
+
+
+@pytest.mark.parametrize("answer", [b"<html><p>It works!</html>", b"", b"{}", b"[]", b"null"])
+def test_a_web_server_at_the_engines_address_is_told_as_such(answer: bytes) -> None:
+    with web_server() as server:
+        server.put("_ping", answer)
+        server.put("v1.41/info", answer)
+        api = engine_at(f"tcp://{server.address.removeprefix('http://')}", environ={})
+        with pytest.raises(TargetRefused, match="is no Docker Engine: it answered") as raised:
+            api.check(5)
+        assert "the Docker Engine itself" in raised.value.hint

@@ -132,6 +132,7 @@ def agent(agents: list[Agent]) -> Agent:
 def test_it_says_what_its_node_has_and_ends_with_its_stdin(agent: Agent) -> None:
     eventually(lambda: agent.kinds("beat"), "a sign of life")
     (hello,) = agent.kinds("hello")
+    assert all(isinstance(word["time"], float) for word in (hello, *agent.kinds("beat")))
     assert hello["interface"] == "lo"
     assert hello["subnet"] == "127.0.0.0/8"
     assert len(set(hello["ports"])) == 2

@@ -98,6 +98,14 @@ def test_a_lease_that_is_taken_at_the_last_moment(here: Here, monkeypatch: pytes
         lease.release()
 
 
+def test_the_ticket_of_a_supervisor_that_died_is_returned(here: Here) -> None:
+    Claims(here.api, here.key).draw(1.0)
+    here.cluster(1)
+    left = [str(one["Name"]) for one in here.api.volumes({"tfjob.run": here.key.id})]
+    assert [name for name in left if "-ticket-" in name] == []
+    assert [name for name in left if "-gpu-" in name] != []
+
+
 def test_a_node_that_was_given_up_is_tried_again(here: Here, tmp_path: Path) -> None:
     late = tmp_path / "late.sock"
     nodes = (NodeDefinition("here", "local", "127.0.0.1", 0), NodeDefinition("late", f"unix://{late}", "127.0.0.1", 0))
@@ -109,6 +117,18 @@ def test_a_node_that_was_given_up_is_tried_again(here: Here, tmp_path: Path) -> 
     reaching.try_again()
     eventually(lambda: len(reaching.reached) == 2, "that it is back")
     assert reaching.silent == ""
+    reaching.stop()
+
+
+def test_a_node_that_says_what_nobody_understands_is_given_up_with_the_reason(monkeypatch: pytest.MonkeyPatch) -> None:
+    def odd(_api: DockerApi, _timeout_s: float) -> frozenset[str]:
+        raise KeyError("Name")
+
+    monkeypatch.setattr(DockerApi, "check", odd)
+    nodes = (NodeDefinition("odd", "unix:///odd.sock", "127.0.0.1", 0),)
+    reaching = Reaching(ClusterDefinition("lab", nodes), {}, with_gpus=False)
+    eventually(lambda: not reaching.open, "that it is given up")
+    assert reaching.silent == "odd does not answer: odd said what can't be read: KeyError('Name')"
     reaching.stop()
 
 

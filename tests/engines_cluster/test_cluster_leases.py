@@ -148,6 +148,22 @@ def test_a_running_container_has_its_gpus_whatever_happens_to_volumes(
         api.remove(container)
 
 
+def test_a_ticket_that_could_not_be_returned_keeps_nobody_waiting(
+    api: DockerApi, keys: list[RunKey], test_base: str
+) -> None:
+    fox, owl = Claims(api, keys[0]), Claims(api, keys[1])
+    fox.draw(1.0)
+    assert [holder.run for holder in owl.look(2.0).before] == ["fox"]
+    assert (fox.look().has_own, owl.look().has_own) == (True, False)
+    body = {"Image": test_base, "Entrypoint": ["sleep", "600"], "Labels": keys[0].labels}
+    container = api.create("", body)
+    try:
+        api.start(container)
+        assert owl.look(2.0).before == ()
+    finally:
+        api.remove(container)
+
+
 def trees_there(api: DockerApi, tree: Tree) -> list[str]:
     return sorted(one["Name"] for one in api.volumes({"tfjob.tree": ""}) if one["Name"].startswith(tree.name))
 

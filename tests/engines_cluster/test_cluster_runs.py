@@ -251,6 +251,13 @@ echo step of $TFJOB_TASK_NAME >outputs/step; for i in $(seq 600); do sleep 0.1; 
             assert log == "".join(f"line {number}\n" for number in range(1, 81))
 
 
+def test_what_is_copied_for_tasks_has_no_time_of_theirs_to_find_each_other(lab: Tfjob, nodes: Nodes) -> None:
+    lab.write("code/data.txt", "of the code\n")
+    extra = "code: code\nlimits: {rendezvous_timeout_s: 0.001}\n"
+    assert lab("submit", job(lab, "cat data.txt", nodes=2, extra=extra)).stdout.count("of the code") == 2
+    assert left(nodes) == []
+
+
 def with_limits(lab: Tfjob, lost_s: float) -> str:
     text = (lab.directory / "lab.yml").read_text()
     (lab.directory / "impatient.yml").write_text(f"{text}node_lost_s: {lost_s}\nmerge_interval_s: 1\n")

@@ -74,12 +74,12 @@ def test_what_an_earlier_attempt_left_is_no_conflict(container: tuple[DockerApi,
     api.put(made, "/", archive(files))
     (home.run.outputs / "state").write_text("of the other node, now")
     home.owners = {"outputs/state": 0}
-    assert not salvage(api, made, 1, home)
+    assert not salvage(api, made, 1, home, by_ours=lambda report: f"{report} by our clock")
     outputs = {path.name: path.read_text() for path in home.run.outputs.iterdir()}
     assert outputs == {"state": "of the other node, now", "own": "second", "new": "new"}
     assert home.notes() == ()
     assert (home.run.path / "logs/main-1.log").read_text() == "the end"
-    assert (home.run.task("main-1") / "exit.json").read_text() == "{}"
+    assert (home.run.task("main-1") / "exit.json").read_text() == "{} by our clock"
 
 
 def test_a_container_that_was_told_to_end_says_nothing_of_its_tasks(

@@ -185,6 +185,10 @@ echo fresh >outputs/state; until [ -e /go ]; do sleep 0.1; done; sleep 4
     nodes[1].cut_cable()
     eventually(lambda: is_running(lab, run, attempt=2), "the second attempt")
     nodes[1].plug_cable()
+    assert containers(nodes[1]) != []
+    lab("compute", "clean", "docker-lab")
+    assert containers(nodes[1]) == []  # the attempt is over, though the run is not
+    assert is_running(lab, run, attempt=2)
     go(nodes[0], nodes[2])
     eventually(lambda: lab.record(run)["state"] == "Completed", "the end")
     assert state.read_text() == "fresh\n"

@@ -153,6 +153,17 @@ def test_the_gang_is_judged_as_tfjob_judges_it_elsewhere(situation: tuple[Plan, 
     assert found == expected
 
 
+@pytest.mark.parametrize("time", [0.0, 1e12])
+def test_how_long_a_failure_is_doubted_no_node_says(time: float) -> None:
+    made = plans()[1]
+    gang = json.loads(json.dumps(gang_of(made, RUN, Prepared(None, {"environment.path": "/bin"}))))
+    (server,) = (one.name for one in made.all_tasks if one.type == "ps")
+    statuses: dict[str, dict[str, Any]] = {one.name: {"state": "running"} for one in made.all_tasks}
+    statuses[server] = {"state": "ended", "exit_code": 1, "time": time}
+    assert module("verdict").judge(gang, statuses, 0.0, 1.9) is None
+    assert module("verdict").judge(gang, statuses, 0.0, 2.1)[:3] == ("failed", "", server)
+
+
 def pythons() -> list[str]:
     """The oldest interpreter of this machine that the programs may run under, and the newest."""
     installed = Path(os.environ.get("PYENV_ROOT", Path.home() / ".pyenv"), "versions").glob("*/bin/python3.*")

@@ -160,20 +160,30 @@ def test_an_end_is_told_in_words(status: TaskStatus, words: str) -> None:
 
 def test_a_worker_that_fails_while_its_chief_ends_is_given_the_benefit_of_the_doubt() -> None:
     early = [running("chief-0"), ended("worker-0", 1, time=10.0), running("ps-0")]
-    assert judge(SERVED, early, None, now=11.0) is None
-    late = judge(SERVED, early, None, now=12.5)
+    assert judge(SERVED, early, None, failed_for_s=1.0) is None
+    late = judge(SERVED, early, None, failed_for_s=2.5)
     assert late is not None
     assert late.outcome == "failed"
     over = judge(
-        SERVED, [ended("chief-0", 0, time=10.2), ended("worker-0", 1, time=10.0), running("ps-0")], None, now=10.3
+        SERVED,
+        [ended("chief-0", 0, time=10.2), ended("worker-0", 1, time=10.0), running("ps-0")],
+        None,
+        failed_for_s=0.1,
     )
     assert over is not None
     assert over.outcome == "completed"
 
 
+@pytest.mark.parametrize("time", [0.0, 1e12])
+def test_how_long_a_failure_is_doubted_no_other_clock_says(time: float) -> None:
+    statuses = [running("chief-0"), ended("worker-0", 1, time=time), running("ps-0")]
+    assert judge(SERVED, statuses, None, failed_for_s=1.9) is None
+    assert judge(SERVED, statuses, None, failed_for_s=2.1) is not None
+
+
 def test_a_chief_that_fails_is_not_doubted_and_the_earliest_is_named() -> None:
     statuses = [ended("chief-0", 1, time=10.5), ended("worker-0", None, time=10.0, signal=9), running("ps-0")]
-    verdict = judge(SERVED, statuses, None, now=10.6)
+    verdict = judge(SERVED, statuses, None, failed_for_s=0.1)
     assert verdict is not None
     assert verdict.status is not None
     assert verdict.status.task == "worker-0"

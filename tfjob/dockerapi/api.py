@@ -28,6 +28,8 @@ _NEWEST: Final = (1, 51)
 """The API that the fields tfjob uses were last compared with. Engines of Docker 20.10 and later know them all."""
 
 _CHUNK_BYTES: Final = 1 << 20
+_SHOWN: Final = 60
+"""So much is shown of an answer that is none of an engine."""
 
 
 class RefusalError(Exception):
@@ -69,14 +71,19 @@ class DockerApi:
 
     def info(self, timeout_s: float = 10.0) -> dict[str, Any]:
         """What the engine says of itself: ``ServerVersion``, ``DockerRootDir``, ``NCPU``, ``MemTotal``, ``Name``."""
-        found: dict[str, Any] = self.get("/info", timeout_s=timeout_s)
-        return found
+        found = self.get("/info", timeout_s=timeout_s)
+        with self._understood(str(found)):
+            if not isinstance(found, dict) or "ServerVersion" not in found:
+                raise ValueError(found)
+            return found
 
     def clock(self, timeout_s: float = 10.0) -> float:
         """The engine's own time in seconds since the epoch, in whole seconds: the Date of its answer (RFC 9110, 6.6.1)."""
         with self._exchange("GET", "/_ping", None, timeout_s) as response:
             response.read()
-            return parsedate_to_datetime(response.headers["Date"]).timestamp()
+            date = response.headers["Date"] or ""
+            with self._understood(f"the date {date!r}"):
+                return parsedate_to_datetime(date).timestamp()
 
     # Containers.
 
@@ -213,10 +220,25 @@ class DockerApi:
 
     def get(self, path: str, *, timeout_s: float = _TIMEOUT_S) -> Any:
         """What the engine says of something."""
-        return json.loads(self._send("GET", path, timeout_s=timeout_s))
+        return self._read(self._send("GET", path, timeout_s=timeout_s))
 
     def _json(self, method: str, path: str, body: Mapping[str, Any], timeout_s: float = _TIMEOUT_S) -> Any:
-        return json.loads(self._send(method, path, body, timeout_s=timeout_s))
+        return self._read(self._send(method, path, body, timeout_s=timeout_s))
+
+    def _read(self, answer: bytes) -> Any:
+        with self._understood(answer.decode(errors="replace")):
+            return json.loads(answer)
+
+    @contextmanager
+    def _understood(self, answer: str) -> Iterator[None]:
+        """Tell of a web server or a proxy at the engine's address as such. Raises TargetRefused for what no engine answers."""
+        try:
+            yield
+        except (ValueError, TypeError) as error:
+            raise TargetRefused(
+                f"{self.address} is no Docker Engine: it answered {' '.join(answer.split())[:_SHOWN] or 'nothing'}",
+                "Name the address and the port of the Docker Engine itself (mostly 2375, with TLS 2376), not of a web server or a proxy.",
+            ) from error
 
     def _send(
         self, method: str, path: str, body: Mapping[str, Any] | None = None, *, timeout_s: float = _TIMEOUT_S
@@ -230,8 +252,9 @@ class DockerApi:
         """The path of a call in the newest version of the API that both sides know."""
         if not self._version:
             with self._exchange("GET", "/_ping", None, timeout_s) as response:
-                response.read()
-                newest = tuple(map(int, response.headers.get("Api-Version", "1.41").split(".")))
+                answer = response.read().decode(errors="replace")
+                with self._understood(answer):
+                    newest = tuple(map(int, response.headers.get("Api-Version", "1.41").split(".")))
             self._version = "/v{}.{}".format(*min(newest, _NEWEST))
         return f"{self._version}{path}"
 

@@ -33,8 +33,10 @@ def engine_of(
     `logins` were begun before that, perhaps for another target.
     """
     if plan.cluster is not None:
+        from tfjob.dockerapi.open_files import allow_many  # noqa: PLC0415  # only for those who have several machines
         from tfjob.engines.cluster.nodes import Reaching  # noqa: PLC0415  # a login takes longer than to load the rest
 
+        allow_many()  # this process starts no task itself
         config = workspace.config
         with_gpus = plan.gpus_per_node > 0
         engines = logins.engines(plan.cluster) if logins is not None else {}

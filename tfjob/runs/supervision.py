@@ -234,6 +234,7 @@ class Supervision:
         started = next((p.started for p in self._record.phases if p.name == "Running"), iso(time.time()))
         waiting_since: float | None = None
         failure_seen: float | None = None
+        failed_since = 0.0
         begun = time.monotonic()
         from_before = time.time() - seconds(started)  # what ran under an earlier supervisor counts
         while True:
@@ -243,9 +244,9 @@ class Supervision:
             now = time.monotonic()
             waiting_since = (waiting_since or now) if waiting else None
             if failure_seen is None and any(status.failed or status.stopped for status in statuses):
-                failure_seen = time.time()
+                failure_seen, failed_since = time.time(), now
             waited_s = now - waiting_since if waiting_since else None
-            verdict = judge(self._plan, statuses, waited_s, time.time(), failure_seen)
+            verdict = judge(self._plan, statuses, waited_s, now - failed_since, failure_seen)
             if verdict:
                 return verdict
             raise_if_canceled(self._run)

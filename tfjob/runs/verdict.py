@@ -34,16 +34,17 @@ def judge(
     plan: Plan,
     statuses: Iterable[TaskStatus],
     rendezvous_waited_s: float | None,
-    now: float = float("inf"),
+    failed_for_s: float = float("inf"),
     failure_seen: float | None = None,
 ) -> Verdict | None:
-    """The verdict on a running plan at the time `now` (seconds since the epoch), or None while it may still go well.
+    """The verdict on a running plan, or None while it may still go well.
 
     `rendezvous_waited_s` is how long some task has been waiting for peers (None if none is): past
     `limits.rendezvous_timeout_s` the first task that has not come is the one that failed.
 
-    `failure_seen` is when a failed task was first seen here. Tasks fail within a second of a lost peer, and a lost node is
-    known as such only after it has been silent for long: while a node has not been heard since, no one is blamed.
+    `failure_seen` is when a failed task was first seen here, and `failed_for_s` how long ago that was, whatever the clocks of
+    nodes say. Tasks fail within a second of a lost peer, and a lost node is known as such only after it has been silent for
+    long: while a node has not been heard since, no one is blamed.
     """
     by_task = {status.task: status for status in statuses}
     failed = [
@@ -58,7 +59,7 @@ def judge(
         first = min(failed, key=lambda status: (not status.node_lost, status.time or float("inf")))
         if not first.node_lost and failure_seen is not None and _are_silent(by_task.values(), failure_seen):
             return None
-        if first.task in deciding or now - (first.time or 0) > SETTLE_S or any(s.task in deciding for s in failed):
+        if first.task in deciding or failed_for_s > SETTLE_S or any(s.task in deciding for s in failed):
             return Verdict("failed", first, describe_end(first), "node_lost" if first.node_lost else "failure")
         return None
     if rendezvous_waited_s is not None and rendezvous_waited_s > plan.limits.rendezvous_timeout_s:

@@ -17,6 +17,7 @@ from pathlib import PurePosixPath
 from typing import Any, Final
 
 from tfjob.dockerapi.api import DockerApi, RefusalError
+from tfjob.dockerapi.open_files import allow_many
 from tfjob.dockerapi.reach import engine_at
 from tfjob.dockerapi.ssh import SshTransport
 from tfjob.errors import TargetError, TargetRefused
@@ -50,6 +51,7 @@ def probe(
 
     `wait_s` is how long a node is waited for, instead of what the definition says.
     """
+    allow_many()
     limit_s = cluster.wait_s if wait_s is None else wait_s
     addresses = peer_addresses(cluster, environ)
     screen = _Screen([node.name for node in cluster.nodes], progress)

@@ -8,13 +8,13 @@ RUN is the run's directory in the container, PORTS how many free ports are looke
 What it is told comes as lines of JSON: ``have`` (what tfjob has already), ``prepare`` (task files, code, datasets),
 ``sshd``, ``start``, ``stop``, ``sync``. What it says is a line of JSON each, some with `length` bytes after it:
 
-    hello     interface, subnet, ports                  beat      nothing, once a second
+    hello     interface, subnet, ports, time            beat      time, once a second
     log       path, offset, length                      report    task, name, content
     file      path, size, mode, mtime_ns, last, length  link      path, target
     directory path                                      gone      path
     silent    task, words: it ended without a report    ready     what: it is as it was asked for
     leaving   the container was told to end from outside
-    full      the disk has no room left                 done      number: of the order
+    full      the disk has no room left                 done      number: of the order; time, when it was begun
     synced    everything was sent
     problem   message
 
@@ -117,7 +117,7 @@ class Agent:
         """Say once a second that this program lives, whatever it does meanwhile."""
         while True:
             time.sleep(BEAT_S)
-            self.say("beat")
+            self.say("beat", time=time.time())
 
     # The loop.
 
@@ -167,12 +167,12 @@ class Agent:
 
     def obey(self, order: dict[str, Any]) -> None:
         """Do one thing; what can't be done is a problem that is told. What was told twice, as its answer was lost, does no harm."""
-        number = order.pop("number", 0)
+        number, begun = order.pop("number", 0), time.time()
         try:
             getattr(self, "do_" + order.pop("do"))(**order)
         except OSError as error:  # shutil.Error is one
             self.say("problem", message=str(error))
-        self.say("done", number=number)
+        self.say("done", number=number, time=begun)
 
     # What is done.
 
@@ -273,7 +273,7 @@ def main(arguments: list[str]) -> None:
     signal.signal(signal.SIGPIPE, signal.SIG_DFL)
     agent = Agent(run)
     interface, subnet = interface_of(address)
-    agent.say("hello", interface=interface, subnet=subnet, ports=free_ports(int(ports)))
+    agent.say("hello", interface=interface, subnet=subnet, ports=free_ports(int(ports)), time=time.time())
     load()
     agent.serve()
 

@@ -2,15 +2,18 @@
 
 from __future__ import annotations
 
+import threading
 from collections.abc import Callable, Sequence
 from concurrent.futures import ThreadPoolExecutor
 from contextlib import suppress
-from typing import TypeVar
+from typing import Final, TypeVar
 
 from tfjob.dockerapi.api import RefusalError
 from tfjob.errors import TargetError
 
-__all__ = ["at_once", "try_at_once"]
+__all__ = ["at_once", "patiently", "try_at_once"]
+
+_LOOK_S: Final = 0.2
 
 _T = TypeVar("_T")
 _R = TypeVar("_R")
@@ -36,3 +39,24 @@ def try_at_once(do: Callable[[_T], object], things: Sequence[_T]) -> None:
             do(thing)
 
     at_once(try_it, things)
+
+
+def patiently(do: Callable[[], _R], waiting: Callable[[], None]) -> _R:
+    """Do what may take long. `waiting` is called meanwhile, and may raise to give up: then the rest goes on by itself."""
+    done: list[_R] = []
+    errors: list[BaseException] = []
+
+    def work() -> None:
+        try:
+            done.append(do())
+        except BaseException as error:  # noqa: BLE001  # raised again below
+            errors.append(error)
+
+    thread = threading.Thread(target=work, daemon=True)
+    thread.start()
+    while thread.is_alive():
+        thread.join(_LOOK_S)
+        waiting()
+    if errors:
+        raise errors[0]
+    return done[0]

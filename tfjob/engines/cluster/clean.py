@@ -16,6 +16,7 @@ from pathlib import Path
 from typing import Any, Final
 
 from tfjob.dockerapi.api import DockerApi, RefusalError
+from tfjob.dockerapi.open_files import allow_many
 from tfjob.dockerapi.reach import engine_at, engine_of_tools
 from tfjob.engines.cluster.at_once import at_once
 from tfjob.engines.cluster.kept import kept_trees, remove_tree, used_images
@@ -91,20 +92,40 @@ def is_left(labels: Mapping[str, str]) -> bool:
     if record.get("state") in _OVER:
         return True
     attempt = labels.get("tfjob.attempt")
-    return attempt is not None and int(attempt) < int(record.get("attempt", 1))
+    return attempt is not None and int(attempt) <= len(record.get("attempts", ()))  # those that are over
 
 
 def remove_left(key: RunKey, seen: Iterable[tuple[DockerApi, Sight]]) -> None:
-    """Remove, in the background, what was seen of runs that are over."""
+    """Remove, in the background, what was seen of runs and attempts that are over."""
     for api, sight in seen:
-        containers = [one["Id"] for one in sight.containers if _is_left_of_another(one, key)]
-        volumes = [one["Name"] for one in sight.volumes if _is_left_of_another(one, key)]
+        containers = _begin(api, [one["Id"] for one in sight.containers if _is_to_go(one, key)])
+        volumes = _begin(api, [one["Name"] for one in sight.volumes if _is_to_go(one, key)])
         if containers or volumes:
             threading.Thread(target=_remove, args=(api, containers, volumes), daemon=True).start()
 
 
-def _is_left_of_another(found: Mapping[str, Any], key: RunKey) -> bool:
-    return found["Labels"]["tfjob.run"] != key.id and is_left(found["Labels"])
+_GOING: set[tuple[str, str]] = set()
+"""What is just being removed, as (engine, id): a container that can't be killed is seen at every look."""
+_NOTING: Final = threading.Lock()
+
+
+def _begin(api: DockerApi, names: Iterable[str]) -> list[str]:
+    """Those of the names that nobody here is removing yet; they are noted as being removed."""
+    with _NOTING:
+        found = [name for name in names if (api.address, name) not in _GOING]
+        _GOING.update((api.address, name) for name in found)
+    return found
+
+
+def _end(api: DockerApi, name: str) -> None:
+    with _NOTING:
+        _GOING.discard((api.address, name))
+
+
+def _is_to_go(found: Mapping[str, Any], key: RunKey) -> bool:
+    """Whether something is left. Of the run itself that can only be an attempt's: what has no attempt it has now."""
+    labels = found["Labels"]
+    return (labels["tfjob.run"] != key.id or "tfjob.attempt" in labels) and is_left(labels)
 
 
 @dataclass(frozen=True)
@@ -124,6 +145,7 @@ def clean_target(
     With `kept`, what nodes keep for later runs goes as well; but no image of this machine's own engine, which are its store's.
     """
     know_runs(runs)
+    allow_many()
     own = _own_engine(environ) if kept else ()
 
     def clean(node: NodeDefinition) -> Cleaned:
@@ -189,9 +211,10 @@ def _record(run: RunDirectory) -> dict[str, Any]:
 
 
 def _remove(api: DockerApi, containers: list[str], volumes: list[str]) -> None:
-    for container in containers:
-        with suppress(TargetError, RefusalError):
-            api.remove(container, _REMOVE_S)
-    for volume in volumes:
-        with suppress(TargetError, RefusalError):
-            api.remove_volume(volume, _REMOVE_S)
+    removals = [*((api.remove, one) for one in containers), *((api.remove_volume, one) for one in volumes)]
+    for remove, name in removals:
+        try:
+            with suppress(TargetError, RefusalError):  # it is seen again
+                remove(name, _REMOVE_S)
+        finally:
+            _end(api, name)

@@ -114,7 +114,9 @@ class ClusterEngine:
             self._found = find_room(plan, self._key(run), reaching, deadline_s, waiting)
         finally:
             reaching.stop()
-        unused = [node.api for node in reaching.reached if node not in self._found.nodes]
+        unused = [
+            node.api for node in reaching.reached if node not in self._found.nodes and node.api is not self._images
+        ]  # images may yet be read from who lends its engine, for much longer
         later = threading.Timer(_UNUSED_S, at_once, (DockerApi.close, unused))
         later.daemon = True
         later.start()
@@ -141,6 +143,9 @@ class ClusterEngine:
         except BaseException:
             self.stop(handle, 0)
             raise
+        finally:
+            if self._images is not None and self._images not in [link.api for link in handle.links.values()]:
+                self._images.close()  # the images are where they are to be; another attempt logs in again
         return handle
 
     def adopt(self, plan: Plan, run: RunDirectory) -> ClusterHandle:

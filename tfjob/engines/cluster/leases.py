@@ -53,6 +53,8 @@ class Sight:
     load: int
     containers: tuple[dict[str, Any], ...] = ()
     volumes: tuple[dict[str, Any], ...] = ()
+    has_own: bool = False
+    """Whether there are volumes of our own run, maybe of an earlier process."""
 
 
 class Claims:
@@ -80,15 +82,23 @@ class Claims:
                 held[index] = holder_of_claim(labels)
         contested = own & set(held)
         turns = [(one, float(one["Labels"]["tfjob.ticket"])) for one in volumes if "tfjob.ticket" in one["Labels"]]
+        served = {name_of_run(one["Labels"]) for one in running}  # whose tickets could not be returned
         before = tuple(
             holder_of_claim(one["Labels"])
             for one, turn in turns
-            if name_of_run(one["Labels"]) in living
+            if name_of_run(one["Labels"]) in living - served
             and name_of_run(one["Labels"]) != self._key.name
             and (turn, name_of_run(one["Labels"])) < (ticket, self._key.name)
         )
         return Sight(
-            held, frozenset(own), frozenset(contested), before, len(running), tuple(containers), tuple(volumes)
+            held,
+            frozenset(own),
+            frozenset(contested),
+            before,
+            len(running),
+            tuple(containers),
+            tuple(volumes),
+            any(name_of_run(one["Labels"]) == self._key.name for one in volumes),
         )
 
     def claim(self, indices: Iterable[int]) -> bool:

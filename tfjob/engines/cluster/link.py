@@ -18,6 +18,7 @@ from typing import Any, Final
 from tfjob.dockerapi.api import DockerApi, RefusalError
 from tfjob.dockerapi.stream import STDOUT, Hijacked
 from tfjob.engines.cluster.agent_tasks import REPORTS
+from tfjob.engines.cluster.clocks import NodeClock
 from tfjob.engines.cluster.container import AGENT, UNPACK, inside
 from tfjob.engines.cluster.home import Home
 from tfjob.engines.cluster.salvage import salvage
@@ -95,6 +96,8 @@ class NodeLink:
         self._heard = time.monotonic()
         self._writing = threading.Lock()
         self._orders: dict[int, bytes] = {}
+        self._clock = NodeClock()
+        self._asked: dict[int, float] = {}
         self._begun = time.monotonic()
         self._number = 0
         self._thread = threading.Thread(target=self._live, name=f"link to {self.node.name}", daemon=True)
@@ -134,6 +137,7 @@ class NodeLink:
             self._number += 1
             line = json.dumps({"do": order, "number": self._number, **facts}).encode() + b"\n"
             self._orders[self._number] = line
+            self._asked[self._number] = time.time()
             stream = self._stream
         if stream is not None:
             with suppress(OSError), self._writing:  # whoever listens notices, and tells it again
@@ -189,6 +193,7 @@ class NodeLink:
             str(self.port_count),
             self.node.address,
         ]
+        self._asked[0] = time.time()
         stream = self.api.execute(self.node.container, argv, timeout_s=min(self.lost_s, _SILENT_S))
         try:
             self.home.begin(self.node.index)
@@ -232,6 +237,8 @@ class NodeLink:
 
     def _take(self, header: Mapping[str, Any], data: bytes) -> None:
         kind = header["kind"]
+        if "time" in header:  # an agent of an earlier tfjob does not say it
+            self._clock.hear(header["time"], self._asked.get(header.get("number", 0 if kind == "hello" else -1)))
         if kind in {"log", "report"}:
             self._take_words(header, data)
         elif kind in {"file", "link", "directory", "gone"}:
@@ -250,6 +257,7 @@ class NodeLink:
         elif kind == "done":
             with self._changed:
                 self._orders.pop(header["number"], None)
+                self._asked.pop(header["number"], None)
         name = f"ready {header['what']}" if kind == "ready" else kind
         with self._changed:
             self._said[name] = self._said.get(name, 0) + 1
@@ -261,7 +269,7 @@ class NodeLink:
         elif header["task"] not in self.node.tasks or header["name"] not in REPORTS:
             raise ValueError(f"a report of {header['task']} named {header['name']}")
         else:
-            self.home.report(header["task"], header["name"], header["content"])
+            self.home.report(header["task"], header["name"], self._clock.by_ours(header["content"]))
 
     def _take_file(self, header: Mapping[str, Any], data: bytes) -> None:
         kind, index, path = header["kind"], self.node.index, header["path"]
@@ -304,7 +312,8 @@ class NodeLink:
             time.sleep(_RETRY_S)
 
     def _stopped(self, state: Mapping[str, Any]) -> None:
-        was_told = salvage(self.api, self.node.container, self.node.index, self.home, self._note_coming)
+        node, by_ours = self.node, self._clock.by_ours
+        was_told = salvage(self.api, node.container, node.index, self.home, self._note_coming, by_ours=by_ours)
         told_to_end = was_told or self._leaving
         code = int(state["ExitCode"])
         if told_to_end:

@@ -16,15 +16,17 @@ from tfjob.targets.definition import ClusterDefinition
 __all__ = ["Logins"]
 
 _PATIENCE_S: Final = 15.0
+_MOST: Final = 128
+"""More logins may need more open files than a process has that may turn out to start tasks itself."""
 
 
 class Logins:
-    """The engines of a target's nodes, each called once, so that the way there is open. What goes wrong is left to who uses them."""
+    """The engines of a target's first nodes, each called once, so that the way there is open. What goes wrong is left to who uses them."""
 
     def __init__(self, target: ClusterDefinition, environ: Mapping[str, str]) -> None:
         self._target = target
         self._engines: dict[str, DockerApi] = {}
-        for node in target.nodes:
+        for node in target.nodes[:_MOST]:
             with suppress(TargetError):
                 self._engines[node.name] = engine_at(node.engine, tls=node.tls, environ=environ)
         for api in self._engines.values():

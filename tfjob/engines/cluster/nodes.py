@@ -150,11 +150,13 @@ class Reaching:
             except (TargetError, RefusalError, OSError) as error:
                 self._note(definition.name, error)
                 if isinstance(error, TargetRefused) or time.monotonic() >= deadline:
-                    with self._changed:
-                        self._given_up.add(definition.name)
-                        self._changed.notify_all()
+                    self._give_up(definition.name)
                     return
                 time.sleep(_AGAIN_S)
+            except Exception as error:  # noqa: BLE001  # whatever it is, nobody shall wait for a thread that is gone
+                self._note(definition.name, TargetError(f"{definition.name} said what can't be read: {error!r}"))
+                self._give_up(definition.name)
+                return
             else:
                 with self._changed:
                     if not self._stopped:
@@ -163,6 +165,11 @@ class Reaching:
                         return
         if api is not None:
             api.close()  # nobody waits for it any more
+
+    def _give_up(self, name: str) -> None:
+        with self._changed:
+            self._given_up.add(name)
+            self._changed.notify_all()
 
     def _note(self, name: str, error: Exception) -> None:
         told = error if isinstance(error, TargetError) else TargetError(f"{name}: {error}")

@@ -12,10 +12,10 @@ from typing import Final
 
 from tfjob.dockerapi.api import RefusalError
 from tfjob.engines.base import Allocation, Waiting
-from tfjob.engines.claimed import Holder
+from tfjob.engines.claimed import Holder, claims, holder_of_claim, is_running, name_of_run
 from tfjob.engines.cluster.at_once import at_once, try_at_once
 from tfjob.engines.cluster.choice import Candidate, can_ever_fit, choose, shares
-from tfjob.engines.cluster.clean import remove_left
+from tfjob.engines.cluster.clean import is_left, remove_left
 from tfjob.engines.cluster.leases import Claims, RunKey, Sight
 from tfjob.engines.cluster.nodes import Reached, Reaching
 from tfjob.errors import TargetError
@@ -102,6 +102,7 @@ class _Search:
         self._claims: dict[str, Claims] = {}
         self._ticket: float | None = None
         self._in_line: set[str] = set()
+        self._has_own: set[str] = set()
         self._last_beat = time.monotonic()
         self._last_try = time.monotonic()
         self._begun = time.monotonic()
@@ -176,10 +177,11 @@ class _Search:
             self._reaching.try_again()
 
     def leave_line(self, found: Found) -> None:
-        """Have room: let go of what is not needed any more."""
+        """Have room: let go of what is not needed any more, also of what a supervisor drew that has died since."""
         mine = {node.definition.name for node in found.nodes}
-        try_at_once(Claims.return_ticket, [self._claims[name] for name in self._in_line & mine])
-        try_at_once(Claims.release, [self._claims[name] for name in self._in_line - mine])
+        own = (self._in_line | self._has_own) & self._claims.keys()
+        try_at_once(Claims.return_ticket, [self._claims[name] for name in own & mine])
+        try_at_once(Claims.release, [self._claims[name] for name in own - mine])
 
     def give_up(self) -> None:
         """Let go of everything."""
@@ -193,13 +195,15 @@ class _Search:
         def look(node: Reached) -> Sight | None:
             try:
                 sight = self._claims[node.definition.name].look(ticket)
-                return replace(sight, held={**_leased_here(node), **sight.held})
+                return replace(sight, held={**_leased_here(node), **_left_of(self._key, sight), **sight.held})
             except (TargetError, RefusalError) as error:
                 self._lose(node, error)
                 return None
 
         sights = at_once(look, reached)
-        return {node.definition.name: sight for node, sight in zip(reached, sights, strict=True) if sight is not None}
+        seen = {node.definition.name: sight for node, sight in zip(reached, sights, strict=True) if sight is not None}
+        self._has_own |= {name for name, sight in seen.items() if sight.has_own}
+        return seen
 
     def _lose(self, node: Reached, error: TargetError | RefusalError) -> None:
         """A node has gone away since it was reached: it may come back, as another one of its name."""
@@ -218,11 +222,11 @@ class _Search:
     def _claim(self, nodes: list[Reached], chosen: tuple[Candidate, ...]) -> Found | None:
         count = self._plan.gpus_per_node
         gpus = tuple(one.free[:count] for one in chosen)
-        claims = [self._claims[node.definition.name] for node in nodes]
+        own = [self._claims[node.definition.name] for node in nodes]
 
         def claim(index: int) -> bool:
             try:
-                return claims[index].claim(gpus[index])
+                return own[index].claim(gpus[index])
             except TargetError:
                 return False  # the next look finds out what is the matter with it
             except RefusalError as error:  # a full disk, mostly
@@ -233,7 +237,7 @@ class _Search:
             leases = _lease_here(self._key, nodes, gpus)
             if leases is not None:
                 return Found(tuple(nodes), gpus, leases)
-        try_at_once(Claims.release, claims)  # all or none
+        try_at_once(Claims.release, own)  # all or none
         self._in_line.clear()
         self.why = self._reaching.silent or "another run wants the same GPUs"
         self._get_in_line(self._reaching.reached)
@@ -294,6 +298,12 @@ def _leased_here(node: Reached) -> dict[int, Holder]:
             if holder is not None:
                 found[gpu.index] = Holder(holder.get("run", "another run"), "")
     return found
+
+
+def _left_of(key: RunKey, sight: Sight) -> dict[int, Holder]:
+    """The GPUs of containers of the run's attempts that are over and still run: not the next attempt's until they are gone."""
+    own = [one for one in sight.containers if is_running(one) and name_of_run(one["Labels"]) == key.name]
+    return {index: holder_of_claim(labels) for labels, index in claims(own, ()) if is_left(labels)}
 
 
 def _lease_here(key: RunKey, nodes: Sequence[Reached], gpus: Sequence[Sequence[int]]) -> tuple[Lease, ...] | None:

@@ -27,11 +27,19 @@ _CHUNK_BYTES: Final = 1 << 20
 _TIMEOUT_S: Final = 60.0
 
 
-def salvage(api: DockerApi, container: str, node: int, home: Home, coming: Callable[[], None] = lambda: None) -> bool:
+def salvage(
+    api: DockerApi,
+    container: str,
+    node: int,
+    home: Home,
+    coming: Callable[[], None] = lambda: None,
+    *,
+    by_ours: Callable[[str], str] = str,
+) -> bool:
     """Bring home what can still be read. An engine that does not answer, or a broken archive, ends it early.
 
-    `coming` is called for each piece that has come. Returns whether the container had been told to end from outside: what its
-    tasks reported then is not their own end.
+    `coming` is called for each piece that has come; `by_ours` gives a report its time by our clock. Returns whether the
+    container had been told to end from outside: what its tasks reported then is not their own end.
     """
     run = inside(home.run).path
     home.begin(node)
@@ -45,7 +53,9 @@ def salvage(api: DockerApi, container: str, node: int, home: Home, coming: Calla
         ):
             for member in archive:
                 coming()
-                if left.get(member.name) != _stamp(member):
+                if member.name.startswith("tasks/"):
+                    _take_report(archive, member, home, by_ours)
+                elif left.get(member.name) != _stamp(member):
                     _take(archive, member, node, home, coming)
     return told_to_end
 
@@ -72,6 +82,14 @@ def _has(api: DockerApi, container: str, path: str) -> bool:
     return True
 
 
+def _take_report(archive: tarfile.TarFile, member: tarfile.TarInfo, home: Home, by_ours: Callable[[str], str]) -> None:
+    _, task, name = (*member.name.split("/"), "", "")[:3]
+    file = archive.extractfile(member) if member.isfile() and name in REPORTS else None
+    if file is not None:
+        with file:
+            home.report(task, name, by_ours(file.read().decode(errors="replace")))
+
+
 def _take(archive: tarfile.TarFile, member: tarfile.TarInfo, node: int, home: Home, coming: Callable[[], None]) -> None:
     path = member.name
     if member.issym() and path.startswith("outputs/"):
@@ -81,11 +99,7 @@ def _take(archive: tarfile.TarFile, member: tarfile.TarInfo, node: int, home: Ho
     if file is None:
         return
     with file:
-        if path.startswith("tasks/"):
-            _, task, name = (*path.split("/"), "", "")[:3]
-            if name in REPORTS:
-                home.report(task, name, file.read().decode(errors="replace"))
-        elif path.startswith("logs/"):
+        if path.startswith("logs/"):
             offset = 0
             while data := file.read(_CHUNK_BYTES):
                 home.log(node, path, offset, data)

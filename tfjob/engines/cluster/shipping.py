@@ -2,13 +2,12 @@
 
 from __future__ import annotations
 
-import threading
 import time
 from collections.abc import Callable, Iterator, Sequence
 from typing import TYPE_CHECKING, Final
 
 from tfjob.dockerapi.api import DockerApi, RefusalError
-from tfjob.engines.cluster.at_once import at_once
+from tfjob.engines.cluster.at_once import at_once, patiently
 from tfjob.engines.cluster.broadcast import broadcast
 from tfjob.engines.cluster.refusals import taking
 from tfjob.errors import PreparationError, TargetError
@@ -22,7 +21,6 @@ _PATIENT_S: Final = 24 * 3600.0
 _CHUNK_BYTES: Final = 1 << 20
 _TIMEOUT_S: Final = 60.0
 _SAY_S: Final = 1.0
-_LOOK_S: Final = 0.2
 
 Nodes = Sequence[tuple[str, DockerApi]]
 Told = Callable[[str], None]
@@ -130,12 +128,8 @@ def _pull(reference: str, image: str, nodes: Nodes, told: Told) -> Nodes:
             return False
         return node[1].image(image, _TIMEOUT_S) is not None
 
-    done: list[bool] = []
-    pulling = threading.Thread(target=lambda: done.extend(at_once(pull, list(nodes))), daemon=True)
-    pulling.start()
-    while pulling.is_alive():  # `told` may raise to give up; the nodes go on, and have it for the next time
-        pulling.join(_LOOK_S)
-        told("")
+    # `told` may raise to give up; the nodes go on, and have it for the next time.
+    done = patiently(lambda: at_once(pull, list(nodes)), lambda: told(""))
     return [node for node, has in zip(nodes, done, strict=True) if not has]
 
 

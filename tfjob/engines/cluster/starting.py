@@ -9,6 +9,7 @@ import threading
 import time
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import replace
+from functools import partial
 from pathlib import Path
 from typing import Any, Final
 
@@ -16,6 +17,7 @@ from tfjob.dockerapi.api import DockerApi, RefusalError
 from tfjob.engines.base import Allocation, Prepared, Waiting
 from tfjob.engines.cluster.at_once import at_once
 from tfjob.engines.cluster.bringing import Bringing, Site
+from tfjob.engines.cluster.broadcast import broadcast
 from tfjob.engines.cluster.container import (
     TREES,
     Place,
@@ -85,7 +87,7 @@ class Starting:
         try:
             trees = bringing.trees()
             self._bring_and_open(bringing, trees)
-            self._await("hello", 1, _HELLO_S, "did not start the run's agent")
+            self._await("hello", "did not start the run's agent", _HELLO_S)
         finally:
             done.set()
             beating.join(_QUIET_S)  # a sign of life after the end would be left
@@ -186,8 +188,9 @@ class Starting:
         node.api.put(container, "/", archive_of(self._run, self._who, node.options, accounts))
         if has_outputs:
             owner = (0, 0) if "rootless" in node.options else (self._who.uid, self._who.gid)
-            outputs = archive(tree_of_outputs(str(self._run.outputs)), owner)
-            node.api.put(container, str(inside(self._run).outputs), outputs, _PATIENT_S)
+            outputs, place = archive(tree_of_outputs(str(self._run.outputs)), owner), str(inside(self._run).outputs)
+            put = partial(node.api.put, container, place, timeout_s=_PATIENT_S)
+            broadcast(outputs, [put], lambda: self._told(""))  # which hears of a cancel on the way
         return b""
 
     def _ports_needed(self, index: int) -> int:
@@ -220,11 +223,11 @@ class Starting:
                 named=list(plan.output_directories),
                 files={path: [text, mode] for path, (text, mode) in ssh.items()},
             )
-        self._await("ready prepare", 1, plan.limits.rendezvous_timeout_s, "could not prepare its tasks")
+        self._await("ready prepare", "could not prepare its tasks")  # which copies code and data, however much there is
         if over_ssh:
             for link, door in zip(links, doors, strict=True):
                 link.tell("sshd", port=door.port, config=f"{inside(self._run).path}/ssh/sshd_config")
-            self._await("ready sshd", 1, plan.limits.rendezvous_timeout_s, "did not start its SSH server")
+            self._await("ready sshd", "did not start its SSH server", plan.limits.rendezvous_timeout_s)
         for link in links:
             started = [task.name for task in plan.started_tasks if task.node == link.node.index]
             if started:
@@ -279,20 +282,20 @@ class Starting:
                 )
         return found
 
-    def _await(self, what: str, times: int, timeout_s: float, trouble: str) -> None:
-        """Wait until every node has said something. Raises when one can't, or does not in time."""
+    def _await(self, what: str, trouble: str, timeout_s: float = float("inf")) -> None:
+        """Wait until every node has said something. Raises when one can't, is not heard any more, or does not in time."""
         begun = time.monotonic()
         deadline = begun + timeout_s
         waiting = list(self._links)
         while waiting:
-            waiting = [link for link in waiting if link.said(what) < times]
+            waiting = [link for link in waiting if not link.said(what)]
             for link in self._links:
                 _require_well(link)
             if waiting and time.monotonic() > deadline:
                 names = ", ".join(link.node.name for link in waiting)
                 raise TargetError(f"{names} {trouble} within {timeout_s:g} s", "Look at the machine: is it overloaded?")
             if waiting:
-                waiting[0].wait_for(what, times, _LOOK_S)
+                waiting[0].wait_for(what, 1, _LOOK_S)
                 names = ", ".join(link.node.name for link in waiting)
                 self._told(f"starting on {names}" if time.monotonic() - begun > _QUIET_S else "")
 

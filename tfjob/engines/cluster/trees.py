@@ -15,12 +15,12 @@ from dataclasses import dataclass
 from typing import Final, NamedTuple
 
 from tfjob.dockerapi.api import DockerApi, RefusalError
-from tfjob.engines.cluster.at_once import at_once
+from tfjob.engines.cluster.at_once import at_once, patiently, try_at_once
 from tfjob.engines.cluster.broadcast import broadcast
 from tfjob.engines.cluster.kept import TREE, make_room, short, tree_labels
 from tfjob.engines.cluster.leases import RunKey
 from tfjob.engines.cluster.refusals import taking
-from tfjob.errors import PreparationError, TargetError
+from tfjob.errors import PreparationError
 
 __all__ = [
     "PLACE",
@@ -169,7 +169,9 @@ def send_trees(
 
 
 def _make_room(nodes: list[tuple[str, DockerApi]], tree: Tree, limit_bytes: float, told: Callable[[str], None]) -> None:
-    gone = at_once(lambda node: make_room(node[1], tree.size_bytes, limit_bytes), nodes)
+    gone = patiently(
+        lambda: at_once(lambda node: make_room(node[1], tree.size_bytes, limit_bytes), nodes), lambda: told("")
+    )
     for (name, _), trees in zip(nodes, gone, strict=True):
         if freed_bytes := sum(one.size_bytes for one in trees):
             told(f"{name} has removed code and data that no run has used for longest: {freed_bytes / 1e6:.1f} MB")
@@ -211,9 +213,8 @@ def _send(
             lambda: told(""),
         )
     finally:
-        for node, container in zip(nodes, containers, strict=True):
-            with suppress(TargetError, RefusalError):
-                node[1].remove(container, _TIMEOUT_S)
+        made = list(zip(nodes, containers, strict=True))
+        try_at_once(lambda one: one[0][1].remove(one[1], _TIMEOUT_S), made)  # one that hangs keeps no other waiting
     return at_once(lambda node: settle(node, tree, name), nodes)
 
 

@@ -28,7 +28,7 @@ if TYPE_CHECKING:
     from tfjob.engines.slurm.program.clock import Clock
     from tfjob.engines.slurm.program.state import State, read_reason, replace, write_json
     from tfjob.engines.slurm.program.step import Step, attempt_directory, word_of
-    from tfjob.engines.slurm.program.verdict import absent, judge
+    from tfjob.engines.slurm.program.verdict import absent, failures, judge
 else:  # they lie beside this file
     import closing
     import slurm
@@ -36,7 +36,7 @@ else:  # they lie beside this file
     from clock import Clock
     from state import State, read_reason, replace, write_json
     from step import Step, attempt_directory, word_of
-    from verdict import absent, judge
+    from verdict import absent, failures, judge
 
 BEAT_S = 2.0
 START_S = 300.0  # for every node's program to say what it has
@@ -79,6 +79,7 @@ class Attempt:
         self.has_begun = False
         self.clock = Clock()
         self.waiting_since: float | None = None
+        self.failed_since: float | None = None
         self.deadline: float | None = None  # of limits.timeout_s, by the clock
         self.slurm_deadline: float | None = None  # of Slurm's own time limit, monotonic
         self.due_look: float | None = None  # when to ask for that limit, monotonic
@@ -316,7 +317,10 @@ class Attempt:
         """Raise Ended if the gang is over."""
         missing = absent(self.gang, self.statuses)
         self.waiting_since = (self.waiting_since or now) if missing else None
-        found = judge(self.gang, self.statuses, now - self.waiting_since if self.waiting_since else 0.0)
+        if failures(self.gang, self.statuses):
+            self.failed_since = self.failed_since or now
+        waited_s = now - self.waiting_since if self.waiting_since else 0.0
+        found = judge(self.gang, self.statuses, waited_s, now - self.failed_since if self.failed_since else 0.0)
         if found is not None:
             raise Ended(*found)
 

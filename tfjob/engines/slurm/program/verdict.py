@@ -14,21 +14,23 @@ if TYPE_CHECKING:
 SETTLE_S = 2.0  # how long the failure of a task that does not end the run is doubted
 
 
-def judge(gang: dict[str, Any], statuses: dict[str, dict[str, Any]], waited_s: float) -> tuple[Any, ...] | None:
+def judge(
+    gang: dict[str, Any], statuses: dict[str, dict[str, Any]], waited_s: float, failed_for_s: float = float("inf")
+) -> tuple[Any, ...] | None:
     """How the gang ended: outcome, message, task to blame, kind of failure; None while it may still go well.
 
-    `waited_s` is how long some task has been waiting for its peers.
+    `waited_s` is how long some task has been waiting for its peers, `failed_for_s` how long ago one was first seen to have failed.
     """
     tasks = gang["tasks"]
     ended = [task for task in tasks if statuses[task["name"]]["state"] == "ended"]
-    failed = [task for task in ended if has_failed(task, statuses[task["name"]])]
+    failed = failures(gang, statuses)
     blamed = [task for task in failed if task["ends_run"]]
     if not blamed and all(task in ended for task in tasks if task["ends_run"]):
         return ("completed", "")
     if failed:
         times = {task["name"]: statuses[task["name"]].get("time") or time.time() for task in failed}
         first = min(times, key=lambda name: times[name])
-        if blamed or time.time() - times[first] > SETTLE_S:
+        if blamed or failed_for_s > SETTLE_S:
             return ("failed", "", first, "failure")
         return None
     missing = absent(gang, statuses)
@@ -41,6 +43,12 @@ def judge(gang: dict[str, Any], statuses: dict[str, dict[str, Any]], waited_s: f
             message = f"was not started by mpirun within {limit_s:g} s{others}"
         return ("failed", message, missing[0], "failure")
     return None
+
+
+def failures(gang: dict[str, Any], statuses: dict[str, dict[str, Any]]) -> list[dict[str, Any]]:
+    """The tasks that have failed."""
+    ended = [task for task in gang["tasks"] if statuses[task["name"]]["state"] == "ended"]
+    return [task for task in ended if has_failed(task, statuses[task["name"]])]
 
 
 def has_failed(task: dict[str, Any], status: dict[str, Any]) -> bool:
