@@ -213,10 +213,19 @@ class DockerApi:
 
     def get(self, path: str, *, timeout_s: float = _TIMEOUT_S) -> Any:
         """What the engine says of something."""
-        return json.loads(self._send("GET", path, timeout_s=timeout_s))
+        return self._understood(self._send("GET", path, timeout_s=timeout_s))
 
     def _json(self, method: str, path: str, body: Mapping[str, Any], timeout_s: float = _TIMEOUT_S) -> Any:
-        return json.loads(self._send(method, path, body, timeout_s=timeout_s))
+        return self._understood(self._send(method, path, body, timeout_s=timeout_s))
+
+    def _understood(self, answer: bytes) -> Any:
+        try:
+            return json.loads(answer)
+        except ValueError as error:
+            raise TargetError(
+                f"what answers at {self.address} does not speak as a Docker Engine does: {answer[:80]!r}",
+                "Is something between here and there, such as a proxy?",
+            ) from error
 
     def _send(
         self, method: str, path: str, body: Mapping[str, Any] | None = None, *, timeout_s: float = _TIMEOUT_S

@@ -248,8 +248,8 @@ class ClusterEngine:
             timeout_s = _ASK_S if node[0] in lost else _REMOVE_S
             try:
                 remove_run(node[1], handle.key, timeout_s, [volume for name, volume in handle.empty if name == node[0]])
-            except (TargetError, RefusalError) as error:
-                why = error.message
+            except (TargetError, RefusalError, OSError) as error:
+                why = str(error) if isinstance(error, OSError) else error.message
                 return f"{node[0]} could not be cleaned up ({why}): `tfjob compute clean {self._target.name}` does it when it is back"
             return ""
 

@@ -287,21 +287,29 @@ class NodeLink:
     def _check(self) -> None:
         """Find out whether the container still runs; if nobody can say, whether the node is lost."""
         try:
+            self._look_at_container()
+        except (TargetError, RefusalError):
+            pass
+        except Exception as error:  # noqa: BLE001  # as in `_live`; what is wrong here may pass
+            with suppress(OSError):  # on a full disk
+                sys.stderr.write(f"how {self.node.name} is can't be told: {error!r}\n")
+        if self._closing or self.ended is not None:
+            return
+        if self.silent_s > self.lost_s:
+            self._end(Ended(f"{self.node.name} did not answer for {self.lost_s:g} s", lost=True))
+        else:
+            time.sleep(_RETRY_S)
+
+    def _look_at_container(self) -> None:
+        try:
             state = self.api.state(self.node.container, min(_CALL_S, max(self.lost_s - self.silent_s, _QUICK_S)))
         except RefusalError as error:
-            if error.status == 404:
-                self._end(Ended("its container was removed"))
-                return
-        except TargetError:
-            pass
+            if error.status != 404:
+                raise
+            self._end(Ended("its container was removed"))
         else:
             if not state["Running"]:
                 self._stopped(state)
-                return
-        if self.silent_s > self.lost_s:
-            self._end(Ended(f"{self.node.name} did not answer for {self.lost_s:g} s", lost=True))
-        elif not self._closing:
-            time.sleep(_RETRY_S)
 
     def _stopped(self, state: Mapping[str, Any]) -> None:
         was_told = salvage(self.api, self.node.container, self.node.index, self.home, self._note_coming)

@@ -194,14 +194,14 @@ class _Search:
             try:
                 sight = self._claims[node.definition.name].look(ticket)
                 return replace(sight, held={**_leased_here(node), **sight.held})
-            except (TargetError, RefusalError) as error:
+            except (TargetError, RefusalError, OSError) as error:
                 self._lose(node, error)
                 return None
 
         sights = at_once(look, reached)
         return {node.definition.name: sight for node, sight in zip(reached, sights, strict=True) if sight is not None}
 
-    def _lose(self, node: Reached, error: TargetError | RefusalError) -> None:
+    def _lose(self, node: Reached, error: TargetError | RefusalError | OSError) -> None:
         """A node has gone away since it was reached: it may come back, as another one of its name."""
         self._claims.pop(node.definition.name, None)
         self._in_line.discard(node.definition.name)
@@ -223,7 +223,7 @@ class _Search:
         def claim(index: int) -> bool:
             try:
                 return claims[index].claim(gpus[index])
-            except TargetError:
+            except (TargetError, OSError):
                 return False  # the next look finds out what is the matter with it
             except RefusalError as error:  # a full disk, mostly
                 self._reaching.refuse(nodes[index], error)
@@ -244,7 +244,9 @@ class _Search:
         """Draw a ticket on every node: its time is the first node's, so that all who wait agree on the order."""
         if not reached:  # every node has refused the claim
             return
-        with suppress(TargetError, RefusalError):  # the next look finds out what is the matter, and comes here again
+        with suppress(
+            TargetError, RefusalError, OSError
+        ):  # the next look finds out what is the matter, and comes here again
             if self._ticket is None:
                 self._ticket = reached[0].api.clock() + time.time() % 1
             ticket = self._ticket
