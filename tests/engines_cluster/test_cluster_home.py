@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import os
 import subprocess
+import threading
 from pathlib import Path
 from typing import Any
 
@@ -297,3 +298,20 @@ def test_logs_of_one_name_stand_beside_each_other(home: Home) -> None:
         home.log(node, "logs/user/events", 0, f"of {node}".encode())
     assert (home.run.user_logs / "events").read_text() == "of 0"
     assert (home.run.user_logs / "events.worker-0").read_text() == "of 1"
+
+
+def test_a_node_begins_again_while_another_sends_new_files(home: Home) -> None:
+    (home.run.user_logs / "own").write_text("four")
+
+    class Growing(dict[str, int]):
+        """The owners, to which another node adds whenever nobody keeps it from that."""
+
+        def items(self) -> Any:
+            for item in super().items():
+                other = threading.Thread(target=send, args=(home, 1, f"outputs/new{len(self)}", "x"))
+                other.start()
+                other.join(0.1)  # it waits if it must
+                yield item
+
+    home.owners = Growing({"outputs/x": 1, "outputs/y": 1, "logs/user/own": 0})
+    assert home.sizes(0, []) == {"logs/user/own": 4}

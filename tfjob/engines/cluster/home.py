@@ -265,7 +265,9 @@ class Home:
         """How much of each log of a node is here."""
         found = {}
         paths = [f"logs/{task}.log" for task in tasks]
-        paths += [path for path, owner in self.owners.items() if owner == node and path.startswith("logs/user/")]
+        with self._lock:
+            own = [path for path, owner in self.owners.items() if owner == node]
+        paths += [path for path in own if path.startswith("logs/user/")]
         for path in paths:
             with suppress(OSError):
                 found[path] = (self.run.path / path).stat().st_size
