@@ -19,16 +19,23 @@ else:  # in a container: it lies beside this file
     from run_files import empty_directories, is_same, walk
 
 CHUNK_BYTES = 1 << 18
+TURN_BYTES = 1 << 22
 LEFT = "left.json"
 
 
 class Files:
-    """The files of one run in this container. `say` tells of one, `attend` does in between what can't wait."""
+    """The files of one run in this container. `say` tells of one; between its parts `attend` does what can't wait.
 
-    def __init__(self, run: str, say: Callable[..., None], attend: Callable[[], None]) -> None:
+    While logs are sent `heed` does: it only obeys, as `attend` would send logs.
+    """
+
+    def __init__(
+        self, run: str, say: Callable[..., None], attend: Callable[[], None], heed: Callable[[], None]
+    ) -> None:
         self.run = run
         self.say = say
         self.attend = attend
+        self.heed = heed
         self.tasks: list[str] = []
         self.code = ""
         self.sent_logs: dict[str, int] = {}
@@ -62,34 +69,48 @@ class Files:
         except (OSError, ValueError):
             return {}
 
-    def send_logs(self) -> None:
-        """Send what was written since the last look."""
+    def send_logs(self, *, whole: bool = False) -> set[str]:
+        """Send what was written since the last look, of each log in turn. Returns those of which more is there.
+
+        With `whole` it ends when all is sent that was there at its beginning.
+        """
+        ends: dict[str, int] = {}
         for path in self.logs():
-            whole = os.path.join(self.run, path)
             try:
-                size = os.stat(whole).st_size
+                ends[path] = os.stat(os.path.join(self.run, path)).st_size
             except OSError:
                 continue
-            sent = self.sent_logs.get(path, 0)
-            if size < sent:  # it was begun anew
-                sent = 0
+            if ends[path] < self.sent_logs.get(path, 0):  # it was begun anew
+                self.sent_logs[path] = 0
                 self.say("gone", path=path)
-            if size > sent or path not in self.sent_logs:
-                try:
-                    self.send_log(path, whole, sent, size)
-                except OSError:  # it may not be read, or is gone
-                    self.sent_logs[path] = size
+        behind = {path for path in ends if self.send_turn(path, ends[path])}
+        while whole and behind:
+            behind = {path for path in sorted(behind) if self.send_turn(path, ends[path])}
+        return behind
 
-    def send_log(self, path: str, whole: str, sent: int, size: int) -> None:
-        """Send a log from `sent` to `size`."""
-        with open(whole, "rb") as file:
+    def send_turn(self, path: str, end: int) -> bool:
+        """Send of a log what is due, but no more than a turn. Returns whether more of it is there."""
+        sent = self.sent_logs.get(path, 0)
+        if path in self.sent_logs and sent >= end:
+            return False
+        upto = min(end, sent + TURN_BYTES)
+        try:
+            self.send_log(path, sent, upto)
+        except OSError:  # it may not be read, or is gone
+            self.sent_logs[path] = end
+        return self.sent_logs[path] == upto < end
+
+    def send_log(self, path: str, sent: int, upto: int) -> None:
+        """Send a log from one place to another."""
+        with open(os.path.join(self.run, path), "rb") as file:
             file.seek(sent)
-            while sent < size:
-                data = file.read(min(CHUNK_BYTES, size - sent))
+            while sent < upto:
+                data = file.read(min(CHUNK_BYTES, upto - sent))
                 if not data:
                     break
                 self.say("log", data, path=path, offset=sent)
                 sent += len(data)
+                self.heed()
         self.sent_logs[path] = sent
 
     def logs(self) -> Iterator[str]:
