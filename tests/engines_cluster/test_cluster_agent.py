@@ -252,6 +252,19 @@ def test_the_last_of_long_logs_comes_before_the_end(agent: Agent, run: Path) -> 
         assert logs[-1] < ends[name]
 
 
+def test_who_looks_at_many_files_says_so(agent: Agent, run: Path) -> None:
+    agent.have("main-0")
+    agent.prepare("main-0")
+    assert not agent.kinds("walking")
+    (run / "work/main-0/same").write_text("of the code")
+    (run / "code").mkdir()
+    shutil.copy2(run / "work/main-0/same", run / "code/same")
+    agent.have("main-0", code=str(run / "code"))
+    agent.sync()
+    assert agent.kinds("walking")
+    assert not agent.kinds("file")
+
+
 def test_an_end_from_outside_is_not_the_tasks_own(agent: Agent, program_file: Path, run: Path) -> None:
     agent.have("main-0")
     agent.prepare("main-0")

@@ -125,3 +125,26 @@ def test_what_fails_here_for_a_moment_ends_nothing(link: NodeLink, engine: Engin
     engine.trouble = None
     eventually(lambda: len(engine.connections) > 1, "it is connected again")
     assert link.ended is None
+
+
+@pytest.mark.parametrize(
+    ("kind", "facts"),
+    [
+        ("log", {"path": "logs/main-0.log", "offset": 0}),
+        ("file", {"path": "outputs/x", "size": 9, "mode": 0o644, "mtime_ns": 0, "last": False, "whole": False}),
+        ("link", {"path": "outputs/link", "target": "x"}),
+        ("directory", {"path": "outputs/empty"}),
+        ("gone", {"path": "outputs/x"}),
+        ("walking", {}),
+    ],
+)
+def test_whatever_comes_of_what_a_node_has_is_waited_on_for(
+    link: NodeLink, engine: Engine, kind: str, facts: dict[str, Any]
+) -> None:
+    connection = opened(link, engine)
+    connection.say("beat")
+    eventually(lambda: link.said("beat"), "it is heard")
+    assert link._sent_last == 0.0
+    connection.say(kind, b"x" if kind in {"log", "file"} else b"", **facts)
+    eventually(lambda: link.said(kind), "it is heard")
+    assert link._sent_last > 0.0

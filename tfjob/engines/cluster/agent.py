@@ -15,7 +15,7 @@ What it is told comes as lines of JSON: ``have`` (what tfjob has already), ``pre
     silent    task, words: it ended without a report    ready     what: it is as it was asked for
     leaving   the container was told to end from outside
     full      the disk has no room left                 done      number: of the order
-    synced    everything was sent
+    synced    everything was sent                   walking   nothing: it looks at very many files
     problem   message
 
 Beside it lie the modules that it is made of: `agent_tasks.py` (the tasks), `agent_files.py` (what goes home),

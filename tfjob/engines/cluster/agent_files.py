@@ -8,6 +8,7 @@ from __future__ import annotations
 import json
 import os
 import stat
+import time
 
 TYPE_CHECKING = False  # typing.TYPE_CHECKING, without importing typing
 if TYPE_CHECKING:
@@ -20,6 +21,7 @@ else:  # in a container: it lies beside this file
 
 CHUNK_BYTES = 1 << 18
 TURN_BYTES = 1 << 22
+WORD_S = 3.0  # well within the time for which nothing is waited for
 LEFT = "left.json"
 
 
@@ -36,6 +38,7 @@ class Files:
         self.say = say
         self.attend = attend
         self.heed = heed
+        self.next_word = 0.0
         self.tasks: list[str] = []
         self.code = ""
         self.sent_logs: dict[str, int] = {}
@@ -51,7 +54,7 @@ class Files:
         """Write down what an earlier attempt left in outputs: it is at home already."""
         file = os.path.join(self.run, LEFT)
         if not os.path.exists(file):
-            left = {path: [status.st_size, status.st_mtime_ns] for path, status in self.outputs()}
+            left = {path: [status.st_size, status.st_mtime_ns] for path, status in walk(self.run, "outputs")}
             with open(file + ".unfinished", "w", encoding="utf-8") as written:
                 json.dump(left, written)
             os.replace(file + ".unfinished", file)
@@ -124,12 +127,19 @@ class Files:
 
     def outputs(self) -> Iterator[tuple[str, os.stat_result]]:
         """What scripts wrote to what is kept."""
-        return walk(self.run, "outputs")
+        return walk(self.run, "outputs", self.go_on)
+
+    def go_on(self) -> None:
+        """In the middle of a look at very many files, of which none may have to be sent: say that it goes on."""
+        if time.monotonic() >= self.next_word:
+            self.next_word = time.monotonic() + WORD_S
+            self.say("walking")
+        self.attend()
 
     def send_outputs(self) -> None:
         """Send what is new or has changed since it was sent, and tell what is gone."""
         files = {path: (status.st_size, status.st_mtime_ns) for path, status in self.outputs()}
-        empty = set(empty_directories(self.run, "outputs"))
+        empty = set(empty_directories(self.run, "outputs", self.go_on))
         for path in [one for one in self.sent if one.startswith("outputs/") and one not in files.keys() | empty]:
             self.say("gone", path=path)  # before what may now stand in its place
             del self.sent[path]
@@ -143,7 +153,7 @@ class Files:
     def send_work(self) -> None:
         """Send what the script made or changed outside of what is kept: hours of training must not be lost to a wrong name."""
         for task in self.tasks:
-            for path, status in walk(self.run, "work/" + task):
+            for path, status in walk(self.run, "work/" + task, self.go_on):
                 inside = path.partition("/")[2].partition("/")[2]
                 if path.endswith(".pyc") or os.path.islink(os.path.join(self.run, path)):
                     continue

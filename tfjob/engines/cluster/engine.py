@@ -229,8 +229,10 @@ class ClusterEngine:
                 asked.append((link, link.said("synced")))
                 link.tell("sync")
         for link, before in asked:
-            if not link.wait_for("synced", before + 1, min(_SYNC_S, self._target.node_lost_s)) and link.ended is None:
-                handle.left.append(f"outputs of {link.node.name} may lack what was written last: it did not answer")
+            limit_s = min(_SYNC_S, self._target.node_lost_s)
+            if not link.wait_for("synced", before + 1, limit_s) and link.ended is None:
+                why = "it did not answer" if link.silent_s > _ASK_S else f"no more of it came within {limit_s:g} s"
+                handle.left.append(f"outputs of {link.node.name} may lack what was written last: {why}")
 
     def _remove(self, handle: ClusterHandle) -> None:
         """Remove the run's containers and claims from every node of the target that it may have been on."""

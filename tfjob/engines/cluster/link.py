@@ -32,6 +32,9 @@ _SILENT_S: Final = 10.0
 _BLOCKED_S: Final = 10.0
 """So long what found no room on the disk here waits for it before it is tried again."""
 
+_COMING: Final = ("log", "file", "link", "directory", "gone", "walking")
+"""By these a node says what it has, or that it looks for it: whoever waits for the last of it waits on."""
+
 _KILLED: Final = 137
 _REBOOTED: Final = 255
 """What the Docker Engine says of containers that ran when it, or its machine, went down."""
@@ -232,6 +235,8 @@ class NodeLink:
 
     def _take(self, header: Mapping[str, Any], data: bytes) -> None:
         kind = header["kind"]
+        if kind in _COMING:
+            self._note_coming()
         if kind in {"log", "report"}:
             self._take_words(header, data)
         elif kind in {"file", "link", "directory", "gone"}:
@@ -266,7 +271,6 @@ class NodeLink:
     def _take_file(self, header: Mapping[str, Any], data: bytes) -> None:
         kind, index, path = header["kind"], self.node.index, header["path"]
         if kind == "file":
-            self._note_coming()
             if self.home.part(index, dict(header), data):
                 self._files[path] = [header["size"], header["mtime_ns"]]
         elif kind == "link":
