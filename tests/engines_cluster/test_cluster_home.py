@@ -313,5 +313,5 @@ def test_a_node_begins_again_while_another_sends_new_files(home: Home) -> None:
                 other.join(0.1)  # it waits if it must
                 yield item
 
-    home.owners = Growing({"outputs/x": 1, "outputs/y": 1, "logs/user/own": 0})
+    home.whose.owners = Growing({"outputs/x": 1, "outputs/y": 1, "logs/user/own": 0})
     assert home.sizes(0, []) == {"logs/user/own": 4}
