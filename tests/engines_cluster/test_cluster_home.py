@@ -7,6 +7,7 @@ import subprocess
 import threading
 from pathlib import Path
 from typing import Any
+from unittest.mock import Mock
 
 import pytest
 
@@ -158,6 +159,25 @@ class TestParts:
         assert send(home, 1, "outputs/x", "ab")
         assert home.notes() == ()
 
+    def test_what_room_would_not_help_is_told_and_not_tried_again(self, home: Home) -> None:
+        long = "n" * 250  # with the name of the task at its end it is none
+        for node in (0, 1):
+            assert send(home, node, f"outputs/{long}", str(node)) == (node == 0)
+            assert home.log(node, f"logs/user/{long}", 0, str(node).encode()) == (node == 0)
+        assert not home.log(1, f"logs/user/{long}", 1, b"more")
+        assert not home.is_blocked(1)
+        (_, note) = home.notes()
+        assert note.count("of worker-0 (File name too long)") == 2
+
+    def test_what_comes_in_part_is_known(self, home: Home, monkeypatch: pytest.MonkeyPatch) -> None:
+        send(home, 0, "outputs/x", "ab", last=False, size=4)
+        assert home.is_receiving(0)
+        assert not home.is_receiving(1)
+        with monkeypatch.context() as patch:
+            patch.setattr(Home, "_part", Mock(side_effect=OSError(28, "No space left on device")))
+            send(home, 0, "outputs/x", "c", last=False, size=4)
+        assert not home.is_receiving(0)  # the rest of it is not kept
+
 
 class TestFilesAndDirectoriesOfOneName:
     def test_a_directory_where_another_has_a_file(self, home: Home) -> None:
@@ -255,11 +275,12 @@ def test_a_disk_that_is_full_here_loses_neither_logs_nor_ends(run: RunDirectory)
         assert (run.task("chief") / "exit.json").read_text() == '{"exit_code": 0}'
         there = home.sizes(0, ["chief"])["logs/chief.log"]
         assert 0 < there < 100_000
-        assert home.is_blocked(0)
+        assert not home.is_blocked(0)  # it would find no room now
         assert home.notes() == (
             "files of nodes could not be kept here: logs/chief.log of chief (No space left on device)",
         )
         mount("-o", "remount,size=1m")
+        assert home.is_blocked(0)
         home.begin(0)
         home.log(0, "logs/chief.log", there, b"x" * (100_000 - there) + b"more")
         assert (run.path / "logs/chief.log").read_bytes() == b"x" * 100_000 + b"more"

@@ -6,7 +6,9 @@ import errno
 import json
 import queue
 from collections.abc import Iterator
+from concurrent.futures import ThreadPoolExecutor
 from dataclasses import dataclass, field
+from functools import partial
 from pathlib import Path
 from typing import Any, cast
 
@@ -15,6 +17,7 @@ from support import eventually
 
 from tfjob.dockerapi.api import DockerApi
 from tfjob.dockerapi.stream import STDOUT
+from tfjob.engines.cluster import link as module
 from tfjob.engines.cluster.home import Home
 from tfjob.engines.cluster.link import NodeLink, NodeTasks
 from tfjob.errors import TargetError
@@ -53,6 +56,9 @@ class Engine:
     running: bool = True
     connections: list[Connection] = field(default_factory=list)
     told: list[tuple[str, float]] = field(default_factory=list)
+
+    def has(self, number: int) -> bool:
+        return len(self.connections) > number
 
     def execute(self, _container: str, _argv: list[str], *, timeout_s: float) -> Connection:
         self.told.append(("execute", timeout_s))
@@ -148,3 +154,64 @@ def test_whatever_comes_of_what_a_node_has_is_waited_on_for(
     connection.say(kind, b"x" if kind in {"log", "file"} else b"", **facts)
     eventually(lambda: link.said(kind), "it is heard")
     assert link._sent_last > 0.0
+
+
+PART = {"path": "outputs/x", "size": 2, "mode": 0o644, "mtime_ns": 0}
+
+
+class TestWhatFoundNoRoomHere:
+    @pytest.fixture
+    def connection(self, link: NodeLink, engine: Engine, monkeypatch: pytest.MonkeyPatch) -> Connection:
+        monkeypatch.setattr(module, "_BLOCKED_S", 0.0)
+        monkeypatch.setattr(module, "_RETRY_S", 0.01)
+        return opened(link, engine)
+
+    def beat(self, link: NodeLink, connection: Connection) -> None:
+        """Have everything heard and acted on that was said before."""
+        count = link.said("beat")
+        connection.say("beat")
+        connection.say("beat")
+        eventually(lambda: link.said("beat") == count + 2, "it is heard")
+
+    def test_is_sent_again_but_not_in_the_middle_of_a_file(
+        self, link: NodeLink, engine: Engine, home: Home, connection: Connection
+    ) -> None:
+        connection.say("file", b"a", last=False, whole=False, **PART)
+        eventually(lambda: link.said("file"), "half of it is here")
+        home.unkept[0, "outputs/y"] = 0
+        self.beat(link, connection)
+        assert len(engine.connections) == 1
+        connection.say("file", b"b", last=True, whole=True, **PART)
+        eventually(lambda: len(engine.connections) > 1, "it begins again")
+        assert (home.run.outputs / "x").read_text() == "ab"
+
+    def test_is_not_sent_again_while_the_last_is_sent(
+        self, link: NodeLink, engine: Engine, home: Home, connection: Connection
+    ) -> None:
+        link.tell("sync")
+        home.unkept[0, "outputs/y"] = 0
+        self.beat(link, connection)
+        assert len(engine.connections) == 1
+
+    def test_is_not_waited_for_long(self, link: NodeLink, home: Home, connection: Connection) -> None:
+        home.close()
+        connection.say("log", b"x", path="logs/main-0.log", offset=0)
+        connection.say("file", b"ab", last=True, whole=True, **PART)
+        eventually(lambda: link.said("file"), "it is heard")
+        assert link._sent_last == 0.0
+
+
+def test_a_file_that_begins_again_and_again_is_not_waited_for_for_ever(
+    link: NodeLink, engine: Engine, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(module, "_RETRY_S", 0.01)
+    opened(link, engine)
+    with ThreadPoolExecutor() as pool:
+        synced = pool.submit(link.wait_for, "synced", 1, 3600)
+        for number in range(100):
+            if synced.done():
+                break
+            eventually(partial(engine.has, number), "it is connected")
+            engine.connections[number].say("file", b"a", last=False, whole=False, **PART)
+            engine.connections[number].close()
+        assert not synced.result(60)

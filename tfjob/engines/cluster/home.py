@@ -40,10 +40,13 @@ class Home:
     """Files that could not be kept here, and why."""
 
     blocked: set[tuple[int, str]] = field(default_factory=set)
-    """Logs that found no room here: what comes of them is not taken until their node begins again, from where they end."""
+    """Logs that could not be kept here: what comes of them is not taken until their node begins again, from where they end."""
 
     unkept: dict[tuple[int, str], int] = field(default_factory=dict)
-    """Outputs that found no room here, with their bytes: they are to be sent again when there is room."""
+    """Outputs, and pieces of logs, that found no room here, with their bytes: they are to be sent again when there is room.
+
+    What could not be kept for another reason, as a name that is too long, would not be kept then either.
+    """
 
     _lock: threading.RLock = field(default_factory=threading.RLock)
     _parts: dict[tuple[int, str], Path] = field(default_factory=dict)
@@ -82,30 +85,38 @@ class Home:
             self.unkept = {one: size for one, size in self.unkept.items() if one[0] != node}
 
     def is_blocked(self, node: int) -> bool:
-        """Whether a log of a node found no room here, or an output of its that would find room now: it has to begin again."""
+        """Whether something of a node's found no room here, and would find it now: the node has to begin again."""
         with self._lock:
-            if any(one[0] == node for one in self.blocked):
-                return True
             sizes = [size for one, size in self.unkept.items() if one[0] == node]
-        # A large file is not sent again and again for nothing.
+        # What is large is not sent again and again for nothing.
         return bool(sizes) and min(sizes) < shutil.disk_usage(self.run.path).free
+
+    def is_receiving(self, node: int) -> bool:
+        """Whether a file of a node has come in part, and is kept so far."""
+        with self._lock:
+            return any(one[0] == node and place != Path(os.devnull) for one, place in self._parts.items())
 
     # What the nodes' agents say.
 
-    def log(self, node: int, path: str, offset: int, data: bytes) -> None:
-        """Some bytes of a log at their place: what comes a second time changes nothing. On a full disk it is blocked, and noted."""
+    def log(self, node: int, path: str, offset: int, data: bytes) -> bool:
+        """Some bytes of a log at their place: what comes a second time changes nothing. Returns whether they are kept.
+
+        A log that can't be kept here, as on a full disk, is noted, and blocked.
+        """
         if not path.startswith("logs/"):
             raise ValueError(f"a node sent a log named {path!r}")
         key = (node, _checked(path))
         with self._lock:
             if self._closed or key in self.blocked:
-                return
+                return False
             try:
                 self._log(node, path, offset, data)
-                self.failed.pop(key, None)
             except OSError as error:
-                self._fail(key, error)
+                self._fail(key, error, len(data))
                 self.blocked.add(key)
+                return False
+            self.failed.pop(key, None)
+            return True
 
     def _log(self, node: int, path: str, offset: int, data: bytes) -> None:
         is_left = path in self.whose.earlier
@@ -262,9 +273,9 @@ class Home:
     def _temporary(self, node: int) -> Path:
         return self.run.path / f".home-{node}-{os.getpid()}"  # a node sends one file after the other
 
-    def _fail(self, key: tuple[int, str], error: OSError, size_bytes: int | None = None) -> None:
+    def _fail(self, key: tuple[int, str], error: OSError, size_bytes: int) -> None:
         self.failed[key] = error.strerror or str(error)
-        if size_bytes is not None and error.errno in _FULL:
+        if error.errno in _FULL:
             self.unkept[key] = size_bytes
 
     def _forget_part(self, key: tuple[int, str]) -> None:

@@ -16,10 +16,11 @@ from dataclasses import dataclass, field
 from typing import Any, Final
 
 from tfjob.dockerapi.api import DockerApi, RefusalError
-from tfjob.dockerapi.stream import STDOUT, Hijacked
+from tfjob.dockerapi.stream import Hijacked
 from tfjob.engines.cluster.agent_tasks import REPORTS
 from tfjob.engines.cluster.container import AGENT, UNPACK, inside
 from tfjob.engines.cluster.home import Home
+from tfjob.engines.cluster.messages import messages
 from tfjob.engines.cluster.salvage import salvage
 from tfjob.errors import TargetError
 
@@ -32,8 +33,14 @@ _SILENT_S: Final = 10.0
 _BLOCKED_S: Final = 10.0
 """So long what found no room on the disk here waits for it before it is tried again."""
 
-_COMING: Final = ("log", "file", "link", "directory", "gone", "walking")
-"""By these a node says what it has, or that it looks for it: whoever waits for the last of it waits on."""
+_VAIN_S: Final = 120.0
+"""So long something comes that can't be kept, and nothing else, before the last of a node is not waited for any more."""
+
+_BEGINNINGS: Final = 5
+"""So often in turn a connection breaks before anything has come whole until then."""
+
+_COMING: Final = ("link", "directory", "gone", "walking")
+"""By these, and by logs and files, a node says what it has, or that it looks for it: whoever waits for the last waits on."""
 
 _KILLED: Final = 137
 _REBOOTED: Final = 255
@@ -94,7 +101,11 @@ class NodeLink:
         self._files: dict[str, list[int]] = {}
         self._closing = False
         self._leaving = False
+        self._last_sync = False
         self._sent_last = 0.0
+        self._kept_last = 0.0
+        self._beginnings = 0
+        self._kept_at_beginning = 0
         self._heard = time.monotonic()
         self._writing = threading.Lock()
         self._orders: dict[int, bytes] = {}
@@ -135,6 +146,7 @@ class NodeLink:
         """Tell the agent to do something. An order that it has not done when the connection breaks is told again."""
         with self._changed:
             self._number += 1
+            self._last_sync = self._last_sync or order == "sync"
             line = json.dumps({"do": order, "number": self._number, **facts}).encode() + b"\n"
             self._orders[self._number] = line
             stream = self._stream
@@ -149,12 +161,15 @@ class NodeLink:
     def wait_for(self, what: str, times: int, timeout_s: float) -> bool:
         """Wait until the agent has said something so many times. False when it did not in time, or can't any more.
 
-        While the node sends (it may have much to send) the time does not count.
+        While the node sends (it may have much to send) the time does not count, unless it all is in vain.
         """
-        begun = time.monotonic()
+        begun, beginnings = time.monotonic(), self._beginnings
         with self._changed:
+            self._kept_last = begun
             while self._said.get(what, 0) < times:
                 if self.ended is not None or time.monotonic() - max(begun, self._sent_last) > timeout_s:
+                    return False
+                if self._beginnings - max(beginnings, self._kept_at_beginning) > _BEGINNINGS:
                     return False
                 self._changed.wait(0.1)
         return True
@@ -195,20 +210,26 @@ class NodeLink:
         stream = self.api.execute(self.node.container, argv, timeout_s=min(self.lost_s, _SILENT_S))
         try:
             self.home.begin(self.node.index)
+            self._beginnings += 1
             self._begun = time.monotonic()
             stream.settimeout(min(max(self.lost_s / 2, 3.0), _SILENT_S))
             stream.write(bundle + json.dumps({"do": "have", **self._have()}).encode() + b"\n")
             self._connected(stream)
-            for header, data in _messages(stream):
+            for header, data in messages(stream):
                 if self._closing:
                     return
                 self._heard = time.monotonic()
                 self._take(header, data)
-                if time.monotonic() - self._begun > _BLOCKED_S and self.home.is_blocked(self.node.index):
-                    return  # to begin again: there may be room now
+                if time.monotonic() - self._begun > _BLOCKED_S and self._may_begin_again():
+                    return
         finally:
             self._disconnected()
             stream.close()
+
+    def _may_begin_again(self) -> bool:
+        """Whether there is room now for what found none, and beginning again costs neither a file in part nor the end."""
+        index = self.node.index
+        return not self._last_sync and self.home.is_blocked(index) and not self.home.is_receiving(index)
 
     def _connected(self, stream: Hijacked) -> None:
         with self._changed:
@@ -262,7 +283,8 @@ class NodeLink:
 
     def _take_words(self, header: Mapping[str, Any], data: bytes) -> None:
         if header["kind"] == "log":
-            self.home.log(self.node.index, header["path"], header["offset"], data)
+            kept = self.home.log(self.node.index, header["path"], header["offset"], data)
+            self._note_coming(kept=kept, whole=kept)  # it never comes again
         elif header["task"] not in self.node.tasks or header["name"] not in REPORTS:
             raise ValueError(f"a report of {header['task']} named {header['name']}")
         else:
@@ -271,8 +293,10 @@ class NodeLink:
     def _take_file(self, header: Mapping[str, Any], data: bytes) -> None:
         kind, index, path = header["kind"], self.node.index, header["path"]
         if kind == "file":
-            if self.home.part(index, dict(header), data):
+            whole = self.home.part(index, dict(header), data)
+            if whole:
                 self._files[path] = [header["size"], header["mtime_ns"]]
+            self._note_coming(kept=whole or self.home.is_receiving(index), whole=whole)
         elif kind == "link":
             self.home.link(index, path, header["target"])
         elif kind == "directory":
@@ -282,9 +306,15 @@ class NodeLink:
             self.home.gone(index, path)
             self._files.pop(path, None)
 
-    def _note_coming(self) -> None:
-        """Something of what the node has comes: whoever waits for the last of it waits on."""
-        self._sent_last = time.monotonic()
+    def _note_coming(self, *, kept: bool = True, whole: bool = False) -> None:
+        """Something of what the node has comes: whoever waits for the last of it waits on, if not too long in vain."""
+        now = time.monotonic()
+        if kept:
+            self._kept_last = now
+        if whole:
+            self._kept_at_beginning = self._beginnings
+        if now - self._kept_last < _VAIN_S:
+            self._sent_last = now
 
     # Trouble.
 
@@ -337,28 +367,3 @@ class NodeLink:
         with self._changed:
             self.ended = ended
             self._changed.notify_all()
-
-
-def _messages(stream: Hijacked) -> Any:
-    """The agent's messages: a header, and the bytes that belong to it."""
-    buffer = bytearray()
-    header: dict[str, Any] | None = None
-    while (frame := stream.read_frame()) is not None:
-        if frame[0] != STDOUT:  # a fault of the agent's: where faults of the supervisor's go
-            sys.stderr.write(frame[1].decode(errors="replace"))
-            continue
-        buffer += frame[1]
-        while True:
-            if header is None:
-                end = buffer.find(b"\n")
-                if end < 0:
-                    break
-                header = json.loads(buffer[:end])
-                del buffer[: end + 1]
-            length = header.get("length", 0)
-            if len(buffer) < length:
-                break
-            data = bytes(buffer[:length])
-            del buffer[:length]
-            yield header, data
-            header = None
