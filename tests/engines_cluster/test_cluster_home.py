@@ -5,6 +5,7 @@ from __future__ import annotations
 import os
 import subprocess
 import threading
+from collections.abc import Callable
 from pathlib import Path
 from typing import Any
 from unittest.mock import Mock
@@ -177,6 +178,51 @@ class TestParts:
             patch.setattr(Home, "_part", Mock(side_effect=OSError(28, "No space left on device")))
             send(home, 0, "outputs/x", "c", last=False, size=4)
         assert not home.is_receiving(0)  # the rest of it is not kept
+
+
+class TestWhileFilesAreCompared:
+    def compared(self, home: Home, do: Callable[[], object], times: int = 1) -> bool:
+        """Node 1 sends what node 0 has; another thread does something before they are found to be alike."""
+
+        todo = [do] * times
+
+        def going() -> None:
+            if todo:
+                other = threading.Thread(target=todo.pop())
+                other.start()
+                other.join(60)
+                assert not other.is_alive()
+
+        assert send(home, 0, "outputs/x", "same")
+        header = {"path": "outputs/x", "size": 4, "mode": 0o644, "mtime_ns": 10**18, "last": True, "whole": True}
+        return home.part(1, header, b"same", going)
+
+    def test_other_nodes_are_heard(self, home: Home) -> None:
+        assert self.compared(home, lambda: home.log(2, "logs/worker-1.log", 0, b"heard"))
+        assert (home.run.path / "logs/worker-1.log").read_bytes() == b"heard"
+        assert outputs(home) == {"x": "same"}
+
+    def test_another_file_may_come(self, home: Home) -> None:
+        assert self.compared(home, lambda: send(home, 0, "outputs/x", "else"))
+        assert outputs(home) == {"x": "else", "x.worker-0": "same"}
+
+    def test_others_may_come_again_and_again(self, home: Home) -> None:
+        assert self.compared(home, lambda: send(home, 0, "outputs/x", "same"), 2)
+        assert outputs(home) == {"x": "same"}
+        assert self.compared(home, lambda: send(home, 0, "outputs/x", "same"), 1000)
+        assert outputs(home) == {"x": "same", "x.worker-0": "same"}
+
+    def test_it_may_be_removed(self, home: Home) -> None:
+        assert self.compared(home, lambda: home.gone(0, "outputs/x"))
+        assert outputs(home) == {"x": "same"}
+        home.gone(1, "outputs/x")  # it is its own now
+        assert outputs(home) == {}
+
+    def test_all_may_end(self, home: Home) -> None:
+        assert not self.compared(home, home.close)
+        assert outputs(home) == {"x": "same"}
+        assert list(home.run.path.glob(".home-*")) == []
+        assert home.notes() == ()
 
 
 class TestFilesAndDirectoriesOfOneName:

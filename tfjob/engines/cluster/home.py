@@ -12,13 +12,13 @@ import errno
 import os
 import shutil
 import threading
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 from contextlib import suppress
 from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any, Final
 
-from tfjob.engines.cluster.owners import Owners
+from tfjob.engines.cluster.owners import Owners, Rival, are_alike
 from tfjob.rundir import RunDirectory
 
 __all__ = ["Home"]
@@ -26,6 +26,9 @@ __all__ = ["Home"]
 _KEPT: Final = ("outputs/", "logs/", "work/")
 _RESERVED: Final = ("started.json", "exit.json")
 _REPORT_BYTES: Final = 512
+_COMPARISONS: Final = 3
+"""So often a file is compared with another node's, where that one has become another in the meantime."""
+
 _FULL: Final = (errno.ENOSPC, errno.EDQUOT)
 
 
@@ -120,7 +123,7 @@ class Home:
 
     def _log(self, node: int, path: str, offset: int, data: bytes) -> None:
         is_left = path in self.whose.earlier
-        place = self.whose.place(node, _checked(path), None)
+        place = self.whose.place(node, _checked(path))
         if place.is_symlink() or (is_left and place.exists()):  # this attempt began without it
             place.unlink()
         descriptor = os.open(place, os.O_WRONLY | os.O_CREAT | os.O_NOFOLLOW, 0o644)
@@ -153,51 +156,72 @@ class Home:
                 file.truncate()
             temporary.replace(directory / name)
 
-    def part(self, node: int, header: dict[str, Any], data: bytes) -> bool:
+    def part(self, node: int, header: dict[str, Any], data: bytes, going: Callable[[], None] = lambda: None) -> bool:
         """A part of a file; with the last one it gets its name, if it is whole. Returns whether it has got it.
 
-        A file that can't be kept here, as on a full disk, is noted, and given up.
+        A file that can't be kept here, as on a full disk, is noted, and given up. `going` is called while it is compared.
         """
         path = _checked(header["path"])
         key = (node, path)
-        with self._lock:
-            if self._closed:
-                return False
-            try:
-                return self._part(key, header, data)
-            except OSError as error:
-                self._fail(key, error, header["size"])
-                self._forget_part(key)
-                with suppress(OSError):
-                    self._temporary(node).unlink(missing_ok=True)
-                if not header["last"]:
-                    self._parts[key] = Path(os.devnull)  # where the rest of it goes
-                return False
+        try:
+            with self._lock:
+                temporary = None if self._closed else self._part(key, header, data)
+            return temporary is not None and self._name(key, temporary, going)
+        except OSError as error:
+            with self._lock:
+                if not self._closed:
+                    self._give_up(key, header, error)
+            return False
 
-    def _part(self, key: tuple[int, str], header: dict[str, Any], data: bytes) -> bool:
-        node, path = key
+    def _part(self, key: tuple[int, str], header: dict[str, Any], data: bytes) -> Path | None:
+        """Keep a part. Returns the file when it is whole."""
         temporary = self._parts.get(key)
         if temporary is None:
-            temporary = self._temporary(node)
+            temporary = self._temporary(key[0])
             temporary.unlink(missing_ok=True)
             self._parts[key] = temporary
         with temporary.open("ab") as file:
             file.write(data)
         if not header["last"]:
-            return False
-        del self._parts[key]
-        if temporary == Path(os.devnull):
-            return False
-        if not header["whole"] or temporary.stat().st_size != header["size"]:
-            temporary.unlink(missing_ok=True)
-            return False
+            return None
+        if temporary == Path(os.devnull) or not header["whole"] or temporary.stat().st_size != header["size"]:
+            self._forget_part(key)
+            return None
         temporary.chmod(header["mode"] | 0o600)
         os.utime(temporary, ns=(header["mtime_ns"], header["mtime_ns"]))
-        temporary.replace(self.whose.place(node, _checked(path), temporary))
-        self.failed.pop(key, None)
-        self.unkept.pop(key, None)
-        self.whose.save_now_and_then()
+        return temporary
+
+    def _name(self, key: tuple[int, str], temporary: Path, going: Callable[[], None]) -> bool:
+        """Give a file its name, unless another node's that is like it has it. Large ones are compared while others are served."""
+        node, path = key
+        compared: Rival | None = None
+        is_alike = False
+        for more in reversed(range(_COMPARISONS + 1)):
+            with self._lock:
+                if self._closed:
+                    return False
+                rival = self.whose.rival(node, path)
+                if rival is None or rival == compared or not more:
+                    is_alike = is_alike and rival is not None and rival == compared  # nobody has changed it meanwhile
+                    if is_alike and rival is not None and rival.node < node:
+                        self._forget_part(key)
+                    else:
+                        temporary.replace(self.whose.place(node, path, is_alike=is_alike))
+                        del self._parts[key]
+                    self.failed.pop(key, None)
+                    self.unkept.pop(key, None)
+                    self.whose.save_now_and_then()
+                    break
+            compared, is_alike = rival, are_alike(temporary, rival.place, going)
         return True
+
+    def _give_up(self, key: tuple[int, str], header: dict[str, Any], error: OSError) -> None:
+        self._fail(key, error, header["size"])
+        self._forget_part(key)
+        with suppress(OSError):
+            self._temporary(key[0]).unlink(missing_ok=True)
+        if not header["last"]:
+            self._parts[key] = Path(os.devnull)  # where the rest of it goes
 
     def link(self, node: int, path: str, target: str) -> None:
         """A symbolic link."""
@@ -205,7 +229,7 @@ class Home:
             if self._closed:
                 return
             try:
-                place = self.whose.place(node, _checked(path), None)
+                place = self.whose.place(node, _checked(path))
                 place.unlink(missing_ok=True)
                 place.symlink_to(target)
                 self.failed.pop((node, path), None)

@@ -293,7 +293,7 @@ class NodeLink:
     def _take_file(self, header: Mapping[str, Any], data: bytes) -> None:
         kind, index, path = header["kind"], self.node.index, header["path"]
         if kind == "file":
-            whole = self.home.part(index, dict(header), data)
+            whole = self.home.part(index, dict(header), data, self._note_coming)
             if whole:
                 self._files[path] = [header["size"], header["mtime_ns"]]
             self._note_coming(kept=whole or self.home.is_receiving(index), whole=whole)

@@ -10,11 +10,10 @@ change it has it, and it is removed when the node that wrote it before removes i
 
 from __future__ import annotations
 
-import filecmp
 import json
 import os
 import time
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 from contextlib import suppress
 from dataclasses import dataclass, field
 from pathlib import Path
@@ -23,10 +22,22 @@ from typing import Final
 from tfjob.durable import replace_json
 from tfjob.rundir import RunDirectory
 
-__all__ = ["Owners"]
+__all__ = ["Owners", "Rival", "are_alike"]
 
 _STATE: Final = "merged.json"
 _SAVE_S: Final = 1.0
+_CHUNK_BYTES: Final = 1 << 20
+
+
+@dataclass(frozen=True)
+class Rival:
+    """A file of another node's, as it was when it was looked at."""
+
+    node: int
+    place: Path
+    inode: int
+    size_bytes: int
+    mtime_ns: int
 
 
 @dataclass
@@ -71,18 +82,26 @@ class Owners:
         if self._changed and time.monotonic() - self._saved > _SAVE_S:
             self.save()
 
-    def place(self, node: int, path: str, content: Path | None) -> Path:
-        """Where a node's file goes. `content` is what it wrote, None for what can't be compared."""
+    def rival(self, node: int, path: str) -> Rival | None:
+        """The file of another node's that has the name which a node's file is to have, as it is now."""
+        path = self.around_files(node, path)
+        place = self.run.path / path
+        owner = self.owners.get(path)
+        if owner is None or owner == node or not place.is_file():
+            return None
+        status = place.stat()
+        return Rival(owner, place, status.st_ino, status.st_size, status.st_mtime_ns)
+
+    def place(self, node: int, path: str, *, is_alike: bool = False) -> Path:
+        """Where a node's file goes. `is_alike`: what it wrote is what its rival has."""
         path = self.around_files(node, path)
         place = self.run.path / path
         owner = self.owners.get(path)
         self.make_directory(place.parent)
         if place.is_dir() and not place.is_symlink() and not _removed_empty(place):
             return self._aside(path, node)
-        if owner is None or owner == node:
+        if owner is None or owner == node or (is_alike and node < owner):
             return self._take(path, node)
-        if content is not None and place.is_file() and filecmp.cmp(content, place, shallow=False):
-            return place if owner < node else self._take(path, node)
         if owner < node:
             return self._aside(path, node)
         if place.exists():
@@ -138,6 +157,23 @@ class Owners:
             names.append(self.names[node])
             self._changed = True
         return self.run.path / f"{path}.{self.names[node]}"
+
+
+def are_alike(one: Path, other: Path, going: Callable[[], None]) -> bool:
+    """Whether two files have the same content; one that is just being removed is like none. `going` is called now and then."""
+    with one.open("rb") as first:
+        try:
+            second = other.open("rb")
+        except FileNotFoundError:
+            return False
+        with second:
+            if os.fstat(first.fileno()).st_size != os.fstat(second.fileno()).st_size:
+                return False
+            while data := first.read(_CHUNK_BYTES):
+                going()
+                if data != second.read(_CHUNK_BYTES):
+                    return False
+    return True
 
 
 def _removed_empty(directory: Path) -> bool:
