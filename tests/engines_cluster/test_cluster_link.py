@@ -5,6 +5,7 @@ from __future__ import annotations
 import errno
 import json
 import queue
+import time
 from collections.abc import Iterator
 from concurrent.futures import ThreadPoolExecutor
 from dataclasses import dataclass, field
@@ -215,3 +216,16 @@ def test_a_file_that_begins_again_and_again_is_not_waited_for_for_ever(
             engine.connections[number].say("file", b"a", last=False, whole=False, **PART)
             engine.connections[number].close()
         assert not synced.result(60)
+
+
+def test_no_call_takes_longer_than_until_the_node_is_lost(link: NodeLink, engine: Engine) -> None:
+    link.lost_s = 3600
+    connection = opened(link, engine)
+    engine.trouble = TargetError("it did not answer")
+    link._heard = time.monotonic() - 3597
+    connection.close()
+    eventually(lambda: link.ended is not None, "it is lost")
+    assert link.ended is not None
+    assert link.ended.lost
+    assert {what for what, _ in engine.told[1:]} == {"execute", "state"}
+    assert max(limit_s for _, limit_s in engine.told[1:]) <= 3

@@ -29,6 +29,7 @@ __all__ = ["Ended", "NodeLink", "NodeTasks"]
 _RETRY_S: Final = 1.0
 _CALL_S: Final = 5.0
 _QUICK_S: Final = 1.0
+_PAUSE_S: Final = 0.05
 _SILENT_S: Final = 10.0
 _BLOCKED_S: Final = 10.0
 """So long what found no room on the disk here waits for it before it is tried again."""
@@ -100,6 +101,7 @@ class NodeLink:
         self._stream: Hijacked | None = None
         self._files: dict[str, list[int]] = {}
         self._closing = False
+        self._answers = True
         self._leaving = False
         self._last_sync = False
         self._sent_last = 0.0
@@ -142,6 +144,11 @@ class NodeLink:
         """How long nothing was heard."""
         return time.monotonic() - self._heard
 
+    @property
+    def _left_s(self) -> float:
+        """How long it may still be silent before it is lost."""
+        return self.lost_s - self.silent_s
+
     def tell(self, order: str, **facts: Any) -> None:
         """Tell the agent to do something. An order that it has not done when the connection breaks is told again."""
         with self._changed:
@@ -179,7 +186,8 @@ class NodeLink:
     def _live(self) -> None:
         while not self._closing and self.ended is None:
             try:
-                self._session()
+                if self._answers or self._left_s >= _QUICK_S:  # else there is time for one question only
+                    self._session()
             except (OSError, TargetError, RefusalError):
                 pass  # it is looked into below
             except Exception as error:  # noqa: BLE001  # whatever it is, the run must not wait for a thread that is gone
@@ -207,7 +215,7 @@ class NodeLink:
             str(self.port_count),
             self.node.address,
         ]
-        stream = self.api.execute(self.node.container, argv, timeout_s=min(self.lost_s, _SILENT_S))
+        stream = self.api.execute(self.node.container, argv, timeout_s=min(_SILENT_S, max(self._left_s, _QUICK_S)))
         try:
             self.home.begin(self.node.index)
             self._beginnings += 1
@@ -320,9 +328,13 @@ class NodeLink:
 
     def _check(self) -> None:
         """Find out whether the container still runs; if nobody can say, whether the node is lost."""
+        self._answers = False
         try:
             self._look_at_container()
-        except (TargetError, RefusalError):
+            self._answers = True
+        except RefusalError:
+            self._answers = True
+        except TargetError:
             pass
         except Exception as error:  # noqa: BLE001  # as in `_live`; what is wrong here may pass
             with suppress(OSError):  # on a full disk
@@ -332,11 +344,11 @@ class NodeLink:
         if self.silent_s > self.lost_s:
             self._end(Ended(f"{self.node.name} did not answer for {self.lost_s:g} s", lost=True))
         else:
-            time.sleep(_RETRY_S)
+            time.sleep(min(_RETRY_S, max(self._left_s, _PAUSE_S)))
 
     def _look_at_container(self) -> None:
         try:
-            state = self.api.state(self.node.container, min(_CALL_S, max(self.lost_s - self.silent_s, _QUICK_S)))
+            state = self.api.state(self.node.container, min(_CALL_S, max(self._left_s, _QUICK_S)))
         except RefusalError as error:
             if error.status != 404:
                 raise
