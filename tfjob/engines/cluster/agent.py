@@ -249,6 +249,8 @@ class Agent:
         self.look(whole=True)
         self.files.send_outputs()
         self.files.send_work()
+        if self.behind:  # what a task wrote while all that was sent
+            self.look(whole=True)
         if free_bytes(self.run) < FULL_BYTES:
             self.say("full")
         self.say("synced")
