@@ -6,6 +6,7 @@ import hashlib
 import json
 import socket
 import stat
+import tempfile
 from pathlib import Path
 
 import pytest
@@ -104,6 +105,13 @@ def test_somebody_who_says_nothing_is_not_waited_for() -> None:
         port = listener.getsockname()[1]
         with pytest.raises(TargetError, match=r"did not answer within 0.2 s"):
             engine_at(f"tcp://127.0.0.1:{port}", environ={}).check(0.2)
+
+
+def test_a_login_that_finds_no_room_here(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(tempfile, "tempdir", str(tmp_path / "nowhere"))
+    with pytest.raises(TargetError, match="no login to gpu1 can be begun from this machine: No such file") as caught:
+        engine_at("ssh://gpu1").check()
+    assert not isinstance(caught.value, TargetRefused)  # it may be tried again
 
 
 def test_a_machine_without_ssh(tmp_path: Path) -> None:

@@ -71,7 +71,8 @@ class Agent:
             header = json.loads(line)
             data = self.process.stdout.read(header.get("length", 0))
             if header["kind"] in {"file", "log"} and header.get("size", 0) < 1 << 20:
-                self.data[header["path"]] = self.data.get(header["path"], b"") + data
+                known = self.data.get(header["path"], b"")
+                self.data[header["path"]] = known + data if len(known) < 1 << 20 else known
             self.said.append(header)
 
     def tell(self, order: str, **facts: Any) -> None:
@@ -212,6 +213,57 @@ def test_tasks_are_told_to_end_while_much_is_sent(agent: Agent, run: Path) -> No
     assert task.wait(60) == -signal.SIGTERM
     eventually(lambda: "logs/main-0.log" in agent.data, "the log")
     assert not agent.kinds("synced")
+
+
+def test_a_long_log_keeps_neither_orders_nor_other_tasks_waiting(agent: Agent, run: Path) -> None:
+    agent.have("main-0", "main-1")
+    agent.prepare("main-0", "main-1")
+    task = subprocess.Popen(["sleep", "600"])
+    report = {"pid": task.pid, "start_ticks": agent_system.start_ticks(task.pid)}
+    (run / "tasks/main-0/started.json").write_text(json.dumps(report))
+    with (run / "logs/main-0.log").open("wb") as file:
+        file.truncate(64 << 30)  # holes: nothing is on the disk
+    eventually(lambda: agent.kinds("log"), "it has begun to send")
+    (run / "logs/main-1.log").write_text("meanwhile")
+    for name in ("main-0", "main-1"):
+        (run / "tasks" / name / "exit.json").write_text("{}")
+    eventually(lambda: "logs/main-1.log" in agent.data, "the other log")
+    eventually(lambda: [one["task"] for one in agent.kinds("report") if one["name"] == "exit.json"], "its end")
+    (run / "tasks/main-0/exit.json").unlink()  # it would not be told to end any more
+    agent.tell("stop", launcher=False)
+    assert task.wait(60) == -signal.SIGTERM
+    assert {one["task"] for one in agent.kinds("report") if one["name"] == "exit.json"} == {"main-1"}
+    agent.tell("sync")
+    agent.tell("kill")
+    eventually(lambda: [one["number"] for one in agent.kinds("done")][-1:] == [5], "that is heard while all is sent")
+    assert not agent.kinds("synced")
+
+
+def test_the_last_of_long_logs_comes_before_the_end(agent: Agent, run: Path) -> None:
+    agent.have("main-0", "main-1")
+    agent.prepare("main-0", "main-1")
+    for name in ("main-0", "main-1"):
+        (run / "logs" / f"{name}.log").write_bytes(b"x" * (9 << 20))
+        (run / "tasks" / name / "exit.json").write_text("{}")
+    agent.sync()
+    ends = {one["task"]: at for at, one in enumerate(agent.said) if one["kind"] == "report"}
+    for name in ("main-0", "main-1"):
+        logs = [at for at, one in enumerate(agent.said) if one.get("path") == f"logs/{name}.log"]
+        assert sum(agent.said[at]["length"] for at in logs) == 9 << 20
+        assert logs[-1] < ends[name]
+
+
+def test_who_looks_at_many_files_says_so(agent: Agent, run: Path) -> None:
+    agent.have("main-0")
+    agent.prepare("main-0")
+    assert not agent.kinds("walking")
+    (run / "work/main-0/same").write_text("of the code")
+    (run / "code").mkdir()
+    shutil.copy2(run / "work/main-0/same", run / "code/same")
+    agent.have("main-0", code=str(run / "code"))
+    agent.sync()
+    assert agent.kinds("walking")
+    assert not agent.kinds("file")
 
 
 def test_an_end_from_outside_is_not_the_tasks_own(agent: Agent, program_file: Path, run: Path) -> None:

@@ -4,8 +4,11 @@ from __future__ import annotations
 
 import os
 import subprocess
+import threading
+from collections.abc import Callable
 from pathlib import Path
 from typing import Any
+from unittest.mock import Mock
 
 import pytest
 
@@ -157,6 +160,70 @@ class TestParts:
         assert send(home, 1, "outputs/x", "ab")
         assert home.notes() == ()
 
+    def test_what_room_would_not_help_is_told_and_not_tried_again(self, home: Home) -> None:
+        long = "n" * 250  # with the name of the task at its end it is none
+        for node in (0, 1):
+            assert send(home, node, f"outputs/{long}", str(node)) == (node == 0)
+            assert home.log(node, f"logs/user/{long}", 0, str(node).encode()) == (node == 0)
+        assert not home.log(1, f"logs/user/{long}", 1, b"more")
+        assert not home.is_blocked(1)
+        (_, note) = home.notes()
+        assert note.count("of worker-0 (File name too long)") == 2
+
+    def test_what_comes_in_part_is_known(self, home: Home, monkeypatch: pytest.MonkeyPatch) -> None:
+        send(home, 0, "outputs/x", "ab", last=False, size=4)
+        assert home.is_receiving(0)
+        assert not home.is_receiving(1)
+        with monkeypatch.context() as patch:
+            patch.setattr(Home, "_part", Mock(side_effect=OSError(28, "No space left on device")))
+            send(home, 0, "outputs/x", "c", last=False, size=4)
+        assert not home.is_receiving(0)  # the rest of it is not kept
+
+
+class TestWhileFilesAreCompared:
+    def compared(self, home: Home, do: Callable[[], object], times: int = 1) -> bool:
+        """Node 1 sends what node 0 has; another thread does something before they are found to be alike."""
+
+        todo = [do] * times
+
+        def going() -> None:
+            if todo:
+                other = threading.Thread(target=todo.pop())
+                other.start()
+                other.join(60)
+                assert not other.is_alive()
+
+        assert send(home, 0, "outputs/x", "same")
+        header = {"path": "outputs/x", "size": 4, "mode": 0o644, "mtime_ns": 10**18, "last": True, "whole": True}
+        return home.part(1, header, b"same", going)
+
+    def test_other_nodes_are_heard(self, home: Home) -> None:
+        assert self.compared(home, lambda: home.log(2, "logs/worker-1.log", 0, b"heard"))
+        assert (home.run.path / "logs/worker-1.log").read_bytes() == b"heard"
+        assert outputs(home) == {"x": "same"}
+
+    def test_another_file_may_come(self, home: Home) -> None:
+        assert self.compared(home, lambda: send(home, 0, "outputs/x", "else"))
+        assert outputs(home) == {"x": "else", "x.worker-0": "same"}
+
+    def test_others_may_come_again_and_again(self, home: Home) -> None:
+        assert self.compared(home, lambda: send(home, 0, "outputs/x", "same"), 2)
+        assert outputs(home) == {"x": "same"}
+        assert self.compared(home, lambda: send(home, 0, "outputs/x", "same"), 1000)
+        assert outputs(home) == {"x": "same", "x.worker-0": "same"}
+
+    def test_it_may_be_removed(self, home: Home) -> None:
+        assert self.compared(home, lambda: home.gone(0, "outputs/x"))
+        assert outputs(home) == {"x": "same"}
+        home.gone(1, "outputs/x")  # it is its own now
+        assert outputs(home) == {}
+
+    def test_all_may_end(self, home: Home) -> None:
+        assert not self.compared(home, home.close)
+        assert outputs(home) == {"x": "same"}
+        assert list(home.run.path.glob(".home-*")) == []
+        assert home.notes() == ()
+
 
 class TestFilesAndDirectoriesOfOneName:
     def test_a_directory_where_another_has_a_file(self, home: Home) -> None:
@@ -254,11 +321,12 @@ def test_a_disk_that_is_full_here_loses_neither_logs_nor_ends(run: RunDirectory)
         assert (run.task("chief") / "exit.json").read_text() == '{"exit_code": 0}'
         there = home.sizes(0, ["chief"])["logs/chief.log"]
         assert 0 < there < 100_000
-        assert home.is_blocked(0)
+        assert not home.is_blocked(0)  # it would find no room now
         assert home.notes() == (
             "files of nodes could not be kept here: logs/chief.log of chief (No space left on device)",
         )
         mount("-o", "remount,size=1m")
+        assert home.is_blocked(0)
         home.begin(0)
         home.log(0, "logs/chief.log", there, b"x" * (100_000 - there) + b"more")
         assert (run.path / "logs/chief.log").read_bytes() == b"x" * 100_000 + b"more"
@@ -297,3 +365,20 @@ def test_logs_of_one_name_stand_beside_each_other(home: Home) -> None:
         home.log(node, "logs/user/events", 0, f"of {node}".encode())
     assert (home.run.user_logs / "events").read_text() == "of 0"
     assert (home.run.user_logs / "events.worker-0").read_text() == "of 1"
+
+
+def test_a_node_begins_again_while_another_sends_new_files(home: Home) -> None:
+    (home.run.user_logs / "own").write_text("four")
+
+    class Growing(dict[str, int]):
+        """The owners, to which another node adds whenever nobody keeps it from that."""
+
+        def items(self) -> Any:
+            for item in super().items():
+                other = threading.Thread(target=send, args=(home, 1, f"outputs/new{len(self)}", "x"))
+                other.start()
+                other.join(0.1)  # it waits if it must
+                yield item
+
+    home.whose.owners = Growing({"outputs/x": 1, "outputs/y": 1, "logs/user/own": 0})
+    assert home.sizes(0, []) == {"logs/user/own": 4}

@@ -73,7 +73,7 @@ def test_what_an_earlier_attempt_left_is_no_conflict(container: tuple[DockerApi,
     }
     api.put(made, "/", archive(files))
     (home.run.outputs / "state").write_text("of the other node, now")
-    home.owners = {"outputs/state": 0}
+    home.whose.owners = {"outputs/state": 0}
     assert not salvage(api, made, 1, home, by_ours=lambda report: f"{report} by our clock")
     outputs = {path.name: path.read_text() for path in home.run.outputs.iterdir()}
     assert outputs == {"state": "of the other node, now", "own": "second", "new": "new"}

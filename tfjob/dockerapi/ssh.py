@@ -20,7 +20,7 @@ from collections.abc import Iterator, Mapping
 from contextlib import contextmanager, suppress
 from dataclasses import dataclass
 from pathlib import Path
-from typing import Final
+from typing import IO, Final
 from urllib.parse import urlsplit
 
 from tfjob.errors import TargetError, TargetRefused
@@ -223,39 +223,42 @@ class SshTransport:
             return self._directory / "s"
 
     def _begin(self, timeout_s: float) -> None:
-        _remove_abandoned()
-        self._directory = Path(tempfile.mkdtemp(prefix=_PREFIX))  # mode 0700; short, as paths of sockets must be
-        forward = f"{self._directory / 's'}:{self._host.socket}"
-        limit_s = str(max(int(timeout_s), 1))
-        with _needs_ssh(), (self._directory / "e").open("wb") as said:
-            self._process = subprocess.Popen(
-                [
-                    *(*self._program(), "-M", "-S", str(self._directory / "c"), "-L", forward),
-                    *("-o", "ExitOnForwardFailure=yes", "-o", "StreamLocalBindMask=0177"),
-                    *("-o", "ServerAliveInterval=5", "-o", "ServerAliveCountMax=3", "-o", f"ConnectTimeout={limit_s}"),
-                    *(
-                        "-o",
-                        "ControlPersist=no",
-                        "-o",
-                        "ForwardAgent=no",
-                        "-o",
-                        "ForwardX11=no",
-                        "-o",
-                        "PermitLocalCommand=no",
-                    ),
-                    *self._host.arguments(),
-                    f"echo '{_READY.decode().strip()}' && exec cat",
-                ],
-                env=self._environ,
-                stdin=subprocess.PIPE,
-                stdout=subprocess.PIPE,
-                stderr=said,
-                start_new_session=True,  # a Ctrl-C is for tfjob, which ends it when it is done
-            )
-        if not self._came_up(time.monotonic() + timeout_s):
-            error = self._refused(self._said())
+        try:
+            _remove_abandoned()
+            self._directory = Path(tempfile.mkdtemp(prefix=_PREFIX))  # mode 0700; short, as paths of sockets must be
+            with (self._directory / "e").open("wb") as said, _needs_ssh():
+                self._process = self._start(self._directory, said, timeout_s)
+        except OSError as error:  # a full disk, or too many open files
             self._end()
-            raise error
+            raise TargetError(
+                f"no login to {self._host.host} can be begun from this machine: {error.strerror or error}",
+                f"ssh needs some room in {tempfile.gettempdir()}, and files that may still be opened (ulimit -n).",
+            ) from error
+        if not self._came_up(time.monotonic() + timeout_s):
+            refused = self._refused(self._said())
+            self._end()
+            raise refused
+
+    def _start(self, directory: Path, said: IO[bytes], timeout_s: float) -> subprocess.Popen[bytes]:
+        """Start an ssh that keeps its sockets in a directory."""
+        forward = f"{directory / 's'}:{self._host.socket}"
+        limit_s = str(max(int(timeout_s), 1))
+        return subprocess.Popen(
+            [
+                *(*self._program(), "-M", "-S", str(directory / "c"), "-L", forward),
+                *("-o", "ExitOnForwardFailure=yes", "-o", "StreamLocalBindMask=0177"),
+                *("-o", "ServerAliveInterval=5", "-o", "ServerAliveCountMax=3", "-o", f"ConnectTimeout={limit_s}"),
+                *("-o", "ControlPersist=no", "-o", "ForwardAgent=no", "-o", "ForwardX11=no"),
+                *("-o", "PermitLocalCommand=no"),
+                *self._host.arguments(),
+                f"echo '{_READY.decode().strip()}' && exec cat",
+            ],
+            env=self._environ,
+            stdin=subprocess.PIPE,
+            stdout=subprocess.PIPE,
+            stderr=said,
+            start_new_session=True,  # a Ctrl-C is for tfjob, which ends it when it is done
+        )
 
     def _came_up(self, deadline: float) -> bool:
         """Whether the login's own word comes before the deadline; a shell may say other things first."""

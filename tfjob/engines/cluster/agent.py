@@ -15,7 +15,7 @@ What it is told comes as lines of JSON: ``have`` (what tfjob has already), ``pre
     silent    task, words: it ended without a report    ready     what: it is as it was asked for
     leaving   the container was told to end from outside
     full      the disk has no room left                 done      number: of the order; time, when it was begun
-    synced    everything was sent
+    synced    everything was sent                   walking   nothing: it looks at very many files
     problem   message
 
 Beside it lie the modules that it is made of: `agent_tasks.py` (the tasks), `agent_files.py` (what goes home),
@@ -66,6 +66,7 @@ NEW_S = 10.0  # after that a training goes on for long, and shall not be disturb
 FULL_BYTES = 1 << 20
 TOLD_TO_END = "told-to-end"
 URGENT = ("stop", "kill")
+EXIT = "exit.json"
 
 
 def end(run: str) -> None:
@@ -91,7 +92,7 @@ class Agent:
     def __init__(self, run: str) -> None:
         self.run = run
         self.tasks = Tasks(run, self.say)
-        self.files = Files(run, self.say, self.attend)
+        self.files = Files(run, self.say, self.attend, self.heed)
         self.keep: list[str] = []
         self.quick_until = 0.0
         self.merge_interval_s = 30.0
@@ -99,6 +100,7 @@ class Agent:
         self.buffer = b""
         self.next_look = 0.0
         self.leaving = False
+        self.behind: set[str] = set()
         self.saying = threading.Lock()
 
     # What is said.
@@ -138,6 +140,8 @@ class Agent:
 
     def pause_s(self) -> float:
         """How long nothing is looked at."""
+        if self.behind:
+            return 0.0
         now = time.monotonic()
         if now < self.quick_until:
             return QUICK_LOOK_S
@@ -155,15 +159,18 @@ class Agent:
 
     def attend(self) -> None:
         """In the middle of what takes long: do what can't wait, and tell what is new."""
-        if time.monotonic() < self.next_look:
-            return
+        if time.monotonic() >= self.next_look:
+            self.heed()
+            self.look()
+
+    def heed(self) -> None:
+        """Do what can't wait, if it is told."""
         self.hear(0.0)
         if not any(order["do"] == "start" for order in self.orders):
             urgent = [order for order in self.orders if order["do"] in URGENT]
             self.orders = [order for order in self.orders if order["do"] not in URGENT]
             for order in urgent:
                 self.obey(order)
-        self.look()
 
     def obey(self, order: dict[str, Any]) -> None:
         """Do one thing; what can't be done is a problem that is told. What was told twice, as its answer was lost, does no harm."""
@@ -239,29 +246,39 @@ class Agent:
 
     def do_sync(self) -> None:
         """Send all there is: logs, reports, outputs, and what the script wrote elsewhere in its working directory."""
-        self.look()
+        self.look(whole=True)
         self.files.send_outputs()
         self.files.send_work()
+        if self.behind:  # what a task wrote while all that was sent
+            self.look(whole=True)
         if free_bytes(self.run) < FULL_BYTES:
             self.say("full")
         self.say("synced")
 
     # What is seen.
 
-    def look(self) -> None:
-        """Tell what is new: reports after the logs, so that who hears of an end has the whole log."""
+    def look(self, *, whole: bool = False) -> None:
+        """Tell what is new: reports of a task after its log, so that who hears of an end has the whole log.
+
+        Of a long log it is a part only, unless all is to be told: the other tasks have their turn.
+        """
         self.tasks.reap()
         reports = self.tasks.new_reports()
         if not self.leaving and os.path.exists(os.path.join(self.run, TOLD_TO_END)):
             self.leaving = True
             self.say("leaving")
-        self.files.send_logs()
+        self.behind = self.files.send_logs(whole=whole)
         self.next_look = time.monotonic() + self.pause_s()
         if self.leaving:
             return  # tasks end because they were told to, and not by tfjob
-        self.tasks.send_reports(reports)
+        self.tasks.send_reports([(task, name) for task, name in reports if name != EXIT or not self.is_behind(task)])
         for task in self.tasks.names:
-            self.tasks.look_for_silence(task)
+            if not self.is_behind(task):
+                self.tasks.look_for_silence(task)
+
+    def is_behind(self, task: str) -> bool:
+        """Whether more of a task's log is there than was sent."""
+        return f"logs/{task}.log" in self.behind
 
 
 def main(arguments: list[str]) -> None:

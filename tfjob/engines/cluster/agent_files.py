@@ -8,6 +8,7 @@ from __future__ import annotations
 import json
 import os
 import stat
+import time
 
 TYPE_CHECKING = False  # typing.TYPE_CHECKING, without importing typing
 if TYPE_CHECKING:
@@ -19,16 +20,25 @@ else:  # in a container: it lies beside this file
     from run_files import empty_directories, is_same, walk
 
 CHUNK_BYTES = 1 << 18
+TURN_BYTES = 1 << 22
+WORD_S = 3.0  # well within the time for which nothing is waited for
 LEFT = "left.json"
 
 
 class Files:
-    """The files of one run in this container. `say` tells of one, `attend` does in between what can't wait."""
+    """The files of one run in this container. `say` tells of one; between its parts `attend` does what can't wait.
 
-    def __init__(self, run: str, say: Callable[..., None], attend: Callable[[], None]) -> None:
+    While logs are sent `heed` does: it only obeys, as `attend` would send logs.
+    """
+
+    def __init__(
+        self, run: str, say: Callable[..., None], attend: Callable[[], None], heed: Callable[[], None]
+    ) -> None:
         self.run = run
         self.say = say
         self.attend = attend
+        self.heed = heed
+        self.next_word = 0.0
         self.tasks: list[str] = []
         self.code = ""
         self.sent_logs: dict[str, int] = {}
@@ -44,7 +54,7 @@ class Files:
         """Write down what an earlier attempt left in outputs: it is at home already."""
         file = os.path.join(self.run, LEFT)
         if not os.path.exists(file):
-            left = {path: [status.st_size, status.st_mtime_ns] for path, status in self.outputs()}
+            left = {path: [status.st_size, status.st_mtime_ns] for path, status in walk(self.run, "outputs")}
             with open(file + ".unfinished", "w", encoding="utf-8") as written:
                 json.dump(left, written)
             os.replace(file + ".unfinished", file)
@@ -62,34 +72,48 @@ class Files:
         except (OSError, ValueError):
             return {}
 
-    def send_logs(self) -> None:
-        """Send what was written since the last look."""
+    def send_logs(self, *, whole: bool = False) -> set[str]:
+        """Send what was written since the last look, of each log in turn. Returns those of which more is there.
+
+        With `whole` it ends when all is sent that was there at its beginning.
+        """
+        ends: dict[str, int] = {}
         for path in self.logs():
-            whole = os.path.join(self.run, path)
             try:
-                size = os.stat(whole).st_size
+                ends[path] = os.stat(os.path.join(self.run, path)).st_size
             except OSError:
                 continue
-            sent = self.sent_logs.get(path, 0)
-            if size < sent:  # it was begun anew
-                sent = 0
+            if ends[path] < self.sent_logs.get(path, 0):  # it was begun anew
+                self.sent_logs[path] = 0
                 self.say("gone", path=path)
-            if size > sent or path not in self.sent_logs:
-                try:
-                    self.send_log(path, whole, sent, size)
-                except OSError:  # it may not be read, or is gone
-                    self.sent_logs[path] = size
+        behind = {path for path in ends if self.send_turn(path, ends[path])}
+        while whole and behind:
+            behind = {path for path in sorted(behind) if self.send_turn(path, ends[path])}
+        return behind
 
-    def send_log(self, path: str, whole: str, sent: int, size: int) -> None:
-        """Send a log from `sent` to `size`."""
-        with open(whole, "rb") as file:
+    def send_turn(self, path: str, end: int) -> bool:
+        """Send of a log what is due, but no more than a turn. Returns whether more of it is there."""
+        sent = self.sent_logs.get(path, 0)
+        if path in self.sent_logs and sent >= end:
+            return False
+        upto = min(end, sent + TURN_BYTES)
+        try:
+            self.send_log(path, sent, upto)
+        except OSError:  # it may not be read, or is gone
+            self.sent_logs[path] = end
+        return self.sent_logs[path] == upto < end
+
+    def send_log(self, path: str, sent: int, upto: int) -> None:
+        """Send a log from one place to another."""
+        with open(os.path.join(self.run, path), "rb") as file:
             file.seek(sent)
-            while sent < size:
-                data = file.read(min(CHUNK_BYTES, size - sent))
+            while sent < upto:
+                data = file.read(min(CHUNK_BYTES, upto - sent))
                 if not data:
                     break
                 self.say("log", data, path=path, offset=sent)
                 sent += len(data)
+                self.heed()
         self.sent_logs[path] = sent
 
     def logs(self) -> Iterator[str]:
@@ -103,12 +127,19 @@ class Files:
 
     def outputs(self) -> Iterator[tuple[str, os.stat_result]]:
         """What scripts wrote to what is kept."""
-        return walk(self.run, "outputs")
+        return walk(self.run, "outputs", self.go_on)
+
+    def go_on(self) -> None:
+        """In the middle of a look at very many files, of which none may have to be sent: say that it goes on."""
+        if time.monotonic() >= self.next_word:
+            self.next_word = time.monotonic() + WORD_S
+            self.say("walking")
+        self.attend()
 
     def send_outputs(self) -> None:
         """Send what is new or has changed since it was sent, and tell what is gone."""
         files = {path: (status.st_size, status.st_mtime_ns) for path, status in self.outputs()}
-        empty = set(empty_directories(self.run, "outputs"))
+        empty = set(empty_directories(self.run, "outputs", self.go_on))
         for path in [one for one in self.sent if one.startswith("outputs/") and one not in files.keys() | empty]:
             self.say("gone", path=path)  # before what may now stand in its place
             del self.sent[path]
@@ -122,7 +153,7 @@ class Files:
     def send_work(self) -> None:
         """Send what the script made or changed outside of what is kept: hours of training must not be lost to a wrong name."""
         for task in self.tasks:
-            for path, status in walk(self.run, "work/" + task):
+            for path, status in walk(self.run, "work/" + task, self.go_on):
                 inside = path.partition("/")[2].partition("/")[2]
                 if path.endswith(".pyc") or os.path.islink(os.path.join(self.run, path)):
                     continue

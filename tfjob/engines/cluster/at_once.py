@@ -35,7 +35,7 @@ def try_at_once(do: Callable[[_T], object], things: Sequence[_T]) -> None:
     """The same, as far as the engines answer and do it."""
 
     def try_it(thing: _T) -> None:
-        with suppress(TargetError, RefusalError):
+        with suppress(TargetError, RefusalError, OSError):  # the last of this machine: no room, too many open files
             do(thing)
 
     at_once(try_it, things)

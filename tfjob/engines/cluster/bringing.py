@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import threading
 from collections.abc import Mapping, Sequence
-from contextlib import nullcontext
+from contextlib import nullcontext, suppress
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Final
@@ -147,7 +147,8 @@ class Bringing:
         claims = [Claims(node.api, self._key) for node in self._found.nodes]
 
         while not done.wait(_BEAT_S):
-            try_at_once(Claims.beat, claims)  # one that does not answer keeps no other waiting
+            with suppress(RuntimeError):  # no thread can be started now: perhaps the next time
+                try_at_once(Claims.beat, claims)  # one that does not answer keeps no other waiting
 
     def require_claims(self) -> None:
         """See that the GPUs are still ours: this process may have slept while others took it for dead."""

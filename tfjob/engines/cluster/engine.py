@@ -234,8 +234,10 @@ class ClusterEngine:
                 asked.append((link, link.said("synced")))
                 link.tell("sync")
         for link, before in asked:
-            if not link.wait_for("synced", before + 1, min(_SYNC_S, self._target.node_lost_s)) and link.ended is None:
-                handle.left.append(f"outputs of {link.node.name} may lack what was written last: it did not answer")
+            limit_s = min(_SYNC_S, self._target.node_lost_s)
+            if not link.wait_for("synced", before + 1, limit_s) and link.ended is None:
+                why = "it did not answer" if link.silent_s > _ASK_S else f"no more of it came within {limit_s:g} s"
+                handle.left.append(f"outputs of {link.node.name} may lack what was written last: {why}")
 
     def _remove(self, handle: ClusterHandle) -> None:
         """Remove the run's containers and claims from every node of the target that it may have been on."""
@@ -253,8 +255,8 @@ class ClusterEngine:
             timeout_s = _ASK_S if node[0] in lost else _REMOVE_S
             try:
                 remove_run(node[1], handle.key, timeout_s, [volume for name, volume in handle.empty if name == node[0]])
-            except (TargetError, RefusalError) as error:
-                why = error.message
+            except (TargetError, RefusalError, OSError) as error:
+                why = str(error) if isinstance(error, OSError) else error.message
                 return f"{node[0]} could not be cleaned up ({why}): `tfjob compute clean {self._target.name}` does it when it is back"
             return ""
 

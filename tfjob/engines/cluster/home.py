@@ -1,11 +1,6 @@
 """What nodes send home, in the run directory: logs, reports, and the one `outputs/` that all nodes' files are merged into.
 
-Two nodes may write the same path. The node whose task comes first in the plan (the chief, rank 0) has it; what another
-wrote differently stands beside it, with the name of that node's first task at the end: `model.h5.worker-1`. Where one
-has a file and another a directory, who came first has the name.
-
-An attempt begins with the outputs of the one before on every node. What none of its nodes has written is nobody's: the first to
-change it has it, and it is removed when the node that wrote it before removes it.
+Whose file stands where several nodes write the same path, see `tfjob.engines.cluster.owners`.
 
 What a node says is not trusted with more than its own files: paths stay in `logs/`, `outputs/` and `work/`, no link is
 followed, and after `close` nothing is taken any more, whoever comes back late.
@@ -14,28 +9,26 @@ followed, and after `close` nothing is taken any more, whoever comes back late.
 from __future__ import annotations
 
 import errno
-import filecmp
-import json
 import os
 import shutil
 import threading
-import time
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 from contextlib import suppress
 from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any, Final
 
-from tfjob.durable import replace_json
+from tfjob.engines.cluster.owners import Owners, Rival, are_alike
 from tfjob.rundir import RunDirectory
 
 __all__ = ["Home"]
 
-_STATE: Final = "merged.json"
 _KEPT: Final = ("outputs/", "logs/", "work/")
-_SAVE_S: Final = 1.0
 _RESERVED: Final = ("started.json", "exit.json")
 _REPORT_BYTES: Final = 512
+_COMPARISONS: Final = 3
+"""So often a file is compared with another node's, where that one has become another in the meantime."""
+
 _FULL: Final = (errno.ENOSPC, errno.EDQUOT)
 
 
@@ -45,51 +38,35 @@ class Home:
 
     run: RunDirectory
     names: Sequence[str]
-    owners: dict[str, int] = field(default_factory=dict)
-    earlier: dict[str, int] = field(default_factory=dict)
-    """Paths that an earlier attempt left, and nobody has written since: whose they were."""
-
-    beside: dict[str, list[str]] = field(default_factory=dict)
-    """Paths that several nodes wrote differently, with the names of those that stand beside."""
-
+    whose: Owners
     failed: dict[tuple[int, str], str] = field(default_factory=dict)
     """Files that could not be kept here, and why."""
 
     blocked: set[tuple[int, str]] = field(default_factory=set)
-    """Logs that found no room here: what comes of them is not taken until their node begins again, from where they end."""
+    """Logs that could not be kept here: what comes of them is not taken until their node begins again, from where they end."""
 
     unkept: dict[tuple[int, str], int] = field(default_factory=dict)
-    """Outputs that found no room here, with their bytes: they are to be sent again when there is room."""
+    """Outputs, and pieces of logs, that found no room here, with their bytes: they are to be sent again when there is room.
+
+    What could not be kept for another reason, as a name that is too long, would not be kept then either.
+    """
 
     _lock: threading.RLock = field(default_factory=threading.RLock)
     _parts: dict[tuple[int, str], Path] = field(default_factory=dict)
-    _attempt: int = 1
     _reserved: list[str] = field(default_factory=list)
     _closed: bool = False
-    _changed: bool = False
-    _saved: float = 0.0
 
     @classmethod
     def of(cls, run: RunDirectory, names: Sequence[str]) -> Home:
         """The run's home, as an earlier supervisor left it."""
-        home = cls(run, names, _attempt=run.restart_count + 1)
         for left in run.path.glob(".home-*"):  # of a supervisor that was killed
             left.unlink(missing_ok=True)
-        with suppress(OSError, ValueError, KeyError):
-            state = json.loads((run.path / _STATE).read_bytes())
-            home.earlier, home.beside = dict(state.get("earlier", {})), dict(state["beside"])
-            if state.get("attempt") == home._attempt:
-                home.owners = dict(state["owners"])
-            else:
-                home.earlier |= state["owners"]
-        return home
+        return cls(run, names, Owners.of(run, names))
 
     def save(self) -> None:
         """Keep whose file is whose, for another supervisor."""
-        with self._lock, suppress(OSError):  # on a full disk it must do without
-            state = {"attempt": self._attempt, "owners": self.owners, "earlier": self.earlier, "beside": self.beside}
-            replace_json(self.run.path / _STATE, state, force=False)
-            self._changed, self._saved = False, time.monotonic()
+        with self._lock:
+            self.whose.save()
 
     def close(self) -> None:
         """Take nothing any more: what a thread still hears is not of this run's attempt."""
@@ -111,34 +88,42 @@ class Home:
             self.unkept = {one: size for one, size in self.unkept.items() if one[0] != node}
 
     def is_blocked(self, node: int) -> bool:
-        """Whether a log of a node found no room here, or an output of its that would find room now: it has to begin again."""
+        """Whether something of a node's found no room here, and would find it now: the node has to begin again."""
         with self._lock:
-            if any(one[0] == node for one in self.blocked):
-                return True
             sizes = [size for one, size in self.unkept.items() if one[0] == node]
-        # A large file is not sent again and again for nothing.
+        # What is large is not sent again and again for nothing.
         return bool(sizes) and min(sizes) < shutil.disk_usage(self.run.path).free
+
+    def is_receiving(self, node: int) -> bool:
+        """Whether a file of a node has come in part, and is kept so far."""
+        with self._lock:
+            return any(one[0] == node and place != Path(os.devnull) for one, place in self._parts.items())
 
     # What the nodes' agents say.
 
-    def log(self, node: int, path: str, offset: int, data: bytes) -> None:
-        """Some bytes of a log at their place: what comes a second time changes nothing. On a full disk it is blocked, and noted."""
+    def log(self, node: int, path: str, offset: int, data: bytes) -> bool:
+        """Some bytes of a log at their place: what comes a second time changes nothing. Returns whether they are kept.
+
+        A log that can't be kept here, as on a full disk, is noted, and blocked.
+        """
         if not path.startswith("logs/"):
             raise ValueError(f"a node sent a log named {path!r}")
         key = (node, _checked(path))
         with self._lock:
             if self._closed or key in self.blocked:
-                return
+                return False
             try:
                 self._log(node, path, offset, data)
-                self.failed.pop(key, None)
             except OSError as error:
-                self._fail(key, error)
+                self._fail(key, error, len(data))
                 self.blocked.add(key)
+                return False
+            self.failed.pop(key, None)
+            return True
 
     def _log(self, node: int, path: str, offset: int, data: bytes) -> None:
-        is_left = path in self.earlier
-        place = self._place(node, path, None)
+        is_left = path in self.whose.earlier
+        place = self.whose.place(node, _checked(path))
         if place.is_symlink() or (is_left and place.exists()):  # this attempt began without it
             place.unlink()
         descriptor = os.open(place, os.O_WRONLY | os.O_CREAT | os.O_NOFOLLOW, 0o644)
@@ -171,51 +156,72 @@ class Home:
                 file.truncate()
             temporary.replace(directory / name)
 
-    def part(self, node: int, header: dict[str, Any], data: bytes) -> bool:
+    def part(self, node: int, header: dict[str, Any], data: bytes, going: Callable[[], None] = lambda: None) -> bool:
         """A part of a file; with the last one it gets its name, if it is whole. Returns whether it has got it.
 
-        A file that can't be kept here, as on a full disk, is noted, and given up.
+        A file that can't be kept here, as on a full disk, is noted, and given up. `going` is called while it is compared.
         """
         path = _checked(header["path"])
         key = (node, path)
-        with self._lock:
-            if self._closed:
-                return False
-            try:
-                return self._part(key, header, data)
-            except OSError as error:
-                self._fail(key, error, header["size"])
-                self._forget_part(key)
-                with suppress(OSError):
-                    self._temporary(node).unlink(missing_ok=True)
-                if not header["last"]:
-                    self._parts[key] = Path(os.devnull)  # where the rest of it goes
-                return False
+        try:
+            with self._lock:
+                temporary = None if self._closed else self._part(key, header, data)
+            return temporary is not None and self._name(key, temporary, going)
+        except OSError as error:
+            with self._lock:
+                if not self._closed:
+                    self._give_up(key, header, error)
+            return False
 
-    def _part(self, key: tuple[int, str], header: dict[str, Any], data: bytes) -> bool:
-        node, path = key
+    def _part(self, key: tuple[int, str], header: dict[str, Any], data: bytes) -> Path | None:
+        """Keep a part. Returns the file when it is whole."""
         temporary = self._parts.get(key)
         if temporary is None:
-            temporary = self._temporary(node)
+            temporary = self._temporary(key[0])
             temporary.unlink(missing_ok=True)
             self._parts[key] = temporary
         with temporary.open("ab") as file:
             file.write(data)
         if not header["last"]:
-            return False
-        del self._parts[key]
-        if temporary == Path(os.devnull):
-            return False
-        if not header["whole"] or temporary.stat().st_size != header["size"]:
-            temporary.unlink(missing_ok=True)
-            return False
+            return None
+        if temporary == Path(os.devnull) or not header["whole"] or temporary.stat().st_size != header["size"]:
+            self._forget_part(key)
+            return None
         temporary.chmod(header["mode"] | 0o600)
         os.utime(temporary, ns=(header["mtime_ns"], header["mtime_ns"]))
-        temporary.replace(self._place(node, path, temporary))
-        self.failed.pop(key, None)
-        self.unkept.pop(key, None)
-        self._save_now_and_then()
+        return temporary
+
+    def _name(self, key: tuple[int, str], temporary: Path, going: Callable[[], None]) -> bool:
+        """Give a file its name, unless another node's that is like it has it. Large ones are compared while others are served."""
+        node, path = key
+        compared: Rival | None = None
+        is_alike = False
+        for more in reversed(range(_COMPARISONS + 1)):
+            with self._lock:
+                if self._closed:
+                    return False
+                rival = self.whose.rival(node, path)
+                if rival is None or rival == compared or not more:
+                    is_alike = is_alike and rival is not None and rival == compared  # nobody has changed it meanwhile
+                    if is_alike and rival is not None and rival.node < node:
+                        self._forget_part(key)
+                    else:
+                        temporary.replace(self.whose.place(node, path, is_alike=is_alike))
+                        del self._parts[key]
+                    self.failed.pop(key, None)
+                    self.unkept.pop(key, None)
+                    self.whose.save_now_and_then()
+                    break
+            compared, is_alike = rival, are_alike(temporary, rival.place, going)
         return True
+
+    def _give_up(self, key: tuple[int, str], header: dict[str, Any], error: OSError) -> None:
+        self._fail(key, error, header["size"])
+        self._forget_part(key)
+        with suppress(OSError):
+            self._temporary(key[0]).unlink(missing_ok=True)
+        if not header["last"]:
+            self._parts[key] = Path(os.devnull)  # where the rest of it goes
 
     def link(self, node: int, path: str, target: str) -> None:
         """A symbolic link."""
@@ -223,7 +229,7 @@ class Home:
             if self._closed:
                 return
             try:
-                place = self._place(node, _checked(path), None)
+                place = self.whose.place(node, _checked(path))
                 place.unlink(missing_ok=True)
                 place.symlink_to(target)
                 self.failed.pop((node, path), None)
@@ -235,29 +241,20 @@ class Home:
         """A directory with nothing in it."""
         with suppress(OSError), self._lock:  # a file of another node's stands there
             if not self._closed:
-                self._make_directory(self.run.path / _checked(path))
+                self.whose.make_directory(self.run.path / _checked(path))
 
     def gone(self, node: int, path: str) -> None:
         """A file that its node has removed, or begun anew."""
         with self._lock:
             if self._closed:
                 return
-            path = self._around_files(node, _checked(path))
+            path = self.whose.around_files(node, _checked(path))
             self.failed.pop((node, path), None)
             self.unkept.pop((node, path), None)
-            if self._owner(path) == node:
-                self.owners.pop(path, None)
-                self.earlier.pop(path, None)
-                self._changed = True
+            place = self.whose.forget(node, path)
+            if place is not None:
                 with suppress(OSError):
-                    (self.run.path / path).unlink(missing_ok=True)
-                return
-            aside = self.run.path / f"{path}.{self.names[node]}"
-            if self.names[node] in self.beside.get(path, ()):
-                self.beside[path].remove(self.names[node])
-                self._changed = True
-                with suppress(OSError):
-                    aside.unlink(missing_ok=True)
+                    place.unlink(missing_ok=True)
 
     # Which logs and files are here already.
 
@@ -265,7 +262,9 @@ class Home:
         """How much of each log of a node is here."""
         found = {}
         paths = [f"logs/{task}.log" for task in tasks]
-        paths += [path for path, owner in self.owners.items() if owner == node and path.startswith("logs/user/")]
+        with self._lock:
+            own = [path for path, owner in self.whose.owners.items() if owner == node]
+        paths += [path for path in own if path.startswith("logs/user/")]
         for path in paths:
             with suppress(OSError):
                 found[path] = (self.run.path / path).stat().st_size
@@ -278,7 +277,7 @@ class Home:
     def notes(self) -> tuple[str, ...]:
         """A sentence about paths that nodes wrote differently."""
         with self._lock:
-            beside = {path: list(names) for path, names in self.beside.items() if names}
+            beside = {path: list(names) for path, names in self.whose.beside.items() if names}
             failed = sorted((path, self.names[node], why) for (node, path), why in self.failed.items())
         notes = []
         if beside:
@@ -292,70 +291,15 @@ class Home:
             notes.append(f"files of nodes could not be kept here: {_some(shown)}")
         return tuple(notes)
 
-    def _place(self, node: int, path: str, content: Path | None) -> Path:
-        """Where a node's file goes. `content` is what it wrote, None for what can't be compared."""
-        path = self._around_files(node, _checked(path))
-        place = self.run.path / path
-        owner = self.owners.get(path)
-        self._make_directory(place.parent)
-        if place.is_dir() and not place.is_symlink() and not _removed_empty(place):
-            return self._aside(path, node)
-        if owner is None or owner == node:
-            return self._take(path, node)
-        if content is not None and place.is_file() and filecmp.cmp(content, place, shallow=False):
-            return place if owner < node else self._take(path, node)
-        if owner < node:
-            return self._aside(path, node)
-        if place.exists():
-            place.replace(self._aside(path, owner))
-        return self._take(path, node)
-
-    def _around_files(self, node: int, path: str) -> str:
-        """The path, where one of the directories in it is a file of another node's: beside that."""
-        parts = path.split("/")
-        for count in range(2, len(parts)):
-            parent = "/".join(parts[:count])
-            place = self.run.path / parent
-            if place.is_symlink() or not place.is_file():
-                continue
-            if self._owner(parent) != node:
-                beside = self._aside(parent, node).relative_to(self.run.path).as_posix()
-                return self._around_files(node, "/".join([beside, *parts[count:]]))
-        return path
-
-    def _make_directory(self, directory: Path) -> None:
-        """Make a directory of the run. No link that a node sent may lead another node's files out of it."""
-        for parent in reversed([directory, *directory.parents]):
-            if parent.is_relative_to(self.run.path) and parent != self.run.path and parent.is_symlink():
-                parent.unlink()
-                self.owners.pop(parent.relative_to(self.run.path).as_posix(), None)
-        directory.mkdir(parents=True, exist_ok=True)
-
-    def _owner(self, path: str) -> int | None:
-        return self.owners.get(path, self.earlier.get(path))
-
-    def _take(self, path: str, node: int) -> Path:
-        self._changed = self._changed or self.owners.get(path) != node
-        self.owners[path] = node
-        self.earlier.pop(path, None)
-        return self.run.path / path
-
-    def _aside(self, path: str, node: int) -> Path:
-        names = self.beside.setdefault(path, [])
-        if self.names[node] not in names:
-            names.append(self.names[node])
-            self._changed = True
-        return self.run.path / f"{path}.{self.names[node]}"
-
     def _unfinished(self, task: str, name: str) -> Path:
         return self.run.task(task) / f".{name}.home"
 
     def _temporary(self, node: int) -> Path:
         return self.run.path / f".home-{node}-{os.getpid()}"  # a node sends one file after the other
 
-    def _fail(self, key: tuple[int, str], error: OSError, size_bytes: int | None = None) -> None:
+    def _fail(self, key: tuple[int, str], error: OSError, size_bytes: int) -> None:
         self.failed[key] = error.strerror or str(error)
-        if size_bytes is not None and error.errno in _FULL:
+        if error.errno in _FULL:
             self.unkept[key] = size_bytes
 
     def _forget_part(self, key: tuple[int, str]) -> None:
@@ -363,10 +307,6 @@ class Home:
         if temporary is not None and temporary != Path(os.devnull):
             with suppress(OSError):
                 temporary.unlink(missing_ok=True)
-
-    def _save_now_and_then(self) -> None:
-        if self._changed and time.monotonic() - self._saved > _SAVE_S:
-            self.save()
 
 
 def _checked(path: str) -> str:
@@ -380,18 +320,6 @@ def _plain(name: str) -> str:
     if "/" in name or name in {"", ".", ".."}:
         raise ValueError(f"a node sent a report named {name!r}")
     return name
-
-
-def _removed_empty(directory: Path) -> bool:
-    """Remove a directory that has no files in it. Returns whether it is gone."""
-    there = list(os.walk(directory, topdown=False))
-    if any(
-        files or any(os.path.islink(os.path.join(parent, name)) for name in names) for parent, names, files in there
-    ):
-        return False
-    for parent, _, _ in there:
-        os.rmdir(parent)
-    return True
 
 
 def _some(shown: Sequence[str]) -> str:

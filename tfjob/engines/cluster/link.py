@@ -16,11 +16,12 @@ from dataclasses import dataclass, field
 from typing import Any, Final
 
 from tfjob.dockerapi.api import DockerApi, RefusalError
-from tfjob.dockerapi.stream import STDOUT, Hijacked
+from tfjob.dockerapi.stream import Hijacked
 from tfjob.engines.cluster.agent_tasks import REPORTS
 from tfjob.engines.cluster.clocks import NodeClock
 from tfjob.engines.cluster.container import AGENT, UNPACK, inside
 from tfjob.engines.cluster.home import Home
+from tfjob.engines.cluster.messages import messages
 from tfjob.engines.cluster.salvage import salvage
 from tfjob.errors import TargetError
 
@@ -29,9 +30,19 @@ __all__ = ["Ended", "NodeLink", "NodeTasks"]
 _RETRY_S: Final = 1.0
 _CALL_S: Final = 5.0
 _QUICK_S: Final = 1.0
+_PAUSE_S: Final = 0.05
 _SILENT_S: Final = 10.0
 _BLOCKED_S: Final = 10.0
 """So long what found no room on the disk here waits for it before it is tried again."""
+
+_VAIN_S: Final = 120.0
+"""So long something comes that can't be kept, and nothing else, before the last of a node is not waited for any more."""
+
+_BEGINNINGS: Final = 5
+"""So often in turn a connection breaks before anything has come whole until then."""
+
+_COMING: Final = ("link", "directory", "gone", "walking")
+"""By these, and by logs and files, a node says what it has, or that it looks for it: whoever waits for the last waits on."""
 
 _KILLED: Final = 137
 _REBOOTED: Final = 255
@@ -91,8 +102,13 @@ class NodeLink:
         self._stream: Hijacked | None = None
         self._files: dict[str, list[int]] = {}
         self._closing = False
+        self._answers = True
         self._leaving = False
+        self._last_sync = False
         self._sent_last = 0.0
+        self._kept_last = 0.0
+        self._beginnings = 0
+        self._kept_at_beginning = 0
         self._heard = time.monotonic()
         self._writing = threading.Lock()
         self._orders: dict[int, bytes] = {}
@@ -131,10 +147,16 @@ class NodeLink:
         """How long nothing was heard."""
         return time.monotonic() - self._heard
 
+    @property
+    def _left_s(self) -> float:
+        """How long it may still be silent before it is lost."""
+        return self.lost_s - self.silent_s
+
     def tell(self, order: str, **facts: Any) -> None:
         """Tell the agent to do something. An order that it has not done when the connection breaks is told again."""
         with self._changed:
             self._number += 1
+            self._last_sync = self._last_sync or order == "sync"
             line = json.dumps({"do": order, "number": self._number, **facts}).encode() + b"\n"
             self._orders[self._number] = line
             self._asked[self._number] = time.time()
@@ -150,12 +172,15 @@ class NodeLink:
     def wait_for(self, what: str, times: int, timeout_s: float) -> bool:
         """Wait until the agent has said something so many times. False when it did not in time, or can't any more.
 
-        While the node sends (it may have much to send) the time does not count.
+        While the node sends (it may have much to send) the time does not count, unless it all is in vain.
         """
-        begun = time.monotonic()
+        begun, beginnings = time.monotonic(), self._beginnings
         with self._changed:
+            self._kept_last = begun
             while self._said.get(what, 0) < times:
                 if self.ended is not None or time.monotonic() - max(begun, self._sent_last) > timeout_s:
+                    return False
+                if self._beginnings - max(beginnings, self._kept_at_beginning) > _BEGINNINGS:
                     return False
                 self._changed.wait(0.1)
         return True
@@ -165,7 +190,8 @@ class NodeLink:
     def _live(self) -> None:
         while not self._closing and self.ended is None:
             try:
-                self._session()
+                if self._answers or self._left_s >= _QUICK_S:  # else there is time for one question only
+                    self._session()
             except (OSError, TargetError, RefusalError):
                 pass  # it is looked into below
             except Exception as error:  # noqa: BLE001  # whatever it is, the run must not wait for a thread that is gone
@@ -194,23 +220,29 @@ class NodeLink:
             self.node.address,
         ]
         self._asked[0] = time.time()
-        stream = self.api.execute(self.node.container, argv, timeout_s=min(self.lost_s, _SILENT_S))
+        stream = self.api.execute(self.node.container, argv, timeout_s=min(_SILENT_S, max(self._left_s, _QUICK_S)))
         try:
             self.home.begin(self.node.index)
+            self._beginnings += 1
             self._begun = time.monotonic()
             stream.settimeout(min(max(self.lost_s / 2, 3.0), _SILENT_S))
             stream.write(bundle + json.dumps({"do": "have", **self._have()}).encode() + b"\n")
             self._connected(stream)
-            for header, data in _messages(stream):
+            for header, data in messages(stream):
                 if self._closing:
                     return
                 self._heard = time.monotonic()
                 self._take(header, data)
-                if time.monotonic() - self._begun > _BLOCKED_S and self.home.is_blocked(self.node.index):
-                    return  # to begin again: there may be room now
+                if time.monotonic() - self._begun > _BLOCKED_S and self._may_begin_again():
+                    return
         finally:
             self._disconnected()
             stream.close()
+
+    def _may_begin_again(self) -> bool:
+        """Whether there is room now for what found none, and beginning again costs neither a file in part nor the end."""
+        index = self.node.index
+        return not self._last_sync and self.home.is_blocked(index) and not self.home.is_receiving(index)
 
     def _connected(self, stream: Hijacked) -> None:
         with self._changed:
@@ -237,8 +269,9 @@ class NodeLink:
 
     def _take(self, header: Mapping[str, Any], data: bytes) -> None:
         kind = header["kind"]
-        if "time" in header:  # an agent of an earlier tfjob does not say it
-            self._clock.hear(header["time"], self._asked.get(header.get("number", 0 if kind == "hello" else -1)))
+        self._note_time(header)
+        if kind in _COMING:
+            self._note_coming()
         if kind in {"log", "report"}:
             self._take_words(header, data)
         elif kind in {"file", "link", "directory", "gone"}:
@@ -263,9 +296,16 @@ class NodeLink:
             self._said[name] = self._said.get(name, 0) + 1
             self._changed.notify_all()
 
+    def _note_time(self, header: Mapping[str, Any]) -> None:
+        """What the node's clock says, and when it was asked for what it answers; an agent of an earlier tfjob does not say it."""
+        if "time" in header:
+            order = header.get("number", 0 if header["kind"] == "hello" else -1)
+            self._clock.hear(header["time"], self._asked.get(order))
+
     def _take_words(self, header: Mapping[str, Any], data: bytes) -> None:
         if header["kind"] == "log":
-            self.home.log(self.node.index, header["path"], header["offset"], data)
+            kept = self.home.log(self.node.index, header["path"], header["offset"], data)
+            self._note_coming(kept=kept, whole=kept)  # it never comes again
         elif header["task"] not in self.node.tasks or header["name"] not in REPORTS:
             raise ValueError(f"a report of {header['task']} named {header['name']}")
         else:
@@ -274,9 +314,10 @@ class NodeLink:
     def _take_file(self, header: Mapping[str, Any], data: bytes) -> None:
         kind, index, path = header["kind"], self.node.index, header["path"]
         if kind == "file":
-            self._note_coming()
-            if self.home.part(index, dict(header), data):
+            whole = self.home.part(index, dict(header), data, self._note_coming)
+            if whole:
                 self._files[path] = [header["size"], header["mtime_ns"]]
+            self._note_coming(kept=whole or self.home.is_receiving(index), whole=whole)
         elif kind == "link":
             self.home.link(index, path, header["target"])
         elif kind == "directory":
@@ -286,30 +327,48 @@ class NodeLink:
             self.home.gone(index, path)
             self._files.pop(path, None)
 
-    def _note_coming(self) -> None:
-        """Something of what the node has comes: whoever waits for the last of it waits on."""
-        self._sent_last = time.monotonic()
+    def _note_coming(self, *, kept: bool = True, whole: bool = False) -> None:
+        """Something of what the node has comes: whoever waits for the last of it waits on, if not too long in vain."""
+        now = time.monotonic()
+        if kept:
+            self._kept_last = now
+        if whole:
+            self._kept_at_beginning = self._beginnings
+        if now - self._kept_last < _VAIN_S:
+            self._sent_last = now
 
     # Trouble.
 
     def _check(self) -> None:
         """Find out whether the container still runs; if nobody can say, whether the node is lost."""
+        self._answers = False
         try:
-            state = self.api.state(self.node.container, min(_CALL_S, max(self.lost_s - self.silent_s, _QUICK_S)))
-        except RefusalError as error:
-            if error.status == 404:
-                self._end(Ended("its container was removed"))
-                return
+            self._look_at_container()
+            self._answers = True
+        except RefusalError:
+            self._answers = True
         except TargetError:
             pass
+        except Exception as error:  # noqa: BLE001  # as in `_live`; what is wrong here may pass
+            with suppress(OSError):  # on a full disk
+                sys.stderr.write(f"how {self.node.name} is can't be told: {error!r}\n")
+        if self._closing or self.ended is not None:
+            return
+        if self.silent_s > self.lost_s:
+            self._end(Ended(f"{self.node.name} did not answer for {self.lost_s:g} s", lost=True))
+        else:
+            time.sleep(min(_RETRY_S, max(self._left_s, _PAUSE_S)))
+
+    def _look_at_container(self) -> None:
+        try:
+            state = self.api.state(self.node.container, min(_CALL_S, max(self._left_s, _QUICK_S)))
+        except RefusalError as error:
+            if error.status != 404:
+                raise
+            self._end(Ended("its container was removed"))
         else:
             if not state["Running"]:
                 self._stopped(state)
-                return
-        if self.silent_s > self.lost_s:
-            self._end(Ended(f"{self.node.name} did not answer for {self.lost_s:g} s", lost=True))
-        elif not self._closing:
-            time.sleep(_RETRY_S)
 
     def _stopped(self, state: Mapping[str, Any]) -> None:
         node, by_ours = self.node, self._clock.by_ours
@@ -334,28 +393,3 @@ class NodeLink:
         with self._changed:
             self.ended = ended
             self._changed.notify_all()
-
-
-def _messages(stream: Hijacked) -> Any:
-    """The agent's messages: a header, and the bytes that belong to it."""
-    buffer = bytearray()
-    header: dict[str, Any] | None = None
-    while (frame := stream.read_frame()) is not None:
-        if frame[0] != STDOUT:  # a fault of the agent's: where faults of the supervisor's go
-            sys.stderr.write(frame[1].decode(errors="replace"))
-            continue
-        buffer += frame[1]
-        while True:
-            if header is None:
-                end = buffer.find(b"\n")
-                if end < 0:
-                    break
-                header = json.loads(buffer[:end])
-                del buffer[: end + 1]
-            length = header.get("length", 0)
-            if len(buffer) < length:
-                break
-            data = bytes(buffer[:length])
-            del buffer[:length]
-            yield header, data
-            header = None

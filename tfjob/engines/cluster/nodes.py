@@ -65,7 +65,7 @@ class Reaching:
         with self._changed:
             self._stopped = True
 
-    def lost(self, node: Reached, error: TargetError | RefusalError) -> None:
+    def lost(self, node: Reached, error: TargetError | RefusalError | OSError) -> None:
         """Take a node that does not answer any more for one that has not answered yet: it is waited for again."""
         name = node.definition.name
         with self._changed:

@@ -196,7 +196,7 @@ class _Search:
             try:
                 sight = self._claims[node.definition.name].look(ticket)
                 return replace(sight, held={**_leased_here(node), **_left_of(self._key, sight), **sight.held})
-            except (TargetError, RefusalError) as error:
+            except (TargetError, RefusalError, OSError) as error:
                 self._lose(node, error)
                 return None
 
@@ -205,7 +205,7 @@ class _Search:
         self._has_own |= {name for name, sight in seen.items() if sight.has_own}
         return seen
 
-    def _lose(self, node: Reached, error: TargetError | RefusalError) -> None:
+    def _lose(self, node: Reached, error: TargetError | RefusalError | OSError) -> None:
         """A node has gone away since it was reached: it may come back, as another one of its name."""
         self._claims.pop(node.definition.name, None)
         self._in_line.discard(node.definition.name)
@@ -248,7 +248,9 @@ class _Search:
         """Draw a ticket on every node: its time is the first node's, so that all who wait agree on the order."""
         if not reached:  # every node has refused the claim
             return
-        with suppress(TargetError, RefusalError):  # the next look finds out what is the matter, and comes here again
+        with suppress(
+            TargetError, RefusalError, OSError
+        ):  # the next look finds out what is the matter, and comes here again
             if self._ticket is None:
                 self._ticket = reached[0].api.clock() + time.time() % 1
             ticket = self._ticket

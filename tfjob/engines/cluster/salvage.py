@@ -121,6 +121,6 @@ def _take_file(member: tarfile.TarInfo, file: IO[bytes], node: int, home: Home, 
         coming()
         left -= len(data)
         last = left <= 0 or not data
-        home.part(node, {**header, "last": last, "whole": left == 0}, data)
+        home.part(node, {**header, "last": last, "whole": left == 0}, data, coming)
         if last:
             return
