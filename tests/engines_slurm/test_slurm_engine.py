@@ -17,6 +17,7 @@ from engines_slurm.slurm_plans import slurm_plan
 from tfjob.engines.base import Prepared
 from tfjob.engines.slurm.engine import JobView, SlurmEngine
 from tfjob.engines.slurm.programs import PROGRAMS
+from tfjob.engines.slurm.report import read_report
 from tfjob.rundir import RunDirectory
 
 NO_ACCOUNTING = "echo 'Slurm accounting storage is disabled' >&2; exit 1"
@@ -50,7 +51,7 @@ class Site:
         for name in ("mine", "pending", "nodes"):
             (self.run.path.parent / "cache" / f"slurm-{name}.json").unlink(missing_ok=True)
         handle = self.engine.submit(self.plan, self.run)
-        handle.over_since = time.monotonic() - 60
+        handle.over_since = time.monotonic() - 120
         return self.engine.look(handle)
 
 
@@ -128,6 +129,34 @@ def test_the_jobs_own_last_word_counts(site: Site) -> None:
     view = site.look()
     assert view.end is not None
     assert (view.stage, view.end.message, view.end.task) == ("over", "boo", "main")
+
+
+@pytest.mark.parametrize(("state", "unseen_s"), [("COMPLETED", 70.0), ("FAILED", 5.0), ("", 70.0)])
+def test_a_last_word_may_be_seen_late(site: Site, state: str, unseen_s: float) -> None:
+    site.says(state)
+    handle = site.engine.submit(site.plan, site.run)
+    handle.over_since = time.monotonic() - unseen_s
+    view = site.engine.look(handle)
+    assert (view.stage, view.message) == ("running", "Slurm says that job 7 is over; its last word is waited for")
+    site.reports(phase="over", end={"outcome": "completed", "message": "", "task": None, "kind": None})
+    view = site.engine.look(handle)
+    assert view.end is not None
+    assert (view.stage, view.end.outcome) == ("over", "completed")
+
+
+def test_the_server_is_asked_for_a_report_that_is_not_there(site: Site, monkeypatch: pytest.MonkeyPatch) -> None:
+    opened = os.open
+
+    def opening(path: Any, *arguments: Any, **keys: Any) -> int:
+        """As on NFS: what has come is seen once the directory is opened."""
+        if path == site.run.path / "slurm":
+            site.reports()
+        return opened(path, *arguments, **keys)
+
+    monkeypatch.setattr(os, "open", opening)
+    report = read_report(site.run)
+    assert report is not None
+    assert report.phase == "running"
 
 
 def test_a_job_that_was_preempted_and_ended_in_order_is_told_so(site: Site) -> None:
@@ -215,4 +244,5 @@ def test_what_the_job_needs_lies_in_the_run_directory(site: Site) -> None:
         if path.is_file() and path.suffix != ".pyc"
     )
     programs = sorted(f"program/{name}" for name in (*PROGRAMS, "run_files.py", "entrypoint.py"))
-    assert found == ["gang.json", "job.sh", *programs]
+    assert found == ["gang.json", "job.sh", *programs, "state.json"]
+    assert read_report(site.run) is None

@@ -32,6 +32,7 @@ from tfjob.engines.slurm.kept_trees import KeptTree, trees_of
 from tfjob.engines.slurm.login import Login, LoginClient, LoginLost
 from tfjob.engines.slurm.own_files import write_own_files
 from tfjob.engines.slurm.programs import place_programs
+from tfjob.engines.slurm.report import begin_report
 from tfjob.engines.slurm.script import render_script
 from tfjob.errors import PreparationError, TargetError
 from tfjob.planning.plan import Plan
@@ -101,6 +102,7 @@ class ElsewhereEngine(SlurmEngine):
         replace_json(directory / "gang.json", gang_of(plan, there, prepared, container), force=False)
         python = python_of(plan, prepared.values)
         replace_text(directory / "job.sh", render_script(plan, there, python), force=False)
+        begin_report(run)
         told(f"sending the run to {self._login.address}")
         is_made = False
         try:

@@ -22,7 +22,7 @@ from tfjob.engines.slurm.gang import gang_of, program_directory, python_of
 from tfjob.engines.slurm.pending import waiting_for
 from tfjob.engines.slurm.programs import place_programs
 from tfjob.engines.slurm.queue import Job, Queue
-from tfjob.engines.slurm.report import End, Report, read_report, statuses_of
+from tfjob.engines.slurm.report import End, Report, begin_report, read_report, statuses_of
 from tfjob.engines.slurm.script import render_script
 from tfjob.errors import TargetError
 from tfjob.planning.plan import Plan
@@ -37,8 +37,12 @@ _SLOW_S: Final = 15.0
 """The same while it runs: its own report says all there is to know, but for the death of its program."""
 _REASONS_S: Final = 10.0
 _POLL_S: Final = 0.1
-_LAST_WORD_S: Final = 5.0
-"""How long the last word of a job that Slurm calls over may take to be seen on a shared file system."""
+_LAST_WORD_S: Final = 75.0
+"""How long the last word of a job that Slurm calls over may take to be seen: NFS may trust what it knows for a minute (nfs(5))."""
+_SCRIPT_S: Final = 10.0
+"""The same where Slurm says that the job failed, and its programs said nothing: its script may have failed before them."""
+_REST_S: Final = 5.0
+"""The same where how the run ended is known without it."""
 _ENDING_S: Final = 150.0
 """For a job to end in its order, beyond its tasks' grace: longer than `program/batch.py` waits for nodes that clear up."""
 _WAITS: Final = frozenset({"PENDING", "REQUEUED", "REQUEUE_HOLD", "SPECIAL_EXIT", "RESV_DEL_HOLD", "SUSPENDED"})
@@ -117,6 +121,7 @@ class SlurmEngine:
         place_programs(Path(program_directory(run)), shutil.which(python, path=base_path(self._environ)), self._cache)
         replace_json(directory / "gang.json", gang_of(plan, run, prepared, container), force=False)
         replace_text(directory / "job.sh", render_script(plan, run, python), force=False)
+        begin_report(run)
 
     def is_submitted(self, run: RunDirectory) -> bool:
         """Whether the run's job was submitted, or may have been."""
@@ -257,8 +262,11 @@ class SlurmEngine:
         verdict = report.verdict if report else None
         says_itself = end.kind in (None, "failure")
         is_awaited = verdict is not None or (says_itself and (report is None or report.end is None))
-        if is_awaited and now - handle.over_since < _LAST_WORD_S:
-            return JobView("running", report)
+        patience_s = _REST_S if verdict or handle.stopping else _LAST_WORD_S
+        if report is None and end.kind == "failure":
+            patience_s = min(patience_s, _SCRIPT_S)
+        if is_awaited and now - handle.over_since < patience_s:
+            return JobView("running", report, f"Slurm says that job {handle.job} is over; its last word is waited for")
         if verdict is not None:  # it was killed while nodes cleared up
             return JobView("over", report, end=verdict)
         if says_itself and report is not None and report.end is not None:

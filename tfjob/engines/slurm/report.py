@@ -3,14 +3,17 @@
 from __future__ import annotations
 
 import json
+import os
+from contextlib import suppress
 from dataclasses import dataclass
 from typing import Any, Final, Literal
 
+from tfjob.durable import replace_json
 from tfjob.engines.base import TaskStatus
 from tfjob.planning.plan import Plan, TaskPlan
 from tfjob.rundir import RunDirectory
 
-__all__ = ["End", "Report", "read_report", "statuses_of"]
+__all__ = ["End", "Report", "begin_report", "read_report", "statuses_of"]
 
 _LOST: Final = "it ended without saying how: it was killed together with the program that watched it"
 _OUT_OF_MEMORY: Final = "the kernel killed it: out of memory"
@@ -60,12 +63,29 @@ class Report:
         return self.end if self.phase == "ending" and self.end is not None and self.end.outcome != "slurm" else None
 
 
+def begin_report(run: RunDirectory) -> None:
+    """Write that nothing was said yet, as `program/state.py` would.
+
+    NFS believes for up to a minute that a file is not there which was not there before, but looks again at one that is opened.
+    """
+    value = {"phase": "new", "attempts": [], "attempt": -1, "tasks": {}, "end": None}
+    replace_json(run.path / "slurm" / "state.json", value, force=False)
+
+
 def read_report(run: RunDirectory) -> Report | None:
     """What the job's programs last said, None before they said anything."""
+    file = run.path / "slurm" / "state.json"
     try:
-        return _report(json.loads((run.path / "slurm" / "state.json").read_bytes()))
+        data = file.read_bytes()
     except FileNotFoundError:
-        return None
+        with suppress(OSError):  # NFS asks its server about a directory that is opened
+            os.close(os.open(file.parent, os.O_RDONLY | os.O_DIRECTORY | os.O_CLOEXEC))
+        try:
+            data = file.read_bytes()
+        except FileNotFoundError:
+            return None
+    value = json.loads(data)
+    return None if value.get("phase") == "new" else _report(value)
 
 
 def statuses_of(plan: Plan, report: Report | None, *, is_over: bool = False) -> tuple[TaskStatus, ...]:
