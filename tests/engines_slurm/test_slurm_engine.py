@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import errno
 import json
 import os
 import time
@@ -15,10 +16,12 @@ from engines_slurm.slurm_commands import calls, commands
 from engines_slurm.slurm_plans import slurm_plan
 
 from tfjob.engines.base import Prepared
-from tfjob.engines.slurm.engine import JobView, SlurmEngine
+from tfjob.engines.slurm.engine import Handle, JobView, SlurmEngine
 from tfjob.engines.slurm.programs import PROGRAMS
 from tfjob.engines.slurm.report import read_report
 from tfjob.rundir import RunDirectory
+from tfjob.runs.record import Record, iso, read_record, write_record
+from tfjob.runs.slurm import SlurmSupervision
 
 NO_ACCOUNTING = "echo 'Slurm accounting storage is disabled' >&2; exit 1"
 
@@ -181,6 +184,92 @@ def test_a_job_that_slurm_killed_while_its_nodes_cleared_up_ended_as_it_had(
     view = site.look()
     assert view.end is not None
     assert (view.stage, view.end.outcome, view.end.kind, view.end.message) == ("over", outcome, kind, "as it was")
+
+
+class TestAFileSystemThatFails:
+    """What the supervisor does while its shared file system fails."""
+
+    def fail(self, monkeypatch: pytest.MonkeyPatch, name: str, number: int, times: int = 1000) -> None:
+        """Let files of this name fail to be read, so often."""
+        reading, left = Path.read_bytes, [number] * times
+
+        def read_bytes(path: Path) -> bytes:
+            if path.name == name and left:
+                raise OSError(left.pop(), os.strerror(number))
+            return reading(path)
+
+        monkeypatch.setattr(Path, "read_bytes", read_bytes)
+
+    def test_a_report_that_was_replaced_while_it_was_read_is_read_again(
+        self, site: Site, monkeypatch: pytest.MonkeyPatch
+    ) -> None:
+        site.reports()
+        self.fail(monkeypatch, "state.json", errno.ESTALE, times=1)
+        report = read_report(site.run)
+        assert report is not None
+        assert report.phase == "running"
+
+    @pytest.mark.parametrize("number", [errno.EIO, errno.ETIMEDOUT, errno.ESTALE])
+    def test_a_report_that_can_not_be_read_ends_no_run(
+        self, site: Site, monkeypatch: pytest.MonkeyPatch, number: int
+    ) -> None:
+        site.says("RUNNING")
+        site.reports()
+        handle = site.engine.submit(site.plan, site.run)
+        assert site.engine.look(handle).stage == "running"
+        with monkeypatch.context() as patch:
+            self.fail(patch, "state.json", number)
+            view = site.engine.look(handle)
+            assert (view.stage, view.report and view.report.nodes) == ("running", (("n1", "10.0.0.1"),))
+            site.says("COMPLETED")
+            (site.run.path.parent / "cache" / "slurm-mine.json").unlink()
+            handle.over_since = time.monotonic() - 1000
+            view = site.engine.look(handle)
+            words = f"Slurm says that job 7 is over; its last word can't be read now: {os.strerror(number)}"
+            assert (view.stage, view.message) == ("running", words)
+        site.reports(phase="over", end={"outcome": "completed", "message": "", "task": None, "kind": None})
+        view = site.engine.look(handle)
+        assert view.end is not None
+        assert (view.stage, view.end.outcome) == ("over", "completed")
+
+    def test_the_record_goes_on(self, site: Site, monkeypatch: pytest.MonkeyPatch) -> None:
+        """A supervisor follows its job to its end, and nothing that fails on the way is the end of it."""
+        run = site.run
+        for directory in (run.outputs, run.tasks, run.logs):
+            directory.mkdir()
+        run.supervisor_lock.touch()
+        (run.path / "slurm" / "submitting").touch()
+        (run.path / "slurm" / "job.json").write_text('{"job": "7"}')
+        site.says("RUNNING")
+        site.reports(tasks={"main": {"state": "running"}})
+        write_record(run, Record(run.id, "lab", "lab", "Scaling", iso(time.time()), str(run.path), "lab"))
+        supervision = SlurmSupervision(
+            run, site.plan, engine=site.engine, prepare=lambda _: Prepared(None, {}), snapshots=run.path / "snapshots"
+        )
+        looked: list[str] = []
+        look = site.engine.look
+
+        def failing(*_: object, **__: object) -> None:
+            raise OSError(errno.EIO, os.strerror(errno.EIO))
+
+        def looking(handle: Handle) -> JobView:
+            view = look(handle)
+            looked.append(view.stage)
+            if len(looked) == 2:
+                patch.undo()
+                site.reports(phase="over", end={"outcome": "completed", "message": "", "task": None, "kind": None})
+            return view
+
+        monkeypatch.setattr(site.engine, "look", looking)
+        with pytest.MonkeyPatch.context() as patch:
+            patch.setattr(os, "utime", failing)
+            patch.setattr(os, "statvfs", failing)
+            patch.setattr("tfjob.runs.chronicle.write_record", failing)
+            patch.setattr("tfjob.runs.chronicle.append_event", failing)
+            patch.setattr(Path, "read_text", failing)
+            supervision.go()
+        record = read_record(run)
+        assert (record.state, record.failure, record.notes) == ("Completed", None, ())
 
 
 class TestStopping:

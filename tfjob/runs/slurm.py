@@ -10,6 +10,7 @@ from __future__ import annotations
 import os
 import time
 from collections.abc import Callable
+from contextlib import suppress
 from dataclasses import replace
 from pathlib import Path
 from typing import Final, Literal
@@ -119,7 +120,8 @@ class SlurmSupervision(Supervision):
         while True:
             if time.monotonic() - beaten > _BEAT_S:
                 beaten = time.monotonic()
-                os.utime(self._run.supervisor_lock)  # other login nodes see by it that somebody is here
+                with suppress(OSError):  # the file system may be away for a moment
+                    os.utime(self._run.supervisor_lock)  # other login nodes see by it that somebody is here
             view = self._slurm.look(handle)
             self._catch_up(view)
             now = time.monotonic()

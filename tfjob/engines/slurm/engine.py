@@ -77,6 +77,10 @@ class Handle:
     job: str
     begun: tuple[int, float] = (-1, 0.0)
     """The attempt last heard of, and when that was: what the queue said before is out of date."""
+    report: Report | None = None
+    """What the job's programs said when that could last be read."""
+    trouble: str = ""
+    """Why it can't be read now."""
     over_since: float | None = None
     told: End | None = None
     """What accounting says of a job that the queue no longer knows: it is asked once."""
@@ -207,7 +211,7 @@ class SlurmEngine:
         asked = handle.view.stage == "running" and self._client.signal(handle.job, "USR2")
         looked, wait_s = began, grace_s + 15
         while asked and time.monotonic() < began + wait_s:
-            if (report := read_report(handle.run)) and report.is_over:
+            if (report := _report_of(handle)) and report.is_over:
                 break
             if time.monotonic() > looked + _QUICK_S:  # nobody says anything of a job that is gone
                 if self.look(handle).stage == "over":
@@ -224,7 +228,7 @@ class SlurmEngine:
             time.sleep(_POLL_S)
 
     def _look(self, handle: Handle) -> JobView:
-        report = read_report(handle.run)
+        report = _report_of(handle)
         if report is not None and report.is_over and report.end is not None:
             return JobView("over", report, end=report.end)
         if not handle.job:
@@ -257,6 +261,10 @@ class SlurmEngine:
 
     def _over(self, handle: Handle, report: Report | None, end: End) -> JobView:
         """Slurm calls the job over. Its program's last word may take a moment to be seen here; some ends it can't tell of."""
+        if handle.trouble and not handle.stopping:  # its time begins when it can be read
+            return JobView(
+                "running", report, f"Slurm says that job {handle.job} is over; {handle.trouble}", is_known=False
+            )
         now = time.monotonic()
         handle.over_since = handle.over_since or now
         verdict = report.verdict if report else None
@@ -298,6 +306,16 @@ def kept_job(run: RunDirectory) -> str | None:
     except FileNotFoundError:
         return None
     return job
+
+
+def _report_of(handle: Handle) -> Report | None:
+    """A job's report, as it could last be read: an error of a shared file system passes, and says nothing of the job."""
+    try:
+        handle.report = read_report(handle.run) or handle.report
+        handle.trouble = ""
+    except OSError as error:
+        handle.trouble = f"its last word can't be read now: {error.strerror}"
+    return handle.report
 
 
 def _end(state: str, nodes: str) -> End:

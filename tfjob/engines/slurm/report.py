@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import errno
 import json
 import os
 from contextlib import suppress
@@ -16,6 +17,7 @@ from tfjob.rundir import RunDirectory
 __all__ = ["End", "Report", "begin_report", "read_report", "statuses_of"]
 
 _LOST: Final = "it ended without saying how: it was killed together with the program that watched it"
+_TRIES: Final = 3
 _OUT_OF_MEMORY: Final = "the kernel killed it: out of memory"
 
 
@@ -73,19 +75,22 @@ def begin_report(run: RunDirectory) -> None:
 
 
 def read_report(run: RunDirectory) -> Report | None:
-    """What the job's programs last said, None before they said anything."""
+    """What the job's programs last said, None before they said anything. Raises OSError when that can't be known now."""
     file = run.path / "slurm" / "state.json"
-    try:
-        data = file.read_bytes()
-    except FileNotFoundError:
-        with suppress(OSError):  # NFS asks its server about a directory that is opened
-            os.close(os.open(file.parent, os.O_RDONLY | os.O_DIRECTORY | os.O_CLOEXEC))
+    failed: OSError | None = None
+    for _ in range(_TRIES):
         try:
-            data = file.read_bytes()
-        except FileNotFoundError:
-            return None
-    value = json.loads(data)
-    return None if value.get("phase") == "new" else _report(value)
+            value = json.loads(file.read_bytes())
+            return None if value.get("phase") == "new" else _report(value)
+        except OSError as error:
+            if error.errno not in (errno.ENOENT, errno.ESTALE):  # stale: a node replaced it while it was open here
+                raise
+            failed = error
+            with suppress(OSError):  # NFS asks its server about a directory that is opened
+                os.close(os.open(file.parent, os.O_RDONLY | os.O_DIRECTORY | os.O_CLOEXEC))
+    if failed is None or failed.errno == errno.ENOENT:
+        return None
+    raise failed
 
 
 def statuses_of(plan: Plan, report: Report | None, *, is_over: bool = False) -> tuple[TaskStatus, ...]:
