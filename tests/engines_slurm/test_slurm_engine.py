@@ -76,7 +76,8 @@ def test_a_job_whose_id_was_not_noted_is_found_by_its_name(site: Site) -> None:
     (site.run.path / "slurm" / "submitting").touch()
     commands(site.bin, squeue="echo 9")
     assert site.engine.submit(site.plan, site.run).job == "9"
-    assert calls(site.bin) == ["squeue --noheader --me --states=all --name=run-1 --format=%i"]
+    found = "squeue --noheader --me --states=all --name=run-1 --format=%i"
+    assert calls(site.bin) == ["scontrol show config", found]
 
 
 def test_ending_a_run_that_was_never_submitted_submits_nothing(site: Site) -> None:
@@ -184,6 +185,53 @@ def test_a_job_that_slurm_killed_while_its_nodes_cleared_up_ended_as_it_had(
     view = site.look()
     assert view.end is not None
     assert (view.stage, view.end.outcome, view.end.kind, view.end.message) == ("over", outcome, kind, "as it was")
+
+
+class TestSeveralClusters:
+    """Login nodes of several clusters have one home directory, and a workspace in it."""
+
+    def other(self, site: Site, squeue: str) -> SlurmEngine:
+        """The engine on a login node of the cluster b."""
+        there = site.bin.with_name("there")
+        commands(there, sbatch="echo 7", scontrol="echo 'ClusterName = b'", squeue=squeue, scancel="true")
+        environ = {**os.environ, "PATH": f"{there}:{os.environ['PATH']}"}
+        return SlurmEngine(environ=environ, cache=site.run.path.parent / "cache")
+
+    @pytest.fixture
+    def site(self, site: Site) -> Site:
+        """The run is one of the cluster a."""
+        commands(site.bin, scontrol="echo 'ClusterName             = a'")
+        site.says("RUNNING")
+        return site
+
+    def test_what_the_queue_of_one_says_is_not_taken_for_the_others(self, site: Site) -> None:
+        handle = site.engine.submit(site.plan, site.run)
+        handle.begun = (-1, 0.0)
+        assert self.other(site, "true")._queue.job("7", 60) is None
+        handle.over_since = time.monotonic() - 1000
+        assert site.engine.look(handle).stage == "running"
+
+    def test_a_job_of_another_is_neither_judged_nor_ended(self, site: Site) -> None:
+        site.engine.submit(site.plan, site.run)
+        engine = self.other(site, "true")
+        handle = engine.adopt(site.plan, site.run)
+        for stage, reports in (("waiting", False), ("running", True)):
+            if reports:
+                site.reports()
+            view = engine.look(handle)
+            words = "its job 7 is of the cluster a, and Slurm here is b: follow it from a login node of a"
+            assert (view.stage, view.is_known, view.away) == (stage, False, words)
+        engine.stop(handle, 0.0)
+        assert engine.notes(handle) == (f"Slurm was not asked to end it: {words}",)
+        assert calls(site.bin.with_name("there")) == ["scontrol show config"]
+
+    def test_a_job_that_is_seen_alive_again_was_never_over(self, site: Site) -> None:
+        handle = site.engine.submit(site.plan, site.run)
+        for state, is_doubted in (("", True), ("RUNNING", False), ("", True)):
+            site.says(state)
+            handle.begun = (-1, time.time())
+            assert site.engine.look(handle).stage == "running"
+            assert (handle.over_since is not None, handle.told is not None) == (is_doubted, is_doubted)
 
 
 class TestAFileSystemThatFails:

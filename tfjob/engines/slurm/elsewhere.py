@@ -23,13 +23,14 @@ from tfjob.engines.base import Mount, Prepared, Waiting, tell_nobody
 from tfjob.engines.inherited import travelling_environment
 from tfjob.engines.slurm.archive import image_directory
 from tfjob.engines.slurm.client import CommandError
-from tfjob.engines.slurm.engine import LIVING, Handle, JobView, SlurmEngine, kept_job
+from tfjob.engines.slurm.engine import LIVING, Handle, JobView, SlurmEngine
 from tfjob.engines.slurm.environment import kept_of, require_python, send_environment, there_of
 from tfjob.engines.slurm.following import Following
 from tfjob.engines.slurm.gang import gang_of, program_directory, python_of
 from tfjob.engines.slurm.kept_there import Kept, KeptThere
 from tfjob.engines.slurm.kept_trees import KeptTree, trees_of
 from tfjob.engines.slurm.login import Login, LoginClient, LoginLost
+from tfjob.engines.slurm.noted import kept_job
 from tfjob.engines.slurm.own_files import write_own_files
 from tfjob.engines.slurm.programs import place_programs
 from tfjob.engines.slurm.report import begin_report
@@ -277,6 +278,10 @@ class ElsewhereEngine(SlurmEngine):
 
     def _script(self, run: RunDirectory) -> Path:
         return _place(run).path / "slurm" / "job.sh"
+
+    def _cluster(self) -> str:
+        """The login says which it is."""
+        return ""
 
     def _variables(self, plan: Plan) -> dict[str, str]:
         return travelling_environment(self._environ, plan.secrets)

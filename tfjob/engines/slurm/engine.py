@@ -6,11 +6,12 @@ the job is from its report and from the queue. None of it is needed for the job 
 
 from __future__ import annotations
 
-import json
 import shutil
 import time
 from collections.abc import Mapping
+from contextlib import suppress
 from dataclasses import dataclass, field
+from functools import cached_property
 from pathlib import Path
 from typing import Any, Final, Literal
 
@@ -19,6 +20,7 @@ from tfjob.engines.base import Allocation, Prepared, TaskStatus, Waiting, tell_n
 from tfjob.engines.inherited import base_path, inherited_environment
 from tfjob.engines.slurm.client import SlurmClient
 from tfjob.engines.slurm.gang import gang_of, program_directory, python_of
+from tfjob.engines.slurm.noted import ClusterName, elsewhere_words, is_another, kept_cluster, kept_job, note_job
 from tfjob.engines.slurm.pending import waiting_for
 from tfjob.engines.slurm.programs import place_programs
 from tfjob.engines.slurm.queue import Job, Queue
@@ -29,7 +31,7 @@ from tfjob.planning.plan import Plan
 from tfjob.rundir import RunDirectory
 from tfjob.targets.target import Node
 
-__all__ = ["LIVING", "Handle", "JobView", "SlurmEngine", "kept_job"]
+__all__ = ["LIVING", "Handle", "JobView", "SlurmEngine"]
 
 _QUICK_S: Final = 2.0
 """How old the queue's answer may be while the job waits, or is about to end."""
@@ -57,7 +59,7 @@ class JobView:
     """A run's job as it is now. `stage`: waiting in the queue, nodes coming up, running, or over; `message` is for people.
 
     `is_known`: Slurm was asked, or has no need to be; else the stage is that of the last look. `away` says, in words, that a login
-    node elsewhere can't be reached.
+    node elsewhere can't be reached, or that the job is another cluster's.
     """
 
     stage: Literal["waiting", "coming", "running", "over"]
@@ -75,6 +77,8 @@ class Handle:
     plan: Plan
     run: RunDirectory
     job: str
+    cluster: str = ""
+    """The name of the cluster that has the job, where that is known."""
     begun: tuple[int, float] = (-1, 0.0)
     """The attempt last heard of, and when that was: what the queue said before is out of date."""
     report: Report | None = None
@@ -107,7 +111,17 @@ class SlurmEngine:
         self._cache = cache
         self.tell: Waiting = tell_nobody
         """Hears what `look` waits for when it takes long."""
-        self._queue = Queue(self._client, cache)
+        self._name = ClusterName(self._client)
+
+    @cached_property
+    def _queue(self) -> Queue:
+        """The queue; what runs share of it is one cluster's. Raises TargetError when Slurm can't say which that is."""
+        name = self._cluster()
+        return Queue(self._client, self._cache / f"slurm-{name}" if name else self._cache)
+
+    def _cluster(self) -> str:
+        """The name of the cluster whose jobs these are, nothing where no other can be meant. Raises TargetError."""
+        return self._name.get()
 
     def keep(self, plan: Plan, run: RunDirectory, prepared: Prepared, told: Waiting = tell_nobody) -> None:
         """Write what the job needs into the run directory: its script, its programs, and its tasks; and its image for the nodes.
@@ -133,14 +147,17 @@ class SlurmEngine:
 
     def submit(self, plan: Plan, run: RunDirectory) -> Handle:
         """Submit the job once, however often it is called. Raises TargetError when Slurm does not take it."""
-        job = kept_job(run) or self._submitted_before(run)
-        submitted = 0.0
+        job, cluster, submitted = kept_job(run), kept_cluster(run), 0.0
         if job is None:
-            (run.path / "slurm" / "submitting").touch()
-            job = self._client.submit(self._script(run), self._variables(plan))
-            submitted = time.time()  # what the queue said before does not tell of it
-        replace_json(run.path / "slurm" / "job.json", {"job": job})
-        return Handle(plan, run, job, begun=(-1, submitted))
+            with suppress(TargetError):
+                cluster = self._cluster()
+            job = self._submitted_before(run)
+            if job is None:
+                (run.path / "slurm" / "submitting").touch()
+                job = self._client.submit(self._script(run), self._variables(plan))
+                submitted = time.time()  # what the queue said before does not tell of it
+            note_job(run, job, cluster)
+        return Handle(plan, run, job, cluster, begun=(-1, submitted))
 
     def _script(self, run: RunDirectory) -> Path:
         """The job's script as Slurm's commands see it."""
@@ -186,7 +203,7 @@ class SlurmEngine:
 
     def adopt(self, plan: Plan, run: RunDirectory) -> Handle:
         """Go on with a job that another process submitted. Submits nothing: there may be none."""
-        return Handle(plan, run, kept_job(run) or self._submitted_before(run) or "")
+        return Handle(plan, run, kept_job(run) or self._submitted_before(run) or "", kept_cluster(run))
 
     def poll(self, handle: Handle) -> tuple[TaskStatus, ...]:
         """How every task is, by the job's report."""
@@ -195,16 +212,15 @@ class SlurmEngine:
 
     def notes(self, handle: Handle) -> tuple[str, ...]:
         """Whether Slurm has let the job go."""
-        is_over = handle.view.stage == "over"
-        return (
-            ()
-            if is_over
-            else (f"Slurm was asked to end job {handle.job}, and has not done it yet: scancel {handle.job}",)
-        )
+        if handle.view.stage == "over":
+            return ()
+        if elsewhere := self._elsewhere(handle):
+            return (f"Slurm was not asked to end it: {elsewhere}",)
+        return (f"Slurm was asked to end job {handle.job}, and has not done it yet: scancel {handle.job}",)
 
     def stop(self, handle: Handle, grace_s: float) -> None:
         """Ask the job to end its tasks with their grace; after that Slurm ends it."""
-        if self.look(handle).stage == "over":
+        if self.look(handle).stage == "over" or self._elsewhere(handle):  # another's job may have its number here
             return
         handle.stopping = True
         began = time.monotonic()
@@ -233,6 +249,9 @@ class SlurmEngine:
             return JobView("over", report, end=report.end)
         if not handle.job:
             return JobView("over", report, end=End("failed", "its job was never submitted"))
+        if away := self._elsewhere(handle):
+            stage: Literal["waiting", "running"] = "running" if report is not None and report.nodes else "waiting"
+            return JobView(stage, report, is_known=False, away=away)
         is_well = report is not None and report.phase in ("starting", "running", "ending") and not handle.stopping
         if report is not None and report.attempt != handle.begun[0]:
             handle.begun = (report.attempt, time.time())
@@ -246,12 +265,20 @@ class SlurmEngine:
             return JobView(handle.view.stage, report, "Slurm can't be asked now", is_known=False)
         return self._view(handle, report, job)
 
+    def _elsewhere(self, handle: Handle) -> str:
+        """That a job is another cluster's, in words; nothing where it is this one's, as far as that is known."""
+        with suppress(TargetError):
+            if handle.cluster and is_another(handle.cluster, own := self._cluster()):
+                return elsewhere_words(handle.job, handle.cluster, own)
+        return ""
+
     def _view(self, handle: Handle, report: Report | None, job: Job | None) -> JobView:
         if job is None:
             handle.told = handle.told or _unknown(self._client, handle.job)
             return self._over(handle, report, handle.told)
+        if job.state in LIVING:  # what made it seem to be over was wrong
+            handle.over_since = handle.told = None
         if job.state in _WAITS:
-            handle.over_since = None
             return JobView("waiting", report, self._reason(handle.plan, job))
         if job.state in _COMES_UP:
             return JobView("coming", report, f"nodes are being started: {job.node_list}")
@@ -297,15 +324,6 @@ class SlurmEngine:
             return None
         found = self._client.queue("--me", "--states=all", f"--name={run.id}", "--format=%i").split()
         return found[0] if found else None
-
-
-def kept_job(run: RunDirectory) -> str | None:
-    """The number of a run's job; None where none was submitted, or nobody had time to note it."""
-    try:
-        job: str = json.loads((run.path / "slurm" / "job.json").read_bytes())["job"]
-    except FileNotFoundError:
-        return None
-    return job
 
 
 def _report_of(handle: Handle) -> Report | None:
