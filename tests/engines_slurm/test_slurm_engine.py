@@ -16,9 +16,11 @@ from engines_slurm.slurm_commands import calls, commands
 from engines_slurm.slurm_plans import slurm_plan
 
 from tfjob.engines.base import Prepared
+from tfjob.engines.slurm import submitting
 from tfjob.engines.slurm.engine import Handle, JobView, SlurmEngine
 from tfjob.engines.slurm.programs import PROGRAMS
 from tfjob.engines.slurm.report import read_report
+from tfjob.errors import TargetError
 from tfjob.rundir import RunDirectory
 from tfjob.runs.record import Record, iso, read_record, write_record
 from tfjob.runs.slurm import SlurmSupervision
@@ -185,6 +187,69 @@ def test_a_job_that_slurm_killed_while_its_nodes_cleared_up_ended_as_it_had(
     view = site.look()
     assert view.end is not None
     assert (view.stage, view.end.outcome, view.end.kind, view.end.message) == ("over", outcome, kind, "as it was")
+
+
+class TestSubmissionsWithoutAnAnswer:
+    TIMED_OUT = "echo 'error: Batch job submission failed: Socket timed out on send/recv operation' >&2; exit 1"
+
+    @pytest.fixture(autouse=True)
+    def short(self, monkeypatch: pytest.MonkeyPatch) -> None:
+        monkeypatch.setattr(submitting, "_ASK_S", 0.05)
+        monkeypatch.setattr(submitting, "_AGAIN_S", 0.01)
+
+    def test_a_job_that_slurm_took_is_followed(self, site: Site, monkeypatch: pytest.MonkeyPatch) -> None:
+        monkeypatch.setattr(submitting, "_ASK_S", 60.0)
+        later = f"[ $(wc -l <{site.bin}/calls) -lt 6 ] || echo 7"
+        commands(site.bin, sbatch=self.TIMED_OUT, squeue=later)
+        said: list[str] = []
+        site.engine.tell = said.append
+        assert site.engine.submit(site.plan, site.run).job == "7"
+        assert len([call for call in calls(site.bin) if call.startswith("sbatch")]) == 1
+        assert said[0].endswith("Socket timed out on send/recv operation; Slurm is asked whether it has the job")
+
+    def test_an_sbatch_that_hung_is_asked_about_too(self, site: Site, monkeypatch: pytest.MonkeyPatch) -> None:
+        monkeypatch.setattr("tfjob.engines.slurm.client._SUBMIT_PATIENCE_S", 0.2)
+        commands(site.bin, sbatch="exec sleep 60", squeue="echo 7")
+        assert site.engine.submit(site.plan, site.run).job == "7"
+
+    @pytest.mark.parametrize("squeue", ["true", TIMED_OUT], ids=["no job", "no answer"])
+    def test_one_that_may_be_queued_is_taken_back_and_told_of(self, site: Site, squeue: str) -> None:
+        run = site.run
+        for directory in (run.outputs, run.tasks, run.logs):
+            directory.mkdir()
+        commands(site.bin, sbatch=self.TIMED_OUT, squeue=squeue)
+        write_record(run, Record(run.id, "lab", "lab", "Preparing", iso(time.time()), str(run.path), "lab"))
+        snapshots = run.path / "snapshots"
+        prepared = Prepared(None, {"environment.path": "/bin"})
+        SlurmSupervision(run, site.plan, engine=site.engine, prepare=lambda _: prepared, snapshots=snapshots).go()
+        assert [call for call in calls(site.bin) if call.startswith("scancel")] == ["scancel --me --name=run-1"]
+        record = read_record(run)
+        assert (record.state, record.notes) == (
+            "Failed",
+            ("whether Slurm has its job is not known; if it has one, end it: scancel --me --name=run-1",),
+        )
+        state = json.loads((run.path / "slurm" / "state.json").read_text())
+        assert state["phase"] == "over"  # a job that begins after all does nothing
+
+    def test_one_that_is_refused_leaves_nothing(self, site: Site) -> None:
+        commands(site.bin, sbatch="echo 'error: invalid partition specified: gqu' >&2; exit 1", squeue="true")
+        with pytest.raises(TargetError, match="invalid partition"):
+            site.engine.submit(site.plan, site.run)
+        handle = site.engine.adopt(site.plan, site.run)
+        site.engine.look(handle)
+        assert site.engine.notes(handle) == ()
+        assert not [call for call in calls(site.bin) if call.startswith("scancel")]
+
+    def test_without_sbatch_nothing_is_asked(self, site: Site) -> None:
+        engine = SlurmEngine(environ={"PATH": str(site.run.path)}, cache=site.run.path / "cache")
+        with pytest.raises(TargetError, match="sbatch is not on PATH"):
+            engine.submit(site.plan, site.run)
+
+    def test_a_job_that_has_begun_says_its_number_itself(self, site: Site) -> None:
+        (site.run.path / "slurm" / "submitting").touch()
+        commands(site.bin, squeue=self.TIMED_OUT)
+        site.reports(job="9")
+        assert site.engine.submit(site.plan, site.run).job == "9"
 
 
 class TestSeveralClusters:

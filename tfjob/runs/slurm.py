@@ -87,13 +87,12 @@ class SlurmSupervision(Supervision):
         return self._follow(handle)
 
     def _submit(self, plan: Plan, run: RunDirectory) -> Handle:
-        """Submit the job. What a job elsewhere leaves that may or may not have been taken is told in the record."""
+        """Submit the job. What is left of one that may or may not have been taken is told in the record."""
         try:
             return self._slurm.submit(plan, run)
         except TargetError:
-            if self._slurm.makes_work:
-                self._handle = Handle(plan, run, "")
-                raise_if_canceled(run)
+            self._handle = Handle(plan, run, "")
+            raise_if_canceled(run)
             raise
 
     def _finish_others(self) -> None:

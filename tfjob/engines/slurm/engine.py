@@ -24,8 +24,9 @@ from tfjob.engines.slurm.noted import ClusterName, elsewhere_words, is_another, 
 from tfjob.engines.slurm.pending import waiting_for
 from tfjob.engines.slurm.programs import place_programs
 from tfjob.engines.slurm.queue import Job, Queue
-from tfjob.engines.slurm.report import End, Report, begin_report, read_report, statuses_of
+from tfjob.engines.slurm.report import End, Report, begin_report, close_report, read_report, statuses_of
 from tfjob.engines.slurm.script import render_script
+from tfjob.engines.slurm.submitting import is_taken
 from tfjob.errors import TargetError
 from tfjob.planning.plan import Plan
 from tfjob.rundir import RunDirectory
@@ -112,6 +113,8 @@ class SlurmEngine:
         self.tell: Waiting = tell_nobody
         """Hears what `look` waits for when it takes long."""
         self._name = ClusterName(self._client)
+        self._left = ""
+        """What may be left of a run, in words."""
 
     @cached_property
     def _queue(self) -> Queue:
@@ -146,7 +149,19 @@ class SlurmEngine:
         return (run.path / "slurm" / "submitting").exists()
 
     def submit(self, plan: Plan, run: RunDirectory) -> Handle:
-        """Submit the job once, however often it is called. Raises TargetError when Slurm does not take it."""
+        """Submit the job once, however often it is called. Raises TargetError when Slurm does not take it.
+
+        Where it is not known whether it does, the job is taken back, should there be one; `notes` says so.
+        """
+        while True:
+            try:
+                return self._submit(plan, run)
+            except TargetError as error:
+                if not self._has_taken(run, error):
+                    raise
+
+    def _submit(self, plan: Plan, run: RunDirectory) -> Handle:
+        """Submit it, or find what was submitted. Raises TargetError, also where Slurm may have the job."""
         job, cluster, submitted = kept_job(run), kept_cluster(run), 0.0
         if job is None:
             with suppress(TargetError):
@@ -158,6 +173,28 @@ class SlurmEngine:
                 submitted = time.time()  # what the queue said before does not tell of it
             note_job(run, job, cluster)
         return Handle(plan, run, job, cluster, begun=(-1, submitted))
+
+    def _has_taken(self, run: RunDirectory, error: TargetError) -> bool:
+        """Whether Slurm has the job all the same. If not, `_left` says what may be left of the run."""
+        taken = is_taken(lambda: self._is_queued(run), error, tell=self.tell, is_canceled=run.cancel_request.exists)
+        if not taken:
+            self._left = self._unsure(run, error) if taken is None else self._take_back(run)
+        return bool(taken)
+
+    def _is_queued(self, run: RunDirectory) -> bool:
+        return self._submitted_before(run) is not None
+
+    def _take_back(self, run: RunDirectory) -> str:
+        """Undo what was done for a run that has no job. Returns what is left, in words."""
+        del run
+        return ""
+
+    def _unsure(self, run: RunDirectory, error: TargetError) -> str:
+        """End the job that Slurm may have, and let it do nothing if it begins nevertheless. Returns what may be left, in words."""
+        self._client.cancel_named(run.id)
+        with suppress(OSError):
+            close_report(run, error.message)
+        return f"whether Slurm has its job is not known; if it has one, end it: scancel --me --name={run.id}"
 
     def _script(self, run: RunDirectory) -> Path:
         """The job's script as Slurm's commands see it."""
@@ -211,12 +248,18 @@ class SlurmEngine:
         return statuses_of(handle.plan, view.report, is_over=view.stage == "over")
 
     def notes(self, handle: Handle) -> tuple[str, ...]:
-        """Whether Slurm has let the job go."""
+        """Whether Slurm has let the job go, and what else may be left."""
+        left = self._what_is_left(handle)
+        notes = (left,) if left else ()
         if handle.view.stage == "over":
-            return ()
+            return notes
         if elsewhere := self._elsewhere(handle):
-            return (f"Slurm was not asked to end it: {elsewhere}",)
-        return (f"Slurm was asked to end job {handle.job}, and has not done it yet: scancel {handle.job}",)
+            return (f"Slurm was not asked to end it: {elsewhere}", *notes)
+        return (f"Slurm was asked to end job {handle.job}, and has not done it yet: scancel {handle.job}", *notes)
+
+    def _what_is_left(self, handle: Handle) -> str:
+        del handle
+        return self._left
 
     def stop(self, handle: Handle, grace_s: float) -> None:
         """Ask the job to end its tasks with their grace; after that Slurm ends it."""
@@ -322,6 +365,9 @@ class SlurmEngine:
         """The job of this run that a supervisor submitted and had no time to note: jobs bear the run's id as their name."""
         if not self.is_submitted(run):
             return None
+        with suppress(OSError):
+            if (report := read_report(run)) is not None and report.job:
+                return report.job
         found = self._client.queue("--me", "--states=all", f"--name={run.id}", "--format=%i").split()
         return found[0] if found else None
 

@@ -5,6 +5,7 @@ from __future__ import annotations
 import errno
 import json
 import os
+import time
 from contextlib import suppress
 from dataclasses import dataclass
 from typing import Any, Final, Literal
@@ -14,10 +15,11 @@ from tfjob.engines.base import TaskStatus
 from tfjob.planning.plan import Plan, TaskPlan
 from tfjob.rundir import RunDirectory
 
-__all__ = ["End", "Report", "begin_report", "read_report", "statuses_of"]
+__all__ = ["End", "Report", "begin_report", "close_report", "read_report", "statuses_of"]
 
 _LOST: Final = "it ended without saying how: it was killed together with the program that watched it"
 _TRIES: Final = 3
+_NEW: Final = {"phase": "new", "attempts": [], "attempt": -1, "tasks": {}, "end": None}
 _OUT_OF_MEMORY: Final = "the kernel killed it: out of memory"
 
 
@@ -70,8 +72,13 @@ def begin_report(run: RunDirectory) -> None:
 
     NFS believes for up to a minute that a file is not there which was not there before, but looks again at one that is opened.
     """
-    value = {"phase": "new", "attempts": [], "attempt": -1, "tasks": {}, "end": None}
-    replace_json(run.path / "slurm" / "state.json", value, force=False)
+    replace_json(run.path / "slurm" / "state.json", _NEW, force=False)
+
+
+def close_report(run: RunDirectory, message: str) -> None:
+    """Write that the run is over, for a job that may begin later all the same: it then does nothing."""
+    end = {"outcome": "failed", "message": message, "task": None, "kind": None, "time": time.time()}
+    replace_json(run.path / "slurm" / "state.json", {**_NEW, "phase": "over", "end": end}, force=False)
 
 
 def read_report(run: RunDirectory) -> Report | None:
