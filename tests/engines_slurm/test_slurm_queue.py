@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import json
 import time
 from concurrent.futures import ThreadPoolExecutor
 from pathlib import Path
@@ -10,6 +11,7 @@ import pytest
 from engines_slurm.slurm_commands import calls, commands
 from support import eventually
 
+from tfjob.durable import replace_json
 from tfjob.engines.slurm import queue
 from tfjob.engines.slurm.client import SlurmClient
 from tfjob.engines.slurm.queue import Queue
@@ -77,11 +79,20 @@ def test_while_slurm_hangs_one_waits_for_it_and_the_others_go_on(
         go.touch()
         with pytest.raises(TargetError, match="squeue failed: busy"):
             first.result()
-    with pytest.raises(TargetError, match="squeue failed: busy") as caught:
-        Queue(client, cache).job("1", 60, time.time())
-    assert caught.value.hint == "`tfjob compute test` shows what is the matter."
     assert len(calls(tmp_path / "bin")) == 1
-    monkeypatch.setattr(queue, "_REST_S", 0.0)
+
+
+def test_that_slurm_did_not_answer_is_shared_for_a_while(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(queue, "_REST_S", 60.0)
+    cache = tmp_path / "cache"
+    client = commands(tmp_path / "bin", squeue="echo busy >&2; exit 1")
+    for _ in range(3):
+        with pytest.raises(TargetError, match="squeue failed: busy") as caught:
+            Queue(client, cache).job("1", 60, time.time())
+        assert caught.value.hint == "`tfjob compute test` shows what is the matter."
+    assert len(calls(tmp_path / "bin")) == 1
+    kept = json.loads((cache / "slurm-mine.json").read_text())
+    replace_json(cache / "slurm-mine.json", {**kept, "time": kept["time"] - 100})
     commands(tmp_path / "bin", squeue=JOBS)
     assert Queue(client, cache).job("1", 60) is not None
 

@@ -17,8 +17,8 @@ from tfjob.rundir import RunDirectory
 
 __all__ = ["ClusterName", "elsewhere_words", "is_another", "kept_cluster", "kept_job", "note_job"]
 
-_REST_S: Final = 30.0
-"""How long a controller that did not answer is not asked again."""
+_REST_S: Final = 1.0
+"""How long a controller that could not be asked is not asked again: so long, or as long as it took to find that out."""
 
 
 class ClusterName:
@@ -27,17 +27,20 @@ class ClusterName:
     def __init__(self, client: SlurmClient) -> None:
         self._client = client
         self._name: str | None = None
-        self._failed: tuple[float, TargetError] | None = None
+        self._rests_until = 0.0
+        self._failed: TargetError | None = None
 
     def get(self) -> str:
         """It, as the controller says when it is first asked; nothing where it does not say. Raises TargetError."""
-        if self._failed is not None and time.monotonic() - self._failed[0] < _REST_S:
-            raise self._failed[1]
         if self._name is None:
+            began = time.monotonic()
+            if self._failed is not None and began < self._rests_until:
+                raise self._failed
             try:
                 said = self._client.show("config")
             except TargetError as error:
-                self._failed = (time.monotonic(), error)
+                self._failed, now = error, time.monotonic()
+                self._rests_until = now + max(_REST_S, now - began)
                 raise
             pairs = (line.partition("=") for line in said.splitlines())
             self._name = next((value.strip() for key, _, value in pairs if key.strip() == "ClusterName"), "")

@@ -26,8 +26,8 @@ __all__ = ["Job", "NodeLine", "Queue"]
 _PATIENCE_S: Final = 3.0
 """How long an answer that another process asks for is waited for."""
 _LOOK_S: Final = 0.05
-_REST_S: Final = 10.0
-"""How long a Slurm that could not be asked is not asked again."""
+_REST_S: Final = 1.0
+"""How long a Slurm that could not be asked is not asked again: so long, or as long as it took to find that out."""
 _FORMAT: Final = "%i|%T|%D|%P|%Q|%u|%S|%e|%N|%r"
 _FIELDS: Final = ("id", "state", "nodes", "partition", "priority", "user", "start", "end", "node_list", "reason")
 
@@ -107,7 +107,9 @@ class Queue:
             try:
                 lines = ask()
             except TargetError as error:
-                _share(file, {"time": time.time(), "failed": error.message, "hint": error.hint})
+                now = time.time()
+                rest_s = max(_REST_S, now - moment)
+                _share(file, {"time": now, "failed": error.message, "hint": error.hint, "rest_s": rest_s})
                 raise
             _share(file, {"time": moment, "lines": lines})
             return lines
@@ -158,10 +160,10 @@ def _read(file: Path, age_s: float) -> list[str] | None:
         if "failed" not in kept:
             lines: list[str] = kept["lines"]
             return lines if 0 <= past_s <= age_s else None
-        failed, hint = str(kept["failed"]), str(kept["hint"])
+        failed, hint, rest_s = str(kept["failed"]), str(kept["hint"]), float(kept["rest_s"])
     except (OSError, ValueError, KeyError, TypeError):
         return None
-    if 0 <= past_s <= _REST_S:
+    if 0 <= past_s <= rest_s:
         raise TargetError(failed, hint)
     return None
 
