@@ -22,7 +22,7 @@ from tfjob.durable import replace_json, replace_text
 from tfjob.engines.base import Mount, Prepared, Waiting, tell_nobody
 from tfjob.engines.inherited import travelling_environment
 from tfjob.engines.slurm.archive import image_directory
-from tfjob.engines.slurm.engine import LIVING, Handle, JobView, SlurmEngine
+from tfjob.engines.slurm.engine import Handle, JobView, SlurmEngine
 from tfjob.engines.slurm.environment import kept_of, require_python, send_environment, there_of
 from tfjob.engines.slurm.following import Following
 from tfjob.engines.slurm.gang import gang_of, program_directory, python_of
@@ -34,6 +34,7 @@ from tfjob.engines.slurm.own_files import write_own_files
 from tfjob.engines.slurm.programs import place_programs
 from tfjob.engines.slurm.report import begin_report
 from tfjob.engines.slurm.script import render_script
+from tfjob.engines.slurm.states import LIVING
 from tfjob.errors import PreparationError, TargetError
 from tfjob.planning.plan import Plan
 from tfjob.rundir import RunDirectory

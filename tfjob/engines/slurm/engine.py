@@ -13,7 +13,7 @@ from contextlib import suppress
 from dataclasses import dataclass, field
 from functools import cached_property
 from pathlib import Path
-from typing import Any, Final, Literal
+from typing import Final, Literal
 
 from tfjob.durable import replace_json, replace_text
 from tfjob.engines.base import Allocation, Prepared, TaskStatus, Waiting, tell_nobody
@@ -26,13 +26,14 @@ from tfjob.engines.slurm.programs import place_programs
 from tfjob.engines.slurm.queue import Job, Queue
 from tfjob.engines.slurm.report import End, Report, begin_report, close_report, read_report, statuses_of
 from tfjob.engines.slurm.script import render_script
+from tfjob.engines.slurm.states import COMES_UP, GOES_ON, LIVING, WAITS, end_of_state, forgotten_end
 from tfjob.engines.slurm.submitting import is_taken
 from tfjob.errors import TargetError
 from tfjob.planning.plan import Plan
 from tfjob.rundir import RunDirectory
 from tfjob.targets.target import Node
 
-__all__ = ["LIVING", "Handle", "JobView", "SlurmEngine"]
+__all__ = ["Handle", "JobView", "SlurmEngine"]
 
 _QUICK_S: Final = 2.0
 """How old the queue's answer may be while the job waits, or is about to end."""
@@ -48,11 +49,6 @@ _REST_S: Final = 5.0
 """The same where how the run ended is known without it."""
 _ENDING_S: Final = 150.0
 """For a job to end in its order, beyond its tasks' grace: longer than `program/batch.py` waits for nodes that clear up."""
-_WAITS: Final = frozenset({"PENDING", "REQUEUED", "REQUEUE_HOLD", "SPECIAL_EXIT", "RESV_DEL_HOLD", "SUSPENDED"})
-_COMES_UP: Final = frozenset({"CONFIGURING", "POWER_UP_NODE"})
-_GOES_ON: Final = frozenset({"RUNNING", "COMPLETING", "STAGE_OUT", "SIGNALING", "RESIZING", "STOPPED"})
-LIVING: Final = _WAITS | _COMES_UP | _GOES_ON
-"""The states of a job that is not over."""
 
 
 @dataclass(frozen=True)
@@ -317,17 +313,17 @@ class SlurmEngine:
 
     def _view(self, handle: Handle, report: Report | None, job: Job | None) -> JobView:
         if job is None:
-            handle.told = handle.told or _unknown(self._client, handle.job)
+            handle.told = handle.told or forgotten_end(self._client, handle.job)
             return self._over(handle, report, handle.told)
         if job.state in LIVING:  # what made it seem to be over was wrong
             handle.over_since = handle.told = None
-        if job.state in _WAITS:
+        if job.state in WAITS:
             return JobView("waiting", report, self._reason(handle.plan, job))
-        if job.state in _COMES_UP:
+        if job.state in COMES_UP:
             return JobView("coming", report, f"nodes are being started: {job.node_list}")
-        if job.state in _GOES_ON:
+        if job.state in GOES_ON:
             return JobView("running", report, (report.message if report else "") or f"on {job.node_list}")
-        return self._over(handle, report, _end(job.state, job.node_list))
+        return self._over(handle, report, end_of_state(job.state, job.node_list))
 
     def _over(self, handle: Handle, report: Report | None, end: End) -> JobView:
         """Slurm calls the job over. Its program's last word may take a moment to be seen here; some ends it can't tell of."""
@@ -380,31 +376,3 @@ def _report_of(handle: Handle) -> Report | None:
     except OSError as error:
         handle.trouble = f"its last word can't be read now: {error.strerror}"
     return handle.report
-
-
-def _end(state: str, nodes: str) -> End:
-    """What a state of Slurm's that is an end means (squeue(1), "JOB STATE CODES")."""
-    ends: dict[str, tuple[Any, str, str | None]] = {
-        "COMPLETED": ("failed", "its job ended without a word", None),
-        "FAILED": ("failed", "its job failed; see slurm/job.log in the run directory", "failure"),
-        "CANCELLED": ("canceled", "canceled from outside of tfjob: its job was ended by scancel", "canceled"),
-        "TIMEOUT": ("failed", "it reached the time limit that Slurm gave it", "time_limit"),
-        "DEADLINE": ("failed", "it could not start before the deadline that Slurm was given", "time_limit"),
-        "PREEMPTED": ("failed", "Slurm preempted it: a job of higher priority took its nodes", "preempted"),
-        "NODE_FAIL": ("failed", f"a node was lost ({nodes})", "node_lost"),
-        "BOOT_FAIL": ("failed", f"a node could not be started ({nodes})", "node_lost"),
-        "OUT_OF_MEMORY": ("failed", "it used more memory than Slurm gave it", "failure"),
-        "REVOKED": ("failed", "Slurm gave it to another cluster", None),
-    }
-    outcome, message, kind = ends.get(state, ("failed", f"Slurm says {state}", None))
-    return End(outcome, message, None, kind)
-
-
-def _unknown(client: SlurmClient, job: str) -> End:
-    """How a job ended that has gone from the queue: accounting may know, where there is one."""
-    said = client.accounting("--jobs", job, "--allocations", "--format=State,NodeList")
-    if said and (line := said.strip().splitlines()):
-        state, _, nodes = line[-1].partition("|")
-        if (word := state.split()[0]) not in LIVING:  # it went on when the controller last told of it
-            return _end(word, nodes)
-    return End("failed", f"Slurm no longer knows its job {job}, and the job left no word of how it ended", None, None)
