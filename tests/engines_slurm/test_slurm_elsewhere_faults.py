@@ -16,7 +16,7 @@ from support import eventually
 from tfjob.datasets.cache import Cache
 from tfjob.durable import replace_json
 from tfjob.engines.base import Prepared
-from tfjob.engines.slurm import elsewhere
+from tfjob.engines.slurm import elsewhere, submitting
 from tfjob.engines.slurm.elsewhere import ElsewhereEngine
 from tfjob.engines.slurm.engine import Handle
 from tfjob.engines.slurm.login import Login, LoginLost
@@ -95,6 +95,7 @@ class Site:
 def empty(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Site:
     monkeypatch.setattr(elsewhere, "Login", Here)
     monkeypatch.setattr(elsewhere, "_AGAIN_S", 0.01)
+    monkeypatch.setattr(submitting, "_AGAIN_S", 0.01)
     return Site(tmp_path)
 
 
@@ -121,7 +122,7 @@ def test_a_job_that_slurm_took_without_an_answer_is_followed(site: Site) -> None
 def test_what_a_job_needs_stays_where_slurm_may_have_it(
     site: Site, squeue: str, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    monkeypatch.setattr(elsewhere, "_ASK_S", 0.05)
+    monkeypatch.setattr(submitting, "_ASK_S", 0.05)
     site.slurm(sbatch=TIMED_OUT, squeue=squeue)
     with pytest.raises(TargetError, match="timed out"):
         site.engine.submit(site.plan, site.run)
@@ -136,7 +137,7 @@ def test_what_a_job_needs_stays_where_slurm_may_have_it(
 def test_a_supervisor_that_took_over_leaves_a_job_that_slurm_can_not_be_asked_about(
     site: Site, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    monkeypatch.setattr(elsewhere, "_ASK_S", 0.05)
+    monkeypatch.setattr(submitting, "_ASK_S", 0.05)
     (site.run.path / "slurm" / "submitting").touch()
     site.slurm(squeue=TIMED_OUT)
     with pytest.raises(TargetError, match="timed out"):

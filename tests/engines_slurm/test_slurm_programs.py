@@ -29,7 +29,7 @@ from tfjob.engines.slurm.engine import SlurmEngine
 from tfjob.engines.slurm.gang import FLAGS, gang_of
 from tfjob.engines.slurm.kept_there import KEEPING
 from tfjob.engines.slurm.programs import PROGRAMS, place_programs
-from tfjob.engines.slurm.report import read_report, statuses_of
+from tfjob.engines.slurm.report import begin_report, read_report, statuses_of
 from tfjob.planning.plan import Plan
 from tfjob.rundir import RunDirectory
 from tfjob.runs.verdict import judge
@@ -442,6 +442,21 @@ class TestState:
         assert (status.state, status.started) == ("running", 5.0)
         [status] = statuses_of(slurm_plan(), report, is_over=True)
         assert (status.state, status.stopped) == ("ended", True)
+
+    def test_one_that_says_that_nothing_has_begun_is_as_none(self, tmp_path: Path) -> None:
+        run = RunDirectory(tmp_path)
+        (tmp_path / "slurm").mkdir()
+        file = tmp_path / "slurm" / "state.json"
+        without = module("state").State(str(tmp_path)).value
+        assert module("step").is_new(str(file))
+        begin_report(run)
+        assert read_report(run) is None
+        assert module("step").is_new(str(file))
+        state = module("state").State(str(tmp_path))
+        assert (state.value, state.was_cut_off, state.is_over) == (without, False, False)
+        assert state.begin_attempt() == 0
+        assert not module("step").is_new(str(file))
+        assert state.value["attempts"] == []
 
     def test_an_attempt_that_was_cut_off_is_told_and_its_logs_are_kept(self, tmp_path: Path) -> None:
         (tmp_path / "slurm").mkdir()

@@ -2,13 +2,17 @@
 
 from __future__ import annotations
 
+import json
 import time
 from concurrent.futures import ThreadPoolExecutor
 from pathlib import Path
 
 import pytest
 from engines_slurm.slurm_commands import calls, commands
+from support import eventually
 
+from tfjob.durable import replace_json
+from tfjob.engines.slurm import queue
 from tfjob.engines.slurm.client import CommandError, SlurmClient
 from tfjob.engines.slurm.queue import Queue
 from tfjob.errors import TargetError
@@ -30,15 +34,15 @@ def test_a_hundred_runs_ask_once(tmp_path: Path) -> None:
 
 
 def test_an_answer_from_before_does_not_count(tmp_path: Path) -> None:
-    queue = Queue(commands(tmp_path / "bin", squeue=JOBS), tmp_path / "cache")
-    assert queue.job("1", 60) is not None
+    asked = Queue(commands(tmp_path / "bin", squeue=JOBS), tmp_path / "cache")
+    assert asked.job("1", 60) is not None
     time.sleep(0.01)
     now = time.time()
-    assert queue.job("1", 60, now - 30) is not None
+    assert asked.job("1", 60, now - 30) is not None
     assert len(calls(tmp_path / "bin")) == 1
-    assert queue.job("1", 60, now) is not None
+    assert asked.job("1", 60, now) is not None
     assert len(calls(tmp_path / "bin")) == 2
-    assert queue.job("1", 0) is not None
+    assert asked.job("1", 0) is not None
     assert len(calls(tmp_path / "bin")) == 3
 
 
@@ -58,6 +62,47 @@ def test_slurm_that_says_no_is_heard(tmp_path: Path) -> None:
     )
     with pytest.raises(TargetError, match="squeue failed: slurm_load_jobs error: Unable to contact"):
         Queue(client, tmp_path / "cache").job("1", 60)
+
+
+def test_while_slurm_hangs_one_waits_for_it_and_the_others_go_on(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(queue, "_PATIENCE_S", 0.05)
+    cache, go = tmp_path / "cache", tmp_path / "go"
+    client = commands(tmp_path / "bin", squeue=f"until [ -e {go} ]; do sleep 0.05; done\necho busy >&2; exit 1")
+    with ThreadPoolExecutor(1) as pool:
+        first = pool.submit(Queue(client, cache).job, "1", 60)
+        eventually(lambda: calls(tmp_path / "bin"), "the question")
+        for _ in range(3):
+            with pytest.raises(TargetError, match="Slurm has been asked for another run, and did not answer yet"):
+                Queue(client, cache).job("1", 60)
+        go.touch()
+        with pytest.raises(TargetError, match="squeue failed: busy"):
+            first.result()
+    assert len(calls(tmp_path / "bin")) == 1
+
+
+def test_that_slurm_did_not_answer_is_shared_for_a_while(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(queue, "_REST_S", 60.0)
+    cache = tmp_path / "cache"
+    client = commands(tmp_path / "bin", squeue="echo busy >&2; exit 1")
+    for _ in range(3):
+        with pytest.raises(TargetError, match="squeue failed: busy") as caught:
+            Queue(client, cache).job("1", 60, time.time())
+        assert caught.value.hint == "`tfjob compute test` shows what is the matter."
+    assert len(calls(tmp_path / "bin")) == 1
+    kept = json.loads((cache / "slurm-mine.json").read_text())
+    replace_json(cache / "slurm-mine.json", {**kept, "time": kept["time"] - 100})
+    commands(tmp_path / "bin", squeue=JOBS)
+    assert Queue(client, cache).job("1", 60) is not None
+
+
+def test_where_nothing_can_be_shared_everybody_asks(tmp_path: Path) -> None:
+    (tmp_path / "cache").write_text("no directory")
+    client = commands(tmp_path / "bin", squeue=JOBS)
+    for _ in range(2):
+        assert Queue(client, tmp_path / "cache").job("1", 60) is not None
+    assert len(calls(tmp_path / "bin")) == 2
 
 
 def test_a_machine_without_slurm_is_told(tmp_path: Path) -> None:

@@ -47,12 +47,15 @@ def list_runs(
 def show(run: RunName, output: TableOutput = TableFormat.table) -> None:
     """Show one run: its phases, tasks, first failure, outputs, and where everything is."""
     from tfjob.runs.record import read_record  # noqa: PLC0415  # not for list, which must be fast
+    from tfjob.runs.starting import nobody_follows  # noqa: PLC0415  # the same
     from tfjob.values import encode  # noqa: PLC0415
 
     directory = find_run(open_workspace(), run)
     record = read_record(directory)
     if try_recover(directory, record):
         print(f"tfjob: the supervisor of {record.id} had died; another takes over", file=sys.stderr)
+    elif words := nobody_follows(directory, record):
+        print(f"tfjob: nobody follows {record.id} now; {words}", file=sys.stderr)
     if output is not TableFormat.table:
         print_document(encode(record), output)
     else:

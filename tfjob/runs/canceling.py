@@ -29,9 +29,16 @@ class CancelRequested(BaseException):
 
 def raise_if_canceled(run: RunDirectory) -> None:
     """Raise CancelRequested, with the reason, if somebody has asked for the run's end."""
-    if run.cancel_request.exists():
-        reason = run.cancel_request.read_text(encoding="utf-8").strip("\0\n ")
-        raise CancelRequested(reason or "canceled")
+    if (reason := _request(run)) is not None:
+        raise CancelRequested(reason)
+
+
+def _request(run: RunDirectory) -> str | None:
+    """Why the run shall end; None where nobody has asked for it, or a shared file system can't say so now."""
+    try:
+        return run.cancel_request.read_text(encoding="utf-8").strip("\0\n ") or "canceled"
+    except OSError:
+        return None
 
 
 @contextmanager
@@ -48,7 +55,7 @@ def interruptible(run: RunDirectory, failure: Callable[[], BaseException | None]
 
     def watch() -> None:
         while not done.wait(_LOOK_S):
-            if run.cancel_request.exists() or broken() is not None:
+            if _request(run) is not None or broken() is not None:
                 os.kill(os.getpid(), signal.SIGUSR1)
                 return
 

@@ -19,6 +19,8 @@ __all__ = ["Chronicle"]
 
 _PROGRESS_S = 0.2
 _FULL = (errno.ENOSPC, errno.EDQUOT)
+_PASSING = (errno.EIO, errno.ESTALE, errno.ETIMEDOUT)
+"""What a shared file system says while its server is away, or has replaced what was open."""
 _FULL_BYTES = 128 * 1024
 _LAST_WORD_TRIES, _LAST_WORD_PAUSE_S = 20, 0.5
 _ORDER = get_args(RunState)
@@ -27,7 +29,8 @@ _ORDER = get_args(RunState)
 class Chronicle:
     """The record of one run as it stands, and the only hand that changes it.
 
-    A full disk must not end a run that is well: what can't be written then is not, and the end says so.
+    A full disk must not end a run that is well: what can't be written then is not, and the end says so. The same is true of
+    a shared file system that is away for a moment, of which the end says nothing.
     """
 
     def __init__(self, run: RunDirectory) -> None:
@@ -46,12 +49,15 @@ class Chronicle:
             write_record(self._run, self.record, force=False)
 
     def save_for_good(self) -> None:
-        """Write the last word; on a full disk, wait a little for space. Raises OSError when there is none: others will try."""
+        """Write the last word; on a full disk, wait a little for space. Raises OSError when there is none: others will try.
+
+        A file system that is away is waited for as well.
+        """
         for _ in range(_LAST_WORD_TRIES):
             try:
                 write_record(self._run, self.record, force=False)
             except OSError as error:
-                if error.errno not in _FULL:
+                if error.errno not in (*_FULL, *_PASSING):
                     raise
                 time.sleep(_LAST_WORD_PAUSE_S)
             else:
@@ -102,7 +108,10 @@ class Chronicle:
 
     def disk_is_full(self) -> bool:
         """Whether the disk is full, or was when something had to be written."""
-        status = os.statvfs(self._run.path)
+        try:
+            status = os.statvfs(self._run.path)
+        except OSError:
+            return self._disk_was_full
         return self._disk_was_full or status.f_bavail * status.f_frsize < _FULL_BYTES
 
     @contextmanager
@@ -110,6 +119,6 @@ class Chronicle:
         try:
             yield
         except OSError as error:
-            if error.errno not in _FULL:
+            if error.errno not in (*_FULL, *_PASSING):
                 raise
-            self._disk_was_full = True
+            self._disk_was_full = self._disk_was_full or error.errno in _FULL

@@ -10,6 +10,7 @@ from __future__ import annotations
 import os
 import time
 from collections.abc import Callable
+from contextlib import suppress
 from dataclasses import replace
 from pathlib import Path
 from typing import Final, Literal
@@ -86,13 +87,12 @@ class SlurmSupervision(Supervision):
         return self._follow(handle)
 
     def _submit(self, plan: Plan, run: RunDirectory) -> Handle:
-        """Submit the job. What a job elsewhere leaves that may or may not have been taken is told in the record."""
+        """Submit the job. What is left of one that may or may not have been taken is told in the record."""
         try:
             return self._slurm.submit(plan, run)
         except TargetError:
-            if self._slurm.makes_work:
-                self._handle = Handle(plan, run, "")
-                raise_if_canceled(run)
+            self._handle = Handle(plan, run, "")
+            raise_if_canceled(run)
             raise
 
     def _finish_others(self) -> None:
@@ -119,7 +119,8 @@ class SlurmSupervision(Supervision):
         while True:
             if time.monotonic() - beaten > _BEAT_S:
                 beaten = time.monotonic()
-                os.utime(self._run.supervisor_lock)  # other login nodes see by it that somebody is here
+                with suppress(OSError):  # the file system may be away for a moment
+                    os.utime(self._run.supervisor_lock)  # other login nodes see by it that somebody is here
             view = self._slurm.look(handle)
             self._catch_up(view)
             now = time.monotonic()

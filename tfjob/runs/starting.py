@@ -2,12 +2,14 @@
 
 from __future__ import annotations
 
+import json
 import os
 import socket
 import subprocess
 import sys
 import time
 from contextlib import suppress
+from functools import cache
 from pathlib import Path
 from typing import TYPE_CHECKING
 
@@ -17,7 +19,7 @@ if TYPE_CHECKING:
     from tfjob.rundir import RunDirectory
     from tfjob.runs.record import Record
 
-__all__ = ["DATA", "MANY_FILES", "SEVERAL_MACHINES", "StartingSupervisor", "recover"]
+__all__ = ["DATA", "MANY_FILES", "SEVERAL_MACHINES", "StartingSupervisor", "nobody_follows", "recover"]
 
 DATA = b"data\0"
 """Said to a supervisor that waits for its run: it will have data, so that it can load what fetches it."""
@@ -100,7 +102,8 @@ def recover(run: RunDirectory, record: Record) -> bool:
     """Give a run whose supervisor has died another one. Returns whether it did.
 
     Nothing is done for a run that is over, is watched over, belongs to another user (whose job must not run as this
-    one), or was watched over from another host (whose processes can't be seen from here).
+    one), or was watched over from another host (whose processes can't be seen from here). A job of Slurm's is followed from
+    any login node of its cluster.
     """
     if not _is_ours(run, record):
         return False
@@ -122,6 +125,45 @@ def _is_ours(run: RunDirectory, record: Record) -> bool:
         return False
     if record.supervisor is None or record.supervisor.host == os.uname().nodename:
         return True
-    # A job of Slurm's is followed from any login node. Locks of files may not reach from one to the other; the time does.
+    return _is_silent(run) and not _elsewhere(run)
+
+
+def nobody_follows(run: RunDirectory, record: Record) -> str:
+    """Where a run can be followed that nobody follows now, and that can't be from here; nothing where that is not so."""
+    supervisor = record.supervisor
+    if record.is_over or supervisor is None or supervisor.host == os.uname().nodename:
+        return ""
+    with suppress(OSError, ValueError):  # another's files, or damaged ones
+        if _is_silent(run) and (words := _elsewhere(run)):
+            return f"{words}, such as {supervisor.host}"
+    return ""
+
+
+def _is_silent(run: RunDirectory) -> bool:
+    """Whether nobody follows a job of Slurm's. Locks of files may not reach from one login node to the other; the time does."""
     silent_s = time.time() - run.supervisor_lock.stat().st_mtime
     return (run.path / "slurm" / "job.json").exists() and silent_s > _SILENT_S
+
+
+def _elsewhere(run: RunDirectory) -> str:
+    """That a run's job is not of the cluster that is asked from here, in words; nothing where it is, or that is not known."""
+    from tfjob.engines.slurm.noted import elsewhere_words, kept_cluster, kept_job  # noqa: PLC0415  # only for these
+
+    cluster = kept_cluster(run)
+    if not cluster:
+        return ""
+    environ = json.loads(run.inherited.read_bytes()) if run.inherited.exists() else dict(os.environ)
+    try:
+        own = _cluster_of(tuple(sorted(environ.items())))
+    except TargetError:
+        own = ""
+    return "" if own == cluster else elsewhere_words(kept_job(run) or "", cluster, own)
+
+
+@cache
+def _cluster_of(environ: tuple[tuple[str, str], ...]) -> str:
+    """The name of the cluster that Slurm's commands reach with these variables. Raises TargetError when it can't be asked."""
+    from tfjob.engines.slurm.client import SlurmClient  # noqa: PLC0415  # only for silent runs
+    from tfjob.engines.slurm.noted import ClusterName  # noqa: PLC0415  # the same
+
+    return ClusterName(SlurmClient(dict(environ))).get()

@@ -210,19 +210,20 @@ def _inherited(run: RunDirectory, secrets: tuple[str, ...]) -> dict[str, str]:
 
 
 def _give_up(run: RunDirectory, error: BaseException) -> None:
-    """Record that the run can't be watched over, and end what is left of it."""
+    """Record that the run can't be watched over, and end what is left of it. How it ends may have been decided before: that stands."""
     sweep(run.id)
     _end_tasks(run)
     message = error.message if isinstance(error, TfjobError) else f"tfjob itself failed: {error!r}"
     failure = Failure(None, None, None, None, f"{message}; see {run.supervisor_log}")
     record = read_record(run)
-    if not record.is_over:
-        write_record(
-            run,
-            replace(
-                record, state="Failed", failure=failure, exit_code=int(ExitCode.RUN_FAILED), ended=iso(time.time())
-            ),
-        )
+    if record.is_over:
+        return
+    ended = iso(time.time())
+    if record.outcome is not None:
+        write_record(run, replace(record, state=record.outcome, ended=ended, notes=(*record.notes, failure.message)))
+        return
+    code = int(ExitCode.RUN_FAILED)
+    write_record(run, replace(record, state="Failed", failure=failure, exit_code=code, ended=ended))
 
 
 def _end_tasks(run: RunDirectory) -> None:

@@ -64,6 +64,10 @@ class SlurmClient:
         """End a job, whatever state it is in. One that is over or unknown is no error."""
         self._try(["scancel", job])
 
+    def cancel_named(self, name: str) -> None:
+        """End whatever job of this user's has that name. None is no error."""
+        self._try(["scancel", "--me", f"--name={name}"])
+
     def signal(self, job: str, name: str) -> bool:
         """Send a signal to the job's batch program. Returns whether Slurm could."""
         return self._try(["scancel", "--batch", f"--signal={name}", job])

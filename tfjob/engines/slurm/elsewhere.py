@@ -22,17 +22,19 @@ from tfjob.durable import replace_json, replace_text
 from tfjob.engines.base import Mount, Prepared, Waiting, tell_nobody
 from tfjob.engines.inherited import travelling_environment
 from tfjob.engines.slurm.archive import image_directory
-from tfjob.engines.slurm.client import CommandError
-from tfjob.engines.slurm.engine import LIVING, Handle, JobView, SlurmEngine, kept_job
+from tfjob.engines.slurm.engine import Handle, JobView, SlurmEngine
 from tfjob.engines.slurm.environment import kept_of, require_python, send_environment, there_of
 from tfjob.engines.slurm.following import Following
 from tfjob.engines.slurm.gang import gang_of, program_directory, python_of
 from tfjob.engines.slurm.kept_there import Kept, KeptThere
 from tfjob.engines.slurm.kept_trees import KeptTree, trees_of
 from tfjob.engines.slurm.login import Login, LoginClient, LoginLost
+from tfjob.engines.slurm.noted import kept_job
 from tfjob.engines.slurm.own_files import write_own_files
 from tfjob.engines.slurm.programs import place_programs
+from tfjob.engines.slurm.report import begin_report
 from tfjob.engines.slurm.script import render_script
+from tfjob.engines.slurm.states import LIVING
 from tfjob.errors import PreparationError, TargetError
 from tfjob.planning.plan import Plan
 from tfjob.rundir import RunDirectory
@@ -52,12 +54,8 @@ _CANCELED_S: Final = 60.0
 _DAY_S: Final = 20 * 3600.0
 _ENDED_S: Final = 60.0
 """How long a job that should have been ended before may take to end."""
-_ASK_S: Final = 60.0
-"""How long Slurm is asked whether it has a job, while it can't answer."""
 _UNHEARD_S: Final = 60.0
 """How long nothing may be heard of the login node while what a run left is fetched later."""
-_TIMED_OUT: Final = "timed out"
-"""In sbatch's words where its question went out and no answer came: "Socket timed out on send/recv operation"."""
 _LET_GO_S: Final = 30.0
 _LET_GO_LOOK_S: Final = 0.3
 _GONE: Final = frozenset({"COMPLETING", "RUNNING", "STAGE_OUT", "SIGNALING", "STOPPED"})
@@ -81,7 +79,6 @@ class ElsewhereEngine(SlurmEngine):
         self._kept = KeptThere(self._login, self._directory, limit_gib=target.kept_limit_gib)
         self._datasets = datasets
         self._following: Following | None = None
-        self._left = ""
         self._has_harmed = False
 
     def keep(self, plan: Plan, run: RunDirectory, prepared: Prepared, told: Waiting = tell_nobody) -> None:
@@ -101,6 +98,7 @@ class ElsewhereEngine(SlurmEngine):
         replace_json(directory / "gang.json", gang_of(plan, there, prepared, container), force=False)
         python = python_of(plan, prepared.values)
         replace_text(directory / "job.sh", render_script(plan, there, python), force=False)
+        begin_report(run)
         told(f"sending the run to {self._login.address}")
         is_made = False
         try:
@@ -125,46 +123,34 @@ class ElsewhereEngine(SlurmEngine):
         A run that is canceled while the login node is away is not waited for: that raises TargetError, too. The run's directory
         there is removed only where Slurm says that it has no job of the run; otherwise `finish` does it.
         """
+        handle = super().submit(plan, run)
+        self._follow(run)
+        return handle
+
+    def _submit(self, plan: Plan, run: RunDirectory) -> Handle:
         told = False
         while True:
             try:
-                handle = super().submit(plan, run)
-                break
-            except LoginLost:  # it may have been submitted: the queue knows
+                return super()._submit(plan, run)
+            except LoginLost as error:  # it may have been submitted: the queue knows
                 if run.cancel_request.exists():
-                    self._left = self._unsure(run)
+                    self._left = self._unsure(run, error)
                     raise
                 if not told:
                     told = True
                     since = time.strftime("%H:%M")
                     self.tell(f"the login node can't be reached since {since}; the job is submitted when it is back")
                 time.sleep(_AGAIN_S)
-            except TargetError as error:
-                if not self._has_taken(run, error):
-                    raise
-        self._follow(run)
-        return handle
 
     def _has_taken(self, run: RunDirectory, error: TargetError) -> bool:
-        """Whether Slurm has the job all the same, or the connection broke; if it surely has not, what was sent is removed."""
-        deadline = time.monotonic() + _ASK_S
-        while True:
-            try:
-                if self._submitted_before(run) is not None:
-                    return True
-                is_refused = isinstance(error, CommandError) and _TIMED_OUT not in error.said
-                self._left = self._take_back(run) if is_refused else self._unsure(run)
-            except LoginLost:
-                return True
-            except CommandError as other:
-                self.tell(f"Slurm can't be asked whether it has the job: {other.message}")
-                if time.monotonic() < deadline and not run.cancel_request.exists():
-                    time.sleep(_AGAIN_S)
-                    continue
-                self._left = self._unsure(run)
-            except TargetError:
-                self._left = self._unsure(run)
-            return False
+        """Whether Slurm has the job all the same, or may; who lost the connection and was canceled waits no longer."""
+        return not isinstance(error, LoginLost) and super()._has_taken(run, error)
+
+    def _is_queued(self, run: RunDirectory) -> bool:
+        try:
+            return super()._is_queued(run)
+        except LoginLost:  # `_submit` waits for it
+            return True
 
     def _take_back(self, run: RunDirectory) -> str:
         """Remove the directory of a run that has no job. Returns what is left, in words."""
@@ -174,7 +160,9 @@ class ElsewhereEngine(SlurmEngine):
         (run.path / "slurm" / "removed").touch()
         return ""
 
-    def _unsure(self, run: RunDirectory) -> str:
+    def _unsure(self, run: RunDirectory, error: TargetError) -> str:
+        """What may be there. Who finishes the run ends its job, if there is one."""
+        del error
         return f"whether Slurm has its job is not known; what it has is in {_place(run).path} on {self._login.address}"
 
     def _not_removed(self, run: RunDirectory) -> str:
@@ -261,10 +249,7 @@ class ElsewhereEngine(SlurmEngine):
 
     def notes(self, handle: Handle) -> tuple[str, ...]:
         """Whether Slurm has let the job go, what could not be brought home or removed, and what does that later."""
-        left = self._left
-        if not left and not _is_brought(handle.run).exists():
-            left = f"what it wrote is in {_place(handle.run).path} on {self._login.address}"
-        notes = (*super().notes(handle), *((left,) if left else ()))
+        notes = super().notes(handle)
         later = f"what could not be done is done later: by the next run on {handle.plan.target}, or by {CLEANS} {handle.plan.target}"
         harm = (
             ("a mounted dataset was written to on the cluster: it is sent anew to the next run",)
@@ -273,8 +258,17 @@ class ElsewhereEngine(SlurmEngine):
         )
         return (*notes, later, *harm) if notes else harm
 
+    def _what_is_left(self, handle: Handle) -> str:
+        if self._left or _is_brought(handle.run).exists():
+            return self._left
+        return f"what it wrote is in {_place(handle.run).path} on {self._login.address}"
+
     def _script(self, run: RunDirectory) -> Path:
         return _place(run).path / "slurm" / "job.sh"
+
+    def _cluster(self) -> str:
+        """The login says which it is."""
+        return ""
 
     def _variables(self, plan: Plan) -> dict[str, str]:
         return travelling_environment(self._environ, plan.secrets)

@@ -13,7 +13,7 @@ __all__ = ["write_own_files"]
 def write_own_files(stream: IO[bytes], run: RunDirectory) -> None:
     """Write them as tar: what the job's programs go by, and the directories that it writes to. Nobody owns them."""
     with tarfile.open(fileobj=stream, mode="w|") as tar:
-        for name in ("gang.json", "job.sh"):
+        for name in ("gang.json", "job.sh", "state.json"):
             tar.add(run.path / "slurm" / name, f"slurm/{name}", filter=_anybodys)
         if (run.path / "accounts").exists():
             tar.add(run.path / "accounts", "accounts", filter=_anybodys)

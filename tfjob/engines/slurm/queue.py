@@ -1,7 +1,8 @@
 """What Slurm's queue says of tfjob's jobs: one question for all of a user's runs, however many look at once.
 
 The answer lies in a file that all supervisors of this user share, with a lock beside it: who finds it too old asks anew, the
-others wait for that answer. So slurmctld gets one question every few seconds, from a hundred runs as from one.
+others wait for that answer, but not long. So slurmctld gets one question every few seconds, from a hundred runs as from one. That
+it gave no answer is shared as well: while it hangs, one of them waits for it, and the others can do what else they have to.
 """
 
 from __future__ import annotations
@@ -10,11 +11,11 @@ import fcntl
 import json
 import os
 import time
-from collections.abc import Iterator
-from contextlib import contextmanager
+from collections.abc import Callable, Iterator
+from contextlib import contextmanager, suppress
 from itertools import accumulate, pairwise
 from pathlib import Path
-from typing import Any, Final, NamedTuple
+from typing import Final, NamedTuple
 
 from tfjob.durable import replace_json
 from tfjob.engines.slurm.client import SlurmClient
@@ -22,6 +23,11 @@ from tfjob.errors import TargetError
 
 __all__ = ["Job", "NodeLine", "Queue"]
 
+_PATIENCE_S: Final = 3.0
+"""How long an answer that another process asks for is waited for."""
+_LOOK_S: Final = 0.05
+_REST_S: Final = 1.0
+"""How long a Slurm that could not be asked is not asked again: so long, or as long as it took to find that out."""
 _FORMAT: Final = "%i|%T|%D|%P|%Q|%u|%S|%e|%N|%r"
 _FIELDS: Final = ("id", "state", "nodes", "partition", "priority", "user", "start", "end", "node_list", "reason")
 
@@ -87,37 +93,79 @@ class Queue:
     def _jobs(self, *arguments: str) -> list[str]:
         return _lines(self._client.queue(*arguments, f"--format={_FORMAT}"))
 
-    def _ask(self, what: str, age_s: float, ask: Any) -> list[str]:
+    def _ask(self, what: str, age_s: float, ask: Callable[[], list[str]]) -> list[str]:
         file = self._directory / f"slurm-{what}.json"
+        asked = time.time()
         if (kept := _read(file, age_s)) is not None:
             return kept
-        asked = time.time()
-        with self._locked(what):
+        with self._turn(what) as is_ours:
             if (kept := _read(file, max(age_s, time.time() - asked))) is not None:
                 return kept  # who held the lock has just asked
+            if not is_ours:
+                raise TargetError("Slurm has been asked for another run, and did not answer yet")
             moment = time.time()
-            lines: list[str] = ask()
-            replace_json(file, {"time": moment, "lines": lines}, force=False)
+            try:
+                lines = ask()
+            except TargetError as error:
+                now = time.time()
+                rest_s = max(_REST_S, now - moment)
+                _share(file, {"time": now, "failed": error.message, "hint": error.hint, "rest_s": rest_s})
+                raise
+            _share(file, {"time": moment, "lines": lines})
             return lines
 
     @contextmanager
-    def _locked(self, what: str) -> Iterator[None]:
-        self._directory.mkdir(parents=True, exist_ok=True)
-        descriptor = os.open(self._directory / f"slurm-{what}.lock", os.O_RDWR | os.O_CREAT | os.O_CLOEXEC, 0o600)
+    def _turn(self, what: str) -> Iterator[bool]:
+        """Wait for the others who ask; whether it is this one's turn. Where nothing can be shared, it is everybody's."""
+        deadline = time.monotonic() + _PATIENCE_S
+        descriptor = None
         try:
-            fcntl.flock(descriptor, fcntl.LOCK_EX)
-            yield
+            try:
+                self._directory.mkdir(parents=True, exist_ok=True)
+                descriptor = os.open(
+                    self._directory / f"slurm-{what}.lock", os.O_RDWR | os.O_CREAT | os.O_CLOEXEC, 0o600
+                )
+                is_ours = _lock(descriptor, deadline)
+            except OSError:
+                is_ours = True
+            yield is_ours
         finally:
-            os.close(descriptor)
+            if descriptor is not None:
+                os.close(descriptor)
+
+
+def _lock(descriptor: int, deadline: float) -> bool:
+    """Take a lock. Returns whether that could be done before the deadline. Raises OSError where there are none."""
+    while True:
+        try:
+            fcntl.flock(descriptor, fcntl.LOCK_EX | fcntl.LOCK_NB)
+        except BlockingIOError:
+            if time.monotonic() > deadline:
+                return False
+            time.sleep(_LOOK_S)
+        else:
+            return True
+
+
+def _share(file: Path, answer: dict[str, object]) -> None:
+    with suppress(OSError):  # no room, or the file system is away: the others ask for themselves
+        replace_json(file, answer, force=False)
 
 
 def _read(file: Path, age_s: float) -> list[str] | None:
+    """What Slurm said; None where that is too old. Raises TargetError where it could not be asked a moment ago."""
     try:
         kept = json.loads(file.read_bytes())
-        lines: list[str] = kept["lines"]
-        return lines if 0 <= time.time() - kept["time"] <= age_s else None
+        past_s = time.time() - kept["time"]
+        if "failed" not in kept:
+            lines: list[str] = kept["lines"]
+            return lines if 0 <= past_s <= age_s else None
+        failed, hint, rest_s = str(kept["failed"]), str(kept["hint"]), float(kept["rest_s"])
     except (OSError, ValueError, KeyError, TypeError):
         return None
+    if 0 <= past_s <= rest_s:
+        raise TargetError(failed, hint)
+    return None
 
 
 def _lines(text: str) -> list[str]:

@@ -2,17 +2,24 @@
 
 from __future__ import annotations
 
+import errno
 import json
+import os
+import time
+from contextlib import suppress
 from dataclasses import dataclass
 from typing import Any, Final, Literal
 
+from tfjob.durable import replace_json
 from tfjob.engines.base import TaskStatus
 from tfjob.planning.plan import Plan, TaskPlan
 from tfjob.rundir import RunDirectory
 
-__all__ = ["End", "Report", "read_report", "statuses_of"]
+__all__ = ["End", "Report", "begin_report", "close_report", "read_report", "statuses_of"]
 
 _LOST: Final = "it ended without saying how: it was killed together with the program that watched it"
+_TRIES: Final = 3
+_NEW: Final = {"phase": "new", "attempts": [], "attempt": -1, "tasks": {}, "end": None}
 _OUT_OF_MEMORY: Final = "the kernel killed it: out of memory"
 
 
@@ -60,12 +67,37 @@ class Report:
         return self.end if self.phase == "ending" and self.end is not None and self.end.outcome != "slurm" else None
 
 
+def begin_report(run: RunDirectory) -> None:
+    """Write that nothing was said yet, as `program/state.py` would.
+
+    NFS believes for up to a minute that a file is not there which was not there before, but looks again at one that is opened.
+    """
+    replace_json(run.path / "slurm" / "state.json", _NEW, force=False)
+
+
+def close_report(run: RunDirectory, message: str) -> None:
+    """Write that the run is over, for a job that may begin later all the same: it then does nothing."""
+    end = {"outcome": "failed", "message": message, "task": None, "kind": None, "time": time.time()}
+    replace_json(run.path / "slurm" / "state.json", {**_NEW, "phase": "over", "end": end}, force=False)
+
+
 def read_report(run: RunDirectory) -> Report | None:
-    """What the job's programs last said, None before they said anything."""
-    try:
-        return _report(json.loads((run.path / "slurm" / "state.json").read_bytes()))
-    except FileNotFoundError:
+    """What the job's programs last said, None before they said anything. Raises OSError when that can't be known now."""
+    file = run.path / "slurm" / "state.json"
+    failed: OSError | None = None
+    for _ in range(_TRIES):
+        try:
+            value = json.loads(file.read_bytes())
+            return None if value.get("phase") == "new" else _report(value)
+        except OSError as error:
+            if error.errno not in (errno.ENOENT, errno.ESTALE):  # stale: a node replaced it while it was open here
+                raise
+            failed = error
+            with suppress(OSError):  # NFS asks its server about a directory that is opened
+                os.close(os.open(file.parent, os.O_RDONLY | os.O_DIRECTORY | os.O_CLOEXEC))
+    if failed is None or failed.errno == errno.ENOENT:
         return None
+    raise failed
 
 
 def statuses_of(plan: Plan, report: Report | None, *, is_over: bool = False) -> tuple[TaskStatus, ...]:

@@ -3,7 +3,8 @@
 `slurm/state.json`:
 
     job, host        the Slurm job, and the node whose word this is
-    phase            starting, running, ending, over (of the run); lost (of an attempt that Slurm ended)
+    phase            new (who submits writes it: nothing has begun), starting, running, ending, over (of the run);
+                     lost (of an attempt that Slurm ended)
     attempt          which start of the gang this is, from 0
     nodes            name and address of each
     tasks            by name: state, started, listening, exit_code, signal, time, stopped, lost, out_of_memory

@@ -20,9 +20,18 @@ OPTIONS += ["--job-name=tfjob", "--overlap"]
 def first_step(run: str, program: str) -> Step | None:
     """The step of a run's first attempt; None where there was one before, which has to be looked at first."""
     count = os.environ.get("SLURM_JOB_NUM_NODES")
-    if count is None or os.path.exists(os.path.join(run, "slurm", "state.json")):
+    if count is None or not is_new(os.path.join(run, "slurm", "state.json")):
         return None
     return Step(run, 0, count, program)
+
+
+def is_new(state: str) -> bool:
+    """Whether nothing has begun yet, by a run's state file, whose first key is the phase: JSON need not be loaded for it."""
+    try:
+        with open(state, encoding="utf-8") as file:
+            return '"phase": "new"' in file.read(40)
+    except FileNotFoundError:
+        return True
 
 
 def word_of(number: int) -> str:
