@@ -11,6 +11,7 @@ the suite: each is a defect of a test or of what it tests, and wants to be looke
 from __future__ import annotations
 
 import json
+import signal
 import subprocess
 import sys
 import tempfile
@@ -22,6 +23,8 @@ TESTS_FAILED = 1
 
 
 def main(workers: str, *arguments: str) -> int:
+    # Ctrl-C is pytest's: it ends what its tests have started, and says what it has seen.
+    signal.signal(signal.SIGINT, lambda *_: None)
     with tempfile.TemporaryDirectory(prefix="tfjob-suite-") as directory:
         cache = ["-o", f"cache_dir={directory}"]
         code = _pytest(*cache, "-n", workers, "--dist", "loadgroup", *arguments)
@@ -37,10 +40,8 @@ def main(workers: str, *arguments: str) -> int:
 
 
 def _pytest(*arguments: str) -> int:
-    try:
-        return subprocess.run([sys.executable, "-m", "pytest", *arguments], check=False).returncode
-    except KeyboardInterrupt:  # pytest has had it too, and has told what there is
-        return 130
+    with subprocess.Popen([sys.executable, "-m", "pytest", *arguments]) as process:
+        return process.wait()
 
 
 def _failed(cache: Path) -> list[str]:

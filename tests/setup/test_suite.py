@@ -2,9 +2,13 @@
 
 from __future__ import annotations
 
+import os
+import signal
 import subprocess
 import sys
 from pathlib import Path
+
+from support import eventually
 
 SUITE = Path(__file__).parents[1] / "suite.py"
 UNSTEADY = """
@@ -53,6 +57,33 @@ def test_what_is_no_failure_of_a_test_is_not_tried_again(tmp_path: Path) -> None
     code, told = suite(tmp_path, "import nowhere_to_be_found")
     assert code != 0
     assert "unsteady: " not in told
+
+
+SLOW = """
+import time
+from pathlib import Path
+import pytest
+@pytest.fixture
+def machine():
+    yield
+    Path("ended").touch()
+def test_slow(machine):
+    Path("begun").touch()
+    time.sleep(100)
+"""
+
+
+def test_who_interrupts_it_has_what_tests_started_ended_and_the_report(tmp_path: Path) -> None:
+    (tmp_path / "test_it.py").write_text(SLOW)
+    with (tmp_path / "out").open("w") as out:
+        process = subprocess.Popen([sys.executable, str(SUITE), "0"], cwd=tmp_path, stdout=out, start_new_session=True)
+    eventually((tmp_path / "begun").exists, "the test has begun")
+    os.killpg(process.pid, signal.SIGINT)
+    assert process.wait(60) == 2
+    assert (tmp_path / "ended").exists()
+    told = (tmp_path / "out").read_text()
+    assert "KeyboardInterrupt" in told
+    assert "once more" not in told
 
 
 def test_all_well(tmp_path: Path) -> None:
