@@ -1,5 +1,6 @@
 from __future__ import annotations
 
+import errno
 import json
 import os
 import signal
@@ -185,6 +186,14 @@ def test_a_file_system_without_locks_is_told_from_one_that_is_held(
     with pytest.raises(NoLocksError, match="Function not implemented"):
         take_lock(tmp_path / "lock")
     assert try_lock(tmp_path / "lock") is None
+
+
+def test_a_held_lock_may_be_told_in_other_words(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    def denied(*_: object) -> None:
+        raise OSError(errno.EACCES, "Permission denied")
+
+    monkeypatch.setattr("tfjob.durable.fcntl.flock", denied)
+    assert take_lock(tmp_path / "lock") is None
 
 
 def test_asking_for_a_lock_makes_no_file(tmp_path: Path) -> None:

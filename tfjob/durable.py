@@ -6,6 +6,7 @@ a lock dies with the processes that hold it, so there are no stale locks to clea
 
 from __future__ import annotations
 
+import errno
 import fcntl
 import hashlib
 import json
@@ -27,6 +28,9 @@ __all__ = [
     "try_lock",
     "umask",
 ]
+
+
+_NO_LOCKS = (errno.ENOSYS, errno.EOPNOTSUPP, errno.ENOLCK, errno.EINVAL)
 
 
 class NoLocksError(OSError):
@@ -100,12 +104,11 @@ def take_lock(path: Path) -> int | None:
     descriptor = os.open(path, os.O_RDWR | os.O_CREAT | os.O_CLOEXEC, 0o644)
     try:
         fcntl.flock(descriptor, fcntl.LOCK_EX | fcntl.LOCK_NB)
-    except BlockingIOError:
-        os.close(descriptor)
-        return None
     except OSError as error:
         os.close(descriptor)
-        raise NoLocksError(error.errno, error.strerror, str(path)) from error
+        if error.errno in _NO_LOCKS:
+            raise NoLocksError(error.errno, error.strerror, str(path)) from error
+        return None  # held, in the words of this file system; or trouble that may pass
     return descriptor
 
 

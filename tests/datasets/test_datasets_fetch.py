@@ -216,6 +216,8 @@ def test_a_file_that_comes_encoded_is_refused(web: WebServer, cache: Cache, codi
         ("a.csv.zst", "zstd"),
         ("a.csv", "identity"),
         ("a.csv", "aws-chunked"),
+        ("a.csv", "aws-chunked,"),
+        ("a.csv", "utf-8"),
     ],
 )
 def test_a_file_whose_name_says_how_it_is_packed_is_kept_as_it_comes(

@@ -36,6 +36,8 @@ def test_an_attempt_that_is_over_is_left_while_its_run_goes_on(runs: Path) -> No
     record(runs, "fox", state="Running", attempts=[])
     assert not is_left(labels(runs, "fox", 1))
     record(runs, "fox", state="Scaling", attempts=[{"number": 1}])
+    assert not is_left(labels(runs, "fox", 1))  # it failed, and ends in its order
+    (runs / "fox" / "attempts" / "1").mkdir(parents=True)
     assert is_left(labels(runs, "fox", 1))
     assert not is_left(labels(runs, "fox", 2))
     assert not is_left(labels(runs, "fox"))  # its claims are the next attempt's, too
@@ -51,6 +53,7 @@ def test_of_a_run_that_is_over_everything_is_left(runs: Path) -> None:
 
 def test_the_gpus_of_an_attempt_that_still_runs_are_not_the_next_ones(runs: Path) -> None:
     record(runs, "fox", state="Scaling", attempts=[{"number": 1}])
+    (runs / "fox" / "attempts" / "1").mkdir(parents=True)
     key = RunKey("fox", know_runs(runs))
 
     def sight(attempt: int, state: str) -> Sight:
@@ -59,6 +62,28 @@ def test_the_gpus_of_an_attempt_that_still_runs_are_not_the_next_ones(runs: Path
 
     assert set(room._left_of(key, sight(1, "running"))) == {0, 2}
     assert room._left_of(key, sight(1, "exited")) == room._left_of(key, sight(2, "running")) == {}
+
+
+class Broken(DockerApi):
+    """An engine whose connections can't be opened here."""
+
+    def __init__(self) -> None:
+        super().__init__("unix:///broken.sock")
+        self.asked: list[str] = []
+
+    def remove(self, container: str, timeout_s: float = 0.0) -> None:
+        del timeout_s
+        self.asked.append(container)
+        raise OSError(24, "Too many open files", "cert.pem")
+
+
+def test_what_can_not_be_removed_now_is_tried_again(runs: Path) -> None:
+    record(runs, "fox", state="Failed", attempts=[])
+    found = tuple({"Id": name, "State": "running", "Labels": labels(runs, "fox", 1)} for name in ("c1", "c2"))
+    api, key = Broken(), RunKey("other", know_runs(runs))
+    for count in (2, 4):
+        remove_left(key, [(api, Sight({}, frozenset(), frozenset(), (), 1, found))])
+        eventually(lambda count=count: len(api.asked) == count, "both were tried")  # type: ignore[misc]
 
 
 class Stuck(DockerApi):

@@ -62,11 +62,23 @@ def test_a_clock_that_may_be_right_is_left_alone(wall: Wall) -> None:
 def test_signs_of_life_alone_are_enough(wall: Wall) -> None:
     clock = NodeClock()
     for _ in range(100):  # answers are long ago by then
-        hear(clock, wall, -2.0, (0.0, 0.01), answers=False)
-    assert clock.ahead_s == pytest.approx(-2.0, abs=0.02)
+        hear(clock, wall, -120.0, (0.0, 0.01), answers=False)
+    assert clock.ahead_s == pytest.approx(-120.0, abs=0.02)
     for _ in range(100):
         hear(clock, wall, 0.0, (0.0, 0.01), answers=False)
     assert clock.ahead_s == 0  # it may be right
+
+
+def test_words_that_are_late_for_minutes_are_no_clock_that_is_wrong(wall: Wall) -> None:
+    """As while outputs are sent: what is said unasked waits until there is room for it."""
+    clock = NodeClock()
+    hear(clock, wall, 0.0, (0.01, 0.01))
+    for _ in range(100):
+        hear(clock, wall, 0.0, (0.0, 4.0), answers=False)
+    assert clock.ahead_s == 0
+    never_asked = NodeClock()
+    hear(never_asked, wall, 0.0, (0.0, 4.0), answers=False)
+    assert never_asked.ahead_s == 0
 
 
 def test_a_clock_that_is_set_meanwhile_is_believed_anew(wall: Wall) -> None:

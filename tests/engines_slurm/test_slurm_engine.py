@@ -212,6 +212,11 @@ class TestSubmissionsWithoutAnAnswer:
         commands(site.bin, sbatch="exec sleep 60", squeue="echo 7")
         assert site.engine.submit(site.plan, site.run).job == "7"
 
+    def test_one_whose_number_was_not_said_is_looked_for(self, site: Site) -> None:
+        commands(site.bin, sbatch="echo Submitted batch job 7", squeue="echo 7")
+        (site.run.path / "slurm").mkdir(exist_ok=True)
+        assert site.engine.submit(site.plan, site.run).job == "7"
+
     @pytest.mark.parametrize("squeue", ["true", TIMED_OUT], ids=["no job", "no answer"])
     def test_one_that_may_be_queued_is_taken_back_and_told_of(self, site: Site, squeue: str) -> None:
         run = site.run

@@ -152,7 +152,7 @@ def show(dataset: DatasetName, output: TableOutput = TableFormat.table) -> None:
         ("tags", ", ".join(f"{key}={value}" for key, value in entry.tags)),
         ("created", f"{entry.created[:19].replace('T', ' ')} UTC"),
         ("holds", f"{plural(content['file_count'], 'file')}, {size(content['size_bytes'])}"),
-        ("digest", content.get("digest", content["listing"])),
+        ("digest", content["listing"]),
         ("fetched", f"{plural(len(contents), 'file')}, kept by their SHA-256" if contents else ""),
         ("versions", ", ".join(one.version for one in reversed(versions))),
     ]

@@ -3,8 +3,8 @@
 The content of an entry is plain data::
 
     paths: [{path: PATH, sha256: SUM}, …]     absolute paths and globs, and addresses; sha256 where one was given
-    digest: DIGEST                            of what the paths named when it was registered: names, sizes, times or marks
-    listing: KEY                              of that and of where each file was
+    listing: KEY                              the digest of what the paths named when it was registered: names, sizes, times or marks;
+                                              where that of other files is the same, one over it and where the files are
     file_count, size_bytes                    of it; bytes of files that their servers told no size of are not in it
 
     .listings/KEY.json                        its files: (source, name, bytes, time of change or mark)
@@ -97,7 +97,7 @@ def refresh(name: str, root: Path, settings: Settings) -> Entry:
     )
     found = _looked_up(find(asked.paths, asked.sha256), settings)
     untold = any(is_address(source) and not mark for (source, _, _), mark in _marked(found))
-    if not untold and _listing(found) == before.content["listing"]:
+    if not untold and _listing(found, root) == before.content["listing"]:
         return replace(before, is_new=False)
     fresh = {"looked_at": round(time.time(), 3)} if untold else {}  # nothing else may tell it from the version before
     return _kept(asked, found, root, new_version=True, fresh=fresh)
@@ -193,12 +193,11 @@ def _refuse_other(entry: Entry, first: Mapping[str, tuple[int, str]], now: Mappi
 
 def _kept(asked: Asked, found: DatasetFiles, root: Path, *, new_version: bool, fresh: Mapping[str, Any]) -> Entry:
     sums = dict(asked.sha256)
-    listing = _listing(found)
+    listing = _listing(found, root)
     content = {
         "paths": [{"path": path, **({"sha256": sums[path]} if path in sums else {})} for path in asked.paths],
         "file_count": len(found.files),
         "size_bytes": sum(max(size, 0) for _, _, size in found.files),
-        "digest": found.digest,
         "listing": listing,
         **fresh,
     }
@@ -223,9 +222,14 @@ def _kept(asked: Asked, found: DatasetFiles, root: Path, *, new_version: bool, f
     )
 
 
-def _listing(found: DatasetFiles) -> str:
-    """The key of a listing: of what was found, and of where each file was."""
-    return digest_of([found.digest, [source for source, _, _ in found.files]])
+def _listing(found: DatasetFiles, root: Path) -> str:
+    """The key of a listing. Files elsewhere of the same names, sizes, and times or marks have another one."""
+    sources = [source for source, _, _ in found.files]
+    try:
+        kept = json.loads((root / _LISTINGS / f"{found.digest}.json").read_bytes())
+        return found.digest if [row[0] for row in kept] == sources else digest_of([found.digest, sources])
+    except (OSError, ValueError, IndexError, TypeError):
+        return found.digest
 
 
 def _signed(found: DatasetFiles) -> list[tuple[str, str, int, int | str]]:

@@ -31,8 +31,8 @@ _SLOWEST: Final = 1024
 _RANGE: Final = re.compile(r"bytes (\d{1,18})-(\d{1,18})/(\d{1,18}|\*)")
 _PACKED: Final = (".gz", ".tgz", ".svgz", ".z", ".br", ".zst", ".tzst", ".xz", ".bz2")
 """Ends of the names of files that are compressed: many servers call that an encoding, and send the file as it is."""
-_NO_ENCODING: Final = {"", "identity", "aws-chunked"}
-"""The last is one of uploads; S3 and its like keep what some clients say of it, and not the encoding."""
+_ENCODINGS: Final = {"gzip", "x-gzip", "deflate", "br", "zstd", "compress", "x-compress", "dcb", "dcz"}
+"""What makes other bytes of a file (IANA's registry of content codings). Stores keep what is none as well: utf-8, aws-chunked."""
 _WHOLE: Final = re.compile(r"bytes \*/(\d{1,18})")
 
 
@@ -296,7 +296,7 @@ def _part(answer: Answer, sink: Sink, tag: str) -> _Part:
 def _refuse_encoded(answer: Answer, wanted: Wanted) -> None:
     """Refuse a file that comes in another form than its name says, though that was not asked for (RFC 9110, 12.5.3)."""
     coding = answer.header("content-encoding").lower()
-    if coding in _NO_ENCODING or file_name(wanted.source).lower().endswith(_PACKED):
+    if _ENCODINGS.isdisjoint(re.split(r"[\s,]+", coding)) or file_name(wanted.source).lower().endswith(_PACKED):
         return
     shown = shown_address(wanted.source)
     raise PreparationError(

@@ -92,7 +92,7 @@ def is_left(labels: Mapping[str, str]) -> bool:
     if record.get("state") in _OVER:
         return True
     attempt = labels.get("tfjob.attempt")
-    return attempt is not None and int(attempt) <= len(record.get("attempts", ()))  # those that are over
+    return attempt is not None and int(attempt) <= run.restart_count  # one that ends may still bring its outputs home
 
 
 def remove_left(key: RunKey, seen: Iterable[tuple[DockerApi, Sight]]) -> None:
@@ -101,7 +101,12 @@ def remove_left(key: RunKey, seen: Iterable[tuple[DockerApi, Sight]]) -> None:
         containers = _begin(api, [one["Id"] for one in sight.containers if _is_to_go(one, key)])
         volumes = _begin(api, [one["Name"] for one in sight.volumes if _is_to_go(one, key)])
         if containers or volumes:
-            threading.Thread(target=_remove, args=(api, containers, volumes), daemon=True).start()
+            remover = threading.Thread(target=_remove, args=(api, containers, volumes), daemon=True)
+            try:
+                remover.start()
+            except RuntimeError:  # no thread can be started now
+                for name in (*containers, *volumes):
+                    _end(api, name)
 
 
 _GOING: set[tuple[str, str]] = set()
@@ -212,9 +217,11 @@ def _record(run: RunDirectory) -> dict[str, Any]:
 
 def _remove(api: DockerApi, containers: list[str], volumes: list[str]) -> None:
     removals = [*((api.remove, one) for one in containers), *((api.remove_volume, one) for one in volumes)]
-    for remove, name in removals:
-        try:
-            with suppress(TargetError, RefusalError):  # it is seen again
+    try:
+        for remove, name in removals:
+            with suppress(TargetError, RefusalError, OSError):  # it is seen again
                 remove(name, _REMOVE_S)
-        finally:
+            _end(api, name)
+    finally:
+        for _, name in removals:
             _end(api, name)

@@ -11,9 +11,12 @@ __all__ = ["NodeClock"]
 
 _WORDS: Final = 64
 """So many words are kept: a minute of them, in which no clock drifts by much."""
+_ANSWERS: Final = 8
+"""So many answers are kept, however long ago they came: what is said unasked may all be late, behind outputs say."""
 
-_WAY_S: Final = 0.1
-"""What is so little behind may just have been on its way for so long."""
+
+_WAY_S: Final = 60.0
+"""What is so little behind, and was not asked for, may just have been on its way for so long."""
 
 
 class NodeClock:
@@ -25,23 +28,24 @@ class NodeClock:
 
     def __init__(self) -> None:
         self._least: deque[float] = deque(maxlen=_WORDS)
-        self._most: deque[float] = deque(maxlen=_WORDS)
+        self._most: deque[float] = deque(maxlen=_ANSWERS)
 
     def hear(self, theirs: float, asked: float | None = None) -> None:
         """Hear the time by the node's clock, which was asked for at a time of ours if it is an answer."""
         self._least.append(theirs - time.time())
-        self._most.append(float("inf") if asked is None else theirs - asked)
+        if asked is not None:
+            self._most.append(theirs - asked)
 
     @property
     def ahead_s(self) -> float:
         """By how many seconds the node's clock is ahead; 0 where nothing is known of it."""
         if not self._least:
             return 0.0
-        least, most = max(self._least), min(self._most)
-        if most < least:  # one of the clocks was set meanwhile
-            return self._least[-1]
+        least, most = max(self._least), min(self._most, default=float("inf"))
         if most == float("inf"):
             return 0.0 if -_WAY_S < least < 0 else least
+        if most < least:  # one of the clocks was set meanwhile
+            return self._least[-1]
         return min(max(0.0, least), most)
 
     def by_ours(self, report: str) -> str:

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import resource
 import threading
 from collections.abc import Mapping
 from contextlib import suppress
@@ -16,8 +17,8 @@ from tfjob.targets.definition import ClusterDefinition
 __all__ = ["Logins"]
 
 _PATIENCE_S: Final = 15.0
-_MOST: Final = 128
-"""More logins may need more open files than a process has that may turn out to start tasks itself."""
+_OTHERS: Final = 256
+"""Open files that are left to all else: this process may turn out to start tasks itself, and keeps its limit till then."""
 
 
 class Logins:
@@ -26,7 +27,8 @@ class Logins:
     def __init__(self, target: ClusterDefinition, environ: Mapping[str, str]) -> None:
         self._target = target
         self._engines: dict[str, DockerApi] = {}
-        for node in target.nodes[:_MOST]:
+        most = max(resource.getrlimit(resource.RLIMIT_NOFILE)[0] - _OTHERS, 0) // 2  # a login by ssh has two
+        for node in target.nodes[:most]:
             with suppress(TargetError):
                 self._engines[node.name] = engine_at(node.engine, tls=node.tls, environ=environ)
         for api in self._engines.values():

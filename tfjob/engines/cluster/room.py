@@ -38,7 +38,7 @@ _QUIET_S: Final = 0.5
 _GATHER_S: Final = 0.005
 """So long other nodes may answer too before all are looked at again."""
 
-_STRAGGLERS_S: Final = (1.0, 5.0)
+_STRAGGLERS_S: Final = (0.5, 5.0)
 """How long nodes that have not answered yet are waited for when those that have would do, for a fair choice: twice the
 time which those took, but at least and at most so long. What is slow for one node is slow for others: a busy machine here,
 a slow way there."""

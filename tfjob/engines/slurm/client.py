@@ -12,12 +12,16 @@ from typing import Final
 
 from tfjob.errors import TargetError
 
-__all__ = ["CommandError", "SlurmClient"]
+__all__ = ["CommandError", "NoCommandError", "SlurmClient"]
 
 _PATIENCE_S: Final = 30.0
 _SUBMIT_PATIENCE_S: Final = 120.0
 _FOR_SLURM: Final = ("SLURM_CONF", "PATH", "HOME", "USER", "LOGNAME", "LANG", "LD_LIBRARY_PATH", "TZ")
 """Variables that Slurm's commands get. Others (SBATCH_PARTITION, SQUEUE_FORMAT, SLURM_CLUSTERS) would change what they do."""
+
+
+class NoCommandError(TargetError):
+    """A command of Slurm's is not there, or can't be run: nobody was asked for anything."""
 
 
 class CommandError(TargetError):
@@ -114,7 +118,7 @@ class SlurmClient:
                 f"{name} did not answer within {patience_s:g} s", "Is slurmctld well? Try `sinfo`."
             ) from None
         except OSError as error:
-            raise TargetError(f"{name} can't be run: {error.strerror}") from error
+            raise NoCommandError(f"{name} can't be run: {error.strerror}") from error
         if done.returncode != 0:
             said = done.stderr.decode("utf-8", "replace").strip()
             words = said.splitlines()[-1].removeprefix(f"{name}: ").removeprefix("error: ") if said else ""
@@ -126,7 +130,7 @@ class SlurmClient:
     ) -> subprocess.CompletedProcess[bytes]:
         """A command with this environment, when it has ended. Raises TargetError where there is none, and as subprocess.run does."""
         if shutil.which(command[0], path=environ.get("PATH")) is None:
-            raise TargetError(
+            raise NoCommandError(
                 f"{command[0]} is not on PATH: this machine can't submit to Slurm",
                 "Run tfjob on a login node of the cluster, or set the target's `login`.",
             )

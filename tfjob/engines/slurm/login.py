@@ -8,7 +8,7 @@ from collections.abc import Mapping, Sequence
 from typing import Final
 
 from tfjob.dockerapi.ssh import SshHost, SshTransport
-from tfjob.engines.slurm.client import SlurmClient
+from tfjob.engines.slurm.client import NoCommandError, SlurmClient
 from tfjob.engines.submitter import Submitter
 from tfjob.errors import TargetError, TargetRefused
 
@@ -118,7 +118,7 @@ class LoginClient(SlurmClient):
         line = f"""{_AS_NEW} sh -c 'eval "$(cat)"; exec "$@" </dev/null' sh {shlex.join(command)}"""
         done = self._login.run(line, told=told.encode(), patience_s=patience_s)
         if done.returncode == _NOT_FOUND:
-            raise TargetError(
+            raise NoCommandError(
                 f"{self._login.address} has no {command[0]} on its PATH: it is no login node",
                 "Set the target's `login` to one, or have Slurm on the PATH there for ssh, too: `ssh HOST sinfo` must work.",
             )

@@ -7,7 +7,7 @@ from collections.abc import Callable
 from typing import Final
 
 from tfjob.engines.base import Waiting
-from tfjob.engines.slurm.client import CommandError
+from tfjob.engines.slurm.client import CommandError, NoCommandError
 from tfjob.errors import TargetError
 
 __all__ = ["is_taken"]
@@ -25,8 +25,8 @@ def is_taken(
     ask: Callable[[], bool], error: TargetError, *, tell: Waiting, is_canceled: Callable[[], bool]
 ) -> bool | None:
     """Whether Slurm has the job whose submission raised `error`; None where that is not to be known. `ask` asks its queue."""
-    if error.message.startswith("sbatch ") and not isinstance(error, CommandError) and _SILENT not in error.message:
-        return False  # there is no sbatch
+    if isinstance(error, NoCommandError):
+        return False
     is_refused = isinstance(error, CommandError) and _TIMED_OUT not in error.said
     deadline = time.monotonic() + _ASK_S
     while True:
