@@ -11,6 +11,8 @@ from pathlib import Path
 from support import eventually
 
 SUITE = Path(__file__).parents[1] / "suite.py"
+OWN = {name: value for name, value in os.environ.items() if name != "PYTEST_ADDOPTS"}
+"""What the suite around this one was told is not meant for those within."""
 UNSTEADY = """
 from pathlib import Path
 def test_unsteady():
@@ -23,17 +25,17 @@ WRONG = "def test_{0}():\n    assert False, 'wrong {0}'\n"
 WELL = "def test_well():\n    with open('well', 'a') as runs:\n        runs.write('x')\n"
 
 
-def suite(directory: Path, *tests: str) -> tuple[int, str]:
+def suite(directory: Path, *tests: str, workers: int = 0) -> tuple[int, str]:
     (directory / "test_it.py").write_text("\n".join([WELL, *tests]))
-    command = [sys.executable, str(SUITE), "2"]
+    command = [sys.executable, str(SUITE), str(workers)]
     done = subprocess.run(
-        command, cwd=directory, stdout=subprocess.PIPE, stderr=subprocess.STDOUT, text=True, check=False
+        command, cwd=directory, env=OWN, stdout=subprocess.PIPE, stderr=subprocess.STDOUT, text=True, check=False
     )
     return done.returncode, done.stdout
 
 
 def test_what_fails_among_the_others_and_passes_alone_is_told_and_no_more(tmp_path: Path) -> None:
-    code, told = suite(tmp_path, UNSTEADY)
+    code, told = suite(tmp_path, UNSTEADY, workers=2)
     assert code == 0
     assert "AssertionError: at first" in told
     assert told.endswith("want to be looked at\n  test_it.py::test_unsteady\n")
@@ -76,7 +78,9 @@ def test_slow(machine):
 def test_who_interrupts_it_has_what_tests_started_ended_and_the_report(tmp_path: Path) -> None:
     (tmp_path / "test_it.py").write_text(SLOW)
     with (tmp_path / "out").open("w") as out:
-        process = subprocess.Popen([sys.executable, str(SUITE), "0"], cwd=tmp_path, stdout=out, start_new_session=True)
+        process = subprocess.Popen(
+            [sys.executable, str(SUITE), "0"], cwd=tmp_path, env=OWN, stdout=out, start_new_session=True
+        )
     eventually((tmp_path / "begun").exists, "the test has begun")
     os.killpg(process.pid, signal.SIGINT)
     assert process.wait(60) == 2
