@@ -24,7 +24,7 @@ pytestmark = [
     pytest.mark.usefixtures("compilers"),
     pytest.mark.real,
     pytest.mark.xdist_group("horovod"),
-    pytest.mark.timeout(900),
+    pytest.mark.timeout(1500),
 ]
 
 LOOK = """
@@ -69,7 +69,7 @@ def test_it_is_compiled_once_for_this_machine_for_containers_and_for_other_envir
             (store / folder).symlink_to(kept / folder)
         tfjob = Tfjob(specs.directory, {**specs.environ, "TFJOB_STORE": str(store)})
         tfjob.write("look.yml", LOOK)
-        said = tfjob("submit", "look.yml", timeout_s=800)
+        said = tfjob("submit", "look.yml", timeout_s=1400)
         assert sorted(re.findall(r"rank \d \S+", said.stdout)) == RANKS
         listed = [json.loads(path.read_text()) for path in kept.glob("wheels/*/wheel.json")]
         assert any(all(one[name] == value for name, value in WHEEL.items()) for one in listed)
@@ -82,7 +82,7 @@ def test_it_is_compiled_once_for_this_machine_for_containers_and_for_other_envir
     specs("init")
     specs.write(".tfjob/config.yml", f"images: {{cpu: '{test_base}'}}\n")
     inside = Tfjob(specs.directory, {**specs.environ, "DOCKER_HOST": docker_engine.host})
-    said = inside("submit", "look.yml", "--set", "compute.runtime=docker", timeout_s=300)
+    said = inside("submit", "look.yml", "--set", "compute.runtime=docker", timeout_s=1400)
     assert sorted(re.findall(r"rank \d \S+", said.stdout)) == RANKS
     assert "building horovod" not in said.stdout + said.stderr
 
@@ -92,5 +92,5 @@ def test_ranks_that_do_not_average_their_gradients_fail(specs: Tfjob) -> None:
     text = script.read_text()
     script.write_text(text.replace("hvd.DistributedOptimizer(network.optimizer)", "network.optimizer"))
     assert script.read_text() != text
-    done = specs("submit", "digits-horovod.yml", *shorter("digits-horovod"), exit_code=1, timeout_s=800)
+    done = specs("submit", "digits-horovod.yml", *shorter("digits-horovod"), exit_code=1, timeout_s=1400)
     assert "error: the weights differ between ranks: " in done.stdout + done.stderr

@@ -13,7 +13,7 @@ from specs.spec_parts import served
 from support import REPOSITORY, Tfjob, eventually, processes_of
 from web_server import web_server
 
-pytestmark = [pytest.mark.real, pytest.mark.xdist_group("tensorflow"), pytest.mark.timeout(600)]
+pytestmark = [pytest.mark.real, pytest.mark.xdist_group("tensorflow"), pytest.mark.timeout(1500)]
 SPECS = sorted(path.stem for path in (REPOSITORY / "specs").glob("*.yml") if path.name.startswith("digits"))
 
 TOGETHER = {"digits-multiworker": "workers", "digits-mpi": "ranks", "digits-horovod": "ranks"}  # who end with one model
@@ -29,7 +29,7 @@ def specs(tfjob: Tfjob) -> Tfjob:
 @pytest.mark.parametrize("spec", SPECS)
 def test_a_spec_trains_to_its_accuracy_and_saves_a_model(specs: Tfjob, spec: str) -> None:
     with web_server() as web:
-        done = specs("submit", f"{spec}.yml", *served(web, spec), timeout_s=600)
+        done = specs("submit", f"{spec}.yml", *served(web, spec), timeout_s=1400)
     accuracies = re.findall(r"test accuracy (0\.\d+)", done.stdout)
     assert accuracies
     assert min(map(float, accuracies)) >= 0.95

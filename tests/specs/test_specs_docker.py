@@ -22,7 +22,7 @@ pytestmark = [
     pytest.mark.real,
     pytest.mark.root,
     pytest.mark.xdist_group("tensorflow"),
-    pytest.mark.timeout(900),
+    pytest.mark.timeout(1500),
 ]
 SPECS = sorted(path.stem for path in (REPOSITORY / "specs").glob("digits*.yml"))
 IN_CONTAINERS = ("--set", "compute.runtime=docker")
@@ -41,7 +41,7 @@ def specs(tfjob: Tfjob, docker_engine: Daemon, test_base: str) -> Tfjob:  # noqa
 def test_a_spec_trains_in_containers(specs: Tfjob, spec: str) -> None:
     with web_server() as web:
         asked = (*IN_CONTAINERS, *served(web, spec), *shorter(spec))
-        done = specs("submit", f"{spec}.yml", *asked, timeout_s=800)
+        done = specs("submit", f"{spec}.yml", *asked, timeout_s=1400)
     assert min(map(float, re.findall(r"test accuracy (0\.\d+)", done.stdout))) >= GOAL
     record = specs.show()
     assert "model/saved_model.pb" in [one["path"] for one in record["outputs"]]
@@ -51,9 +51,9 @@ def test_a_spec_trains_in_containers(specs: Tfjob, spec: str) -> None:
 
 def test_a_spec_trains_in_an_image_with_its_packages_baked_in(specs: Tfjob) -> None:
     baked = ("--set", "compute.container_packages=baked")
-    done = specs("submit", "digits.yml", *IN_CONTAINERS, *baked, timeout_s=900)
+    done = specs("submit", "digits.yml", *IN_CONTAINERS, *baked, timeout_s=1400)
     assert float(re.findall(r"test accuracy (0\.\d+)", done.stdout)[-1]) >= 0.95
-    built = json.loads(specs("env", "build", "digits.yml", "--image", "-o", "json", timeout_s=900).stdout)
+    built = json.loads(specs("env", "build", "digits.yml", "--image", "-o", "json", timeout_s=1400).stdout)
     assert built["bytes_sent"] == 0  # it is there
 
 
