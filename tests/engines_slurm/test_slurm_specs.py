@@ -11,7 +11,7 @@ from specs.spec_parts import GOAL, served, shorter
 from support import REPOSITORY, Tfjob
 from web_server import web_server
 
-pytestmark = [pytest.mark.real, pytest.mark.root, pytest.mark.xdist_group("cluster"), pytest.mark.timeout(900)]
+pytestmark = [pytest.mark.real, pytest.mark.root, pytest.mark.xdist_group("cluster"), pytest.mark.timeout(1500)]
 
 JOBS = {"digits": 1, "digits-web": 1, "digits-multiworker": 2, "digits-ps": 2, "digits-horovod": 2}  # and their nodes
 WHOLE = "digits"  # trains for all its epochs; the others for as long as it takes to see that they train
