@@ -147,29 +147,32 @@ def test_the_same_content_at_another_address_is_fetched_from_there(web: WebServe
     assert [find_registered(f"d@{number}", registry).files[0][0] for number in (1, 2)] == urls
 
 
-def test_an_index_with_a_damaged_page_is_forgotten(cache: Cache) -> None:
-    rows = [(f"https://host/{number}", Known("", 1, f"{number:064d}", 0)) for number in range(500)]
-    cache.index.remember(rows)
+ROWS = [(f"https://host/{number}", Known("", 1, f"{number:064d}", 0)) for number in range(500)]
+
+
+@pytest.fixture
+def damaged(cache: Cache) -> Path:
+    """The index of the cache with its rows in pages that are no more."""
+    cache.index.remember(ROWS)
     path = cache.root / "index.db"
     whole = bytearray(path.read_bytes())
     whole[8192:-4096] = b"\xff" * (len(whole) - 12288)
     path.write_bytes(whole)
-    with pytest.raises(sqlite3.DatabaseError), sqlite3.connect(path) as damaged:
-        damaged.execute("select count(tag) from addresses").fetchall()
-    assert cache.index.known([source for source, _ in rows]) == {}
-    assert not path.exists()
-    cache.index.remember(rows[:3])
-    assert cache.index.known([rows[0][0]]) == dict(rows[:1])
+    return path
 
 
+def test_an_index_with_a_damaged_page_is_forgotten(cache: Cache, damaged: Path) -> None:
+    with pytest.raises(sqlite3.DatabaseError), sqlite3.connect(damaged) as index:
+        index.execute("select count(tag) from addresses").fetchall()
+    assert cache.index.known([source for source, _ in ROWS]) == {}
+    assert not damaged.exists()
+    cache.index.remember(ROWS[:3])
+    assert cache.index.known([ROWS[0][0]]) == dict(ROWS[:1])
+
+
+@pytest.mark.usefixtures("damaged")
 def test_an_index_that_is_found_damaged_when_it_is_written_to_is_told_once(cache: Cache) -> None:
-    rows = [(f"https://host/{number}", Known("", 1, f"{number:064d}", 0)) for number in range(500)]
-    cache.index.remember(rows)
-    path = cache.root / "index.db"
-    whole = bytearray(path.read_bytes())
-    whole[8192:-4096] = b"\xff" * (len(whole) - 12288)
-    path.write_bytes(whole)
     with pytest.raises(PreparationError, match=r"was damaged .* and has been removed: what it knew is found again"):
-        cache.index.remember(rows)
-    cache.index.remember(rows)
-    assert len(cache.index.known([source for source, _ in rows])) == 500
+        cache.index.remember(ROWS)
+    cache.index.remember(ROWS)
+    assert len(cache.index.known([source for source, _ in ROWS])) == 500
