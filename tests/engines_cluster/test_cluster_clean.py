@@ -83,7 +83,7 @@ def test_what_can_not_be_removed_now_is_tried_again(runs: Path) -> None:
     api, key = Broken(), RunKey("other", know_runs(runs))
     for count in (2, 4):
         remove_left(key, [(api, Sight({}, frozenset(), frozenset(), (), 1, found))])
-        eventually(lambda count=count: len(api.asked) == count, "both were tried")  # type: ignore[misc]
+        eventually(lambda count=count: len(api.asked) == count, "both were tried")  # type: ignore[misc]  # bound for each turn
 
 
 class Stuck(DockerApi):

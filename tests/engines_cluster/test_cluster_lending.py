@@ -71,7 +71,7 @@ def test_the_lender_is_let_go_of_when_the_images_are_there(tmp_path: Path, monke
         snapshots=tmp_path,
         runs=runs,
         cache=Cache(tmp_path),
-        reaching=reaching,  # type: ignore[arg-type]
+        reaching=reaching,  # type: ignore[arg-type]  # all that is asked of one
     )
     assert own.lend(lambda _: None) == {"DOCKER_HOST": "lent"}
     asked, run = plan(task("true")), RunDirectory(runs / "fox")
