@@ -32,7 +32,7 @@ def main(workers: str, *arguments: str) -> int:
         if code != TESTS_FAILED or not 0 < len(failed) <= UNSTEADY_AT_MOST:
             return code
         print(f"\nonce more, alone: {len(failed)} of the tests failed among the others", flush=True)
-        code = _pytest(*cache, "-n", "0", "--last-failed", "--last-failed-no-failures", "none", *arguments)
+        code = _pytest("-p", "no:cacheprovider", "-n", "0", *failed)
     if code == 0:
         print("\nunsteady: failed among the others, passed alone; their failures are above, and want to be looked at")
         print(*(f"  {test}" for test in failed), sep="\n", flush=True)
@@ -45,8 +45,14 @@ def _pytest(*arguments: str) -> int:
 
 
 def _failed(cache: Path) -> list[str]:
+    """Return the tests that failed, as pytest takes them."""
     path = cache / "v" / "cache" / "lastfailed"
-    return sorted(json.loads(path.read_text())) if path.exists() else []
+    return sorted(map(_without_group, json.loads(path.read_text()))) if path.exists() else []
+
+
+def _without_group(test: str) -> str:
+    """Return a test's own name. `--dist loadgroup` adds @GROUP to it; an @ before a ] is a parameter's."""
+    return test[: test.rfind("@")] if test.rfind("@") > test.rfind("]") else test
 
 
 if __name__ == "__main__":
