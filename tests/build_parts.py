@@ -53,7 +53,7 @@ class Context:
         self.lines: list[str] = []
         self.steps: list[str] = []
         self.heard: Callable[[str], None] = lambda _: None
-        """Is told each line of the log too, and may hold the build up."""
+        """Is told each step too, and may hold the build up."""
         folder.mkdir()
 
     def write(self, name: str, text: str) -> None:
@@ -66,17 +66,17 @@ class Context:
         self.lines.clear()
         self.steps.clear()
 
-        def log(line: str) -> None:
-            self.lines.append(line)
-            self.heard(line)
+        def progress(step: str) -> None:
+            self.steps.append(step)
+            self.heard(step)
 
         return build(
             self.folder / "Dockerfile",
             folder,
             arguments,
             store_root=self.store_root,
-            log=log,
-            progress=self.steps.append,
+            log=self.lines.append,
+            progress=progress,
         )
 
 

@@ -69,7 +69,7 @@ OPTIONS = {
     "PrivateData": "cloud",  # nodes that are not there are shown: idle~
     "ResumeProgram": "/run/lab/bin/slurm-resume",
     "SuspendProgram": "/run/lab/bin/slurm-suspend",
-    "ResumeTimeout": "20",
+    "ResumeTimeout": "60",
     "SuspendTimeout": "5",
     "SuspendTime": "2",
 }
@@ -130,7 +130,7 @@ class Slurm:
             f"PartitionName=gpu Nodes={names} Default=YES MaxTime=INFINITE PriorityTier=1 GraceTime=2",
             f"PartitionName=urgent Nodes={names} MaxTime=INFINITE PriorityTier=2 PreemptMode=OFF",
             "PartitionName=cloud Nodes=cloud1 MaxTime=INFINITE",
-            "PartitionName=never Nodes=cloud2 MaxTime=INFINITE",
+            "PartitionName=never Nodes=cloud2 MaxTime=INFINITE ResumeTimeout=20",
         ]
         return "\n".join(lines) + "\n"
 

@@ -27,8 +27,10 @@ def pytest_runtest_makereport(item: pytest.Item) -> Generator[None, pytest.TestR
     cluster: Slurm | None = getattr(item, "funcargs", {}).get("slurm_cluster")
     if report.when == "call" and report.failed and cluster is not None:
         asked = (["sinfo", "-N", "-l"], ["squeue", "-l"], ["scontrol", "show", "job"])
-        told = "\n".join(cluster.run(*command, check=False) for command in asked)
-        report.sections.append(("how Slurm was", told))
+        told = [cluster.run(*command, check=False) for command in asked]
+        logs = [cluster.directory / "log" / name for name in ("slurmctld.log", "power.log")]
+        told += ["\n".join([log.name, *log.read_text().splitlines()[-60:]]) for log in logs if log.exists()]
+        report.sections.append(("how Slurm was", "\n".join(told)))
     return report
 
 

@@ -316,3 +316,69 @@ def test_the_time_that_a_job_was_suspended_is_not_the_run_s(attempt: Attempts, m
     made.deadline -= 60
     with pytest.raises(module("batch").Ended, match=r"longer than limits.timeout_s = 60 s"):
         made.look_at_limits()
+
+
+@pytest.mark.parametrize(
+    ("fields", "outcome", "message", "kind"),
+    [
+        ("JobState=RUNNING PreemptTime=2026-11-29T00:00:00", "slurm", "Slurm preempted it", "preempted"),
+        ("JobState=CANCELLED", "slurm", "canceled from outside of tfjob", "canceled"),
+        ("JobState=RUNNING PreemptTime=None", "failed", "", "failure"),
+        ("", "failed", "", "failure"),  # Slurm does not know
+    ],
+)
+def test_a_task_that_slurm_ended_before_anybody_knew_has_not_failed(
+    attempt: Attempts,
+    tmp_path: Path,
+    monkeypatch: pytest.MonkeyPatch,
+    *,
+    fields: str,
+    outcome: str,
+    message: str,
+    kind: str,
+) -> None:
+    # The others do not wait for Slurm's answer.
+    told = f"until grep -q '\"stop\"' {tmp_path}/told; do sleep 0.05; done"
+    commands(tmp_path / "bin", scontrol=f"{told}; echo {fields}")
+    monkeypatch.setattr(module("batch"), "DOUBT_S", 60.0)
+    made = attempt({})
+    name = made.gang["tasks"][0]["name"]
+    made.statuses[name] = {"state": "ended", "exit_code": 143, "time": time.time(), "stopped": False}
+    with pytest.raises(module("batch").Ended) as found:
+        made.judge(1.0)
+    assert (found.value.outcome, found.value.message, found.value.kind) == (outcome, message, kind)
+
+
+def test_a_slurm_that_does_not_answer_keeps_no_failure_back(
+    attempt: Attempts, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    commands(tmp_path / "bin", scontrol="exec sleep 600")
+    monkeypatch.setattr(module("batch"), "DOUBT_S", 0.1)
+    made = attempt({})
+    name = made.gang["tasks"][0]["name"]
+    made.statuses[name] = {"state": "ended", "exit_code": 1, "time": time.time(), "stopped": False}
+    with pytest.raises(module("batch").Ended) as found:
+        made.judge(1.0)
+    assert (found.value.outcome, found.value.task, found.value.kind) == ("failed", name, "failure")
+
+
+def test_a_node_tells_what_slurm_does_before_what_came_of_it(monkeypatch: pytest.MonkeyPatch) -> None:
+    node = object.__new__(module("node").Node)
+    node.has_begun, node.launching, node.children, node.told = True, None, {}, {}
+    node.tasks = [{"name": "a"}, {"name": "b"}]
+    node.wakeup, wake = os.pipe()
+    os.set_blocking(node.wakeup, False)
+    said: list[dict[str, Any]] = []
+    ended: set[str] = set()
+
+    def status(task: dict[str, Any], *, gone: bool) -> dict[str, Any]:
+        if task["name"] == "b" and "b" not in ended:  # all of it comes after a was looked at
+            ended.update("ab")
+            os.write(wake, bytes([signal.SIGCHLD, signal.SIGTERM]))
+        return {"state": "ended" if task["name"] in ended and not gone else "pending"}
+
+    monkeypatch.setattr(node, "say", lambda **word: said.append(word))
+    monkeypatch.setattr(node, "status", status)
+    node.look()
+    b, a = ({"task": name, "state": "ended"} for name in "ba")
+    assert said == [{"signal": signal.SIGTERM}, b, a]  # and a child that ended meanwhile is seen now, not a tick later

@@ -117,15 +117,19 @@ def test_two_builds_of_the_same(context: Context, tmp_path: Path) -> None:
     second = Context(tmp_path / "second", context.store_root, context.base)
     second.folder = context.folder
 
-    def hold(line: str) -> None:
-        if "started" in line:  # the first is not over before the second has come to it
-            eventually(lambda: second.steps, "the second waits")
+    arrived, waits = threading.Event(), threading.Event()
+
+    def hold(step: str) -> None:  # the first holds the lock, and the engine knows nothing of it yet
+        if step == "building Dockerfile":
+            arrived.set()
+            assert waits.wait(120), "the second does not wait for the first"
 
     context.heard = hold
+    second.heard = lambda _: waits.set()
     images: list[str] = []
     first = threading.Thread(target=lambda: images.append(context.build()))
     first.start()
-    eventually(lambda: any("started" in line for line in context.lines), "it builds")
+    assert arrived.wait(120), "it builds"
     images.append(second.build())
     first.join(60)
     assert images[0] == images[1]

@@ -41,9 +41,9 @@ else:  # they lie beside this file
 BEAT_S = 2.0
 START_S = 300.0  # for every node's program to say what it has
 PREPARE_S = 12 * 3600.0  # longer than all that container.py waits for, each with its limit
-MARGIN_S = 2.0
 FENCE_S = 4.0  # what a lost node's programs take to see that another attempt has begun, and to kill what they run
 CANCEL_LOOK_S = 2.0
+DOUBT_S = 5.0  # for Slurm to say whether it ends a job of which a task has failed
 DUE_LOOK_S = 3.0  # after the start, whose time is the tasks', for a warning that came before anybody listened
 END_MARGIN_S = 10.0  # before a time limit: to end in order, and to say so
 STAY_S = 900.0
@@ -109,7 +109,7 @@ class Attempt:
         # Slurm may kill this program before the nodes are done; what had come of the attempt is known all the same.
         self.state.begin_end(found.outcome, found.message, found.task, found.kind)
         self.is_hurried = found.outcome == "slurm" or found.kind == "time_limit"
-        self.end_gang()
+        closing.end_gang(self)
         self.state.put(self.statuses)
         return found
 
@@ -255,11 +255,15 @@ class Attempt:
 
     def ending(self, found: dict[str, str] | None = None) -> Ended:
         """Why Slurm ends the job. Tasks hear that it does before Slurm is asked: the answer may take longer than what it leaves them."""
-        self.tell("stop launched")
-        if self.gang["launcher"] is None:  # else it waits for its ranks; see end_gang
-            self.tell("stop")
+        self.stop()
         end: Ended = slurm.why_ending(Ended, found)
         return end
+
+    def stop(self) -> None:
+        """Let tasks end meanwhile: closing.py sees to it that they do."""
+        self.tell("stop launched")
+        if self.gang["launcher"] is None:  # else it waits for its ranks; see closing.py
+            self.tell("stop")
 
     def is_due(self) -> bool:
         """Ask Slurm for its time limit, which may have been changed. Returns whether it is time to end for it.
@@ -322,22 +326,16 @@ class Attempt:
         waited_s = now - self.waiting_since if self.waiting_since else 0.0
         found = judge(self.gang, self.statuses, waited_s, now - self.failed_since if self.failed_since else 0.0)
         if found is not None:
+            if found[0] == "failed":
+                self.look_for_end()
             raise Ended(*found)
 
-    def end_gang(self) -> None:
-        """End what still runs: ranks before their launcher, which would not leave them their grace; then kill, then the step."""
-        self.is_ending = True
-        deadline = self.clock.now() + self.gang["limits"]["grace_period_s"] + MARGIN_S
-        for word, launched in (("stop launched", True), ("stop", False)):
-            self.tell(word)
-            while self.has_begun and self.clock.now() < deadline and self.step.poll() is None:
-                names = [task["name"] for task in self.gang["tasks"] if task["launched"] == launched]
-                # What is launched may never have been; what a node starts itself is about to be.
-                if all(self.statuses[name]["state"] in ("ended", "pending" if launched else "") for name in names):
-                    break
-                self.take(0.05)
-        self.tell("end")
-        closing.close_step(self)
+    def look_for_end(self) -> None:
+        """Raise Ended if Slurm is ending the job: its SIGTERM may reach a task, which fails, before it reaches a program that knows it."""
+        self.stop()
+        asked = slurm.job(DOUBT_S)
+        if slurm.end_of(asked):
+            raise slurm.why_ending(Ended, asked)
 
     def step_end(self) -> Ended:
         """What it means that the step is over before the gang was: Slurm ended it, or it never came to be."""

@@ -1,4 +1,4 @@
-"""How the step of an attempt is ended. Standard library only; any Python from 3.8; imports nothing of tfjob."""
+"""How an attempt at the gang is ended, and its step. Standard library only; any Python from 3.8; imports nothing of tfjob."""
 
 from __future__ import annotations
 
@@ -15,9 +15,26 @@ else:  # they lie beside this file
 
 # What srun is sent, and how long it may then take.
 CLOSING = ((None, 10.0), (signal.SIGTERM, 5.0), (signal.SIGKILL, 5.0))
+MARGIN_S = 2.0  # beyond what tasks are given to end
 CLEAR_UP_S = 120.0  # for a node that says that it clears up; engine.py waits longer
 QUIET_S = 20.0  # of a node that does not say so any more
 LIMIT_MARGIN_S = 10.0  # before Slurm's time limit: to end srun, and to say how the run ended
+
+
+def end_gang(attempt: Any) -> None:
+    """End what still runs of a batch.Attempt: ranks before their launcher, which would not leave them their grace; then the step."""
+    attempt.is_ending = True
+    deadline = attempt.clock.now() + attempt.gang["limits"]["grace_period_s"] + MARGIN_S
+    for word, launched in (("stop launched", True), ("stop", False)):
+        attempt.tell(word)
+        while attempt.has_begun and attempt.clock.now() < deadline and attempt.step.poll() is None:
+            names = [task["name"] for task in attempt.gang["tasks"] if task["launched"] == launched]
+            # What is launched may never have been; what a node starts itself is about to be.
+            if all(attempt.statuses[name]["state"] in ("ended", "pending" if launched else "") for name in names):
+                break
+            attempt.take(0.05)
+    attempt.tell("end")
+    close_step(attempt)
 
 
 def close_step(attempt: Any) -> None:

@@ -159,17 +159,25 @@ class Node:
             return
         if self.launching is not None:
             self.launching.look()
-        for task in self.tasks:
-            name = task["name"]
-            told = self.told.setdefault(name, {"state": "pending"})
-            if told["state"] == "ended":
-                continue
-            child = self.children.get(name)
-            gone = child is not None and child.has_ended()
-            now = self.status(task, gone=gone)
-            if now != told:
-                self.told[name] = now
-                self.say(task=name, **now)
+        while True:
+            news = []
+            for task in self.tasks:
+                name = task["name"]
+                told = self.told.setdefault(name, {"state": "pending"})
+                if told["state"] == "ended":
+                    continue
+                child = self.children.get(name)
+                gone = child is not None and child.has_ended()
+                now = self.status(task, gone=gone)
+                if now != told:
+                    self.told[name] = now
+                    news.append(dict(now, task=name))
+            # What came meanwhile is told first: it may be why a task has ended. Another may have ended, too.
+            again = self.note_signals() if news else False
+            for one in news:
+                self.say(**one)
+            if not again:
+                return
 
     def status(self, task: dict[str, Any], *, gone: bool) -> dict[str, Any]:
         """How a task is, by its reports, which are written on this very node."""
@@ -205,11 +213,15 @@ class Node:
                     self.stopped.add(name)
                     send(report["pid"], signal.SIGTERM)
 
-    def note_signals(self) -> None:
-        """SIGTERM and the like come from Slurm, which is ending the step: batch.py finds out why."""
-        for number in set(os.read(self.wakeup, 4096)):
-            if number != signal.SIGCHLD:
-                self.say(signal=number)
+    def note_signals(self) -> bool:
+        """SIGTERM and the like come from Slurm, which is ending the step: batch.py finds out why. Returns whether a child has ended."""
+        try:
+            numbers = set(os.read(self.wakeup, 4096))
+        except BlockingIOError:
+            return False
+        for number in numbers - {signal.SIGCHLD}:
+            self.say(signal=number)
+        return signal.SIGCHLD in numbers
 
     def watch_fence(self) -> None:
         """Kill everything of this attempt when another has begun. Opening the file asks the file server (nfs(5), close-to-open)."""

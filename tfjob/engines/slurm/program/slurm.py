@@ -44,12 +44,12 @@ class Asked:
         except OSError:
             self.process = None
 
-    def answer(self) -> str:
+    def answer(self, patience_s: float = PATIENCE_S) -> str:
         """What scontrol says; nothing when it says nothing in time."""
         if self.process is None:
             return ""
         try:
-            return self.process.communicate(timeout=PATIENCE_S)[0].decode("utf-8", "replace")
+            return self.process.communicate(timeout=patience_s)[0].decode("utf-8", "replace")
         except subprocess.TimeoutExpired:
             self.process.kill()
             self.process.communicate()
@@ -66,9 +66,10 @@ def node_list() -> str:
     return os.environ.get("SLURM_JOB_NODELIST", "")
 
 
-def job() -> dict[str, str]:
-    """The fields of this job that hold no spaces."""
-    return dict(FIELD.findall(ask("show", "job", "-o", os.environ.get("SLURM_JOB_ID", ""))))
+def job(patience_s: float = PATIENCE_S) -> dict[str, str]:
+    """The fields of this job that hold no spaces; none when Slurm does not say them in time."""
+    said = Asked("show", "job", "-o", os.environ.get("SLURM_JOB_ID", "")).answer(patience_s)
+    return dict(FIELD.findall(said))
 
 
 def is_living(number: str) -> bool:
@@ -113,6 +114,11 @@ def is_preempted(found: dict[str, str]) -> bool:
     return preempted > suspended and found.get("JobState") not in ("CANCELLED", "TIMEOUT")
 
 
+def end_of(found: dict[str, str]) -> tuple[str, str] | None:
+    """What Slurm ends the job with these fields for, and the kind of that, as retries name it; None when it does not."""
+    return WORDS.get("PREEMPTED" if is_preempted(found) else found.get("JobState", ""))
+
+
 def addresses(said: str) -> dict[str, str]:
     """Where each node is reached by the others (slurm.conf(5), NodeAddr), which is what Slurm itself uses; by its name."""
     nodes = [dict(FIELD.findall(line)) for line in said.splitlines()]
@@ -129,11 +135,9 @@ def lost_nodes() -> list[str]:
 def why_ending(make: Any, found: dict[str, str] | None = None) -> Any:
     """Why Slurm ends this job, by its fields, asked for if need be. Its last word stands in the queue, where tfjob reads it."""
     found = job() if found is None else found
-    state = found.get("JobState", "")
-    if is_preempted(found):
-        state = "PREEMPTED"
-    if state in WORDS:
-        message, kind = WORDS[state]
+    words = end_of(found)
+    if words is not None:
+        message, kind = words
         return make("slurm", message, kind=kind)
     lost = lost_nodes()
     if lost:
