@@ -11,7 +11,6 @@ import fcntl
 import hashlib
 import re
 import shutil
-import socket
 import subprocess
 import sys
 import tarfile
@@ -24,7 +23,7 @@ from xml.sax.saxutils import escape
 
 import pytest
 from docker_parts import locked, program
-from support import REPOSITORY, eventually
+from support import REPOSITORY, eventually, free_ports
 
 __all__ = ["Hdfs", "hdfs"]
 
@@ -102,9 +101,8 @@ def hdfs(directory: Path) -> Iterator[Hdfs]:
     pytest.importorskip("hdfs_native", reason="hdfs-native is missing: pip install hdfs-native")
     java = program("java", "openjdk-17-jre-headless")
     jars = _jars(java)
-    with socket.socket() as free:
-        free.bind(("127.0.0.1", 0))
-        place = f"127.0.0.1:{free.getsockname()[1]}"
+    [port] = free_ports(1)
+    place = f"127.0.0.1:{port}"
     shutil.copytree(CACHE / "formatted", directory / "name")
     configuration = _configuration(directory, place)
     name_node, data_node = (

@@ -7,8 +7,10 @@ import errno
 import fcntl
 import json
 import os
+import random
 import re
 import signal
+import socket
 import subprocess
 import sys
 import textwrap
@@ -129,6 +131,21 @@ def processes_of(run: str) -> list[int]:
             except OSError:
                 continue
     return found
+
+
+def free_ports(count: int) -> list[int]:
+    """Ports of this machine for servers that bind them by themselves, which may be a while later.
+
+    They are below the range that the kernel takes for outgoing connections and for whoever asks for any port (ip(7),
+    ip_local_port_range): nobody is given one of them meanwhile.
+    """
+    found: set[int] = set()
+    while len(found) < count:
+        port = random.randrange(10_000, 20_000)  # noqa: S311 (no secret)
+        with socket.socket() as one, contextlib.suppress(OSError):
+            one.bind(("127.0.0.1", port))
+            found.add(port)
+    return list(found)
 
 
 def without_locks(monkeypatch: pytest.MonkeyPatch) -> None:

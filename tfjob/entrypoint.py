@@ -37,6 +37,7 @@ RANK_VARIABLES = ("OMPI_COMM_WORLD_RANK", "PMIX_RANK", "PMI_RANK", "SLURM_PROCID
 RESULT_BYTES = 512
 LINGER_S = 5.0
 LISTENING_S = 10.0
+DYING_S, FOREIGN_S = 10.0, 1.0
 PR_SET_PDEATHSIG, PR_SET_CHILD_SUBREAPER = 1, 36  # prctl(2)
 
 
@@ -64,12 +65,12 @@ def main(tasks_directory: str, name: str) -> int:
         complain("tfjob: this is attempt {}".format(int(restarts) + 1))
     child = spawn(task)
     write(directory, "started.json", {"pid": os.getpid(), "start_ticks": start_ticks(os.getpid()), "time": time.time()})
-    status, stopped = watch(child, task, directory)
+    status, stopped, ended = watch(child, task, directory)
     kill_leftovers()
     code = os.WEXITSTATUS(status) if os.WIFEXITED(status) else None
     number = os.WTERMSIG(status) if os.WIFSIGNALED(status) else None
     killed = signal.SIGKILL in (number, (code or 0) - 128) and not stopped
-    result = {"exit_code": code, "signal": number, "time": time.time(), "stopped": stopped}
+    result = {"exit_code": code, "signal": number, "time": ended, "stopped": stopped}
     if killed and out_of_memory_kills() > kills:
         result["out_of_memory"] = True
     finish(reserved, directory, result)
@@ -160,8 +161,11 @@ def spawn(task: dict[str, Any]) -> int:
     return 0
 
 
-def watch(child: int, task: dict[str, Any], directory: str) -> tuple[int, bool]:
-    """Wait for the command, passing signals on and noting when its port is listened on. Returns (wait status, stopped)."""
+def watch(child: int, task: dict[str, Any], directory: str) -> tuple[int, bool, float]:
+    """Wait for the command, passing signals on and noting when its port is listened on. Returns (wait status, stopped, time).
+
+    The time is when the command ended, whatever of it is waited for then: whose failure was the first is told by it.
+    """
     port, deadline, stopped = task.get("port"), None, False
     begun = time.monotonic()
     while True:
@@ -184,10 +188,11 @@ def watch(child: int, task: dict[str, Any], directory: str) -> tuple[int, bool]:
             try:
                 pid, status = os.waitpid(-1, os.WNOHANG)
             except ChildProcessError:
-                return 0, stopped
+                return 0, stopped, time.time()
             if pid == child:
+                ended = time.time()
                 wait_for_group(child, deadline)
-                return status, stopped
+                return status, stopped, ended
             if pid == 0:
                 break
 
@@ -210,13 +215,20 @@ def wait_for_group(child: int, deadline: float | None) -> None:
 
 
 def kill_leftovers() -> None:
-    """Kill what the command started and left behind: as their subreaper this process has inherited them."""
-    for _ in range(100):
+    """Kill what the command started and left behind: as their subreaper this process has inherited them.
+
+    What was killed may have to wait for a processor to die on. How the task ended must be written all the same, also where
+    what is left is another user's (sudo).
+    """
+    begun, limit_s = time.monotonic(), DYING_S
+    while time.monotonic() - begun < limit_s:
+        limit_s = FOREIGN_S
         for pid in children():
             try:
                 os.kill(pid, signal.SIGKILL)
+                limit_s = DYING_S
             except OSError:
-                pass  # gone, or another user's (sudo): how the task ended must be written all the same
+                pass
         try:
             while os.waitpid(-1, os.WNOHANG)[0]:
                 pass

@@ -19,7 +19,7 @@ from urllib.request import urlopen
 
 import pytest
 from docker_parts import locked
-from support import REPOSITORY, Tfjob, eventually
+from support import REPOSITORY, Tfjob, eventually, free_ports
 
 from tfjob.datasets.cache import Cache
 from tfjob.datasets.fetch import fetch
@@ -47,12 +47,6 @@ def _served(command: list[str | Path], port: int, directory: Path, environ: Mapp
         process.wait(60)
 
 
-def _free_port() -> int:
-    with socket.socket() as free:
-        free.bind(("127.0.0.1", 0))
-        return int(free.getsockname()[1])
-
-
 def _listens(port: int) -> bool:
     with socket.socket() as client:
         return client.connect_ex(("127.0.0.1", port)) == 0
@@ -64,7 +58,7 @@ def google(tmp_path_factory: pytest.TempPathFactory) -> Iterator[dict[str, str]]
     program = Path(sys.executable).with_name("gcp-storage-emulator")
     if not program.exists() or importlib.util.find_spec("gcsfs") is None:
         pytest.skip("gcsfs or gcp-storage-emulator is missing: pip install gcsfs gcp-storage-emulator")
-    port, directory = _free_port(), tmp_path_factory.mktemp("google")
+    [port], directory = free_ports(1), tmp_path_factory.mktemp("google")
     command: list[str | Path] = [
         program,
         "start",
@@ -85,7 +79,7 @@ def azure(tmp_path_factory: pytest.TempPathFactory) -> Iterator[dict[str, str]]:
     """The variables that lead to Azurite with an account of its own and a container `data`."""
     pytest.importorskip("adlfs", reason="adlfs is missing: pip install adlfs")
     program = _azurite()
-    port, directory = _free_port(), tmp_path_factory.mktemp("azure")
+    [port], directory = free_ports(1), tmp_path_factory.mktemp("azure")
     key = base64.b64encode(os.urandom(32)).decode()
     command: list[str | Path] = [
         program,

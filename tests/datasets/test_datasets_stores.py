@@ -17,7 +17,7 @@ from typing import Any
 
 import pytest
 from docker_parts import program
-from support import Tfjob, eventually
+from support import Tfjob, eventually, free_ports
 from web_server import WebServer, web_server
 
 from tfjob.datasets import sftp, stores
@@ -275,9 +275,7 @@ def sshd(tmp_path_factory: pytest.TempPathFactory) -> Iterator[tuple[Path, int]]
     for name in ("host", "id_ed25519"):
         subprocess.run(["ssh-keygen", "-q", "-t", "ed25519", "-N", "", "-f", ssh / name], check=True)
     shutil.copy(ssh / "id_ed25519.pub", ssh / "authorized_keys")
-    with socket.socket() as free:
-        free.bind(("127.0.0.1", 0))
-        port = int(free.getsockname()[1])
+    [port] = free_ports(1)
     (home / "sshd_config").write_text(
         f"ListenAddress 127.0.0.1\nPort {port}\nHostKey {ssh}/host\nAuthorizedKeysFile {ssh}/authorized_keys\n"
         f"StrictModes no\nPermitRootLogin prohibit-password\nUsePAM no\nPidFile {home}/sshd.pid\nSubsystem sftp internal-sftp\n"

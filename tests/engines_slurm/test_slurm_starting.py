@@ -318,35 +318,114 @@ def test_the_time_that_a_job_was_suspended_is_not_the_run_s(attempt: Attempts, m
         made.look_at_limits()
 
 
+@pytest.mark.parametrize("exit_code", [143, 0])  # a script that saves and ends well is not done either
 @pytest.mark.parametrize(
-    ("fields", "outcome", "message", "kind"),
+    ("fields", "words", "kind"),
     [
-        ("JobState=RUNNING PreemptTime=2026-11-29T00:00:00", "slurm", "Slurm preempted it", "preempted"),
-        ("JobState=CANCELLED", "slurm", "canceled from outside of tfjob", "canceled"),
-        ("JobState=RUNNING PreemptTime=None", "failed", "", "failure"),
-        ("", "failed", "", "failure"),  # Slurm does not know
+        ("JobState=RUNNING PreemptTime=2026-11-29T00:00:00", "Slurm preempted it", "preempted"),
+        ("JobState=CANCELLED", "canceled from outside of tfjob", "canceled"),
+        ("JobState=COMPLETING", "Slurm ended it", ""),  # what it says of canceled jobs while their nodes are told
+        ("JobState=RUNNING PreemptTime=None", None, None),
+        ("", None, None),  # Slurm does not know
     ],
 )
-def test_a_task_that_slurm_ended_before_anybody_knew_has_not_failed(
+def test_what_slurm_ended_before_anybody_knew_has_not_ended_by_itself(
     attempt: Attempts,
     tmp_path: Path,
     monkeypatch: pytest.MonkeyPatch,
     *,
     fields: str,
-    outcome: str,
-    message: str,
-    kind: str,
+    words: str | None,
+    kind: str | None,
+    exit_code: int,
 ) -> None:
     # The others do not wait for Slurm's answer.
     told = f"until grep -q '\"stop\"' {tmp_path}/told; do sleep 0.05; done"
-    commands(tmp_path / "bin", scontrol=f"{told}; echo {fields}")
+    commands(tmp_path / "bin", scontrol=f"{told}; case $2 in job) echo {fields};; esac")
     monkeypatch.setattr(module("batch"), "DOUBT_S", 60.0)
     made = attempt({})
-    name = made.gang["tasks"][0]["name"]
-    made.statuses[name] = {"state": "ended", "exit_code": 143, "time": time.time(), "stopped": False}
+    for task in made.gang["tasks"]:
+        made.statuses[task["name"]] = {"state": "ended", "exit_code": exit_code, "time": 1.0, "stopped": False}
     with pytest.raises(module("batch").Ended) as found:
         made.judge(1.0)
-    assert (found.value.outcome, found.value.message, found.value.kind) == (outcome, message, kind)
+    own = ("failed", "", "failure") if exit_code else ("completed", "", None)
+    expected = own if words is None else ("slurm", words, kind)
+    assert (found.value.outcome, found.value.message, found.value.kind) == expected
+
+
+def test_what_slurm_does_is_written_before_it_is_asked_why(attempt: Attempts, tmp_path: Path) -> None:
+    kept = tmp_path / "kept.json"
+    commands(tmp_path / "bin", scontrol=f"cp {tmp_path}/run/slurm/state.json {kept}; echo JobState=TIMEOUT")
+    made = attempt({})
+    with pytest.raises(module("batch").Ended, match="time limit"):
+        made.on_signal(signal.SIGTERM)
+    end = json.loads(kept.read_text())["end"]
+    assert (end["outcome"], end["kind"]) == ("slurm", "")
+    # Killed meanwhile and put back in the queue, it has lost no node, and used up no retry.
+    state = module("state").State(str(tmp_path / "run"))
+    state.value["phase"], state.value["end"], state.was_cut_off = "ending", end, True
+    assert not state.was_lost
+    assert state.verdict is None
+
+
+def test_a_step_that_is_over_because_slurm_ends_the_job_lost_no_node(attempt: Attempts, tmp_path: Path) -> None:
+    commands(tmp_path / "bin", scontrol="case $2 in job) echo JobState=COMPLETING;; esac")
+    end = attempt({}).step_end()
+    assert (end.outcome, end.message, end.kind) == ("slurm", "Slurm ended it", "")
+
+
+@pytest.mark.parametrize(
+    ("said", "kind"),
+    [
+        (
+            "slurmstepd: error: Detected 1 oom_kill event in StepId=7.0. Some of the step tasks have been OOM Killed.",
+            "failure",
+        ),
+        ("srun: error: Node failure on node2", "node_lost"),
+    ],
+)
+def test_a_step_that_ran_out_of_memory_lost_no_node(
+    attempt: Attempts, monkeypatch: pytest.MonkeyPatch, said: str, kind: str
+) -> None:
+    made = attempt({})
+    monkeypatch.setattr(made.step, "last_words", lambda: said)
+    end = made.step_end()
+    assert (end.outcome, end.kind) == ("failed", kind)
+    assert said in end.message
+
+
+def test_nobody_is_blamed_before_every_node_has_looked(attempt: Attempts, tmp_path: Path) -> None:
+    made = attempt({})
+    first, second = (task["name"] for task in made.gang["tasks"])
+    made.statuses[second] = {"state": "ended", "exit_code": 1, "time": 7.0, "stopped": False}
+    made.judge(10.0)
+    told = tmp_path / "told"
+    eventually(lambda: told.exists() and '"look"' in told.read_text(), "the nodes are asked")
+    made.hear(b'{"looked": true, "node": 1}')
+    made.judge(10.1)  # node 0 has not looked
+    made.hear(json.dumps({"task": first, "state": "ended", "exit_code": 3, "time": 6.0, "node": 0}).encode())
+    with pytest.raises(module("batch").Ended) as found:
+        made.judge(10.2)
+    assert (found.value.outcome, found.value.task, found.value.kind) == ("failed", first, "failure")
+
+
+def test_a_node_that_says_nothing_after_a_failure_on_another_is_lost(attempt: Attempts) -> None:
+    made = attempt({})
+    made.hellos = {0: {"name": "n1"}, 1: {"name": "n2"}}
+    made.statuses[made.gang["tasks"][0]["name"]] = {"state": "ended", "exit_code": 1, "time": 7.0, "stopped": False}
+    made.judge(10.0)
+    made.hear(b'{"looked": true, "node": 0}')
+    lost_s = module("batch").LOST_S
+    made.judge(10.0 + lost_s - 0.1)
+    with pytest.raises(module("batch").Ended) as found:
+        made.judge(10.0 + lost_s + 0.1)
+    assert (found.value.outcome, found.value.message, found.value.kind) == ("slurm", "a node was lost: n2", "node_lost")
+
+
+def test_an_answer_that_does_not_come_is_not_waited_for(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    commands(tmp_path / "bin", scontrol="sleep 600; true")  # a script whose child has its output
+    monkeypatch.setenv("PATH", f"{tmp_path}/bin:{os.environ['PATH']}")
+    assert module("slurm").Asked("ping").answer(0.1) == ""
 
 
 def test_a_slurm_that_does_not_answer_keeps_no_failure_back(
@@ -357,6 +436,8 @@ def test_a_slurm_that_does_not_answer_keeps_no_failure_back(
     made = attempt({})
     name = made.gang["tasks"][0]["name"]
     made.statuses[name] = {"state": "ended", "exit_code": 1, "time": time.time(), "stopped": False}
+    assert made.doubts(1.0)
+    made.looked.update(range(made.gang["node_count"]))
     with pytest.raises(module("batch").Ended) as found:
         made.judge(1.0)
     assert (found.value.outcome, found.value.task, found.value.kind) == ("failed", name, "failure")
@@ -381,4 +462,6 @@ def test_a_node_tells_what_slurm_does_before_what_came_of_it(monkeypatch: pytest
     monkeypatch.setattr(node, "status", status)
     node.look()
     b, a = ({"task": name, "state": "ended"} for name in "ba")
+    os.close(node.wakeup)
+    os.close(wake)
     assert said == [{"signal": signal.SIGTERM}, b, a]  # and a child that ended meanwhile is seen now, not a tick later

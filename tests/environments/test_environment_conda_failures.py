@@ -175,13 +175,13 @@ def test_a_folder_that_is_no_channel(made: Made, tmp_path: Path) -> None:
 
 def test_a_channel_that_does_not_answer(made: Made, monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setenv("CONDA_REMOTE_MAX_RETRIES", "1")
-    monkeypatch.setenv("CONDA_REMOTE_READ_TIMEOUT_SECS", "1")
     with socket.socket() as silent:
         silent.bind(("127.0.0.1", 0))
         port = silent.getsockname()[1]
         error = failure(made, "greet", channels=(f"http://127.0.0.1:{port}/main",))
         assert f"127.0.0.1:{port}" in error.message
         assert "Connection refused" in error.message
+        monkeypatch.setenv("CONDA_REMOTE_READ_TIMEOUT_SECS", "1")
         silent.listen(8)
         error = failure(made, "greet", channels=(f"http://127.0.0.1:{port}/main",))
         assert "timed out" in error.message
@@ -235,10 +235,15 @@ def noisy(own: Path, seed: int = 0) -> bytes:
 
 
 def test_a_download_that_stalls_is_given_up(made: Made, own: Path, monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setenv("CONDA_REMOTE_READ_TIMEOUT_SECS", "1")
     noise = noisy(own)
     with served(own, stuck="data-1.0") as (host, site):
-        error = failure(made, "data", channels=(f"http://{host}",))
+        asked = Definition(packages=("data",), channels=(f"http://{host}",))
+        lock = made.store.solve(asked, Machine(), log=made.log.append, progress=made.steps.append)
+        monkeypatch.setenv("CONDA_REMOTE_READ_TIMEOUT_SECS", "1")  # for the download alone
+        with pytest.raises(PreparationError) as caught:
+            made.store.prepare(asked, Machine(), lock=lock.text, log=made.log.append, progress=made.steps.append)
+        error = caught.value
+        assert made.names("prefixes") == made.names("building") == []
         assert "the download stalled: given up after" in error.message
         assert "2 tries" in error.message
         assert "CONDA_REMOTE_READ_TIMEOUT_SECS" in error.hint

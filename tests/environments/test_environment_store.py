@@ -282,7 +282,7 @@ def test_a_signal_ends_uv_too(packages: Packages, made: Made, tmp_path: Path, nu
         assert made.steps[0].startswith("waiting")
     else:
         assert process.returncode
-        assert not lives(building)
+        eventually(lambda: not lives(building), "its build has ended")
         assert "made" not in text
     if number == signal.SIGTERM:
         assert "Interrupted" in text

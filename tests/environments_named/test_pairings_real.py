@@ -3,12 +3,13 @@
 from __future__ import annotations
 
 import json
-import socket
+import subprocess
 from pathlib import Path
 
 import pytest
 import yaml
 from environments_named.real_packages import Installed, install, solve
+from support import free_ports
 
 from tfjob.foresight import cuda
 from tfjob.foresight.pairings import Facts, check
@@ -52,12 +53,18 @@ def rules(facts: Facts) -> list[str]:
     return [finding.rule for finding in check(facts)]
 
 
-def free_ports(count: int) -> list[int]:
-    sockets = [socket.create_server(("127.0.0.1", 0)) for _ in range(count)]
-    ports = [one.getsockname()[1] for one in sockets]
-    for one in sockets:
-        one.close()
-    return ports
+def words(tasks: list[subprocess.Popen[str]]) -> list[str]:
+    """What tasks print until they have ended; none goes on after that."""
+    try:
+        return [task.communicate(timeout=400)[0] for task in tasks]
+    finally:
+        end(tasks)
+
+
+def end(tasks: list[subprocess.Popen[str]]) -> None:
+    for task in tasks:
+        task.kill()
+        task.communicate()
 
 
 @pytest.fixture(scope="module")
@@ -73,7 +80,7 @@ def test_fit_of_two_workers_fails_with_keras_3_and_of_one_works(newest: Installe
         cluster = {"worker": [f"127.0.0.1:{port}" for port in free_ports(count)]}
         configs = [json.dumps({"cluster": cluster, "task": {"type": "worker", "index": n}}) for n in range(count)]
         tasks = [newest.start("python", script, TF_CONFIG=config) for config in configs]
-        return [task.communicate(timeout=250)[0] for task in tasks]
+        return words(tasks)
 
     facts = Facts(packages=newest.packages, distribution="tensorflow", workers=2, code={"train.py": WORKERS})
     assert rules(facts) == ["multi-worker-keras-3-fit"]
@@ -99,11 +106,9 @@ def test_fit_under_parameter_servers_fails_with_keras_3(newest: Installed, tmp_p
         for kind in kinds
     ]
     try:
-        said, _ = tasks[0].communicate(timeout=120)
+        [said] = words(tasks[:1])
     finally:
-        for task in tasks[1:]:
-            task.kill()
-            task.communicate()
+        end(tasks[1:])
     assert tasks[0].returncode
     assert "ClusterCoordinator.create_per_worker_dataset" in said
 

@@ -61,11 +61,11 @@ def test_it_is_compiled_once_for_this_machine_for_containers_and_for_other_envir
     if (release["ID"], release.get("VERSION_ID")) != ("debian", "12"):
         pytest.skip("this machine is not of the release of the tests' base image, Debian 12")
     kept = Path(specs.environ["TFJOB_STORE"])
-    for folder in ("uv", "wheels"):
+    for folder in ("uv", "wheels", "building"):
         (kept / folder).mkdir(parents=True, exist_ok=True)
     store = Path(tempfile.mkdtemp(prefix="store-", dir=kept.parent))  # without prefixes, so that they are made here
     try:
-        for folder in ("uv", "wheels"):
+        for folder in ("uv", "wheels", "building"):
             (store / folder).symlink_to(kept / folder)
         tfjob = Tfjob(specs.directory, {**specs.environ, "TFJOB_STORE": str(store)})
         tfjob.write("look.yml", LOOK)

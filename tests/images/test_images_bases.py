@@ -14,7 +14,7 @@ from pathlib import Path
 import pytest
 from docker_parts import BARE, BASE, CannotRunError, install, tarball
 from image_parts import Client, output_of
-from support import eventually
+from support import eventually, free_ports
 
 from tfjob.errors import PreparationError, TargetError, UsageError
 from tfjob.images import debian
@@ -148,9 +148,7 @@ def registry(tmp_path: Path) -> Iterator[Callable[..., str]]:
                     install(package)
         except CannotRunError as reason:
             pytest.skip(str(reason))
-        with socket.socket() as free:
-            free.bind(("127.0.0.1", 0))
-            port = free.getsockname()[1]
+        [port] = free_ports(1)
         folder = tmp_path / f"registry-{port}"
         folder.mkdir()
         text = f"version: 0.1\nstorage: {{filesystem: {{rootdirectory: {folder}/data}}}}\nhttp: {{addr: '127.0.0.1:{port}'}}\n"

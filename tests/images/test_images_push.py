@@ -13,7 +13,7 @@ from typing import TYPE_CHECKING
 
 import pytest
 from docker_parts import CannotRunError, install
-from support import eventually
+from support import eventually, free_ports
 
 from tfjob.images.push import push
 
@@ -31,9 +31,7 @@ def registry(tmp_path: Path) -> Iterator[str]:
             install("docker-registry")
     except CannotRunError as reason:
         pytest.skip(str(reason))
-    with socket.socket() as free:
-        free.bind(("127.0.0.1", 0))
-        port = free.getsockname()[1]
+    [port] = free_ports(1)
     text = f"version: 0.1\nstorage: {{filesystem: {{rootdirectory: {tmp_path}/data}}}}\nhttp: {{addr: '127.0.0.1:{port}'}}\n"
     (tmp_path / "config.yml").write_text(text, encoding="utf-8")
     with (tmp_path / "log").open("wb") as log:

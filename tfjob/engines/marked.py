@@ -15,8 +15,11 @@ __all__ = ["MARKER", "marked_processes", "signal_process", "sweep"]
 MARKER: Final = "TFJOB_RUN_ID"
 """The variable that every process of a run is started with."""
 
-_LOOKS: Final = 50
 _LOOK_S: Final = 0.02
+_DYING_S: Final = 10.0
+"""So long what was killed is waited for, which may have no processor to die on."""
+_BECOMING_S: Final = 2.0
+"""The same where nothing was found but processes without an environment, which may be anybody's."""
 _YOUNG_S: Final = 10.0
 _PF_EXITING: Final = 0x4  # flags of a process: include/linux/sched.h
 _PF_KTHREAD: Final = 0x200000
@@ -37,9 +40,10 @@ def sweep(run_id: str) -> None:
     else before it was looked at itself. A process that is becoming another program shows no environment meanwhile, and is
     looked at again.
     """
-    none_found = 0
-    for _ in range(_LOOKS):
+    none_found, began, limit_s = 0, time.monotonic(), _BECOMING_S
+    while time.monotonic() - began < limit_s:
         found, becoming = _seen(run_id)
+        limit_s = _DYING_S if found else _BECOMING_S
         for pid in found:
             signal_process(pid, SIGKILL)
         none_found = 0 if found or becoming else none_found + 1

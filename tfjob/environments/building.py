@@ -22,6 +22,7 @@ if TYPE_CHECKING:
 __all__ = ["Building"]
 
 _POLL_S = 0.05
+_WRITERS_S = 10.0
 
 
 class Building:
@@ -45,12 +46,12 @@ class Building:
             time.sleep(_POLL_S)
         try:
             for left in self.folder.glob(f"{name}-*"):
-                shutil.rmtree(left, ignore_errors=True)
+                _remove(left)
             work = Path(tempfile.mkdtemp(prefix=f"{name}-", dir=self.folder))
             try:
                 yield work, holds
             finally:
-                shutil.rmtree(work, ignore_errors=True)
+                _remove(work)
         finally:
             self.let_go(name, holds)
 
@@ -88,6 +89,17 @@ class Building:
                 if _is_same_file(lock, holds):
                     lock.unlink(missing_ok=True)
                 os.close(holds)
+
+
+def _remove(folder: Path) -> None:
+    """Remove a folder into which threads of a library whose work was given up may write for a moment longer."""
+    until = time.monotonic() + _WRITERS_S
+    while folder.exists():
+        shutil.rmtree(folder, ignore_errors=True)
+        if time.monotonic() > until:
+            break  # it is not ours to remove; who has the lock next tries again
+        if folder.exists():
+            time.sleep(_POLL_S)
 
 
 def _is_same_file(path: Path, descriptor: int) -> bool:

@@ -10,6 +10,7 @@ import os
 import signal
 import subprocess
 import threading
+import time
 from typing import TYPE_CHECKING, NoReturn
 
 from tfjob.errors import Interrupted
@@ -22,6 +23,8 @@ if TYPE_CHECKING:
 __all__ = ["interruptible", "run"]
 
 _GRACE_S = 2.0
+_DYING_S = 10.0
+_LOOK_S = 0.02
 
 
 def run(
@@ -96,6 +99,20 @@ def _end(process: subprocess.Popen[str]) -> None:
             with contextlib.suppress(subprocess.TimeoutExpired):
                 process.wait(_GRACE_S)
             os.killpg(process.pid, signal.SIGKILL)
+            _wait_for_group(process)
     process.wait()
     if process.stderr is not None:
         process.stderr.close()
+
+
+def _wait_for_group(process: subprocess.Popen[str]) -> None:
+    """Wait until nothing is left of a killed group: what was killed may have to wait for a processor to die on.
+
+    Not for ever: those that have ended count for as long as nobody has waited for them.
+    """
+    process.wait()
+    until = time.monotonic() + _DYING_S
+    with contextlib.suppress(ProcessLookupError, PermissionError):
+        while time.monotonic() < until:
+            os.killpg(process.pid, 0)
+            time.sleep(_LOOK_S)

@@ -24,7 +24,7 @@ if TYPE_CHECKING:
     from typing import Any
 
     from tfjob.engines.slurm.program import closing, slurm
-    from tfjob.engines.slurm.program.binding import adapt, bind, host, search_path, shares
+    from tfjob.engines.slurm.program.binding import adapt, bind, host, values_of
     from tfjob.engines.slurm.program.clock import Clock
     from tfjob.engines.slurm.program.state import State, read_reason, replace, write_json
     from tfjob.engines.slurm.program.step import Step, attempt_directory, word_of
@@ -32,7 +32,7 @@ if TYPE_CHECKING:
 else:  # they lie beside this file
     import closing
     import slurm
-    from binding import adapt, bind, host, search_path, shares
+    from binding import adapt, bind, host, values_of
     from clock import Clock
     from state import State, read_reason, replace, write_json
     from step import Step, attempt_directory, word_of
@@ -43,7 +43,8 @@ START_S = 300.0  # for every node's program to say what it has
 PREPARE_S = 12 * 3600.0  # longer than all that container.py waits for, each with its limit
 FENCE_S = 4.0  # what a lost node's programs take to see that another attempt has begun, and to kill what they run
 CANCEL_LOOK_S = 2.0
-DOUBT_S = 5.0  # for Slurm to say whether it ends a job of which a task has failed
+LOST_S = 60.0  # without a word of a node while a failure on another is doubted
+DOUBT_S = 5.0  # for Slurm to say whether it ends a job whose tasks have ended
 DUE_LOOK_S = 3.0  # after the start, whose time is the tasks', for a warning that came before anybody listened
 END_MARGIN_S = 10.0  # before a time limit: to end in order, and to say so
 STAY_S = 900.0
@@ -80,6 +81,8 @@ class Attempt:
         self.clock = Clock()
         self.waiting_since: float | None = None
         self.failed_since: float | None = None
+        self.doubted_since: float | None = None
+        self.looked: set[int] = set()  # the nodes that have told all they know since then
         self.deadline: float | None = None  # of limits.timeout_s, by the clock
         self.slurm_deadline: float | None = None  # of Slurm's own time limit, monotonic
         self.due_look: float | None = None  # when to ask for that limit, monotonic
@@ -218,6 +221,13 @@ class Attempt:
             self.ports[word["port"]] = word["number"]
         elif "ready" in word:
             self.ready.add(node)
+        else:
+            self.hear_of_tasks(word, node)
+
+    def hear_of_tasks(self, word: dict[str, Any], node: int) -> None:
+        """How tasks are, as far as a node knows, and what Slurm does with them."""
+        if "looked" in word:
+            self.looked.add(node)
         elif "task" in word:
             if self.is_ending and word.get("lost"):
                 word["stopped"] = True  # it was told to end before it could say anything
@@ -254,8 +264,12 @@ class Attempt:
             raise self.ending()
 
     def ending(self, found: dict[str, str] | None = None) -> Ended:
-        """Why Slurm ends the job. Tasks hear that it does before Slurm is asked: the answer may take longer than what it leaves them."""
+        """Why Slurm ends the job. Tasks hear that it does before Slurm is asked: the answer may take longer than what it leaves them.
+
+        So may this program be killed before the answer.
+        """
         self.stop()
+        self.state.begin_end("slurm", "Slurm ended it", None, "")
         end: Ended = slurm.why_ending(Ended, found)
         return end
 
@@ -287,14 +301,7 @@ class Attempt:
         names = [self.hellos[node]["name"] for node in range(self.gang["node_count"])]
         addresses = slurm.addresses(self.asked.answer()) if self.asked else {}
         nodes = [{"name": name, "address": addresses.get(name, name)} for name in names]
-        values = {"restart.count": str(self.number)}
-        for index, node in enumerate(nodes):
-            # mpirun knows the nodes of an allocation by their names.
-            values[f"node.{index}.name"] = node["name"]
-            values[f"node.{index}.address"] = host(self.hellos[index]) if self.gang["launcher"] else node["address"]
-        values.update(("port." + name, str(port)) for name, port in self.ports.items())
-        values.update(("gpus." + name, gpus) for name, gpus in shares(self.gang, self.hellos).items())
-        values["environment.path"] = search_path(self.gang, self.hellos)
+        values = values_of(self.gang, self.number, nodes, self.hellos, self.ports)
         for task in self.gang["tasks"]:
             directory = os.path.join(self.directory, "tasks", task["name"])
             os.makedirs(directory, exist_ok=True)
@@ -325,25 +332,50 @@ class Attempt:
             self.failed_since = self.failed_since or now
         waited_s = now - self.waiting_since if self.waiting_since else 0.0
         found = judge(self.gang, self.statuses, waited_s, now - self.failed_since if self.failed_since else 0.0)
+        if found is None or found[0] == "completed":
+            self.doubted_since = None
+        elif self.doubts(now):
+            return
         if found is not None:
-            if found[0] == "failed":
-                self.look_for_end()
+            self.look_for_end()
             raise Ended(*found)
 
+    def doubts(self, now: float) -> bool:
+        """Whether a failure may not be the first: others fail within a second of a lost peer, and Slurm misses a node after minutes.
+
+        Nobody is blamed before every node that may still run tasks has looked at them since. Raises Ended for one that does not.
+        """
+        if self.doubted_since is None:
+            self.doubted_since, self.looked = now, set()
+            self.tell("look")
+        running = {task["node"] for task in self.gang["tasks"] if self.statuses[task["name"]]["state"] != "ended"}
+        silent = sorted(running - self.looked)
+        if silent and now - self.doubted_since > LOST_S:
+            names = ", ".join(self.hellos[node]["name"] for node in silent)
+            raise Ended("slurm", f"a node was lost: {names}", kind="node_lost")
+        return bool(silent)
+
     def look_for_end(self) -> None:
-        """Raise Ended if Slurm is ending the job: its SIGTERM may reach a task, which fails, before it reaches a program that knows it."""
+        """Raise Ended if Slurm is ending the job: its SIGTERM reaches tasks before it reaches the programs that know what it means.
+
+        They fail of it then, or save and end as if all were done.
+        """
         self.stop()
+        self.state.save()
         asked = slurm.job(DOUBT_S)
-        if slurm.end_of(asked):
-            raise slurm.why_ending(Ended, asked)
+        if slurm.is_ending(asked):
+            raise self.ending(asked)
 
     def step_end(self) -> Ended:
         """What it means that the step is over before the gang was: Slurm ended it, or it never came to be."""
-        end: Ended = slurm.why_ending(Ended)
-        if end.outcome == "slurm" and end.kind:
+        found = slurm.job()
+        end: Ended = slurm.why_ending(Ended, found)
+        if end.kind or self.signaled or slurm.is_ending(found):
             return end
         what = "the step of srun ended" if self.has_begun else "the step of srun could not be started"
-        return Ended("failed", "{} ({})".format(what, self.step.last_words() or "srun said nothing"), kind="node_lost")
+        words = self.step.last_words()
+        kind = "failure" if slurm.OUT_OF_MEMORY.search(words) else "node_lost"
+        return Ended("failed", "{} ({})".format(what, words or "srun said nothing"), kind=kind)
 
     def tell(self, word: Any) -> None:
         """One line to every node's program."""

@@ -12,6 +12,25 @@ if TYPE_CHECKING:
 NAME = re.compile("\0([^\0]*)\0")  # how the plan's late expressions stand in gang.json
 
 
+def values_of(
+    gang: dict[str, Any],
+    number: int,
+    nodes: list[dict[str, str]],
+    hellos: dict[int, dict[str, str]],
+    ports: dict[str, int],
+) -> dict[str, str]:
+    """What attempt `number` of a gang has in the place of the plan's late expressions, by their names."""
+    values = {"restart.count": str(number)}
+    for index, node in enumerate(nodes):
+        # mpirun knows the nodes of an allocation by their names.
+        values[f"node.{index}.name"] = node["name"]
+        values[f"node.{index}.address"] = host(hellos[index]) if gang["launcher"] else node["address"]
+    values.update(("port." + name, str(port)) for name, port in ports.items())
+    values.update(("gpus." + name, gpus) for name, gpus in shares(gang, hellos).items())
+    values["environment.path"] = search_path(gang, hellos)
+    return values
+
+
 def shares(gang: dict[str, Any], hellos: dict[int, dict[str, str]]) -> dict[str, str]:
     """Which of its node's GPUs each task sees: ranks all of them, the others each its own part."""
     found = {}

@@ -111,6 +111,9 @@ class Node:
                     self.launching.hear(word)
             elif word == "go":
                 self.start()
+            elif word == "look":
+                self.look()
+                self.say(looked=True)
             elif word == "stop launched":
                 self.stop(launched=True)
             elif word == "stop":

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import os
 import re
+import signal
 import subprocess
 import time
 from datetime import datetime
@@ -26,6 +27,7 @@ OVER = (
     *("REVOKED", "TIMEOUT"),
 )
 ASKED_AGAIN, ASKED_PAUSE_S = 10, 6.0
+OUT_OF_MEMORY = re.compile(r"oom.?kill|out.of.memory", re.IGNORECASE)
 DOWN = re.compile(r"DOWN|NOT_RESPONDING|FAIL|\*")
 FIELD = re.compile(r"(?:^|\s)([A-Za-z][A-Za-z:]*)=(\S*)")
 
@@ -40,6 +42,7 @@ class Asked:
                 stdin=subprocess.DEVNULL,
                 stdout=subprocess.PIPE,
                 stderr=subprocess.DEVNULL,
+                start_new_session=True,
             )
         except OSError:
             self.process = None
@@ -51,8 +54,10 @@ class Asked:
         try:
             return self.process.communicate(timeout=patience_s)[0].decode("utf-8", "replace")
         except subprocess.TimeoutExpired:
-            self.process.kill()
-            self.process.communicate()
+            os.killpg(self.process.pid, signal.SIGKILL)  # a site's scontrol may be a script that has started another
+            self.process.wait()
+            if self.process.stdout is not None:
+                self.process.stdout.close()
             return ""
 
 
@@ -115,8 +120,13 @@ def is_preempted(found: dict[str, str]) -> bool:
 
 
 def end_of(found: dict[str, str]) -> tuple[str, str] | None:
-    """What Slurm ends the job with these fields for, and the kind of that, as retries name it; None when it does not."""
+    """What Slurm ends the job with these fields for, and the kind of that, as retries name it; None when it does not say."""
     return WORDS.get("PREEMPTED" if is_preempted(found) else found.get("JobState", ""))
+
+
+def is_ending(found: dict[str, str]) -> bool:
+    """Whether Slurm ends the job with these fields, whatever for: of most ends it says no more than that, as long as it waits for nodes."""
+    return end_of(found) is not None or found.get("JobState") == "COMPLETING"
 
 
 def addresses(said: str) -> dict[str, str]:
