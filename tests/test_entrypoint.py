@@ -202,6 +202,18 @@ def test_a_command_that_ignores_the_request_is_killed_after_the_grace(task: Task
     assert (result["signal"], result["stopped"]) == (signal.SIGKILL, True)
 
 
+def test_the_time_of_an_end_is_that_of_the_command_not_of_what_saves_after_it(task: Task) -> None:
+    saves = "trap 'until [ -e go ]; do sleep 0.02; done; exit 0' TERM; echo $PPID >ready; while :; do sleep 0.02; done"
+    task.start("sh", "-c", f'sh -c "{saves}"; echo not reached', grace_period_s=60)
+    shell = int(task.wrote("ready"))
+    task.send(signal.SIGTERM)
+    eventually(lambda: not lives(shell), "the command has ended")
+    time.sleep(2.5)  # for a slow entrypoint to look at its clock
+    gone = time.time()
+    (task.directory / "go").touch()
+    assert task.end()["time"] < gone
+
+
 def test_what_runs_below_a_shell_has_the_grace_too(task: Task) -> None:
     saves = "trap 'sleep 0.3; echo saved >checkpoint; exit 0' TERM; touch ready; while :; do sleep 0.02; done"
     task.start("sh", "-c", f'sh -c "{saves}"; echo not reached')

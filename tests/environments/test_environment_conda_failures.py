@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import asyncio
 import base64
 import contextlib
 import functools
@@ -22,10 +23,10 @@ from typing import TYPE_CHECKING, Any
 import conda_channel
 import pytest
 
-from tfjob.environments import Definition, Prefix
+from tfjob.environments import Definition, Prefix, conda
 from tfjob.environments.conda_downloads import Downloads
 from tfjob.environments.place import Machine
-from tfjob.errors import ExitCode, PreparationError, UsageError
+from tfjob.errors import ExitCode, Interrupted, PreparationError, UsageError
 
 if TYPE_CHECKING:
     from collections.abc import Callable, Iterator
@@ -287,6 +288,22 @@ def test_a_download_that_is_ended_does_not_leave_the_old_file_under_the_new_hash
         site.stuck = ""
         prefix = made.store.prepare(asked, Machine(), lock=lock.text, log=made.log.append, progress=made.steps.append)
     assert (prefix.path / "share" / "data").read_bytes() == noise
+
+
+def test_an_interrupt_is_heard_wherever_it_comes() -> None:
+    async def work(*, waits: bool) -> str:
+        asyncio.get_running_loop().call_soon(interrupt)  # not in the task: asyncio only logs what is raised there
+        await asyncio.sleep(0)
+        if waits:
+            await asyncio.sleep(3600)
+        return "done"
+
+    def interrupt() -> None:
+        raise Interrupted("ended by SIGTERM")
+
+    for waits in (True, False):
+        with pytest.raises(Interrupted, match="ended by SIGTERM"):
+            conda._finished(work(waits=waits))
 
 
 def test_a_lock_in_the_cache_is_no_package(made: Made, own: Path) -> None:

@@ -2,8 +2,11 @@
 
 from __future__ import annotations
 
+import fcntl
 import os
+import threading
 import time
+from concurrent.futures import ThreadPoolExecutor
 from pathlib import Path
 from typing import TYPE_CHECKING
 
@@ -99,6 +102,44 @@ def test_what_is_used_or_kept_or_being_built_stays(made: Made, two: tuple[Prefix
     assert made.store.find(Definition(requirements=("big", "more")), Machine()) == two[1]
     assert prune(made.store, unused_days=7).prefixes == ()
     assert prune(made.store, unused_days=0, keep=frozenset({two[0].key})).prefixes == (two[1].key,)
+
+
+def test_a_run_that_comes_while_it_is_looked_at_is_not_left_without(
+    made: Made, two: tuple[Prefix, Prefix], monkeypatch: pytest.MonkeyPatch
+) -> None:
+    unused(made, two[1], days=10)
+    renaming, held = threading.Event(), threading.Event()
+    rename = Path.rename
+
+    def late(path: Path, target: Path) -> Path:
+        if path == two[1].path:
+            renaming.set()
+            assert not held.wait(0.5)  # who comes now waits until it is gone, and then finds that
+        return rename(path, target)
+
+    def hold() -> int | None:
+        assert renaming.wait(60)
+        descriptor = made.store.hold(two[1].key)
+        held.set()
+        assert not two[1].path.exists()
+        return descriptor
+
+    monkeypatch.setattr(Path, "rename", late)
+    with ThreadPoolExecutor(1) as pool:
+        coming = pool.submit(hold)
+        assert prune(made.store, unused_days=7).prefixes == (two[1].key,)
+        descriptor = coming.result()
+    assert descriptor is not None
+    os.close(descriptor)
+
+
+def test_what_is_pruned_for_long_is_not_held(made: Made, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr("tfjob.environments.store._LOOKED_AT_S", 0.1)
+    (made.store.root / "used").mkdir(parents=True, exist_ok=True)
+    descriptor = os.open(made.store.root / "used" / "key", os.O_CREAT | os.O_RDWR)
+    fcntl.flock(descriptor, fcntl.LOCK_EX)
+    assert made.store.hold("key") is None
+    os.close(descriptor)
 
 
 def test_all_of_it_goes_and_comes_back(made: Made, two: tuple[Prefix, Prefix]) -> None:

@@ -20,7 +20,7 @@ from tfjob.environments.conda_downloads import Downloads, Stalled, check_local_f
 from tfjob.environments.conda_errors import explained
 from tfjob.environments.credentials import credentials_of, with_credentials, without_credentials
 from tfjob.environments.lock import SUBDIRS, Lock, dump
-from tfjob.errors import PreparationError, UsageError
+from tfjob.errors import Interrupted, PreparationError, UsageError
 
 if TYPE_CHECKING:
     from collections.abc import Callable, Coroutine, Mapping, Sequence
@@ -332,6 +332,31 @@ def _finished(work: Coroutine[Any, Any, T]) -> T:
     else:
         has_loop = True
     if not has_loop:
-        return asyncio.run(work)
+        return asyncio.run(_interruptible(work))
     with ThreadPoolExecutor(1) as thread:
         return thread.submit(asyncio.run, work).result()
+
+
+async def _interruptible(work: Coroutine[Any, Any, T]) -> T:
+    """Do the work unless it is interrupted, also where a signal comes while the event loop calls back: it would only be logged."""
+    interrupts: list[Interrupted] = []
+    task = asyncio.current_task()
+
+    def note(loop: asyncio.AbstractEventLoop, context: dict[str, Any]) -> None:
+        error = context.get("exception")
+        if isinstance(error, Interrupted) and task is not None:
+            interrupts.append(error)
+            task.cancel()
+        else:
+            loop.default_exception_handler(context)
+
+    asyncio.get_running_loop().set_exception_handler(note)
+    try:
+        made = await work
+    except asyncio.CancelledError:
+        if interrupts:
+            raise interrupts[0] from None
+        raise
+    if interrupts:
+        raise interrupts[0]
+    return made

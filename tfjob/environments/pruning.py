@@ -153,19 +153,20 @@ class _Pruning:
             key = path.name
             if self.store.last_used(key) > self.before:
                 continue
-            with self._held(key) if key not in keep else contextlib.nullcontext(False) as is_held:
-                if not is_held:
-                    self.kept.append(key)
-                    continue
-                if _is_held(self.store.root / "used" / key):
-                    self.kept.append(key)
-                    continue
-                if self.store.last_used(key) > self.before:  # asked for while nobody held it
-                    continue
-                gone = path
-                if not self.dry_run:
-                    gone = self._building.folder / f"{key}-pruned"
-                    path.rename(gone)
+            if key in keep:
+                self.kept.append(key)
+                continue
+            with self._held(key) as is_held:
+                with _unused(self.store.root / "used" / key) as is_unused:
+                    if not (is_held and is_unused):
+                        self.kept.append(key)
+                        continue
+                    if self.store.last_used(key) > self.before:  # asked for while nobody held it
+                        continue
+                    gone = path
+                    if not self.dry_run:
+                        gone = self._building.folder / f"{key}-pruned"
+                        path.rename(gone)
                 self._remove(gone)
                 self.removed.append(key)
 
@@ -278,19 +279,26 @@ class _Pruning:
             os.rmdir(name)
 
 
-def _is_held(mark: Path) -> bool:
-    """Whether a run uses the prefix whose mark this is (`Store.hold`). Creates nothing: the mark's time says when it was used."""
+@contextlib.contextmanager
+def _unused(mark: Path) -> Iterator[bool]:
+    """Say whether no run uses the prefix whose mark this is (`Store.hold`); none begins to until this is over.
+
+    Creates nothing: the mark's time says when it was used.
+    """
     try:
         descriptor = os.open(mark, os.O_RDONLY | os.O_CLOEXEC)
     except FileNotFoundError:
-        return False
+        yield True
+        return
     try:
-        fcntl.flock(descriptor, fcntl.LOCK_EX | fcntl.LOCK_NB)
-    except OSError:
-        return True
+        try:
+            fcntl.flock(descriptor, fcntl.LOCK_EX | fcntl.LOCK_NB)
+        except OSError:
+            yield False
+        else:
+            yield True
     finally:
         os.close(descriptor)
-    return False
 
 
 def _pointers(bucket: Path, archives: set[str]) -> Iterator[Path]:

@@ -50,6 +50,9 @@ if TYPE_CHECKING:
 
 __all__ = ["Store"]
 
+_LOOKED_AT_S = 10.0
+_POLL_S = 0.02
+
 
 class Store:
     """The environments under one directory, shared by the workspaces of a user. Several processes may use it at once."""
@@ -137,17 +140,28 @@ class Store:
             return
 
     def hold(self, key: str) -> int | None:
-        """Keep a prefix from being pruned until the descriptor is closed or this process ends; None where that can't be."""
+        """Keep a prefix from being pruned until the descriptor is closed or this process ends; None where that can't be.
+
+        It may have been pruned just before: who has found it looks again.
+        """
         try:
             descriptor = os.open(self.root / "used" / key, os.O_RDONLY | os.O_CREAT | os.O_CLOEXEC, 0o644)
         except OSError:
             return None
-        try:
-            fcntl.flock(descriptor, fcntl.LOCK_SH | fcntl.LOCK_NB)
-        except OSError:  # it is being pruned
-            os.close(descriptor)
-            return None
-        return descriptor
+        until = time.monotonic() + _LOOKED_AT_S
+        while True:
+            try:
+                fcntl.flock(descriptor, fcntl.LOCK_SH | fcntl.LOCK_NB)
+            except BlockingIOError:  # whoever prunes looks at it
+                if time.monotonic() < until:
+                    time.sleep(_POLL_S)
+                    continue
+                os.close(descriptor)
+                return None
+            except OSError:
+                os.close(descriptor)
+                return None
+            return descriptor
 
     def last_used(self, key: str) -> float:
         """Return when a prefix was last asked for, or else made, in seconds since the epoch."""

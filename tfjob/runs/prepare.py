@@ -11,7 +11,7 @@ from typing import TYPE_CHECKING, NamedTuple, TextIO
 from tfjob.durable import replace_text
 from tfjob.engines.base import Mount, Prepared
 from tfjob.engines.inherited import base_path
-from tfjob.errors import TargetError
+from tfjob.errors import PreparationError, TargetError
 from tfjob.planning.plan import EnvironmentPlan, Plan
 from tfjob.rundir import RunDirectory
 
@@ -95,12 +95,13 @@ def _prefix(definition: Definition, place: Place, run: RunDirectory, store: Path
     from tfjob.environments.store import Store  # noqa: PLC0415  # only jobs with an environment pay for it
 
     keeper, lock = Store(store), _lock(run)
-    prefix = keeper.find(definition, place, lock)
-    if prefix is None:
-        with _build_log(run) as log:
-            prefix = keeper.prepare(definition, place, lock=lock, log=log, progress=progress)
-    _hold(prefix, store)
-    return prefix
+    while True:
+        prefix = keeper.find(definition, place, lock)
+        if prefix is None:
+            with _build_log(run) as log:
+                prefix = keeper.prepare(definition, place, lock=lock, log=log, progress=progress)
+        if _hold(prefix, store):
+            return prefix
 
 
 def _on_cluster(
@@ -134,7 +135,10 @@ def _for_containers(found: ContainerEnvironment, run: RunDirectory, store: Path,
     values = {"environment.path": found.path}
     mounts: tuple[Mount, ...] = ()
     if found.prefix is not None:
-        _hold(found.prefix, store)
+        if not _hold(found.prefix, store):
+            raise PreparationError(
+                f"the environment {found.prefix.key} was pruned just before the run came to use it", "Submit again."
+            )
         _tell(found.prefix, run, progress)
         values["environment.prefix"] = str(found.prefix.final)
         if found.mount:
@@ -183,11 +187,12 @@ def _lock(run: RunDirectory) -> str | None:
     return run.lock_file.read_text(encoding="utf-8") if run.lock_file.exists() else None
 
 
-def _hold(prefix: Prefix, store: Path) -> None:
-    """Keep the prefix from being pruned until this supervisor ends."""
+def _hold(prefix: Prefix, store: Path) -> bool:
+    """Keep the prefix from being pruned until this supervisor ends; whether it had not been pruned just before."""
     from tfjob.environments.store import Store  # noqa: PLC0415
 
     Store(store).hold(prefix.key)
+    return prefix.path.is_dir()
 
 
 def _tell(prefix: Prefix, run: RunDirectory, progress: Say) -> None:
