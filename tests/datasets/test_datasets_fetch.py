@@ -240,8 +240,8 @@ def test_redirects_are_followed(web: WebServer, cache: Cache) -> None:
 
 
 def test_a_slow_answer_is_no_failure(web: WebServer, cache: Cache) -> None:
-    url = web.put("slow", bytes(40_000), Slow(1000, 0.1))
-    assert got(cache, url, settings=Settings(timeout_s=3))[url].size == 40_000  # which takes 4 s
+    url = web.put("slow", bytes(40_000), Slow(500, 0.1))
+    assert got(cache, url, settings=Settings(timeout_s=6))[url].size == 40_000  # which takes 8 s
     assert len(web.requests) == 1
 
 
