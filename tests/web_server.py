@@ -13,7 +13,7 @@ from dataclasses import dataclass, field
 from http.server import BaseHTTPRequestHandler, ThreadingHTTPServer
 from typing import Any
 
-__all__ = ["Cut", "Hang", "Raw", "Redirect", "Slow", "Status", "WebServer", "web_server"]
+__all__ = ["Cut", "Hang", "Held", "Raw", "Redirect", "Slow", "Status", "WebServer", "web_server"]
 
 
 @dataclass(frozen=True)
@@ -63,7 +63,14 @@ class Slow:
     pause_s: float
 
 
-Fault = Status | Raw | Redirect | Cut | Hang | Slow | None
+@dataclass(frozen=True)
+class Held:
+    """Sends the head, and the body once the gate is open, or the server is closed."""
+
+    gate: threading.Event
+
+
+Fault = Status | Raw | Redirect | Cut | Hang | Slow | Held | None
 
 
 @dataclass
@@ -193,6 +200,8 @@ class _Handler(BaseHTTPRequestHandler):
                 self.wfile.flush()
                 time.sleep(fault.pause_s)
         else:
+            while isinstance(fault, Held) and not self.web.closing.is_set() and not fault.gate.wait(0.2):
+                pass
             self.wfile.write(content)
 
     def _head(self, status: int, headers: tuple[tuple[str, str], ...]) -> None:
