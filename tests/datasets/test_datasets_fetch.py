@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import hashlib
+import itertools
 import os
 import sqlite3
 import threading
@@ -10,12 +11,14 @@ import time
 from collections.abc import Sequence
 from concurrent.futures import ThreadPoolExecutor
 from pathlib import Path
+from types import SimpleNamespace
 
 import pytest
 from support import eventually, openers
 from web_server import Cut, Fault, Hang, Held, Raw, Redirect, Slow, Status, WebServer
 
 from tfjob.datasets import index as index_module
+from tfjob.datasets import web_fetch
 from tfjob.datasets.cache import Cache
 from tfjob.datasets.fetch import _progress, fetch
 from tfjob.datasets.index import Index, Known, _opened
@@ -247,6 +250,16 @@ def test_redirects_are_followed(web: WebServer, cache: Cache) -> None:
 def test_a_slow_answer_is_no_failure(web: WebServer, cache: Cache) -> None:
     url = web.put("slow", bytes(40_000), Slow(500, 0.1))
     assert got(cache, url, settings=Settings(timeout_s=6))[url].size == 40_000  # which takes 8 s
+    assert len(web.requests) == 1
+
+
+def test_what_has_come_whole_is_taken_however_late_it_is_read(
+    web: WebServer, cache: Cache, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    late = itertools.count(0, 100)
+    monkeypatch.setattr(web_fetch, "time", SimpleNamespace(monotonic=lambda: next(late), time=time.time))
+    url = web.put("a", b"content")
+    assert got(cache, url)[url].size == 7
     assert len(web.requests) == 1
 
 
