@@ -100,19 +100,6 @@ def test_a_run_whose_directory_is_gone_uses_nothing(cache: Cache, tmp_path: Path
     assert evict(cache, limit_bytes=0).trees == (tree.name,)
 
 
-def test_the_stamp_of_the_index_is_told_to_who_alone_notes(cache: Cache) -> None:
-    index = cache.index
-    assert index.stamp() == (0, 0)
-    row = ("https://host/a", Known("", 1, "ab", 0))
-    with index.noting() as note:
-        assert note([row]) == index.stamp() != (0, 0)
-        Cache(cache.root).index.remember([row])
-        assert note([row]) is None
-        assert note([row]) is None  # what the other noted has not been read
-    with index.looking() as look:
-        assert [look("https://host/a"), look("https://host/b")] == [row[1], None]
-
-
 def test_an_index_that_can_not_be_opened_is_told_and_stays(cache: Cache) -> None:
     index = cache.root / "index.db"
     index.mkdir(parents=True)

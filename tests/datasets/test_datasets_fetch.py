@@ -5,10 +5,8 @@ from __future__ import annotations
 import hashlib
 import itertools
 import os
-import sqlite3
 import threading
 import time
-from collections.abc import Sequence
 from concurrent.futures import ThreadPoolExecutor
 from pathlib import Path
 from types import SimpleNamespace
@@ -17,11 +15,10 @@ import pytest
 from support import eventually, openers
 from web_server import Cut, Fault, Hang, Held, Raw, Redirect, Slow, Status, WebServer
 
-from tfjob.datasets import index as index_module
 from tfjob.datasets import web_fetch
 from tfjob.datasets.cache import Cache
 from tfjob.datasets.fetch import _progress, fetch
-from tfjob.datasets.index import Index, Known, _opened
+from tfjob.datasets.index import Known
 from tfjob.datasets.sizes import web_sizes
 from tfjob.datasets.standby import Standby
 from tfjob.datasets.wanted import Settings, Transfer, Wanted
@@ -396,47 +393,6 @@ def test_many_who_want_a_file_at_once_fetch_it_once(web: WebServer, cache: Cache
     assert {one[urls[0]].sha256 for one in found} == {sum_of(BIG)}
     assert len([headers for headers in web.asked("big") if "If-None-Match" not in headers]) == 1
     assert partials(cache) == []
-
-
-@pytest.mark.parametrize("is_known", [False, True])
-def test_what_another_noted_since_the_index_was_read_is_not_fetched_again(
-    web: WebServer, cache: Cache, monkeypatch: pytest.MonkeyPatch, *, is_known: bool
-) -> None:
-    """Another process notes a file, and lets go of it, before this one takes its lock."""
-    url = web.put("a", b"before")
-    if is_known:
-        got(cache, url)
-        os.utime(cache.root / "index.db", ns=(0, 0))  # not just now: clocks of file systems are coarse
-        web.put("a", b"content")
-    known = Index.known
-    others = [Cache(cache.root)]
-
-    def read(index: Index, sources: Sequence[str]) -> dict[str, Known]:
-        found = known(index, sources)
-        while others:
-            got(others.pop(), url)
-        return found
-
-    monkeypatch.setattr(Index, "known", read)
-    got(cache, url)
-    assert "If-None-Match" in web.asked("a")[-1]
-    assert web.asked("a")[-1]["If-None-Match"] == web.tag(web.files["/a"])
-
-
-def test_what_is_noted_meanwhile_does_not_have_the_index_opened_for_each_file(
-    web: WebServer, cache: Cache, monkeypatch: pytest.MonkeyPatch
-) -> None:
-    urls = [web.put(str(number), b"%d" % number) for number in range(30)]
-    opened: list[Path] = []
-
-    def open_it(path: Path) -> sqlite3.Connection:
-        opened.append(path)
-        return _opened(path)
-
-    monkeypatch.setattr(index_module, "_opened", open_it)
-    monkeypatch.setattr(Index, "stamp", lambda _: (time.monotonic_ns(), 0))  # all the time
-    got(cache, *urls, settings=QUICK)
-    assert len(opened) <= 2 + QUICK.connections  # to read, to note, and for each thread
 
 
 def test_who_is_interrupted_leaves_at_once(web: WebServer, cache: Cache) -> None:
