@@ -65,7 +65,7 @@ class Slow:
 
 @dataclass(frozen=True)
 class Held:
-    """Sends the head, and the body once the gate is open, or the server is closed."""
+    """Sends little of the body, again and again, so that nobody gives up; and the rest once the gate is open."""
 
     gate: threading.Event
 
@@ -199,9 +199,13 @@ class _Handler(BaseHTTPRequestHandler):
                 self.wfile.write(content[at : at + fault.piece])
                 self.wfile.flush()
                 time.sleep(fault.pause_s)
+        elif isinstance(fault, Held):
+            at = 0
+            while not self.web.closing.is_set() and not fault.gate.wait(0.2):
+                self.wfile.write(content[at : at + 100])
+                at += 100
+            self.wfile.write(content[at:])
         else:
-            while isinstance(fault, Held) and not self.web.closing.is_set() and not fault.gate.wait(0.2):
-                pass
             self.wfile.write(content)
 
     def _head(self, status: int, headers: tuple[tuple[str, str], ...]) -> None:
