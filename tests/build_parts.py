@@ -85,7 +85,8 @@ def context(tmp_path: Path, store_root: Path, bare_base: str) -> Context:
     return Context(tmp_path / "context", store_root, bare_base)
 
 
-def sleeping() -> list[int]:
+def sleeping(step: str) -> list[int]:
+    """The processes that work on a step of a build, by words of its command."""
     found = []
     for name in os.listdir("/proc"):
         if name.isdecimal():
@@ -93,6 +94,6 @@ def sleeping() -> list[int]:
                 command = Path(f"/proc/{name}/cmdline").read_bytes()
             except OSError:
                 continue
-            if b"DOCKER-BUILD-GOES-ON" in command and b"tfjob" not in command:
+            if step.encode() in command and b"tfjob" not in command:
                 found.append(int(name))
     return found

@@ -109,15 +109,17 @@ def hdfs(directory: Path) -> Iterator[Hdfs]:
         _started(java, jars, configuration, f"{SERVERS}.{kind}", directory)
         for kind in ("namenode.NameNode", "datanode.DataNode")
     )
-    log = directory / "datanode.DataNode.log"
+    logs = [directory / "namenode.NameNode.log", directory / "datanode.DataNode.log"]
     try:
         eventually(
             lambda: (
-                name_node.poll() is not None or data_node.poll() is not None or "successfully registered" in _text(log)
+                name_node.poll() is not None
+                or data_node.poll() is not None
+                or "BLOCK* processReport" in _text(logs[0])  # before, it knows of no storage to write to
             ),
-            "the DataNode has found the NameNode",
+            "the DataNode has told the NameNode of its storage",
         )
-        for process, its_log in ((name_node, directory / "namenode.NameNode.log"), (data_node, log)):
+        for process, its_log in zip((name_node, data_node), logs, strict=True):
             if process.poll() is not None:
                 pytest.fail(f"{its_log.stem} ended: {_text(its_log)[-1000:]}")
         yield Hdfs(place, configuration, data_node)

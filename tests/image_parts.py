@@ -66,9 +66,10 @@ def output_of(client: Client, image: str, *command: str) -> str:
     return str(printed)
 
 
-def containers(client: Client) -> list[str]:
-    """The throw-away containers that there are."""
-    return [one["Id"] for one in client.api.containers(all=True, filters={"label": "tfjob.owner"})]
+def containers(client: Client, pid: int) -> list[str]:
+    """The throw-away containers of a process: others use the same engine at the same time."""
+    there = client.api.containers(all=True, filters={"label": "tfjob.owner"})
+    return [one["Id"] for one in there if one["Labels"]["tfjob.owner"].split()[2:3] == [str(pid)]]
 
 
 def program(text: str, *arguments: str) -> subprocess.Popen[str]:
@@ -77,6 +78,6 @@ def program(text: str, *arguments: str) -> subprocess.Popen[str]:
     return subprocess.Popen(command, stdout=subprocess.PIPE, stderr=subprocess.PIPE, text=True)
 
 
-def gone(client: Client, before: Sequence[str]) -> None:
-    """Wait until no throw-away containers are left but those that were there before."""
-    eventually(lambda: not set(containers(client)) - set(before), "the container is gone")
+def gone(client: Client, pid: int) -> None:
+    """Wait until no throw-away container of a process is left."""
+    eventually(lambda: not containers(client, pid), "the container is gone")

@@ -5,6 +5,7 @@ from __future__ import annotations
 import contextlib
 import errno
 import fcntl
+import glob
 import json
 import os
 import random
@@ -131,6 +132,15 @@ def processes_of(run: str) -> list[int]:
             except OSError:
                 continue
     return found
+
+
+def openers(path: str) -> int:
+    """How many descriptors, of all processes, lead to a file."""
+    count = 0
+    for descriptor in glob.iglob("/proc/[0-9]*/fd/*"):
+        with contextlib.suppress(OSError):  # it has been closed meanwhile
+            count += os.readlink(descriptor) == path
+    return count
 
 
 def free_ports(count: int) -> list[int]:

@@ -13,7 +13,7 @@ from dataclasses import dataclass, field
 from http.server import BaseHTTPRequestHandler, ThreadingHTTPServer
 from typing import Any
 
-__all__ = ["Cut", "Hang", "Raw", "Redirect", "Slow", "Status", "WebServer", "web_server"]
+__all__ = ["Cut", "Hang", "Held", "Raw", "Redirect", "Slow", "Status", "WebServer", "web_server"]
 
 
 @dataclass(frozen=True)
@@ -63,7 +63,14 @@ class Slow:
     pause_s: float
 
 
-Fault = Status | Raw | Redirect | Cut | Hang | Slow | None
+@dataclass(frozen=True)
+class Held:
+    """Sends little of the body, again and again, so that nobody gives up; and the rest once the gate is open."""
+
+    gate: threading.Event
+
+
+Fault = Status | Raw | Redirect | Cut | Hang | Slow | Held | None
 
 
 @dataclass
@@ -192,6 +199,12 @@ class _Handler(BaseHTTPRequestHandler):
                 self.wfile.write(content[at : at + fault.piece])
                 self.wfile.flush()
                 time.sleep(fault.pause_s)
+        elif isinstance(fault, Held):
+            at = 0
+            while not self.web.closing.is_set() and not fault.gate.wait(0.2):
+                self.wfile.write(content[at : at + 100])
+                at += 100
+            self.wfile.write(content[at:])
         else:
             self.wfile.write(content)
 

@@ -147,21 +147,21 @@ def test_a_missing_client_is_named_with_what_to_install(tfjob: Tfjob, tmp_path: 
 
 
 def test_each_part_of_a_long_listing_is_waited_for_anew(monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr(our_hdfs, "TIMEOUT_S", 2.0)
+    monkeypatch.setattr(our_hdfs, "TIMEOUT_S", 5.0)
     monkeypatch.setattr(our_hdfs, "_AT_ONCE", 2)
     hangs = threading.Event()
 
     def listing(ends: bool) -> Iterator[int]:
         for number in range(11):
-            if number % 2 == 0:
-                time.sleep(0.4)
+            if ends and number % 2 == 0:
+                time.sleep(0.9)  # six of them are longer than one wait
             yield number
         if not ends:
             hangs.wait(60)
 
     assert list(our_hdfs._answers(lambda: listing(ends=True))) == list(range(11))
     came: list[int] = []
-    with pytest.raises(TimeoutError, match="the NameNode has said nothing for 2 s"):
+    with pytest.raises(TimeoutError, match="the NameNode has said nothing for 5 s"):
         came.extend(our_hdfs._answers(lambda: listing(ends=False)))
     hangs.set()
     assert came == list(range(10))

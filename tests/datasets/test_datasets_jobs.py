@@ -5,13 +5,16 @@ from __future__ import annotations
 import hashlib
 import json
 import os
+import threading
 from concurrent.futures import ThreadPoolExecutor
 from pathlib import Path
 
 import pytest
 from datasets.test_datasets_workers import children
-from support import Tfjob, eventually, has_file_of
-from web_server import Hang, Slow, Status, WebServer
+from support import Tfjob, eventually, has_file_of, openers
+from web_server import Hang, Held, Status, WebServer
+
+from tfjob.datasets.cache import Cache
 
 
 @pytest.fixture
@@ -170,12 +173,18 @@ def test_a_run_can_be_canceled_while_it_fetches(job: Tfjob, web: WebServer) -> N
 
 
 def test_runs_that_want_the_same_at_once_fetch_it_once(job: Tfjob, web: WebServer) -> None:
-    url = web.put("big", os.urandom(2 << 20), Slow(256 << 10, 0.1))
+    gate = threading.Event()
+    url = web.put("big", os.urandom(2 << 20), Held(gate))
     write(job, f"d: {{paths: {url}}}", "wc -c ${{ dataset.d }}/big")
     job("init")
+    partial = Cache(Path(job.environ["TFJOB_STORE"]) / "datasets").partial(url)
     with ThreadPoolExecutor(3) as pool:
-        done = list(pool.map(lambda _: job("submit", "job.yml"), range(3)))
-    assert all(str(2 << 20) in one.stdout for one in done)
+        runs = [pool.submit(job, "submit", "job.yml") for _ in range(3)]
+        try:
+            eventually(lambda: openers(partial) == 3, "one fetches it, and the others wait for that")
+        finally:
+            gate.set()
+        assert all(str(2 << 20) in one.result().stdout for one in runs)
     assert fetches(web, "big") == 1
 
 

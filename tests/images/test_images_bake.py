@@ -8,7 +8,7 @@ import os
 import secrets
 import shutil
 import tarfile
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
 from pathlib import Path
 from typing import TYPE_CHECKING
 
@@ -19,6 +19,7 @@ from support import eventually
 from tfjob.environments.prefix import Prefix
 from tfjob.environments.store import Store
 from tfjob.errors import PreparationError
+from tfjob.images import bake as bake_module
 from tfjob.images.bake import bake, bake_image
 from tfjob.images.base import BaseImage, base_image
 from tfjob.images.engine import find_image
@@ -246,6 +247,28 @@ def test_a_prefix_that_changes_while_it_is_sent(
     file.write_text("a" * 100, encoding="utf-8")
     bake(prefix, base, store_root=store_root, log=print, progress=print)
     client.images.remove(f"tfjob/env:{prefix.key}")
+
+
+def test_layers_that_are_pruned_while_an_image_is_sent_are_sent_too(
+    prefix_of: Callable[..., Prefix],
+    base: BaseImage,
+    packages: Packages,
+    client: Client,
+    monkeypatch: pytest.MonkeyPatch,
+) -> None:
+    package(packages, "one", size_bytes=2 * MIB)
+    prefix = prefix_of("one", key=secrets.token_hex(16))
+    shared = bake_module._shared
+    pruned = [lambda _client, chain: len(chain) - 1]  # what some image had, and no image has any more
+
+    def count(client: Client, chain: Sequence[str]) -> int:
+        return pruned.pop()(client, chain) if pruned else shared(client, chain)
+
+    monkeypatch.setattr(bake_module, "_shared", count)
+    baked = bake_image(prefix, base, store_root=base.store_root, log=print, progress=print)
+    assert baked.sent_layers == baked.layers > 1
+    assert output_of(client, baked.image, "one-tool") == "1.0"
+    client.images.remove(baked.tag)
 
 
 def test_images_of_environments_that_are_gone_are_pruned(

@@ -100,7 +100,8 @@ def test_a_base_that_is_nowhere(context: Context) -> None:
 
 
 def test_an_interrupted_build_leaves_nothing(context: Context, builder: str) -> None:
-    context.write("Dockerfile", "FROM BASE\nRUN echo started; sleep 300; echo DOCKER-BUILD-GOES-ON\n")
+    step = f"DOCKER-BUILD-GOES-ON-{secrets.token_hex(8)}"  # that of no other test: they build at the same time
+    context.write("Dockerfile", f"FROM BASE\nRUN echo started; sleep 300; echo {step}\n")
     process = program(BUILDS, str(context.folder))
     assert process.stdout is not None
     for line in process.stdout:
@@ -109,7 +110,7 @@ def test_an_interrupted_build_leaves_nothing(context: Context, builder: str) -> 
     process.send_signal(signal.SIGTERM)
     process.communicate(timeout=60)
     assert process.returncode != 0, builder
-    eventually(lambda: not sleeping(), "the step has ended")
+    eventually(lambda: not sleeping(step), "the step has ended")
 
 
 @pytest.mark.usefixtures("builder")

@@ -98,16 +98,17 @@ def test_a_missing_dockerfile_or_folder(context: Context) -> None:
 
 
 def test_a_killed_build_is_canceled(context: Context, builder: str) -> None:
-    context.write("Dockerfile", "FROM BASE\nRUN echo started; sleep 300; echo DOCKER-BUILD-GOES-ON\n")
+    step = f"DOCKER-BUILD-GOES-ON-{secrets.token_hex(8)}"  # that of no other test: they build at the same time
+    context.write("Dockerfile", f"FROM BASE\nRUN echo started; sleep 300; echo {step}\n")
     process = program(BUILDS, str(context.folder))
     assert process.stdout is not None
     for line in process.stdout:
         if line.rstrip().endswith("started") and "echo" not in line:
             break
-    assert sleeping(), builder
+    assert sleeping(step), builder
     process.send_signal(signal.SIGKILL)
     process.communicate(timeout=60)  # nothing holds its pipes any more
-    eventually(lambda: not sleeping(), "the step has ended")
+    eventually(lambda: not sleeping(step), "the step has ended")
 
 
 @pytest.mark.usefixtures("builder")

@@ -17,7 +17,7 @@ from collections import deque
 from typing import TYPE_CHECKING, Final, NamedTuple
 
 from tfjob.datasets.at_hand import at_hand, refuse_full_disk
-from tfjob.datasets.index import Known
+from tfjob.datasets.index import Known, Stamp
 from tfjob.datasets.partials import locked
 from tfjob.datasets.standby import Standby
 from tfjob.datasets.wanted import Fetcher, Partial, Settings, Transfer, Wanted, unwritable
@@ -32,8 +32,9 @@ if TYPE_CHECKING:
     from tfjob.datasets.cache import Cache
     from tfjob.datasets.workers import Workers
 
-    Note = Callable[[Iterable[tuple[str, Known]]], None]
+    Note = Callable[[Iterable[tuple[str, Known]]], Stamp | None]
     Came = Callable[[Sequence[tuple[str, Known]]], None]
+    Look = Callable[[str], Known | None]
 
 __all__ = ["Fetched", "fetch"]
 
@@ -83,6 +84,7 @@ def fetch(
 
 def _fetch(unique: dict[str, Wanted], transfer: Transfer, progress: Callable[[str], None], came: Came) -> Fetched:
     cache = transfer.cache
+    stamp = cache.index.stamp()  # first: what is noted from now on shows
     known = cache.index.known(list(unique))
     many = sum(map(is_web, unique)) > addresses.MANY
     found: dict[str, Known] = {}
@@ -100,10 +102,12 @@ def _fetch(unique: dict[str, Wanted], transfer: Transfer, progress: Callable[[st
         return Fetched(found)
     transfer.total_bytes = sum(max(one.size, 0) for one in missing)
     refuse_full_disk(cache, missing, known)
-    crew = _Crew(missing, known, transfer)
+    crew = _Crew(missing, known, stamp, transfer)
     try:
         crew.begin()
         with cache.index.noting() as note:
+            if (now := cache.index.stamp()) != stamp:  # it has just been made, or written to
+                crew.know(cache.index.known(list(unique)), now)
             for held in crew.results(note, progress):
                 found |= held
                 came(held)
@@ -119,10 +123,11 @@ _Result = tuple[str, Known, int | None]
 class _Crew:
     """The threads that fetch, and workers where there is enough for them; and what they bring."""
 
-    def __init__(self, missing: deque[Wanted], known: dict[str, Known], transfer: Transfer) -> None:
+    def __init__(self, missing: deque[Wanted], known: dict[str, Known], stamp: Stamp, transfer: Transfer) -> None:
         self._missing = missing
         self._count = len(missing)
         self._known = known
+        self._stamp = stamp  # of the index, in which nobody else has noted more than that
         self._transfer = transfer
         self._results: deque[_Result | BaseException] = deque()
         self._wake = threading.Event()
@@ -139,6 +144,11 @@ class _Crew:
             if len(new) >= self._transfer.settings.many and self._most > 1:
                 self._begin_workers(new)
         self._engage()
+
+    def know(self, known: dict[str, Known], stamp: Stamp) -> None:
+        """Hear what the index holds by now."""
+        self._known = known
+        self._stamp = stamp  # last: who sees it sees what is known too
 
     def _begin_workers(self, new: list[Wanted]) -> None:
         """Have processes fetch those files that they can."""
@@ -234,8 +244,8 @@ class _Crew:
         """Note what was fetched, and only then let others see that nobody fetches it any more."""
         rows = [(source, known) for source, known, _ in batch]
         try:
-            if rows:
-                note(rows)
+            if rows and (stamp := note(rows)) is not None:
+                self._stamp = stamp
         finally:
             for _, _, descriptor in batch:
                 if descriptor is not None:
@@ -260,17 +270,18 @@ class _Crew:
 
     def _fetch_on(self) -> None:
         fetchers: dict[str, Fetcher] = {}
-        while not self._transfer.stop.is_set():
-            try:
-                wanted = self._missing.popleft()
-            except IndexError:
-                return
-            scheme = scheme_of(wanted.source) or ""
-            if scheme not in fetchers:
-                fetchers[scheme] = self._fetcher(scheme)
-            self._results.append(self._one(wanted, fetchers[scheme]))
-            if len(self._results) >= _BATCH:
-                self._wake.set()
+        with self._transfer.cache.index.looking() as look:
+            while not self._transfer.stop.is_set():
+                try:
+                    wanted = self._missing.popleft()
+                except IndexError:
+                    return
+                scheme = scheme_of(wanted.source) or ""
+                if scheme not in fetchers:
+                    fetchers[scheme] = self._fetcher(scheme)
+                self._results.append(self._one(wanted, fetchers[scheme], look))
+                if len(self._results) >= _BATCH:
+                    self._wake.set()
 
     def _fetcher(self, scheme: str) -> Fetcher:
         if scheme in WEB:
@@ -284,7 +295,7 @@ class _Crew:
         self._fetchers.append(made)
         return made
 
-    def _one(self, wanted: Wanted, fetcher: Fetcher) -> tuple[str, Known, int]:
+    def _one(self, wanted: Wanted, fetcher: Fetcher, look: Look) -> tuple[str, Known, int]:
         """Fetch one file under its lock, which is held until the descriptor that comes with the result is closed."""
         path = self._transfer.cache.partial(wanted.source)
         try:
@@ -292,9 +303,10 @@ class _Crew:
         except OSError as error:
             raise unwritable(self._transfer.cache, error) from error
         try:
+            is_known = not has_waited and self._transfer.cache.index.stamp() == self._stamp
             known = self._known.get(wanted.source)
-            if has_waited:
-                known = self._transfer.cache.index.known([wanted.source]).get(wanted.source, known)
+            if not is_known:  # who had the lock before may have noted what came
+                known = look(wanted.source) or known
             value = self._try(wanted, known, fetcher, partial)
         except BaseException:
             os.close(partial.descriptor)

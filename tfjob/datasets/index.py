@@ -5,8 +5,9 @@ It can be deleted, and is where it is found damaged: what it knew is found again
 
 from __future__ import annotations
 
-from contextlib import contextmanager, suppress
-from typing import TYPE_CHECKING, Final, NamedTuple
+import os
+from contextlib import ExitStack, contextmanager, suppress
+from typing import TYPE_CHECKING, Final, NamedTuple, TypeAlias
 
 from tfjob.errors import PreparationError
 
@@ -15,12 +16,13 @@ if TYPE_CHECKING:
     from collections.abc import Callable, Iterable, Iterator, Sequence
     from pathlib import Path
 
-__all__ = ["Index", "Known"]
+__all__ = ["Index", "Known", "Stamp"]
 
 _ASKED_AT_ONCE: Final = 500
 _COLUMNS: Final = 5
 _NOTED_AT_ONCE: Final = 150
 """Rows in one statement: SQLite before 3.32 takes 999 values. One by one, each would wait for Python's lock."""
+_LOOK: Final = "select tag, size, sha256, checked from addresses where source = ?"
 _TABLES: Final = (
     (
         "create table if not exists addresses "
@@ -28,6 +30,10 @@ _TABLES: Final = (
     ),
     "create table if not exists digests (path text primary key, sign text, sha256 text) without rowid",
 )
+
+
+Stamp: TypeAlias = tuple[int, int]
+"""When the index was last written to, and which file it is."""
 
 
 class Known(NamedTuple):
@@ -66,23 +72,51 @@ class Index:
                 found |= {row[0]: Known(*row[1:]) for row in rows}
         return found
 
+    def stamp(self) -> Stamp:
+        """What is another one once anybody has noted something."""
+        try:
+            status = os.stat(self._path)
+        except OSError:
+            return 0, 0
+        return status.st_mtime_ns, status.st_ino
+
+    @contextmanager
+    def looking(self) -> Iterator[Callable[[str], Known | None]]:
+        """Look up one address and then another, in one thread: the index is opened for the first, and stays open."""
+        with ExitStack() as stack:
+            opened: list[sqlite3.Connection] = []
+
+            def look(source: str) -> Known | None:
+                if not opened:
+                    opened.append(stack.enter_context(self._open()))
+                rows = opened[0].execute(_LOOK, (source,)).fetchall()  # all of them: it lets go of SQLite's lock
+                return Known(*rows[0]) if rows else None
+
+            yield look
+
     def remember(self, rows: Iterable[tuple[str, Known]]) -> None:
         """Note what addresses hold."""
         with self.noting() as note:
             note(rows)
 
     @contextmanager
-    def noting(self) -> Iterator[Callable[[Iterable[tuple[str, Known]]], None]]:
-        """Note what addresses hold, again and again: opening the index takes as long as a hundred rows. Each time is kept for itself."""
-        with self._open() as index:
+    def noting(self) -> Iterator[Callable[[Iterable[tuple[str, Known]]], Stamp | None]]:
+        """Note what addresses hold, again and again: opening the index takes as long as a hundred rows. Each time is kept for itself.
 
-            def note(rows: Iterable[tuple[str, Known]]) -> None:
+        Gives the stamp after that, as long as nobody else has noted anything since the index was opened.
+        """
+        with self._open() as index:
+            before = _version(index)
+
+            def note(rows: Iterable[tuple[str, Known]]) -> Stamp | None:
                 flat = [value for source, known in rows for value in (source, *known)]
                 with index:
                     for start in range(0, len(flat), _NOTED_AT_ONCE * _COLUMNS):
                         some = flat[start : start + _NOTED_AT_ONCE * _COLUMNS]
                         marks = ", ".join(["(?, ?, ?, ?, ?)"] * (len(some) // _COLUMNS))
                         index.execute(f"insert or replace into addresses values {marks}", some)  # noqa: S608  # marks alone
+                stamp = self.stamp()
+                return stamp if _version(index) == before else None  # asked last: nobody has noted before the stamp
 
             yield note
 
@@ -139,6 +173,12 @@ class Index:
         return PreparationError(
             f"{self._path} can't be used: {error}", "Free space there, or let whoever locks it end."
         )
+
+
+def _version(index: sqlite3.Connection) -> int:
+    """What is another one once somebody else, over another connection, has changed the index."""
+    [(version,)] = index.execute("pragma data_version").fetchall()
+    return int(version)
 
 
 def _opened(path: Path) -> sqlite3.Connection:

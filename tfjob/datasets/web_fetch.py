@@ -109,7 +109,7 @@ class WebFetcher:
             received += count
             room = sink.room()
             now = time.monotonic()
-            if now - window > patience_s:
+            if now - window > patience_s and sink.size != end:  # what is whole is not refused for coming late
                 if received < _SLOWEST:
                     raise Transient(f"only {received} bytes came in {patience_s:g} s")
                 window, received = now, 0

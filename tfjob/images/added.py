@@ -7,6 +7,8 @@ import os
 from dataclasses import dataclass
 from typing import TYPE_CHECKING
 
+from tfjob.durable import digest_of
+from tfjob.environments.building import Building
 from tfjob.errors import PreparationError
 from tfjob.images.engine import connected, find_image, refusal
 
@@ -78,9 +80,26 @@ def added(base: BaseImage, addition: Addition, *, log: Callable[[str], None], pr
     if addition.programs <= base.tools:
         return base.image
     tag = f"{addition.repository}:{base.image.rpartition(':')[2][:12]}"
-    found = find_image(tag)
-    if found is not None and (found.get("Config") or {}).get("Labels", {}).get("tfjob.base") == base.image:
-        return str(found["Id"])
+    found = _found(tag, base)
+    if found is None:
+        folder = base.store_root / "building"
+        folder.mkdir(parents=True, exist_ok=True)
+        # Two that install at once make two images: the first would lose its name, and could be pruned while it is used.
+        with Building(folder).holding(digest_of([tag])[:32], progress):
+            found = _found(tag, base) or _made(base, addition, tag, log=log, progress=progress)
+    return found
+
+
+def _found(tag: str, base: BaseImage) -> str | None:
+    """Return the id of the image of that name, if it was made of this base."""
+    found = find_image(tag) or {}
+    labels = (found.get("Config") or {}).get("Labels") or {}
+    return str(found["Id"]) if labels.get("tfjob.base") == base.image else None
+
+
+def _made(
+    base: BaseImage, addition: Addition, tag: str, *, log: Callable[[str], None], progress: Callable[[str], None]
+) -> str:
     manager = next((one for one in _INSTALL if one in base.tools), None)
     if manager is None:
         listed = ", ".join(sorted(addition.programs))

@@ -128,6 +128,8 @@ def bake_image(
             return Baked(str(found["Id"]), tag, int(found.get("Size", 0)), layers=len(found["RootFS"]["Layers"]))
     with _files_explained(tag):
         made_of = _made_of(prefix, base, about, store_root=store_root, ssh=ssh, log=log, progress=progress)
+    from docker.errors import APIError  # noqa: PLC0415  # 100 ms that only those who use an engine should pay
+
     layers = made_of.layers
     doing = f"take the image {tag}"
     with _files_explained(tag), connected(doing, patient=True) as client:
@@ -135,7 +137,14 @@ def bake_image(
         new = layers[has - made_of.below :]
         sent = sum(one.size_bytes for _, one in new)
         log(f"{len(new)} of {len(layers)} layers are new to the engine, {sent / 1e6:.1f} MB")
-        _load(client, image_archive(made_of, has, progress), doing, log=log, progress=progress)
+        try:
+            _load(client, image_archive(made_of, has, progress), doing, log=log, progress=progress)
+        except (PreparationError, APIError):
+            if has == made_of.below or has <= _shared(client, made_of.chain):
+                raise
+            log("images that had some of the layers were removed meanwhile: all of them are sent")
+            new, sent = layers, sum(one.size_bytes for _, one in layers)
+            _load(client, image_archive(made_of, made_of.below, progress), doing, log=log, progress=progress)
     made = find_image(tag)
     if made is None:
         raise PreparationError(f"the image {tag} was removed while it was made", "Submit again.")

@@ -37,7 +37,6 @@ __all__ = [
 
 _TIMEOUT_S = 60
 _PATIENT_S = 24 * 3600
-_LOOK_TIMEOUT_S = 10
 _SOCKET = "unix:///var/run/docker.sock"
 _START_HINT = "Is the Docker Engine running? Start it, or say where it is with DOCKER_HOST; `docker info` must answer."
 _GROUP_HINT = (
@@ -148,7 +147,7 @@ def find_image(reference: str) -> Mapping[str, Any] | None:
                 return dict(client.images.get(reference).attrs)
             except ImageNotFound:
                 return None
-    connection = _UnixConnection(host.removeprefix("unix://"), timeout=_LOOK_TIMEOUT_S)
+    connection = _UnixConnection(host.removeprefix("unix://"), timeout=_TIMEOUT_S)
     try:
         connection.request("GET", f"/images/{quote(reference, safe='/:@')}/json")
         answer = connection.getresponse()

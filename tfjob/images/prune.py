@@ -10,11 +10,16 @@ from tfjob.images.bake import store_name
 from tfjob.images.engine import connected
 
 if TYPE_CHECKING:
+    from docker import DockerClient
+
     from tfjob.environments.store import Store
 
 __all__ = ["PrunedImages", "prune_images"]
 
 _DAY_S = 86400
+_BUSY = "disk usage operation is already running"
+_BUSY_S = 600.0
+_AGAIN_S = 0.5
 
 
 @dataclass(frozen=True)
@@ -35,7 +40,7 @@ def prune_images(store: Store, *, unused_days: float, dry_run: bool = False) -> 
     before = time.time() - unused_days * _DAY_S
     removed = []
     with connected("look for unused images", patient=True) as client:
-        held = int(client.df()["LayersSize"])
+        held = _layers_bytes(client)
         for image in client.images.list(filters={"label": f"tfjob.store={store_name(store.root)}"}):
             key = str(image.labels.get("tfjob.key"))
             if store.prefix(key).exists() and store.last_used(key) > before:
@@ -49,5 +54,19 @@ def prune_images(store: Store, *, unused_days: float, dry_run: bool = False) -> 
                 except APIError:  # a container uses it
                     continue
                 removed.append(tag)
-        freed = held - int(client.df()["LayersSize"])
+        freed = held - _layers_bytes(client)
     return PrunedImages(tuple(sorted(removed)), freed)
+
+
+def _layers_bytes(client: DockerClient) -> int:
+    """Return the bytes of all layers; waits where somebody else asks for them, which engines refuse a second time at once."""
+    from docker.errors import APIError  # noqa: PLC0415  # 100 ms, only for this
+
+    until = time.monotonic() + _BUSY_S
+    while True:
+        try:
+            return int(client.df()["LayersSize"])
+        except APIError as error:
+            if _BUSY not in str(error.explanation or error) or time.monotonic() > until:
+                raise
+        time.sleep(_AGAIN_S)
