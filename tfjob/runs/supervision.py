@@ -234,6 +234,7 @@ class Supervision:
         started = next((p.started for p in self._record.phases if p.name == "Running"), iso(time.time()))
         waiting_since: float | None = None
         failure_seen: float | None = None
+        late_seen: float | None = None
         failed_since = 0.0
         begun = time.monotonic()
         from_before = time.time() - seconds(started)  # what ran under an earlier supervisor counts
@@ -246,7 +247,9 @@ class Supervision:
             if failure_seen is None and any(status.failed or status.stopped for status in statuses):
                 failure_seen, failed_since = time.time(), now
             waited_s = now - waiting_since if waiting_since else None
-            verdict = judge(self._plan, statuses, waited_s, now - failed_since, failure_seen)
+            is_late = waited_s is not None and waited_s > self._plan.limits.rendezvous_timeout_s
+            late_seen = (late_seen or time.time()) if is_late else None
+            verdict = judge(self._plan, statuses, waited_s, now - failed_since, failure_seen, late_seen=late_seen)
             if verdict:
                 return verdict
             raise_if_canceled(self._run)
