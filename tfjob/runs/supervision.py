@@ -38,6 +38,7 @@ _POLL_S, _LONG_POLL_S, _NEW_S = 0.1, 0.25, 10.0
 _QUICK_POLL_S = 0.01
 _MOST_TAKEOVERS = 5
 _MOST_LEFT = 100
+_SHUTDOWN = (signal.SIGTERM, signal.SIGKILL)
 
 
 Prepare = Callable[[Callable[[str], None]], Prepared]
@@ -218,10 +219,18 @@ class Supervision:
     def _adopt(self, before: Supervisor) -> None:
         self._handle = self._engine.adopt(self._plan, self._run)
         if self._engine.shares_run_directory and before.boot_id != boot_id():  # containers may still lie there, ended
+            if self._have_ended():
+                self._chronicle.note(f"its tasks had ended when the machine {before.host} was restarted")
+                return
             raise NodeLost(
                 f"the machine {before.host} was restarted while the run was running", "Run it again: tfjob rerun."
             )
         self._chronicle.note("its tasks were found running and adopted")
+
+    def _have_ended(self) -> bool:
+        """Whether all tasks that end the run had ended by themselves: not as machines end them that shut down."""
+        ends = [self._run.read_task_file(task.name, "exit.json") for task in self._plan.all_tasks if task.ends_run]
+        return all(end and not end["stopped"] and end["signal"] not in _SHUTDOWN for end in ends)
 
     def _adopt_quietly(self) -> None:
         """Take over what may still run, only to end it."""
