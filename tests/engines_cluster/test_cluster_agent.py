@@ -301,7 +301,8 @@ def test_an_end_before_that_is_the_tasks_own(agent: Agent, run: Path) -> None:
     agent.prepare(*tasks)
     (run / "told-to-end.new").write_text("20.0")
     (run / "told-to-end.new").rename(run / "told-to-end")
-    eventually(lambda: agent.kinds("leaving"), "that it is told")
+    (leaving,) = eventually(lambda: agent.kinds("leaving"), "that it is told")
+    assert leaving["since"] == 20.0
     write_end(run, "main-0", time=20.1)
     write_end(run, "main-1", time=19.9)
     write_end(run, "main-2", time=19.9, stopped=True)

@@ -271,6 +271,16 @@ def test_beats_of_a_container_that_was_told_to_end_tell_nothing_of_its_tasks(lin
     assert link.mute_s(grace_s=0) < module._LEAVES_S
 
 
+def test_a_container_leaves_from_when_it_was_told_to_and_not_from_when_that_is_heard(
+    link: NodeLink, engine: Engine
+) -> None:
+    connection = opened(link, engine)
+    connection.say("beat", time=time.time() - 3600)
+    connection.say("leaving", since=time.time() - 3600 - 5)
+    eventually(lambda: link.said("leaving"), "it is heard")
+    assert 4.9 < link.mute_s(grace_s=3600) - link.silent_s < 3600
+
+
 def test_when_an_agent_looked_is_told_by_our_clock(link: NodeLink, engine: Engine) -> None:
     connection = opened(link, engine)
     connection.say("beat", time=time.time() + 3600)

@@ -13,7 +13,7 @@ What it is told comes as lines of JSON: ``have`` (what tfjob has already), ``pre
     file      path, size, mode, mtime_ns, last, length  link      path, target
     directory path                                      gone      path
     silent    task, words: it ended without a report    ready     what: it is as it was asked for
-    leaving   the container was told to end from outside
+    leaving   since: the container was told to end from outside, when; 0 if it can't be said
     full      the disk has no room left                 done      number: of the order; time, when it was begun
     synced    everything was sent                   walking   nothing: it looks at very many files
     problem   message
@@ -129,7 +129,7 @@ class Agent:
             if self.told_at is None:
                 self.told_at = told_at(os.path.join(self.run, TOLD_TO_END))
                 if self.told_at is not None:
-                    self.say("leaving")
+                    self.say("leaving", since=self.told_at)
             return self.told_at is not None
 
     # The loop.

@@ -301,7 +301,7 @@ class NodeLink:
         elif kind == "full":
             self.is_full = True
         elif kind == "leaving":
-            self._leaving_since = self._leaving_since or time.monotonic()
+            self._note_leaving(header.get("since", 0.0))
         elif kind == "problem":
             self.problems.append(header["message"])
         elif kind == "done":
@@ -320,6 +320,11 @@ class NodeLink:
             self._clock.hear(header["time"], self._asked.get(order))
         if "looked" in header:
             self.looked = max(self._clock.latest(header["looked"]), self.looked or 0.0)
+
+    def _note_leaving(self, since: float) -> None:
+        """Its container was told to end, at a time by the node's clock: others may have failed of it before that is heard."""
+        ago_s = max(time.time() - self._clock.latest(since), 0.0) if since else 0.0
+        self._leaving_since = self._leaving_since or time.monotonic() - ago_s
 
     def _take_words(self, header: Mapping[str, Any], data: bytes) -> None:
         if header["kind"] == "log":
