@@ -11,9 +11,10 @@ import pytest
 from engines.engine_bench import plan, task
 
 from tfjob.dockerapi.api import DockerApi
+from tfjob.engines.cluster.ended import Ended
 from tfjob.engines.cluster.handle import ClusterHandle, statuses_of
 from tfjob.engines.cluster.home import Home
-from tfjob.engines.cluster.link import Ended, NodeLink, NodeTasks
+from tfjob.engines.cluster.link import NodeLink, NodeTasks
 from tfjob.rundir import RunDirectory
 from tfjob.runs.verdict import Verdict, judge
 

@@ -19,8 +19,9 @@ from support import eventually
 from tfjob.dockerapi.api import DockerApi
 from tfjob.dockerapi.stream import STDOUT
 from tfjob.engines.cluster import link as module
+from tfjob.engines.cluster.ended import Ended
 from tfjob.engines.cluster.home import Home
-from tfjob.engines.cluster.link import Ended, NodeLink, NodeTasks
+from tfjob.engines.cluster.link import NodeLink, NodeTasks
 from tfjob.errors import TargetError
 from tfjob.rundir import RunDirectory
 

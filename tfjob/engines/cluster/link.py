@@ -20,12 +20,13 @@ from tfjob.dockerapi.stream import Hijacked
 from tfjob.engines.cluster.agent_tasks import REPORTS
 from tfjob.engines.cluster.clocks import NodeClock
 from tfjob.engines.cluster.container import AGENT, UNPACK, inside
+from tfjob.engines.cluster.ended import Ended, end_of
 from tfjob.engines.cluster.home import Home
 from tfjob.engines.cluster.messages import messages
 from tfjob.engines.cluster.salvage import salvage
 from tfjob.errors import TargetError
 
-__all__ = ["Ended", "NodeLink", "NodeTasks"]
+__all__ = ["NodeLink", "NodeTasks"]
 
 _RETRY_S: Final = 1.0
 _CALL_S: Final = 5.0
@@ -47,10 +48,6 @@ _BEGINNINGS: Final = 5
 _COMING: Final = ("link", "directory", "gone", "walking")
 """By these, and by logs and files, a node says what it has, or that it looks for it: whoever waits for the last waits on."""
 
-_KILLED: Final = 137
-_REBOOTED: Final = 255
-"""What the Docker Engine says of containers that ran when it, or its machine, went down."""
-
 
 @dataclass(frozen=True)
 class NodeTasks:
@@ -64,15 +61,6 @@ class NodeTasks:
     keep: tuple[str, ...]
     code: str
     python: str
-
-
-@dataclass(frozen=True)
-class Ended:
-    """Why a node says nothing any more. `lost`: the machine, not the container, is to blame."""
-
-    message: str
-    lost: bool = False
-    out_of_memory: bool = False
 
 
 @dataclass
@@ -400,21 +388,12 @@ class NodeLink:
     def _stopped(self, state: Mapping[str, Any]) -> None:
         node, by_ours = self.node, self._clock.by_ours
         was_told = salvage(self.api, node.container, node.index, self.home, self._note_coming, by_ours=by_ours)
-        told_to_end = was_told or self._leaving_since is not None
-        code = int(state["ExitCode"])
-        if told_to_end:
-            why = f"its container was stopped from outside: {self.node.name}, or its Docker Engine, was shut down"
-            self._end(Ended(why, lost=True))
-        elif state.get("OOMKilled"):
-            self._end(Ended("the kernel killed its container: out of memory", out_of_memory=True))
-        elif code == _REBOOTED:
-            self._end(Ended(f"{self.node.name}, or its Docker Engine, was restarted", lost=True))
-        else:
-            words = ""
-            with suppress(TargetError, RefusalError):
-                words = self.api.last_words(self.node.container, 5, _CALL_S).strip()
-            how = "was killed from outside" if code == _KILLED else f"ended with code {code}"
-            self._end(Ended(f"its container {how}" + (f": {'; '.join(words.splitlines())}" if words else "")))
+        self._end(end_of(node.name, state, self._last_words, was_told=was_told or self._leaving_since is not None))
+
+    def _last_words(self) -> str:
+        with suppress(TargetError, RefusalError):
+            return self.api.last_words(self.node.container, 5, _CALL_S).strip()
+        return ""
 
     def _end(self, ended: Ended) -> None:
         with self._changed:
