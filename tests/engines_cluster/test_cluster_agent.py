@@ -10,6 +10,7 @@ import signal
 import subprocess
 import sys
 import threading
+import time
 from collections.abc import Iterator
 from pathlib import Path
 from typing import Any
@@ -20,7 +21,7 @@ from support import eventually
 from tfjob import entrypoint
 from tfjob.engines import run_files
 from tfjob.engines.cluster import agent as program
-from tfjob.engines.cluster import agent_system
+from tfjob.engines.cluster import agent_system, agent_tasks
 from tfjob.engines.cluster.agent_system import copy_tree, free_ports, interface_of, link
 from tfjob.engines.cluster.container import KEEP
 from tfjob.entrypoint import is_listening
@@ -283,6 +284,87 @@ def test_an_end_from_outside_is_not_the_tasks_own(agent: Agent, program_file: Pa
     eventually(lambda: agent.kinds("leaving"), "that it is told")
     agent.sync()
     assert [one["name"] for one in agent.kinds("report")] == ["started.json"]
+
+
+def exits(agent: Agent) -> list[str]:
+    return [one["task"] for one in agent.kinds("report") if one["name"] == "exit.json"]
+
+
+def write_end(run: Path, task: str, *, time: float, stopped: bool = False) -> None:
+    report = {"exit_code": 0, "signal": None, "time": time, "stopped": stopped}
+    (run / "tasks" / task / "exit.json").write_text(json.dumps(report))
+
+
+def test_an_end_before_that_is_the_tasks_own(agent: Agent, run: Path) -> None:
+    tasks = ("main-0", "main-1", "main-2")
+    agent.have(*tasks)
+    agent.prepare(*tasks)
+    (run / "told-to-end.new").write_text("20.0")
+    (run / "told-to-end.new").rename(run / "told-to-end")
+    (leaving,) = eventually(lambda: agent.kinds("leaving"), "that it is told")
+    assert leaving["since"] == 20.0
+    write_end(run, "main-0", time=20.1)
+    write_end(run, "main-1", time=19.9)
+    write_end(run, "main-2", time=19.9, stopped=True)
+    eventually(lambda: exits(agent), "its end")
+    agent.sync()
+    assert exits(agent) == ["main-1"]
+
+
+def test_the_end_of_tasks_is_noted_with_its_time_also_on_a_full_disk(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    note = tmp_path / "told-to-end"
+    assert agent_tasks.told_at(str(note)) is None
+    before = time.time()
+    agent_tasks.note_end(str(note))
+    assert before <= (agent_tasks.told_at(str(note)) or 0) <= time.time()
+
+    def no_room(*_: object) -> None:
+        raise OSError
+
+    monkeypatch.setattr(os, "replace", no_room)
+    agent_tasks.note_end(str(note))
+    assert agent_tasks.told_at(str(note)) == 0.0
+
+
+def test_that_it_is_told_to_end_is_said_before_the_next_beat_whatever_else_it_does(
+    agent: Agent, run: Path, tmp_path: Path
+) -> None:
+    os.mkfifo(tmp_path / "slow")  # a copy of it waits until somebody writes
+    agent.have("main-0")
+    datasets = [{"at": "d", "mode": "download", "links": [[str(tmp_path / "slow"), "f"]]}]
+    agent.tell("prepare", tasks={}, named=[], files={}, datasets=datasets)
+    eventually((run / "left.json").exists, "it is at it")
+    (run / "told-to-end").write_text("20.0")
+    eventually(lambda: agent.kinds("leaving"), "that it is told")
+    eventually(lambda: agent.said[-1]["kind"] == "beat", "it goes on")
+    assert len(agent.kinds("leaving")) == 1
+
+
+def test_beats_say_when_it_last_looked_and_had_told_all(agent: Agent, run: Path) -> None:
+    def looked() -> float:
+        return float(agent.kinds("beat")[-1]["looked"]) if agent.kinds("beat") else 0.0
+
+    agent.have("main-0", "main-1")
+    agent.prepare("main-0", "main-1")
+    begun = time.time()
+    eventually(lambda: looked() > begun, "it looks")
+    with (run / "logs/main-0.log").open("wb") as file:
+        file.truncate(64 << 30)  # holes: nothing is on the disk
+    eventually(lambda: agent.kinds("log"), "it has begun to send")
+    begun = time.time()
+    eventually(lambda: looked() > begun, "a task with a long log has not ended")
+    write_end(run, "main-0", time=20.0)
+    ended = time.time()
+    eventually(lambda: agent.kinds("beat")[-1]["time"] > ended + 1, "it goes on")
+    count = len(agent.kinds("beat"))
+    eventually(lambda: len(agent.kinds("beat")) > count + 1, "it goes on")
+    assert looked() <= ended
+    assert not exits(agent)
+    os.truncate(run / "logs/main-0.log", 0)
+    eventually(lambda: exits(agent), "its end")
+    eventually(lambda: looked() > ended + 1, "all is told")
 
 
 def test_code_is_copied_whole_or_not_at_all(tmp_path: Path) -> None:

@@ -19,6 +19,7 @@ from support import eventually
 from tfjob.dockerapi.api import DockerApi
 from tfjob.dockerapi.stream import STDOUT
 from tfjob.engines.cluster import link as module
+from tfjob.engines.cluster.ended import Ended
 from tfjob.engines.cluster.home import Home
 from tfjob.engines.cluster.link import NodeLink, NodeTasks
 from tfjob.errors import TargetError
@@ -229,3 +230,68 @@ def test_no_call_takes_longer_than_until_the_node_is_lost(link: NodeLink, engine
     assert link.ended.lost
     assert {what for what, _ in engine.told[1:]} == {"execute", "state"}
     assert max(limit_s for _, limit_s in engine.told[1:]) <= 3
+
+
+def test_who_finds_its_connection_closed_after_standing_still_listens_once_more(link: NodeLink, engine: Engine) -> None:
+    link.lost_s = 3600
+    connection = opened(link, engine)
+    link._heard = link._more = time.monotonic() - 3700
+    connection.close()
+    eventually(lambda: len(engine.connections) > 1, "it is connected again")
+    engine.connections[1].say("beat")
+    eventually(lambda: link.silent_s < 3600, "it is heard")
+    assert link.ended is None
+
+
+def test_a_node_of_which_only_the_engine_answers_is_lost_after_one_more_time(
+    link: NodeLink, engine: Engine, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(module, "_SILENT_S", 0.5)
+    link.lost_s = 3600
+    connection = opened(link, engine)
+    link._heard = link._more = time.monotonic() - 3700
+    connection.close()
+    eventually(lambda: len(engine.connections) > 1, "it is connected again")
+    time.sleep(0.6)
+    engine.connections[1].close()
+    eventually(lambda: link.ended is not None, "it is lost")
+    assert link.ended == Ended("node1 did not answer for 3600 s", lost=True)
+
+
+def test_beats_of_a_container_that_was_told_to_end_tell_nothing_of_its_tasks(link: NodeLink, engine: Engine) -> None:
+    connection = opened(link, engine)
+    connection.say("leaving")
+    eventually(lambda: link.said("leaving"), "it is heard")
+    left = time.monotonic()
+    connection.say("leaving")  # by another agent, after a connection that broke
+    connection.say("beat")
+    eventually(lambda: link.said("beat"), "it is heard")
+    assert link.silent_s <= time.monotonic() - left <= link.mute_s(grace_s=3600)
+    link._leaving_since = time.monotonic() - module._LEAVES_S - 1
+    assert link.mute_s(grace_s=2) > module._LEAVES_S
+    assert link.mute_s(grace_s=0) < module._LEAVES_S
+
+
+def test_a_container_leaves_from_when_it_was_told_to_and_not_from_when_that_is_heard(
+    link: NodeLink, engine: Engine
+) -> None:
+    connection = opened(link, engine)
+    connection.say("beat", time=time.time() - 3600)
+    connection.say("leaving", since=time.time() - 3600 - 5)
+    eventually(lambda: link.said("leaving"), "it is heard")
+    assert 4.9 < link.mute_s(grace_s=3600) - link.silent_s < 3600
+
+
+def test_when_an_agent_looked_is_told_by_our_clock(link: NodeLink, engine: Engine) -> None:
+    connection = opened(link, engine)
+    connection.say("beat", time=time.time() + 3600)
+    eventually(lambda: link.said("beat"), "it is heard")
+    assert link.looked is None
+    before = time.time()
+    connection.say("beat", time=time.time() + 3600, looked=before + 3600 - 5)
+    eventually(lambda: link.said("beat") == 2, "it is heard")
+    assert link.looked is not None
+    assert before - 5 <= link.looked < time.time()
+    connection.say("beat", time=time.time() + 3600, looked=0.0)  # of another agent, which has not looked yet
+    eventually(lambda: link.said("beat") == 3, "it is heard")
+    assert link.looked >= before - 5

@@ -91,3 +91,23 @@ def test_a_container_that_was_told_to_end_says_nothing_of_its_tasks(
     assert salvage(api, made, 1, home)
     assert (home.run.outputs / "x").read_text() == "saved"
     assert not home.run.task("main-1").exists()
+
+
+@pytest.mark.parametrize(
+    ("told", "end", "is_own"),
+    [
+        ("20.0", (19.9, False), True),
+        ("20.0", (20.1, False), False),
+        ("20.0", (19.9, True), False),
+        ("", (19.9, False), False),
+    ],
+)
+def test_an_end_that_came_before_the_container_was_told_to_is_the_tasks_own(
+    container: tuple[DockerApi, str], home: Home, told: str, end: tuple[float, bool], is_own: bool
+) -> None:
+    api, made = container
+    report = json.dumps({"exit_code": 3, "signal": None, "time": end[0], "stopped": end[1]})
+    api.put(made, "/", archive({"told-to-end": (told, NOW), "tasks/main-1/exit.json": (report, NOW)}))
+    assert salvage(api, made, 1, home, by_ours=lambda found: found.replace("19.9", "29.9"))
+    found = home.run.read_task_file("main-1", "exit.json")
+    assert (found and found["time"]) == (29.9 if is_own else None)

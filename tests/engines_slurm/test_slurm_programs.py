@@ -160,8 +160,8 @@ def test_how_long_a_failure_is_doubted_no_node_says(time: float) -> None:
     (server,) = (one.name for one in made.all_tasks if one.type == "ps")
     statuses: dict[str, dict[str, Any]] = {one.name: {"state": "running"} for one in made.all_tasks}
     statuses[server] = {"state": "ended", "exit_code": 1, "time": time}
-    assert module("verdict").judge(gang, statuses, 0.0, 1.9) is None
-    assert module("verdict").judge(gang, statuses, 0.0, 2.1)[:3] == ("failed", "", server)
+    assert module("verdict").judge(gang, statuses, 0.0, 4.9) is None
+    assert module("verdict").judge(gang, statuses, 0.0, 5.1)[:3] == ("failed", "", server)
 
 
 def pythons() -> list[str]:

@@ -131,6 +131,23 @@ def test_a_restarted_machine_ends_the_runs_that_were_on_it(tfjob: Tfjob) -> None
     assert "was restarted while the run was running" in tfjob.show(run)["failure"]["message"]
 
 
+@pytest.mark.parametrize(("code", "state"), [(0, "Completed"), (3, "Failed")])
+def test_a_run_that_had_ended_before_the_restart_ended_as_it_did(tfjob: Tfjob, code: int, state: str) -> None:
+    tfjob.write("job.yml", f"name: boot\ncommand: {until_told(tfjob)}; exit {code}")
+    run = tfjob.submit("job.yml")
+    wait_for_line(tfjob, run, "begun")
+    wait_for_state(tfjob, run, "Running")
+    kill(supervisor_of(tfjob, run))
+    go(tfjob)
+    eventually(lambda: not processes_of(run), "the task ends")
+    file = tfjob.run_directory(run) / "record.json"
+    file.write_text(file.read_text().replace(tfjob.record(run)["supervisor"]["boot_id"], "another-boot"))
+    tfjob("wait", run, exit_code=1 if code else 0)
+    record = tfjob.show(run)
+    assert (record["state"], record["tasks"][0]["exit_code"]) == (state, code)
+    assert "its tasks had ended when the machine" in " ".join(record["notes"])
+
+
 def test_a_run_of_another_host_is_left_to_it(tfjob: Tfjob) -> None:
     tfjob.write("job.yml", "name: far\ncommand: sleep 300")
     run = tfjob.submit("job.yml")

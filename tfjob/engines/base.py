@@ -76,7 +76,7 @@ class TaskStatus:
     `exit_code` and `signal` are both None while it runs, and also when it ended without a report (`note` says so).
     `stopped` means tfjob asked it to end. `node_lost`: it ended, as far as anybody can know, because its node can't be
     reached any more. `heard` is when the node last said how the task is, by this machine's clock; None where tasks are
-    seen directly.
+    seen directly. `looked` is when it last looked, of all looks of which everything has come; None where that is not known.
     """
 
     task: str
@@ -90,6 +90,7 @@ class TaskStatus:
     note: str = ""
     node_lost: bool = False
     heard: float | None = None
+    looked: float | None = None
 
     @property
     def failed(self) -> bool:

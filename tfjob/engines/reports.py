@@ -71,7 +71,10 @@ class Watch:
     adopted: float | None = None
     stopping: bool = False
     lost: dict[str, tuple[End, float, bool]] = field(default_factory=dict)
-    """Tasks that ended without a report: how, when that was first seen, and whether they had been told to end."""
+    """Tasks that ended without a report: how, when they were seen last, and whether they had been told to end."""
+
+    seen: dict[str, float] = field(default_factory=dict)
+    """When tasks were last seen to run: their peers may fail before it is seen that they do not any more."""
 
 
 def write_tasks(
@@ -136,6 +139,7 @@ def status(
     entrypoint runs; `explain` may say more of one that ended without a word. An adopted task that has said nothing
     within `patience_s` never will.
     """
+    now = time.time()
     report = watch.run.read_task_file(task.name, "started.json")
     alive = not gone and report is not None and lives(report)
     # Read after the look at the process: it may just have ended.
@@ -155,6 +159,7 @@ def status(
             note=OUT_OF_MEMORY if result.get("out_of_memory") else "",
         )
     if alive:
+        watch.seen[task.name] = now
         return TaskStatus(task.name, "running", started=started, listening=listening)
     if report:
         return _lost(watch, task, started, lambda: explain(End(KILLED)))
@@ -168,7 +173,9 @@ def status(
 def _lost(watch: Watch, task: TaskPlan, started: float | None, end: Callable[[], End]) -> TaskStatus:
     """How a task is that ended without a report: what was found out when that was first seen."""
     if task.name not in watch.lost:
-        watch.lost[task.name] = (end(), time.time(), watch.stopping)
+        # A launched task may have been killed as what its launcher left behind: then it ended after it.
+        seen = time.time() if task.launched else watch.seen.get(task.name, time.time())
+        watch.lost[task.name] = (end(), seen, watch.stopping)
     found, seen, stopped = watch.lost[task.name]
     return TaskStatus(
         task.name,

@@ -38,6 +38,7 @@ _POLL_S, _LONG_POLL_S, _NEW_S = 0.1, 0.25, 10.0
 _QUICK_POLL_S = 0.01
 _MOST_TAKEOVERS = 5
 _MOST_LEFT = 100
+_SHUTDOWN = (signal.SIGTERM, signal.SIGKILL)
 
 
 Prepare = Callable[[Callable[[str], None]], Prepared]
@@ -218,10 +219,18 @@ class Supervision:
     def _adopt(self, before: Supervisor) -> None:
         self._handle = self._engine.adopt(self._plan, self._run)
         if self._engine.shares_run_directory and before.boot_id != boot_id():  # containers may still lie there, ended
+            if self._have_ended():
+                self._chronicle.note(f"its tasks had ended when the machine {before.host} was restarted")
+                return
             raise NodeLost(
                 f"the machine {before.host} was restarted while the run was running", "Run it again: tfjob rerun."
             )
         self._chronicle.note("its tasks were found running and adopted")
+
+    def _have_ended(self) -> bool:
+        """Whether all tasks that end the run had ended by themselves: not as machines end them that shut down."""
+        ends = [self._run.read_task_file(task.name, "exit.json") for task in self._plan.all_tasks if task.ends_run]
+        return all(end and not end["stopped"] and end["signal"] not in _SHUTDOWN for end in ends)
 
     def _adopt_quietly(self) -> None:
         """Take over what may still run, only to end it."""
@@ -234,6 +243,7 @@ class Supervision:
         started = next((p.started for p in self._record.phases if p.name == "Running"), iso(time.time()))
         waiting_since: float | None = None
         failure_seen: float | None = None
+        late_seen: float | None = None
         failed_since = 0.0
         begun = time.monotonic()
         from_before = time.time() - seconds(started)  # what ran under an earlier supervisor counts
@@ -246,7 +256,9 @@ class Supervision:
             if failure_seen is None and any(status.failed or status.stopped for status in statuses):
                 failure_seen, failed_since = time.time(), now
             waited_s = now - waiting_since if waiting_since else None
-            verdict = judge(self._plan, statuses, waited_s, now - failed_since, failure_seen)
+            is_late = waited_s is not None and waited_s > self._plan.limits.rendezvous_timeout_s
+            late_seen = (late_seen or time.time()) if is_late else None
+            verdict = judge(self._plan, statuses, waited_s, now - failed_since, failure_seen, late_seen=late_seen)
             if verdict:
                 return verdict
             raise_if_canceled(self._run)

@@ -26,8 +26,14 @@ class Verdict:
     kind: Literal["failure", "node_lost"] | None = None
 
 
-SETTLE_S = 2.0
+SETTLE_S = 5.0
 """How long the failure of a task that does not end the run is doubted: a worker may fail because its chief has finished."""
+
+FIRST_S = 1.0
+"""How long who failed first is not told while others run: one of them may have failed before, and not have said so yet."""
+
+HELD_S = 30.0
+"""How long the end of a task may be held back on its node, behind its log, before others are judged without it."""
 
 
 def judge(
@@ -36,6 +42,8 @@ def judge(
     rendezvous_waited_s: float | None,
     failed_for_s: float = float("inf"),
     failure_seen: float | None = None,
+    *,
+    late_seen: float | None = None,
 ) -> Verdict | None:
     """The verdict on a running plan, or None while it may still go well.
 
@@ -44,7 +52,8 @@ def judge(
 
     `failure_seen` is when a failed task was first seen here, and `failed_for_s` how long ago that was, whatever the clocks of
     nodes say. Tasks fail within a second of a lost peer, and a lost node is known as such only after it has been silent for
-    long: while a node has not been heard since, no one is blamed.
+    long: while a node has not been heard since, no one is blamed; nor for a while as long as what it saw since has not all come.
+    In the same way `late_seen` is when `rendezvous_waited_s` was first past its limit.
     """
     by_task = {status.task: status for status in statuses}
     failed = [
@@ -57,14 +66,16 @@ def judge(
         return Verdict("completed")
     if failed:
         first = min(failed, key=lambda status: (not status.node_lost, status.time or float("inf")))
-        if not first.node_lost and failure_seen is not None and _are_silent(by_task.values(), failure_seen):
+        is_early = failed_for_s < FIRST_S and any(s.state != "ended" for s in by_task.values())
+        if not first.node_lost and (is_early or _are_silent(by_task.values(), failure_seen, failed_for_s)):
             return None
         if first.task in deciding or failed_for_s > SETTLE_S or any(s.task in deciding for s in failed):
             return Verdict("failed", first, describe_end(first), "node_lost" if first.node_lost else "failure")
         return None
-    if rendezvous_waited_s is not None and rendezvous_waited_s > plan.limits.rendezvous_timeout_s:
+    late_s = (rendezvous_waited_s or 0.0) - plan.limits.rendezvous_timeout_s
+    if rendezvous_waited_s is not None and late_s > 0:
         missing = absent(plan, by_task.values())
-        if missing:
+        if missing and not _are_silent(missing, late_seen, late_s):
             return Verdict("failed", missing[0], _absence(plan, len(missing)), "failure")
     return None
 
@@ -103,9 +114,13 @@ def _counts_as_failure(task: TaskPlan, status: TaskStatus) -> bool:
     return status.failed or (status.stopped and not task.launched)
 
 
-def _are_silent(statuses: Iterable[TaskStatus], since: float) -> bool:
-    """Whether the node of a task that may still run has not been heard since then."""
-    return any(s.state != "ended" and s.heard is not None and s.heard <= since for s in statuses)
+def _are_silent(statuses: Iterable[TaskStatus], since: float | None, for_s: float) -> bool:
+    """Whether the node of a task that may still run has not been heard since then, `for_s` ago, or still has to tell of before."""
+    if since is None:
+        return False
+    living = [status for status in statuses if status.state != "ended"]
+    heard = [status.heard for status in living] + [status.looked for status in living if for_s < HELD_S]
+    return any(at is not None and at <= since for at in heard)
 
 
 def _absence(plan: Plan, number: int) -> str:

@@ -8,15 +8,17 @@ RUN is the run's directory in the container, PORTS how many free ports are looke
 What it is told comes as lines of JSON: ``have`` (what tfjob has already), ``prepare`` (task files, code, datasets),
 ``sshd``, ``start``, ``stop``, ``sync``. What it says is a line of JSON each, some with `length` bytes after it:
 
-    hello     interface, subnet, ports, time            beat      time, once a second
+    hello     interface, subnet, ports, time            beat      time, looked: see below; once a second
     log       path, offset, length                      report    task, name, content
     file      path, size, mode, mtime_ns, last, length  link      path, target
     directory path                                      gone      path
     silent    task, words: it ended without a report    ready     what: it is as it was asked for
-    leaving   the container was told to end from outside
+    leaving   since: the container was told to end from outside, when; 0 if it can't be said
     full      the disk has no room left                 done      number: of the order; time, when it was begun
     synced    everything was sent                   walking   nothing: it looks at very many files
     problem   message
+
+`looked` is the time of the last look at the tasks of which nothing is left to tell: what ended before has been told.
 
 Beside it lie the modules that it is made of: `agent_tasks.py` (the tasks), `agent_files.py` (what goes home),
 `agent_prepare.py` (what tasks find) and `agent_system.py` (what is asked of the system); and ../run_files.py.
@@ -49,13 +51,13 @@ if TYPE_CHECKING or __package__:
         write_task,
     )
     from tfjob.engines.cluster.agent_system import free_bytes, free_ports, interface_of
-    from tfjob.engines.cluster.agent_tasks import Tasks, load
+    from tfjob.engines.cluster.agent_tasks import Tasks, is_own_end, load, note_end, read_text, told_at
 else:  # in a container: they lie beside this file
     sys.path.insert(0, os.path.dirname(os.path.abspath(__file__)))
     from agent_files import Files
     from agent_prepare import make_directories, make_work, place_dataset, start_sshd, write_files, write_task
     from agent_system import free_bytes, free_ports, interface_of
-    from agent_tasks import Tasks, load
+    from agent_tasks import Tasks, is_own_end, load, note_end, read_text, told_at
 
 BEAT_S = 1.0
 LOOK_S = 0.1
@@ -72,10 +74,7 @@ EXIT = "exit.json"
 def end(run: str) -> None:
     """Tell every task to end, once, and stay until the last of them has ended: then the container ends."""
     tasks = Tasks(run, lambda *_, **__: None)
-    try:  # so that nobody takes the end of the tasks for their own
-        open(os.path.join(run, TOLD_TO_END), "w").close()
-    except OSError:
-        pass
+    note_end(os.path.join(run, TOLD_TO_END))
     try:
         tasks.names = os.listdir(os.path.join(run, "tasks"))
     except OSError:
@@ -99,9 +98,11 @@ class Agent:
         self.orders: list[dict[str, Any]] = []
         self.buffer = b""
         self.next_look = 0.0
-        self.leaving = False
+        self.told_at: float | None = None
+        self.looked = 0.0
         self.behind: set[str] = set()
         self.saying = threading.Lock()
+        self.leaving = threading.Lock()
 
     # What is said.
 
@@ -119,7 +120,17 @@ class Agent:
         """Say once a second that this program lives, whatever it does meanwhile."""
         while True:
             time.sleep(BEAT_S)
-            self.say("beat", time=time.time())
+            self.is_leaving()  # the other thread may be busy, and peers fail of it meanwhile
+            self.say("beat", time=time.time(), looked=self.looked)
+
+    def is_leaving(self) -> bool:
+        """Whether the container was told to end from outside, which is said once."""
+        with self.leaving:
+            if self.told_at is None:
+                self.told_at = told_at(os.path.join(self.run, TOLD_TO_END))
+                if self.told_at is not None:
+                    self.say("leaving", since=self.told_at)
+            return self.told_at is not None
 
     # The loop.
 
@@ -262,19 +273,26 @@ class Agent:
 
         Of a long log it is a part only, unless all is to be told: the other tasks have their turn.
         """
+        looked = time.time()
         self.tasks.reap()
         reports = self.tasks.new_reports()
-        if not self.leaving and os.path.exists(os.path.join(self.run, TOLD_TO_END)):
-            self.leaving = True
-            self.say("leaving")
+        self.is_leaving()
         self.behind = self.files.send_logs(whole=whole)
         self.next_look = time.monotonic() + self.pause_s()
-        if self.leaving:
-            return  # tasks end because they were told to, and not by tfjob
-        self.tasks.send_reports([(task, name) for task, name in reports if name != EXIT or not self.is_behind(task)])
-        for task in self.tasks.names:
+        held = [task for task, name in reports if name == EXIT and self.is_behind(task)]
+        due = [(task, name) for task, name in reports if name != EXIT or task not in held]
+        if self.is_leaving():  # tasks end because they were told to, and not by tfjob
+            due = [(task, name) for task, name in due if name != EXIT or self.is_own_end(task)]
+        self.tasks.send_reports(due)
+        for task in self.tasks.names if self.told_at is None else ():
             if not self.is_behind(task):
                 self.tasks.look_for_silence(task)
+        if self.tasks.names and not held:
+            self.looked = looked
+
+    def is_own_end(self, task: str) -> bool:
+        """Whether a task had ended before it was told to."""
+        return self.told_at is None or is_own_end(read_text(self.tasks.file(task, EXIT)), self.told_at)
 
     def is_behind(self, task: str) -> bool:
         """Whether more of a task's log is there than was sent."""

@@ -142,6 +142,41 @@ class Tasks:
             return None
 
 
+def note_end(path: str) -> None:
+    """Note that tasks are told to end from now on: nobody shall take what comes of it for their own end."""
+    try:
+        with open(path + ".new", "w", encoding="utf-8") as file:
+            file.write(repr(time.time()))
+        os.replace(path + ".new", path)
+    except OSError:
+        try:
+            open(path, "w").close()  # on a full disk: when it was can't be said
+        except OSError:
+            pass
+
+
+def told_at(path: str) -> float | None:
+    """When tasks were told to end, as `note_end` wrote it; None when they were not."""
+    return told_time(read_text(path)) if os.path.exists(path) else None
+
+
+def told_time(note: str) -> float:
+    """The time in a note of `note_end`'s; 0 when it has none: then no end is taken for a task's own."""
+    try:
+        return float(note)
+    except ValueError:
+        return 0.0
+
+
+def is_own_end(report: str, told: float) -> bool:
+    """Whether a report tells of an end that came before the task was told to end, by the same clock."""
+    try:
+        found = json.loads(report)
+        return bool(found["time"] < told and not found["stopped"])
+    except (ValueError, KeyError, TypeError):
+        return False
+
+
 def read_text(path: str) -> str:
     """A file's text; nothing where there is none."""
     try:

@@ -48,6 +48,10 @@ class NodeClock:
             return self._least[-1]
         return min(max(0.0, least), most)
 
+    def latest(self, theirs: float) -> float:
+        """When it was at the latest by our clock that theirs said so."""
+        return min(time.time(), theirs - max(self._least, default=0.0))
+
     def by_ours(self, report: str) -> str:
         """A task's report with its time by our clock. What is no report stays as it is."""
         ahead_s = self.ahead_s

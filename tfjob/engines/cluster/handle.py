@@ -62,7 +62,7 @@ def read_notes(run: RunDirectory) -> tuple[int, str, tuple[NodeNote, ...]]:
 
 
 def statuses_of(handle: ClusterHandle) -> tuple[TaskStatus, ...]:
-    """How every task is, in plan order. What was lost with a node ended when the node was heard last."""
+    """How every task is, in plan order. What ended with its node, or its container, ended when the node was heard last."""
     return tuple(_status(handle, task) for task in handle.plan.all_tasks)
 
 
@@ -70,6 +70,8 @@ def _status(handle: ClusterHandle, task: TaskPlan) -> TaskStatus:
     link = handle.links.get(task.node)
     ended = link.ended if link is not None else None
     is_silent = link is not None and task.name in link.silent
+    looked = link.looked if link is not None else None  # before the reports are read: they may come just now
+    heard = time.time() - (link.mute_s(handle.plan.limits.grace_period_s) if link is not None else 0.0)
 
     def explain(end: End) -> End:
         if link is None:
@@ -92,7 +94,7 @@ def _status(handle: ClusterHandle, task: TaskPlan) -> TaskStatus:
     )
     if link is None:
         return found
-    heard = time.time() - link.silent_s
-    if found.node_lost and found.time is not None:
-        return replace(found, time=min(found.time, heard), heard=heard)
-    return replace(found, heard=heard)
+    is_unsaid = found.exit_code is None and found.signal is None and not found.stopped
+    if ended is not None and is_unsaid and found.time is not None:
+        found = replace(found, time=min(found.time, heard))  # peers fail of it long before it is known
+    return replace(found, heard=heard, looked=looked)

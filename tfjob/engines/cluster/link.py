@@ -20,12 +20,13 @@ from tfjob.dockerapi.stream import Hijacked
 from tfjob.engines.cluster.agent_tasks import REPORTS
 from tfjob.engines.cluster.clocks import NodeClock
 from tfjob.engines.cluster.container import AGENT, UNPACK, inside
+from tfjob.engines.cluster.ended import Ended, end_of
 from tfjob.engines.cluster.home import Home
 from tfjob.engines.cluster.messages import messages
 from tfjob.engines.cluster.salvage import salvage
 from tfjob.errors import TargetError
 
-__all__ = ["Ended", "NodeLink", "NodeTasks"]
+__all__ = ["NodeLink", "NodeTasks"]
 
 _RETRY_S: Final = 1.0
 _CALL_S: Final = 5.0
@@ -35,6 +36,9 @@ _SILENT_S: Final = 10.0
 _BLOCKED_S: Final = 10.0
 """So long what found no room on the disk here waits for it before it is tried again."""
 
+_LEAVES_S: Final = 30.0
+"""So long after the grace of its tasks a container that was told to end has ended: an engine kills it, or the machine goes."""
+
 _VAIN_S: Final = 120.0
 """So long something comes that can't be kept, and nothing else, before the last of a node is not waited for any more."""
 
@@ -43,10 +47,6 @@ _BEGINNINGS: Final = 5
 
 _COMING: Final = ("link", "directory", "gone", "walking")
 """By these, and by logs and files, a node says what it has, or that it looks for it: whoever waits for the last waits on."""
-
-_KILLED: Final = 137
-_REBOOTED: Final = 255
-"""What the Docker Engine says of containers that ran when it, or its machine, went down."""
 
 
 @dataclass(frozen=True)
@@ -61,15 +61,6 @@ class NodeTasks:
     keep: tuple[str, ...]
     code: str
     python: str
-
-
-@dataclass(frozen=True)
-class Ended:
-    """Why a node says nothing any more. `lost`: the machine, not the container, is to blame."""
-
-    message: str
-    lost: bool = False
-    out_of_memory: bool = False
 
 
 @dataclass
@@ -90,6 +81,9 @@ class NodeLink:
     """Tasks that ended without a word, with what is known of them."""
 
     problems: list[str] = field(default_factory=list)
+    looked: float | None = None
+    """When the agent last looked at its tasks and had told all it saw, by our clock; an agent of an earlier tfjob does not say it."""
+
     is_full: bool = False
     """Whether its disk had no room left when its last files were sent."""
 
@@ -103,13 +97,14 @@ class NodeLink:
         self._files: dict[str, list[int]] = {}
         self._closing = False
         self._answers = True
-        self._leaving = False
+        self._leaving_since: float | None = None
         self._last_sync = False
         self._sent_last = 0.0
         self._kept_last = 0.0
         self._beginnings = 0
         self._kept_at_beginning = 0
         self._heard = time.monotonic()
+        self._more = self._heard
         self._writing = threading.Lock()
         self._orders: dict[int, bytes] = {}
         self._clock = NodeClock()
@@ -147,10 +142,20 @@ class NodeLink:
         """How long nothing was heard."""
         return time.monotonic() - self._heard
 
+    def mute_s(self, grace_s: float) -> float:
+        """How long nothing was heard of its tasks: once its container was told to end, it is waited for that it has ended.
+
+        Its beats do not count until then, but for no longer than its tasks' grace and what follows can take.
+        """
+        left_s = (
+            0.0 if self._leaving_since is None or self.ended is not None else time.monotonic() - self._leaving_since
+        )
+        return max(self.silent_s, left_s if left_s < grace_s + _LEAVES_S else 0.0)
+
     @property
     def _left_s(self) -> float:
         """How long it may still be silent before it is lost."""
-        return self.lost_s - self.silent_s
+        return max(self._heard + self.lost_s, self._more) - time.monotonic()
 
     def tell(self, order: str, **facts: Any) -> None:
         """Tell the agent to do something. An order that it has not done when the connection breaks is told again."""
@@ -284,7 +289,7 @@ class NodeLink:
         elif kind == "full":
             self.is_full = True
         elif kind == "leaving":
-            self._leaving = True
+            self._note_leaving(header.get("since", 0.0))
         elif kind == "problem":
             self.problems.append(header["message"])
         elif kind == "done":
@@ -301,6 +306,13 @@ class NodeLink:
         if "time" in header:
             order = header.get("number", 0 if header["kind"] == "hello" else -1)
             self._clock.hear(header["time"], self._asked.get(order))
+        if "looked" in header:
+            self.looked = max(self._clock.latest(header["looked"]), self.looked or 0.0)
+
+    def _note_leaving(self, since: float) -> None:
+        """Its container was told to end, at a time by the node's clock: others may have failed of it before that is heard."""
+        ago_s = max(time.time() - self._clock.latest(since), 0.0) if since else 0.0
+        self._leaving_since = self._leaving_since or time.monotonic() - ago_s
 
     def _take_words(self, header: Mapping[str, Any], data: bytes) -> None:
         if header["kind"] == "log":
@@ -354,7 +366,10 @@ class NodeLink:
                 sys.stderr.write(f"how {self.node.name} is can't be told: {error!r}\n")
         if self._closing or self.ended is not None:
             return
-        if self.silent_s > self.lost_s:
+        if self._left_s < 0 and self._answers and self._more <= self._heard:
+            # Silent was this process, which may have stood still for so long: the node has time to say something.
+            self._more = time.monotonic() + min(_SILENT_S, self.lost_s)
+        elif self._left_s < 0:
             self._end(Ended(f"{self.node.name} did not answer for {self.lost_s:g} s", lost=True))
         else:
             time.sleep(min(_RETRY_S, max(self._left_s, _PAUSE_S)))
@@ -373,21 +388,12 @@ class NodeLink:
     def _stopped(self, state: Mapping[str, Any]) -> None:
         node, by_ours = self.node, self._clock.by_ours
         was_told = salvage(self.api, node.container, node.index, self.home, self._note_coming, by_ours=by_ours)
-        told_to_end = was_told or self._leaving
-        code = int(state["ExitCode"])
-        if told_to_end:
-            why = f"its container was stopped from outside: {self.node.name}, or its Docker Engine, was shut down"
-            self._end(Ended(why, lost=True))
-        elif state.get("OOMKilled"):
-            self._end(Ended("the kernel killed its container: out of memory", out_of_memory=True))
-        elif code == _REBOOTED:
-            self._end(Ended(f"{self.node.name}, or its Docker Engine, was restarted", lost=True))
-        else:
-            words = ""
-            with suppress(TargetError, RefusalError):
-                words = self.api.last_words(self.node.container, 5, _CALL_S).strip()
-            how = "was killed from outside" if code == _KILLED else f"ended with code {code}"
-            self._end(Ended(f"its container {how}" + (f": {'; '.join(words.splitlines())}" if words else "")))
+        self._end(end_of(node.name, state, self._last_words, was_told=was_told or self._leaving_since is not None))
+
+    def _last_words(self) -> str:
+        with suppress(TargetError, RefusalError):
+            return self.api.last_words(self.node.container, 5, _CALL_S).strip()
+        return ""
 
     def _end(self, ended: Ended) -> None:
         with self._changed:

@@ -14,9 +14,9 @@ from pathlib import Path
 from typing import IO, Any, Final, cast
 
 from tfjob.dockerapi.api import DockerApi, RefusalError
-from tfjob.engines.cluster.agent import TOLD_TO_END
+from tfjob.engines.cluster.agent import EXIT, TOLD_TO_END
 from tfjob.engines.cluster.agent_files import LEFT
-from tfjob.engines.cluster.agent_tasks import REPORTS
+from tfjob.engines.cluster.agent_tasks import REPORTS, is_own_end, told_time
 from tfjob.engines.cluster.container import inside
 from tfjob.engines.cluster.home import Home
 from tfjob.errors import TargetError
@@ -39,13 +39,13 @@ def salvage(
     """Bring home what can still be read. An engine that does not answer, or a broken archive, ends it early.
 
     `coming` is called for each piece that has come; `by_ours` gives a report its time by our clock. Returns whether the
-    container had been told to end from outside: what its tasks reported then is not their own end.
+    container had been told to end from outside: what its tasks reported since then is not their own end.
     """
     run = inside(home.run).path
     home.begin(node)
-    told_to_end = _has(api, container, f"{run}/{TOLD_TO_END}")
+    told = _told(api, container, f"{run}/{TOLD_TO_END}")
     left = _left(api, container, run)
-    for part in ("logs", "outputs") if told_to_end else ("logs", "outputs", "tasks"):
+    for part in ("logs", "outputs", "tasks"):
         with (
             suppress(TargetError, RefusalError, tarfile.TarError, OSError, ValueError),
             api.files(container, f"{run}/{part}", _TIMEOUT_S) as response,
@@ -54,10 +54,10 @@ def salvage(
             for member in archive:
                 coming()
                 if member.name.startswith("tasks/"):
-                    _take_report(archive, member, home, by_ours)
+                    _take_report(archive, member, home, by_ours, told)
                 elif left.get(member.name) != _stamp(member):
                     _take(archive, member, node, home, coming)
-    return told_to_end
+    return told is not None
 
 
 def _left(api: DockerApi, container: str, run: Path) -> dict[str, tuple[int, int]]:
@@ -74,20 +74,28 @@ def _stamp(member: tarfile.TarInfo) -> tuple[int, int]:
     return len(member.linkname) if member.issym() else member.size, int(member.mtime)
 
 
-def _has(api: DockerApi, container: str, path: str) -> bool:
+def _told(api: DockerApi, container: str, path: str) -> float | None:
+    """When the container was told to end, by its own clock; None when it was not."""
     try:
-        api.file(container, path, _TIMEOUT_S)
+        found = api.file(container, path, _TIMEOUT_S)
     except (TargetError, RefusalError):
-        return False
-    return True
+        return None
+    with suppress(tarfile.TarError, OSError), tarfile.open(fileobj=io.BytesIO(found)) as archive:
+        file = archive.extractfile(TOLD_TO_END)
+        return told_time(file.read().decode(errors="replace") if file is not None else "")
+    return told_time("")
 
 
-def _take_report(archive: tarfile.TarFile, member: tarfile.TarInfo, home: Home, by_ours: Callable[[str], str]) -> None:
+def _take_report(
+    archive: tarfile.TarFile, member: tarfile.TarInfo, home: Home, by_ours: Callable[[str], str], told: float | None
+) -> None:
     _, task, name = (*member.name.split("/"), "", "")[:3]
     file = archive.extractfile(member) if member.isfile() and name in REPORTS else None
     if file is not None:
         with file:
-            home.report(task, name, by_ours(file.read().decode(errors="replace")))
+            report = file.read().decode(errors="replace")
+        if name != EXIT or told is None or is_own_end(report, told):
+            home.report(task, name, by_ours(report))
 
 
 def _take(archive: tarfile.TarFile, member: tarfile.TarInfo, node: int, home: Home, coming: Callable[[], None]) -> None:
