@@ -33,7 +33,7 @@ STOP_S = 3
 CPUS = 16
 MEMORY_MIB = 64000
 CLOUD = {"cloud1": 6828, "cloud2": 6829}  # the ports of their slurmd, on the head node
-# What a test waits for is short: a lost node is known in 15 s, a job that is told to end has 2 s.
+# What a test waits for is short, as a lost node, which is known in 15 s; but for the time that a job has to say how it ends.
 OPTIONS = {
     "ClusterName": "tfjob",
     "SlurmUser": "root",
@@ -60,7 +60,7 @@ OPTIONS = {
     "MpiDefault": "none",
     "ReturnToService": "2",
     "SlurmdTimeout": "5",
-    "KillWait": "2",
+    "KillWait": "10",
     "MinJobAge": "3600",
     "MessageTimeout": "5",
     "GresTypes": "gpu",
@@ -80,7 +80,7 @@ class Slurm:
     """Slurm on a cluster's nodes. Its partitions:
 
     - ``gpu``, the default: all nodes, with 4 GPUs each;
-    - ``urgent``: the same nodes; its jobs preempt those of ``gpu``, which are requeued after GraceTime (2 s) of SIGTERM;
+    - ``urgent``: the same nodes; its jobs preempt those of ``gpu``, which are requeued after GraceTime (5 s) of SIGTERM;
     - ``cloud``: the node cloud1, which is made when a job wants it; the job runs up to 30 s later;
     - ``never``: the node cloud2, which is wanted and never comes up: given up, and the job requeued, after ResumeTimeout (20 s).
     """
@@ -127,7 +127,7 @@ class Slurm:
         for name, port in CLOUD.items():
             lines += [f"NodeName={name} NodeAddr={self.head.address} Port={port} State=CLOUD {size}"]
         lines += [
-            f"PartitionName=gpu Nodes={names} Default=YES MaxTime=INFINITE PriorityTier=1 GraceTime=2",
+            f"PartitionName=gpu Nodes={names} Default=YES MaxTime=INFINITE PriorityTier=1 GraceTime=5",
             f"PartitionName=urgent Nodes={names} MaxTime=INFINITE PriorityTier=2 PreemptMode=OFF",
             "PartitionName=cloud Nodes=cloud1 MaxTime=INFINITE",
             "PartitionName=never Nodes=cloud2 MaxTime=INFINITE ResumeTimeout=20",

@@ -137,7 +137,7 @@ def test_the_jobs_own_last_word_counts(site: Site) -> None:
     assert (view.stage, view.end.message, view.end.task) == ("over", "boo", "main")
 
 
-@pytest.mark.parametrize(("state", "unseen_s"), [("COMPLETED", 70.0), ("FAILED", 5.0), ("", 70.0)])
+@pytest.mark.parametrize(("state", "unseen_s"), [("COMPLETED", 40.0), ("FAILED", 0.0), ("", 40.0)])
 def test_a_last_word_may_be_seen_late(site: Site, state: str, unseen_s: float) -> None:
     site.says(state)
     handle = site.engine.submit(site.plan, site.run)

@@ -184,7 +184,9 @@ def run_of_a_gang(
     tmp_path: Path, command: str, *, python: str = sys.executable, srun: str = SRUN, **environ: str
 ) -> tuple[RunDirectory, subprocess.CompletedProcess[str]]:
     """A run of one task and one node, taken to its end."""
-    run, made = RunDirectory(tmp_path / "run"), slurm_plan(task(command, gpus=1), gpus=2)
+    # Nodes kill what bears the run's name, and another process of pytest may be at the same.
+    run, made = RunDirectory(tmp_path / f"run-{os.getpid()}"), slurm_plan(task(command, gpus=1), gpus=2)
+    commands(tmp_path, scontrol="true")
     for directory in (run.logs, run.tasks, run.work("main")):
         directory.mkdir(parents=True)
     (tmp_path / "srun").write_text(srun)

@@ -199,21 +199,28 @@ class TestClearingUp:
 
     @pytest.fixture
     def clearing(self, attempt: Attempts, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Iterator[Any]:
-        """An attempt whose srun ends by a signal alone; `looks` counts how often it was waited for."""
+        """An attempt whose srun ends by a signal alone; `looks` counts how often it was waited for before it had one."""
         commands(tmp_path / "bin", srun="exec sleep 1000")
         monkeypatch.setattr(module("closing"), "CLOSING", ((None, 0.0), (signal.SIGTERM, 60.0)))
         made = attempt({})
         made.is_ending, made.looks, made.then = True, 0, lambda: None
+        signaled: list[int] = []
+        send = made.step.send
 
         def take(_wait_s: float) -> None:
             made.hear(b'{"clearing": "n1: clears up", "node": 0}')
-            made.looks += 1
+            made.looks += not signaled  # then it ends as soon as it has a processor
             if made.looks == 20:
                 made.then()
             if made.looks > 500:
                 pytest.fail("it is waited for")
             module("batch").time.sleep(0.001)
 
+        def sending(number: int) -> None:
+            signaled.append(number)
+            send(number)
+
+        monkeypatch.setattr(made.step, "send", sending)
         monkeypatch.setattr(made, "take", take)
         made.cleared = module("batch").time.monotonic()
         yield made
