@@ -5,6 +5,7 @@ from __future__ import annotations
 import json
 import os
 import signal
+import threading
 import time
 from collections.abc import Callable, Iterator
 from datetime import datetime
@@ -66,6 +67,25 @@ def test_nodes_hear_of_it_while_it_takes_over(
 
     monkeypatch.setattr(made, "take_over", take_over)
     assert made.go().outcome == "canceled"
+
+
+def test_two_that_look_at_once_both_see_that_srun_has_ended(attempt: Attempts, monkeypatch: pytest.MonkeyPatch) -> None:
+    step = attempt({}).step
+    step.input.close()
+    waitpid, seen = os.waitpid, []
+    other = threading.Thread(target=lambda: seen.append(step.poll()))
+
+    def reaping(pid: int, _options: int) -> tuple[int, int]:
+        found = waitpid(pid, 0)
+        if not seen and not other.ident:
+            other.start()
+            other.join(0.5)  # it looks before the first has told what it saw
+        return found
+
+    monkeypatch.setattr(module("step").os, "waitpid", reaping)
+    assert step.poll() == 0
+    other.join()
+    assert seen == [0]
 
 
 def test_copies_of_the_code_that_can_not_be_made_end_the_run(attempt: Attempts) -> None:
