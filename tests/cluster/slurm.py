@@ -80,7 +80,7 @@ class Slurm:
     """Slurm on a cluster's nodes. Its partitions:
 
     - ``gpu``, the default: all nodes, with 4 GPUs each;
-    - ``urgent``: the same nodes; its jobs preempt those of ``gpu``, which are requeued after GraceTime (5 s) of SIGTERM;
+    - ``urgent``: the same nodes; its jobs preempt those of ``gpu``, which are requeued after GraceTime (2 s) of SIGTERM;
     - ``cloud``: the node cloud1, which is made when a job wants it; the job runs up to 30 s later;
     - ``never``: the node cloud2, which is wanted and never comes up: given up, and the job requeued, after ResumeTimeout (20 s).
     """
@@ -127,7 +127,7 @@ class Slurm:
         for name, port in CLOUD.items():
             lines += [f"NodeName={name} NodeAddr={self.head.address} Port={port} State=CLOUD {size}"]
         lines += [
-            f"PartitionName=gpu Nodes={names} Default=YES MaxTime=INFINITE PriorityTier=1 GraceTime=5",
+            f"PartitionName=gpu Nodes={names} Default=YES MaxTime=INFINITE PriorityTier=1 GraceTime=2",
             f"PartitionName=urgent Nodes={names} MaxTime=INFINITE PriorityTier=2 PreemptMode=OFF",
             "PartitionName=cloud Nodes=cloud1 MaxTime=INFINITE",
             "PartitionName=never Nodes=cloud2 MaxTime=INFINITE ResumeTimeout=20",

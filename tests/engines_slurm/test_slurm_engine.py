@@ -189,6 +189,26 @@ def test_a_job_that_slurm_killed_while_its_nodes_cleared_up_ended_as_it_had(
     assert (view.stage, view.end.outcome, view.end.kind, view.end.message) == ("over", outcome, kind, "as it was")
 
 
+@pytest.mark.parametrize("state", ["CANCELLED", "TIMEOUT", "PREEMPTED", "NODE_FAIL"])
+def test_what_it_had_come_to_before_may_be_seen_late_too(
+    site: Site, monkeypatch: pytest.MonkeyPatch, state: str
+) -> None:
+    monkeypatch.setattr("tfjob.engines.slurm.engine._REST_S", 60.0)
+    site.reports(phase="running")
+    site.says(state)
+    handle = site.engine.submit(site.plan, site.run)
+    assert site.engine.look(handle).stage == "running"
+    site.reports(phase="over", end={"outcome": "failed", "message": "boo", "task": "main", "kind": "failure"})
+    view = site.engine.look(handle)
+    assert view.end is not None
+    assert (view.stage, view.end.message) == ("over", "boo")
+
+
+def test_but_not_where_nothing_has_begun(site: Site) -> None:
+    site.says("CANCELLED")
+    assert site.engine.look(site.engine.submit(site.plan, site.run)).stage == "over"
+
+
 class TestSubmissionsWithoutAnAnswer:
     TIMED_OUT = "echo 'error: Batch job submission failed: Socket timed out on send/recv operation' >&2; exit 1"
 
@@ -301,7 +321,7 @@ class TestSeveralClusters:
             site.says(state)
             handle.begun = (-1, time.time())
             assert site.engine.look(handle).stage == "running"
-            assert (handle.over_since is not None, handle.told is not None) == (is_doubted, is_doubted)
+            assert (handle.over_since is not None, handle.told_asked is not None) == (is_doubted, is_doubted)
 
 
 class TestAFileSystemThatFails:
@@ -435,6 +455,26 @@ def test_unless_accounting_knows(site: Site) -> None:
     view = site.look()
     assert view.end is not None
     assert view.end.outcome == "canceled"
+
+
+def test_accounting_that_failed_is_asked_again_while_the_last_word_is_waited_for(
+    site: Site, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr("tfjob.engines.slurm.engine._ACCOUNTING_S", -1.0)
+    commands(site.bin, sacct=NO_ACCOUNTING)
+    handle = site.engine.submit(site.plan, site.run)
+    assert site.engine.look(handle).stage == "running"
+    commands(site.bin, sacct="echo 'CANCELLED by 1000|n[1-2]'")
+    view = site.engine.look(handle)
+    assert view.end is not None
+    assert view.end.outcome == "canceled"
+
+
+def test_and_not_at_every_look(site: Site) -> None:
+    handle = site.engine.submit(site.plan, site.run)
+    for _ in range(3):
+        site.engine.look(handle)
+    assert len([call for call in calls(site.bin) if call.startswith("sacct")]) == 1
 
 
 def test_a_slurm_that_does_not_answer_ends_no_run(site: Site) -> None:
