@@ -175,6 +175,15 @@ def test_a_job_that_was_preempted_and_ended_in_order_is_told_so(site: Site) -> N
     assert (view.end.outcome, view.end.kind) == ("failed", "preempted")
 
 
+@pytest.mark.parametrize(("kind", "message"), [("node_lost", "a node was lost: n2"), ("", "a node was lost (n[1-2])")])
+def test_which_node_was_lost_the_job_knows_better(site: Site, kind: str, message: str) -> None:
+    site.reports(phase="lost", end={"outcome": "slurm", "message": "a node was lost: n2", "task": None, "kind": kind})
+    site.says("NODE_FAIL", node_list="n[1-2]")
+    view = site.look()
+    assert view.end is not None
+    assert (view.end.outcome, view.end.kind, view.end.message) == ("failed", "node_lost", message)
+
+
 @pytest.mark.parametrize("state", ["CANCELLED", "TIMEOUT", "PREEMPTED", "NODE_FAIL", "FAILED", ""])
 @pytest.mark.parametrize(("outcome", "kind"), [("completed", None), ("failed", "failure")])
 def test_a_job_that_slurm_killed_while_its_nodes_cleared_up_ended_as_it_had(

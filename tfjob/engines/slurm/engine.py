@@ -10,7 +10,7 @@ import shutil
 import time
 from collections.abc import Mapping
 from contextlib import suppress
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, replace
 from functools import cached_property
 from pathlib import Path
 from typing import Final, Literal
@@ -363,6 +363,8 @@ class SlurmEngine:
                 if report.end.outcome != "slurm"
                 else End("failed", report.end.message, None, report.end.kind)
             )
+        elif end.kind == "node_lost" and report is not None and report.end is not None and report.end.kind == end.kind:
+            end = replace(end, message=report.end.message)  # Slurm names all nodes of the job
         return JobView("over", report, end=end)
 
     def _reason(self, plan: Plan, job: Job) -> str:
