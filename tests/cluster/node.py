@@ -30,6 +30,7 @@ SCRIPT = Path(__file__).with_name("node.sh")
 PATH = "/run/lab/bin:/usr/local/sbin:/usr/local/bin:/usr/sbin:/usr/bin:/sbin:/bin"
 READY_S = 90
 STOP_S = 20
+EMPTY_S = 60
 SSH_PORT = 22
 PORT = 2375
 PORT_TLS = 2376
@@ -231,10 +232,8 @@ class Node:
             self.remove()
         self.boot()
         with self.client() as client:
-            for container in client.api.containers(all=True):
-                client.api.remove_container(container["Id"], force=True, v=True)
-            for volume in client.api.volumes()["Volumes"] or ():
-                client.api.remove_volume(volume["Name"], force=True)
+            if not wait_for(lambda: _found_empty(client.api), EMPTY_S):
+                raise CannotRunError(f"{self.name} keeps containers or volumes that can't be removed")
 
     def image_id(self, name: str) -> str:
         """The id of an image in its engine; empty if it has none of this name."""
@@ -247,6 +246,23 @@ class Node:
         import docker  # noqa: PLC0415  # 100 ms that only the tests that use it should pay
 
         return contextlib.closing(docker.DockerClient(base_url=self.docker_host, timeout=120))
+
+
+def _found_empty(api: Any) -> bool:
+    """Whether an engine had neither containers nor volumes; it is told to remove what it had.
+
+    It may be removing that already (``--rm``), or who made it may be, or make more: an end that is in progress is refused.
+    """
+    import docker  # noqa: PLC0415  # see Node.client
+
+    containers, volumes = api.containers(all=True), api.volumes()["Volumes"] or ()
+    for container in containers:
+        with contextlib.suppress(docker.errors.APIError):
+            api.remove_container(container["Id"], force=True, v=True)
+    for volume in volumes:
+        with contextlib.suppress(docker.errors.APIError):
+            api.remove_volume(volume["Name"], force=True)
+    return not containers and not volumes
 
 
 def _engine_answers(path: Path) -> bool:

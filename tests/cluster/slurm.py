@@ -33,7 +33,7 @@ STOP_S = 3
 CPUS = 16
 MEMORY_MIB = 64000
 CLOUD = {"cloud1": 6828, "cloud2": 6829}  # the ports of their slurmd, on the head node
-# What a test waits for is short: a lost node is known in 15 s, a job that is told to end has 2 s.
+# What a test waits for is short, as a lost node, which is known in 15 s; but for the time that a job has to say how it ends.
 OPTIONS = {
     "ClusterName": "tfjob",
     "SlurmUser": "root",
@@ -60,7 +60,7 @@ OPTIONS = {
     "MpiDefault": "none",
     "ReturnToService": "2",
     "SlurmdTimeout": "5",
-    "KillWait": "2",
+    "KillWait": "10",
     "MinJobAge": "3600",
     "MessageTimeout": "5",
     "GresTypes": "gpu",

@@ -117,6 +117,7 @@ def site_of(tfjob: Tfjob, slurm: Slurm, base: str) -> Iterator[Callable[[str], S
     shared = SLURM_LAYOUT.shared / "containers-on-slurm"
     storage, store = shared / "storage.conf", shared / "store"
     project = shared / tfjob.directory.parent.name
+    shutil.rmtree(project, ignore_errors=True)  # what a job still wrote after a test of an earlier session
     project.mkdir(parents=True, exist_ok=True)
     storage.write_text(STORAGE)
     settings = shared / "containers.conf"
@@ -149,7 +150,7 @@ def site_of(tfjob: Tfjob, slurm: Slurm, base: str) -> Iterator[Callable[[str], S
         return ready
 
     yield site
-    shutil.rmtree(project)
+    shutil.rmtree(project, ignore_errors=True)  # a job's last word may come after its run's end
 
 
 @pytest.mark.parametrize("runtime", ["podman", "docker", "apptainer"])
@@ -453,7 +454,7 @@ class User:
 
     def ended(self) -> Report:
         """How their run ended, by what the job says."""
-        eventually(lambda: (report := read_report(self.run)) and report.end, "the end of the job")
+        eventually(lambda: (report := read_report(self.run)) and report.phase in ("over", "lost"), "the end of the job")
         report = read_report(self.run)
         assert report is not None
         return report

@@ -229,6 +229,7 @@ def test_a_cut_connection_and_a_killed_supervisor_harm_nothing(site: Site) -> No
 def test_a_login_node_that_is_away_is_told_and_waited_for(site: Site) -> None:
     run = site.submit("echo begun; until [ -e outputs/go ]; do sleep 0.1; done; echo ended")
     eventually(lambda: site.here(run, "logs/main.log"), "the first word")
+    eventually(lambda: site.tfjob.record(run)["state"] == "Running", "Running")
     with site.away(run):
         words = "now         the login node can't be reached since "
         eventually(lambda: words in site.tfjob("show", run).stdout, "words for it")

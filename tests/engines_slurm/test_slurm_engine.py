@@ -137,7 +137,7 @@ def test_the_jobs_own_last_word_counts(site: Site) -> None:
     assert (view.stage, view.end.message, view.end.task) == ("over", "boo", "main")
 
 
-@pytest.mark.parametrize(("state", "unseen_s"), [("COMPLETED", 70.0), ("FAILED", 5.0), ("", 70.0)])
+@pytest.mark.parametrize(("state", "unseen_s"), [("COMPLETED", 40.0), ("FAILED", 0.0), ("", 40.0)])
 def test_a_last_word_may_be_seen_late(site: Site, state: str, unseen_s: float) -> None:
     site.says(state)
     handle = site.engine.submit(site.plan, site.run)
@@ -175,6 +175,15 @@ def test_a_job_that_was_preempted_and_ended_in_order_is_told_so(site: Site) -> N
     assert (view.end.outcome, view.end.kind) == ("failed", "preempted")
 
 
+@pytest.mark.parametrize(("kind", "message"), [("node_lost", "a node was lost: n2"), ("", "a node was lost (n[1-2])")])
+def test_which_node_was_lost_the_job_knows_better(site: Site, kind: str, message: str) -> None:
+    site.reports(phase="lost", end={"outcome": "slurm", "message": "a node was lost: n2", "task": None, "kind": kind})
+    site.says("NODE_FAIL", node_list="n[1-2]")
+    view = site.look()
+    assert view.end is not None
+    assert (view.end.outcome, view.end.kind, view.end.message) == ("failed", "node_lost", message)
+
+
 @pytest.mark.parametrize("state", ["CANCELLED", "TIMEOUT", "PREEMPTED", "NODE_FAIL", "FAILED", ""])
 @pytest.mark.parametrize(("outcome", "kind"), [("completed", None), ("failed", "failure")])
 def test_a_job_that_slurm_killed_while_its_nodes_cleared_up_ended_as_it_had(
@@ -187,6 +196,26 @@ def test_a_job_that_slurm_killed_while_its_nodes_cleared_up_ended_as_it_had(
     view = site.look()
     assert view.end is not None
     assert (view.stage, view.end.outcome, view.end.kind, view.end.message) == ("over", outcome, kind, "as it was")
+
+
+@pytest.mark.parametrize("state", ["CANCELLED", "TIMEOUT", "PREEMPTED", "NODE_FAIL"])
+def test_what_it_had_come_to_before_may_be_seen_late_too(
+    site: Site, monkeypatch: pytest.MonkeyPatch, state: str
+) -> None:
+    monkeypatch.setattr("tfjob.engines.slurm.engine._REST_S", 60.0)
+    site.reports(phase="running")
+    site.says(state)
+    handle = site.engine.submit(site.plan, site.run)
+    assert site.engine.look(handle).stage == "running"
+    site.reports(phase="over", end={"outcome": "failed", "message": "boo", "task": "main", "kind": "failure"})
+    view = site.engine.look(handle)
+    assert view.end is not None
+    assert (view.stage, view.end.message) == ("over", "boo")
+
+
+def test_but_not_where_nothing_has_begun(site: Site) -> None:
+    site.says("CANCELLED")
+    assert site.engine.look(site.engine.submit(site.plan, site.run)).stage == "over"
 
 
 class TestSubmissionsWithoutAnAnswer:
@@ -301,7 +330,7 @@ class TestSeveralClusters:
             site.says(state)
             handle.begun = (-1, time.time())
             assert site.engine.look(handle).stage == "running"
-            assert (handle.over_since is not None, handle.told is not None) == (is_doubted, is_doubted)
+            assert (handle.over_since is not None, handle.told_asked is not None) == (is_doubted, is_doubted)
 
 
 class TestAFileSystemThatFails:
@@ -435,6 +464,26 @@ def test_unless_accounting_knows(site: Site) -> None:
     view = site.look()
     assert view.end is not None
     assert view.end.outcome == "canceled"
+
+
+def test_accounting_that_failed_is_asked_again_while_the_last_word_is_waited_for(
+    site: Site, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr("tfjob.engines.slurm.engine._ACCOUNTING_S", -1.0)
+    commands(site.bin, sacct=NO_ACCOUNTING)
+    handle = site.engine.submit(site.plan, site.run)
+    assert site.engine.look(handle).stage == "running"
+    commands(site.bin, sacct="echo 'CANCELLED by 1000|n[1-2]'")
+    view = site.engine.look(handle)
+    assert view.end is not None
+    assert view.end.outcome == "canceled"
+
+
+def test_and_not_at_every_look(site: Site) -> None:
+    handle = site.engine.submit(site.plan, site.run)
+    for _ in range(3):
+        site.engine.look(handle)
+    assert len([call for call in calls(site.bin) if call.startswith("sacct")]) == 1
 
 
 def test_a_slurm_that_does_not_answer_ends_no_run(site: Site) -> None:

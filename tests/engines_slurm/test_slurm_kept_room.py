@@ -11,7 +11,17 @@ from pathlib import Path
 from typing import IO
 
 import pytest
-from engines_slurm.test_slurm_kept_there import CODE, MB, Shell, a_run, files, nothing, send, writes
+from engines_slurm.test_slurm_kept_there import (
+    CODE,
+    MB,
+    Shell,
+    a_run,
+    files,
+    no_word_of_progress,
+    nothing,
+    send,
+    writes,
+)
 from support import eventually
 
 from tfjob.engines.base import tell_nobody
@@ -19,6 +29,8 @@ from tfjob.engines.slurm.archive import image_directory
 from tfjob.engines.slurm.kept_there import Kept, KeptThere, Placed, Removed
 from tfjob.errors import PreparationError
 from tfjob.rundir import RunDirectory
+
+__all__ = ["no_word_of_progress"]
 
 IMAGE = Kept("images", "sha-1")
 

@@ -15,6 +15,7 @@ from support import eventually
 
 from tfjob.durable import file_digest
 from tfjob.engines.base import tell_nobody
+from tfjob.engines.slurm import kept_there
 from tfjob.engines.slurm.kept_there import Kept, KeptFile, KeptThere, Placed
 from tfjob.engines.slurm.login import Login, LoginLost
 from tfjob.errors import PreparationError
@@ -28,17 +29,26 @@ MB = 1_000_000
 
 
 class Shell(Login):
-    """A login whose host is this machine. `before` is a line of sh that the user's shell runs first."""
+    """A login whose host is this machine. `before` is a line of sh that the user's shell runs first.
+
+    The process is a go-between, as ssh is: who kills it kills nothing of what runs over there, which finds its input closed.
+    """
 
     def __init__(self, before: str = ":") -> None:
         super().__init__("ssh://me@here", os.environ)
         self.before = before
 
     def start(self, line: str) -> subprocess.Popen[bytes]:
-        command = ["sh", "-c", f"{self.before}; {line}"]
+        command = ["sh", "-c", 'sh -c "$0"; exit $?', f"{self.before}; {line}"]
         return subprocess.Popen(
             command, stdin=subprocess.PIPE, stdout=subprocess.PIPE, stderr=subprocess.DEVNULL, start_new_session=True
         )
+
+
+@pytest.fixture(autouse=True)
+def no_word_of_progress(monkeypatch: pytest.MonkeyPatch) -> None:
+    """What is told does not depend on how long it takes."""
+    monkeypatch.setattr(kept_there, "_SAY_S", 600.0)
 
 
 @pytest.fixture

@@ -11,6 +11,7 @@ import re
 import signal
 import subprocess
 import sys
+import threading
 from collections.abc import Iterator
 from pathlib import Path
 from types import ModuleType, SimpleNamespace
@@ -160,8 +161,9 @@ def test_how_long_a_failure_is_doubted_no_node_says(time: float) -> None:
     (server,) = (one.name for one in made.all_tasks if one.type == "ps")
     statuses: dict[str, dict[str, Any]] = {one.name: {"state": "running"} for one in made.all_tasks}
     statuses[server] = {"state": "ended", "exit_code": 1, "time": time}
-    assert module("verdict").judge(gang, statuses, 0.0, 4.9) is None
-    assert module("verdict").judge(gang, statuses, 0.0, 5.1)[:3] == ("failed", "", server)
+    verdict = module("verdict")
+    assert verdict.judge(gang, statuses, 0.0, verdict.SETTLE_S - 0.1) is None
+    assert verdict.judge(gang, statuses, 0.0, verdict.SETTLE_S + 0.1)[:3] == ("failed", "", server)
 
 
 def pythons() -> list[str]:
@@ -184,7 +186,9 @@ def run_of_a_gang(
     tmp_path: Path, command: str, *, python: str = sys.executable, srun: str = SRUN, **environ: str
 ) -> tuple[RunDirectory, subprocess.CompletedProcess[str]]:
     """A run of one task and one node, taken to its end."""
-    run, made = RunDirectory(tmp_path / "run"), slurm_plan(task(command, gpus=1), gpus=2)
+    # Nodes kill what bears the run's name, and another process of pytest may be at the same.
+    run, made = RunDirectory(tmp_path / f"run-{os.getpid()}"), slurm_plan(task(command, gpus=1), gpus=2)
+    commands(tmp_path, scontrol="true")
     for directory in (run.logs, run.tasks, run.work("main")):
         directory.mkdir(parents=True)
     (tmp_path / "srun").write_text(srun)
@@ -348,6 +352,33 @@ def test_a_task_is_asked_to_end_once(monkeypatch: pytest.MonkeyPatch) -> None:
     node.children["b"] = SimpleNamespace(pid=8, has_ended=lambda: False)
     node.stop(launched=False)
     assert signaled == [7, 8]
+
+
+def test_the_fence_kills_no_process_that_has_the_number_of_a_task_that_ended(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    killed: list[int] = []
+
+    class Gone(Exception):
+        pass
+
+    def leave(_code: int) -> None:
+        raise Gone
+
+    made = module("node")
+    monkeypatch.setattr(made, "send", lambda pid, _number: killed.append(pid))
+    monkeypatch.setattr(made, "FENCE_S", 0.0)
+    monkeypatch.setattr(made.os, "_exit", leave)
+    (tmp_path / "slurm").mkdir()
+    (tmp_path / "slurm" / "attempt").write_text("5.1\n")
+    node = object.__new__(made.Node)
+    node.run, node.word, node.children, node.kill = str(tmp_path), "5.0", {}, lambda: None
+    for pid, status in ((7, 0), (8, None)):
+        child = node.children[str(pid)] = object.__new__(made.Child)
+        child.pid, child.status, child.lock = pid, status, threading.Lock()
+    with pytest.raises(Gone):
+        node.watch_fence()
+    assert killed == [8]
 
 
 class TestPlacing:

@@ -20,7 +20,8 @@ from tfjob.errors import TargetError
 JOBS = "\n".join(f"echo '{number}|RUNNING|2|gpu|10|ada|N/A|N/A|n[1-2]|a|b c'" for number in range(100))
 
 
-def test_a_hundred_runs_ask_once(tmp_path: Path) -> None:
+def test_a_hundred_runs_ask_once(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(queue, "_PATIENCE_S", 60.0)
     client = commands(tmp_path / "bin", squeue=f"sleep 0.3\n{JOBS}")
 
     def look(number: int) -> str:

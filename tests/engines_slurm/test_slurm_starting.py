@@ -5,6 +5,7 @@ from __future__ import annotations
 import json
 import os
 import signal
+import threading
 import time
 from collections.abc import Callable, Iterator
 from datetime import datetime
@@ -66,6 +67,25 @@ def test_nodes_hear_of_it_while_it_takes_over(
 
     monkeypatch.setattr(made, "take_over", take_over)
     assert made.go().outcome == "canceled"
+
+
+def test_two_that_look_at_once_both_see_that_srun_has_ended(attempt: Attempts, monkeypatch: pytest.MonkeyPatch) -> None:
+    step = attempt({}).step
+    step.input.close()
+    waitpid, seen = os.waitpid, []
+    other = threading.Thread(target=lambda: seen.append(step.poll()))
+
+    def reaping(pid: int, _options: int) -> tuple[int, int]:
+        found = waitpid(pid, 0)
+        if not seen and not other.ident:
+            other.start()
+            other.join(0.5)  # it looks before the first has told what it saw
+        return found
+
+    monkeypatch.setattr(module("step").os, "waitpid", reaping)
+    assert step.poll() == 0
+    other.join()
+    assert seen == [0]
 
 
 def test_copies_of_the_code_that_can_not_be_made_end_the_run(attempt: Attempts) -> None:
@@ -199,21 +219,29 @@ class TestClearingUp:
 
     @pytest.fixture
     def clearing(self, attempt: Attempts, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Iterator[Any]:
-        """An attempt whose srun ends by a signal alone; `looks` counts how often it was waited for."""
+        """An attempt whose srun ends by a signal alone; `looks` counts how often it was waited for before it had one."""
         commands(tmp_path / "bin", srun="exec sleep 1000")
         monkeypatch.setattr(module("closing"), "CLOSING", ((None, 0.0), (signal.SIGTERM, 60.0)))
         made = attempt({})
         made.is_ending, made.looks, made.then = True, 0, lambda: None
+        made.says = b'{"clearing": "n1: clears up", "node": 0}'
+        signaled: list[int] = []
+        send = made.step.send
 
         def take(_wait_s: float) -> None:
-            made.hear(b'{"clearing": "n1: clears up", "node": 0}')
-            made.looks += 1
+            made.hear(made.says)
+            made.looks += not signaled  # then it ends as soon as it has a processor
             if made.looks == 20:
                 made.then()
             if made.looks > 500:
                 pytest.fail("it is waited for")
             module("batch").time.sleep(0.001)
 
+        def sending(number: int) -> None:
+            signaled.append(number)
+            send(number)
+
+        monkeypatch.setattr(made.step, "send", sending)
         monkeypatch.setattr(made, "take", take)
         made.cleared = module("batch").time.monotonic()
         yield made
@@ -259,11 +287,11 @@ class TestClearingUp:
         made.go()
         assert made.is_hurried == is_hurried
 
-    def test_who_only_prepares_is_not_waited_for(self, clearing: Any, monkeypatch: pytest.MonkeyPatch) -> None:
-        clearing.cleared = 0.0
-        monkeypatch.setattr(clearing, "take", lambda _: clearing.hear(b'{"preparing": "n1: unpacks", "node": 0}'))
-        self.closes(clearing)
+    def test_who_only_prepares_is_not_waited_for(self, clearing: Any) -> None:
+        clearing.cleared, clearing.says = 0.0, b'{"preparing": "n1: unpacks", "node": 0}'
+        clearing.take(0.0)  # it may end before it is looked at again
         assert clearing.prepared > 0
+        self.closes(clearing)
 
 
 class TestStartedAgain:
@@ -304,6 +332,44 @@ class TestStartedAgain:
         left = self.main(attempt, tmp_path, monkeypatch, {"outcome": outcome, "kind": kind})
         assert left["attempt"] == 1
         assert [one["end"]["kind"] for one in left["attempts"]] == [kind]
+
+    @pytest.mark.parametrize(("states", "kind"), [("DOWN+NOT_RESPONDING", "node_lost"), ("ALLOCATED", "")])
+    def test_and_where_it_was_killed_before_it_knew_why_slurm_tells_of_its_nodes(
+        self, attempt: Attempts, tmp_path: Path, monkeypatch: pytest.MonkeyPatch, states: str, kind: str
+    ) -> None:
+        says = f"echo NodeName=n1 State=IDLE+CLOUD+POWERED_DOWN; echo NodeName=n2 State={states}"
+        commands(tmp_path / "bin", scontrol=f'[ "$*" != "show node -o n1,n2" ] || {{ {says}; }}')
+        monkeypatch.setattr(module("state").State, "begin_end", _with_nodes(module("state").State.begin_end))
+        left = self.main(attempt, tmp_path, monkeypatch, {"outcome": "slurm", "kind": ""})
+        assert [one["end"]["kind"] for one in left["attempts"]] == [kind]
+        assert ("n2" in left["attempts"][0]["end"]["message"]) == (kind == "node_lost")
+
+    def test_a_job_that_always_ends_so_comes_to_its_end(self, tmp_path: Path) -> None:
+        (tmp_path / "slurm").mkdir()
+        retries = {"on": ["node_lost"], "most": 1}
+        kinds = []
+        for kind in ("", "", "preempted", *[""] * 20):
+            state = module("state").State(str(tmp_path))
+            state.explain(lambda _had: [])
+            if state.was_lost and not state.may_try_again(retries, "node_lost"):
+                break
+            state.begin_attempt()
+            state.begin_end("slurm", "Slurm ended it", None, kind)
+            kinds = [one["end"]["kind"] for one in state.value["attempts"]]
+        # The last, which is not among them, is the second that counts.
+        assert kinds == ["", "", "preempted", "", "", "", "node_lost", "", "", ""]
+
+
+def _with_nodes(begin_end: Callable[..., None]) -> Callable[..., None]:
+    """The attempt before had the nodes n1 and n2."""
+
+    def begin(state: Any, *end: Any) -> None:
+        state.value.setdefault("nodes", [])
+        if not state.value["attempts"]:
+            state.value["nodes"] = [{"name": "n1"}, {"name": "n2"}]
+        begin_end(state, *end)
+
+    return begin
 
 
 def test_the_time_that_a_job_was_suspended_is_not_the_run_s(attempt: Attempts, monkeypatch: pytest.MonkeyPatch) -> None:

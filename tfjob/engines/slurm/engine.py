@@ -10,7 +10,7 @@ import shutil
 import time
 from collections.abc import Mapping
 from contextlib import suppress
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, replace
 from functools import cached_property
 from pathlib import Path
 from typing import Final, Literal
@@ -26,7 +26,7 @@ from tfjob.engines.slurm.programs import place_programs
 from tfjob.engines.slurm.queue import Job, Queue
 from tfjob.engines.slurm.report import End, Report, begin_report, close_report, read_report, statuses_of
 from tfjob.engines.slurm.script import render_script
-from tfjob.engines.slurm.states import COMES_UP, GOES_ON, LIVING, WAITS, end_of_state, forgotten_end
+from tfjob.engines.slurm.states import COMES_UP, GOES_ON, LIVING, WAITS, accounted_end, end_of_state, forgotten_end
 from tfjob.engines.slurm.submitting import is_taken
 from tfjob.errors import TargetError
 from tfjob.planning.plan import Plan
@@ -40,6 +40,8 @@ _QUICK_S: Final = 2.0
 _SLOW_S: Final = 15.0
 """The same while it runs: its own report says all there is to know, but for the death of its program."""
 _REASONS_S: Final = 10.0
+_ACCOUNTING_S: Final = 5.0
+"""How long accounting that said nothing of a job is not asked again."""
 _POLL_S: Final = 0.1
 _LAST_WORD_S: Final = 75.0
 """How long the last word of a job that Slurm calls over may take to be seen: NFS may trust what it knows for a minute (nfs(5))."""
@@ -84,7 +86,9 @@ class Handle:
     """Why it can't be read now."""
     over_since: float | None = None
     told: End | None = None
-    """What accounting says of a job that the queue no longer knows: it is asked once."""
+    """What accounting says of a job that the queue no longer knows: it is asked until it says something."""
+    told_asked: float | None = None
+    """When it was asked last."""
     stopping: bool = False
     view: JobView = field(default_factory=lambda: JobView("waiting", None))
 
@@ -313,10 +317,9 @@ class SlurmEngine:
 
     def _view(self, handle: Handle, report: Report | None, job: Job | None) -> JobView:
         if job is None:
-            handle.told = handle.told or forgotten_end(self._client, handle.job)
-            return self._over(handle, report, handle.told)
+            return self._over(handle, report, self._told(handle) or forgotten_end(handle.job))
         if job.state in LIVING:  # what made it seem to be over was wrong
-            handle.over_since = handle.told = None
+            handle.over_since = handle.told = handle.told_asked = None
         if job.state in WAITS:
             return JobView("waiting", report, self._reason(handle.plan, job))
         if job.state in COMES_UP:
@@ -324,6 +327,14 @@ class SlurmEngine:
         if job.state in GOES_ON:
             return JobView("running", report, (report.message if report else "") or f"on {job.node_list}")
         return self._over(handle, report, end_of_state(job.state, job.node_list))
+
+    def _told(self, handle: Handle) -> End | None:
+        """What accounting says. It may hang, or fail for a moment, while the job's last word is waited for."""
+        is_due = handle.told_asked is None or time.monotonic() - handle.told_asked > _ACCOUNTING_S
+        if handle.told is None and is_due:
+            handle.told = accounted_end(self._client, handle.job)
+            handle.told_asked = time.monotonic()  # by its end: it may have hung
+        return handle.told
 
     def _over(self, handle: Handle, report: Report | None, end: End) -> JobView:
         """Slurm calls the job over. Its program's last word may take a moment to be seen here; some ends it can't tell of."""
@@ -337,6 +348,9 @@ class SlurmEngine:
         says_itself = end.kind in (None, "failure")
         is_awaited = verdict is not None or (says_itself and (report is None or report.end is None))
         patience_s = _REST_S if verdict or handle.stopping else _LAST_WORD_S
+        if not says_itself and report is not None and report.end is None and not handle.stopping:
+            # Slurm's word is enough, but the run may have come to its end before.
+            is_awaited, patience_s = True, _REST_S
         if report is None and end.kind == "failure":
             patience_s = min(patience_s, _SCRIPT_S)
         if is_awaited and now - handle.over_since < patience_s:
@@ -349,6 +363,8 @@ class SlurmEngine:
                 if report.end.outcome != "slurm"
                 else End("failed", report.end.message, None, report.end.kind)
             )
+        elif end.kind == "node_lost" and report is not None and report.end is not None and report.end.kind == end.kind:
+            end = replace(end, message=report.end.message)  # Slurm names all nodes of the job
         return JobView("over", report, end=end)
 
     def _reason(self, plan: Plan, job: Job) -> str:

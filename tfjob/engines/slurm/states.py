@@ -7,7 +7,7 @@ from typing import Any, Final
 from tfjob.engines.slurm.client import SlurmClient
 from tfjob.engines.slurm.report import End
 
-__all__ = ["COMES_UP", "GOES_ON", "LIVING", "WAITS", "end_of_state", "forgotten_end"]
+__all__ = ["COMES_UP", "GOES_ON", "LIVING", "WAITS", "accounted_end", "end_of_state", "forgotten_end"]
 
 WAITS: Final = frozenset({"PENDING", "REQUEUED", "REQUEUE_HOLD", "SPECIAL_EXIT", "RESV_DEL_HOLD", "SUSPENDED"})
 COMES_UP: Final = frozenset({"CONFIGURING", "POWER_UP_NODE"})
@@ -34,11 +34,16 @@ def end_of_state(state: str, nodes: str) -> End:
     return End(outcome, message, None, kind)
 
 
-def forgotten_end(client: SlurmClient, job: str) -> End:
-    """How a job ended that has gone from the queue: accounting may know, where there is one."""
+def accounted_end(client: SlurmClient, job: str) -> End | None:
+    """How a job ended that has gone from the queue, by accounting; None where there is none, or it does not say that now."""
     said = client.accounting("--jobs", job, "--allocations", "--format=State,NodeList")
     if said and (line := said.strip().splitlines()):
         state, _, nodes = line[-1].partition("|")
         if (word := state.split()[0]) not in LIVING:  # it went on when the controller last told of it
             return end_of_state(word, nodes)
+    return None
+
+
+def forgotten_end(job: str) -> End:
+    """How a job ended of which nobody knows it."""
     return End("failed", f"Slurm no longer knows its job {job}, and the job left no word of how it ended", None, None)

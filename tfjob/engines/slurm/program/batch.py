@@ -409,6 +409,7 @@ def main(run: str, first: Step | None) -> int:
         sys.stderr.write(f"tfjob: job {other} runs this run already; this one leaves it alone\n")
         return 1
     retries = gang["retries"]
+    state.explain(slurm.lost_nodes)
     if state.was_lost and not state.may_try_again(retries, "node_lost"):
         state.finish("failed", "a node was lost, and no retry is left", kind="node_lost")
         return 1

@@ -11,6 +11,7 @@ holds WORD, another attempt at this run has begun elsewhere: everything here is 
 
 from __future__ import annotations
 
+import _thread
 import json
 import os
 import select
@@ -238,7 +239,7 @@ class Node:
                 continue
             if word and word != self.word:
                 for child in self.children.values():
-                    send(child.pid, signal.SIGKILL)
+                    child.kill()
                 self.kill()
                 os._exit(1)
 
@@ -288,6 +289,7 @@ class Child:
 
     def __init__(self, main: Any, environ: dict[str, str]) -> None:
         self.status: int | None = None
+        self.lock = _thread.allocate_lock()  # who watches the fence kills it
         self.pid = os.fork()
         if self.pid:
             return
@@ -311,11 +313,18 @@ class Child:
 
     def has_ended(self) -> bool:
         """Whether it is over; it is then reaped."""
-        if self.status is None:
-            pid, status = os.waitpid(self.pid, os.WNOHANG)
-            if pid:
-                self.status = status
-        return self.status is not None
+        with self.lock:
+            if self.status is None:
+                pid, status = os.waitpid(self.pid, os.WNOHANG)
+                if pid:
+                    self.status = status
+            return self.status is not None
+
+    def kill(self) -> None:
+        """SIGKILL, unless it was reaped: its number may be another process's by now."""
+        with self.lock:
+            if self.status is None:
+                send(self.pid, signal.SIGKILL)
 
     @property
     def signal(self) -> int | None:

@@ -29,6 +29,7 @@ OVER = (
 ASKED_AGAIN, ASKED_PAUSE_S = 10, 6.0
 OUT_OF_MEMORY = re.compile(r"oom.?kill|out.of.memory", re.IGNORECASE)
 DOWN = re.compile(r"DOWN|NOT_RESPONDING|FAIL|\*")
+POWERED = re.compile(r"POWER(ED|ING)_")  # switched off when no job needs it, or on for another
 FIELD = re.compile(r"(?:^|\s)([A-Za-z][A-Za-z:]*)=(\S*)")
 
 
@@ -135,11 +136,12 @@ def addresses(said: str) -> dict[str, str]:
     return {node["NodeName"]: node["NodeAddr"] for node in nodes if node.get("NodeAddr") and "NodeName" in node}
 
 
-def lost_nodes() -> list[str]:
-    """Those of this job's nodes that Slurm does not hear from."""
-    lines = ask("show", "node", "-o", node_list()).splitlines()
+def lost_nodes(had: str | None = None) -> list[str]:
+    """Those of this job's nodes that Slurm does not hear from; or of those that it `had` before, which may be switched off now."""
+    lines = ask("show", "node", "-o", had or node_list()).splitlines()
     nodes = [dict(FIELD.findall(line)) for line in lines]
-    return [node.get("NodeName", "") for node in nodes if DOWN.search(node.get("State", ""))]
+    lost = [node for node in nodes if DOWN.search(node.get("State", ""))]
+    return [node.get("NodeName", "") for node in lost if had is None or not POWERED.search(node["State"])]
 
 
 def why_ending(make: Any, found: dict[str, str] | None = None) -> Any:

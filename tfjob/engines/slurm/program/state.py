@@ -22,9 +22,11 @@ import time
 
 TYPE_CHECKING = False
 if TYPE_CHECKING:
+    from collections.abc import Callable
     from typing import Any
 
 LAST_WORD_TRIES, LAST_WORD_PAUSE_S = 60, 1.0
+MOST_UNEXPLAINED = 3  # attempts in a row that Slurm ended without a word of why, and that use up no retry
 QUIET_S = 0.1  # between two writes of what the tasks do
 
 
@@ -68,6 +70,29 @@ class State:
                 return file.read()
         except OSError:
             return own
+
+    @property
+    def unexplained(self) -> int:
+        """How many attempts in a row, up to the one before, Slurm ended, and killed this program before it knew why."""
+        ends = [self.value["end"] if self.was_cut_off else None]
+        ends += [attempt["end"] for attempt in reversed(self.value["attempts"])]
+        known = (number for number, one in enumerate(ends) if one is None or one["kind"] != "")
+        return next(known, len(ends))
+
+    def explain(self, lost_nodes: Callable[[str], list[str]]) -> None:
+        """Say why Slurm ended such an attempt, if there was one: it may know now that a node of it is lost.
+
+        Else it was preempted, say, which uses up no retry; but a job that ends so each time comes to its end, too.
+        """
+        if not self.unexplained:
+            return
+        had = ",".join(node["name"] for node in self.value["nodes"])
+        lost = lost_nodes(had) if had else []
+        if lost:
+            self.value["end"].update(message="a node was lost: {}".format(", ".join(lost)), kind="node_lost")
+        elif self.unexplained > MOST_UNEXPLAINED:
+            message = "Slurm ended it, as before, and left no time to find out why"
+            self.value["end"].update(message=message, kind="node_lost")
 
     @property
     def was_lost(self) -> bool:

@@ -5,6 +5,7 @@ It is started before anything else is loaded or looked at: srun takes longer tha
 
 from __future__ import annotations
 
+import _thread  # of threading, this is all that is needed, and there already
 import os
 import sys
 
@@ -58,6 +59,7 @@ class Step:
         output, end = os.pipe()
         log = os.open(self.log, os.O_WRONLY | os.O_APPEND | os.O_CREAT, 0o666)
         self.status: int | None = None
+        self.lock = _thread.allocate_lock()  # the beat and the rest of batch.py both look whether it has ended
         self.pid = os.fork()
         if not self.pid:
             become(argv, theirs, end, log)
@@ -68,6 +70,11 @@ class Step:
 
     def poll(self) -> int | None:
         """The wait status of srun (wait(2)), None while it runs."""
+        with self.lock:
+            return self.reap()
+
+    def reap(self) -> int | None:
+        """The same, for who has the lock."""
         if self.status is None:
             pid, status = os.waitpid(self.pid, os.WNOHANG)
             if pid:
@@ -85,8 +92,9 @@ class Step:
 
     def send(self, number: int) -> None:
         """Signal srun, if it still runs."""
-        if self.poll() is None:
-            os.kill(self.pid, number)
+        with self.lock:
+            if self.reap() is None:
+                os.kill(self.pid, number)
 
 
 def become(argv: list[str], stdin: int, stdout: int, stderr: int) -> None:
