@@ -10,6 +10,7 @@ import signal
 import subprocess
 import sys
 import threading
+import time
 from collections.abc import Iterator
 from pathlib import Path
 from typing import Any
@@ -319,6 +320,17 @@ def test_ports_are_free_and_different() -> None:
 
 def test_an_address_that_is_not_here_has_no_interface() -> None:
     assert interface_of("192.0.2.1") == ("", "")
+
+
+def test_outputs_are_sent_as_often_as_it_is_told(run: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    """From the first time on, however late it is told."""
+    monkeypatch.setattr(program.Agent, "say", lambda *_, **__: None)
+    agent = program.Agent(str(run))
+    facts: dict[str, Any] = {"logs": {}, "reports": [], "files": {}, "tasks": ["main-0"], "keep": [], "code": ""}
+    for interval_s in (2.0, 3600.0):
+        before = time.monotonic()
+        agent.do_have(merge_interval_s=interval_s, **facts)
+        assert interval_s <= agent.next_merge - before < interval_s + 60
 
 
 def test_time_goes_on_while_it_copies(agent: Agent, run: Path, tmp_path: Path) -> None:
