@@ -5,6 +5,7 @@ from __future__ import annotations
 import threading
 import time
 from typing import TYPE_CHECKING, Any, cast
+from uuid import uuid4
 
 import pytest
 from engines.engine_bench import plan, task
@@ -22,6 +23,8 @@ from tfjob.rundir import RunDirectory
 if TYPE_CHECKING:
     from collections.abc import Mapping
     from pathlib import Path
+
+    from docker_parts import Daemon
 
 NAME = "tfjob-owl-1-0"
 
@@ -93,3 +96,21 @@ def test_a_sign_of_life_that_is_on_its_way_is_waited_for(starting: Starting, mon
     with pytest.raises(TargetError, match="can't be brought"):
         starting.go()
     assert over.is_set()
+
+
+@pytest.mark.root
+@pytest.mark.xdist_group("cluster")
+def test_an_engine_makes_the_container_in_the_place_of_the_late_one(
+    starting: Starting, docker_engine: Daemon, test_base: str
+) -> None:
+    api, name = DockerApi(docker_engine.host), f"tfjob-{uuid4().hex}"
+    body = {"Image": test_base, "Cmd": ["sleep", "600"], "Labels": starting._handle.key.labels}
+    try:
+        late = api.create(name, body)
+        api.start(late)
+        own = starting._create(api, name, body)
+        assert own != late
+        named = [one["Id"] for one in api.with_labels({"tfjob.run": "owl"}) if f"/{name}" in one["Names"]]
+        assert named == [own]
+    finally:
+        api.remove(name)
