@@ -3,10 +3,10 @@
 from __future__ import annotations
 
 import shutil
-from collections.abc import Iterator
+from collections.abc import Iterator, Mapping
 from dataclasses import replace
 from pathlib import Path
-from typing import TYPE_CHECKING
+from typing import TYPE_CHECKING, Any
 
 import pytest
 from cluster_parts import TARGET, Cluster, docker_cluster, node_base, nodes
@@ -43,6 +43,28 @@ def lab(
     for node in docker_cluster.nodes:
         if node.runs:
             node.plug_cable()
+
+
+def nodes_of(record: Mapping[str, Any], nodes: tuple[Node, ...]) -> tuple[Node, ...]:
+    """The nodes that a run has, in its order: which of all it gets depends on which answer soon enough."""
+    names = dict.fromkeys(task["node"] for task in record["tasks"])
+    return tuple(node for name in names for node in nodes if node.name == name)
+
+
+def node_of(record: Mapping[str, Any], task: str, nodes: tuple[Node, ...]) -> Node:
+    """The node that a run's task is on."""
+    (name,) = [one["node"] for one in record["tasks"] if one["name"] == task]
+    return next(node for node in nodes if node.name == name)
+
+
+def others(nodes: tuple[Node, ...], *those: Node) -> tuple[Node, ...]:
+    """All nodes but those."""
+    return tuple(node for node in nodes if node not in those)
+
+
+def names(nodes: tuple[Node, ...]) -> list[str]:
+    """What they are called."""
+    return [node.name for node in nodes]
 
 
 def containers(node: Node) -> list[str]:

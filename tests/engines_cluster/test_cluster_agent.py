@@ -403,17 +403,39 @@ def test_an_address_that_is_not_here_has_no_interface() -> None:
     assert interface_of("192.0.2.1") == ("", "")
 
 
+def test_outputs_are_sent_as_often_as_it_is_told(run: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    """From the first time on, however late it is told."""
+    monkeypatch.setattr(program.Agent, "say", lambda *_, **__: None)
+    agent = program.Agent(str(run))
+    facts: dict[str, Any] = {"logs": {}, "reports": [], "files": {}, "tasks": ["main-0"], "keep": [], "code": ""}
+    for interval_s in (2.0, 3600.0):
+        before = time.monotonic()
+        agent.do_have(merge_interval_s=interval_s, **facts)
+        assert interval_s <= agent.next_merge - before < interval_s + 60
+
+
 def test_time_goes_on_while_it_copies(agent: Agent, run: Path, tmp_path: Path) -> None:
-    os.mkfifo(tmp_path / "slow")  # a copy of it waits until somebody writes
+    (tmp_path / "tree").mkdir()
+    os.mkfifo(tmp_path / "tree/slow")  # a copy of it waits until somebody writes
     agent.have("main-0")
     agent.tell(
         "prepare",
         tasks={},
         named=[],
         files={},
-        datasets=[{"at": "d", "mode": "download", "links": [[str(tmp_path / "slow"), "f"]]}],
+        datasets=[{"at": "d", "mode": "download", "tree": str(tmp_path / "tree")}],
     )
     eventually((run / "left.json").exists, "it is at it")
     count = len(agent.kinds("beat"))
     eventually(lambda: len(agent.kinds("beat")) >= count + 2, "signs of life")
     assert not agent.kinds("ready")
+
+    def writer() -> int:
+        try:
+            return os.open(tmp_path / "tree/slow", os.O_WRONLY | os.O_NONBLOCK)
+        except OSError:  # nobody waits for what is written
+            return 0
+
+    os.close(eventually(writer, "it copies all the while"))
+    eventually(lambda: agent.kinds("ready"), "the copy")
+    assert not agent.kinds("problem")

@@ -6,6 +6,7 @@ import threading
 from collections.abc import Iterator
 
 import pytest
+from support import eventually
 
 from tfjob.engines.cluster.broadcast import GivenUpError, broadcast
 
@@ -70,6 +71,7 @@ def test_a_source_that_fails_leaves_nobody_with_half_of_it() -> None:
 
     with pytest.raises(KeyError):
         broadcast(source(), [receive, receive])
+    eventually(lambda: len(ends) == 2, "both have heard of it")
     assert ends == ["broken", "broken"]
 
 

@@ -8,6 +8,7 @@ import subprocess
 import sys
 import threading
 from pathlib import Path
+from types import SimpleNamespace
 from typing import TYPE_CHECKING
 from uuid import uuid4
 
@@ -19,7 +20,7 @@ from tfjob.datasets.wanted import Settings
 from tfjob.dockerapi.api import DockerApi
 from tfjob.dockerapi.stream import STDOUT
 from tfjob.engines.cluster import fetching as module
-from tfjob.engines.cluster import node_fetch
+from tfjob.engines.cluster import node_fetch, node_keep
 from tfjob.engines.cluster.fetching import Fetching, Unreached, fetch_on_nodes
 from tfjob.engines.cluster.leases import RunKey
 from tfjob.engines.cluster.trees import Remote, Tree, on_node
@@ -263,6 +264,18 @@ def test_the_program_ends_when_it_hears_nothing(tmp_path: Path, web: WebServer) 
             assert program.wait(60) == 1
         finally:
             program.kill()
+
+
+def test_who_keeps_the_container_looks_before_it_ends(monkeypatch: pytest.MonkeyPatch) -> None:
+    now, others = [0.0], [True, True, True, False]
+
+    def sleep(_: float) -> None:
+        now[0] += 5.0  # it has not had the processor for longer than it would stay alone
+
+    monkeypatch.setattr(node_keep, "time", SimpleNamespace(monotonic=lambda: now[0], sleep=sleep))
+    monkeypatch.setattr(node_keep, "has_others", lambda: others.pop(0))
+    node_keep.main(1.0, 1.0)
+    assert others == []
 
 
 @pytest.mark.root

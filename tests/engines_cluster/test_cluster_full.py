@@ -14,6 +14,7 @@ from typing import TYPE_CHECKING
 import pytest
 import yaml
 from docker_parts import CannotRunError, Daemon, base_image, own_engine
+from engines_cluster.conftest import node_of
 from support import eventually
 from web_server import web_server
 
@@ -36,6 +37,14 @@ class Small:
 
     daemon: Daemon
     disk: Path
+
+    def register(self, lab: Tfjob, cluster: Cluster, others: tuple[Node, ...]) -> None:
+        """Make it, before others, what `docker-lab` is."""
+        address = cluster.layout.machine_address
+        found = [("small", self.daemon.host, address), *((one.name, one.docker_host, one.address) for one in others)]
+        nodes = [{"name": name, "engine": engine, "address": address, "gpus": 2} for name, engine, address in found]
+        lab.write("small.yml", yaml.safe_dump({"name": "docker-lab", "kind": "docker", "nodes": nodes}))
+        lab("compute", "update", "docker-lab", "-f", "small.yml")
 
     def leave(self, free_bytes: int) -> None:
         """Leave so much room on its disk."""
@@ -87,16 +96,8 @@ def small_engine(tmp_path_factory: pytest.TempPathFactory, docker_cluster: Clust
 
 @pytest.fixture
 def small(lab: Tfjob, nodes: tuple[Node, ...], docker_cluster: Cluster, small_engine: Small) -> Iterator[Small]:
-    """A small node as the first one of `docker-lab`, before two others."""
-    here = {
-        "name": "small",
-        "engine": small_engine.daemon.host,
-        "address": docker_cluster.layout.machine_address,
-        "gpus": 2,
-    }
-    others = [{"name": one.name, "engine": one.docker_host, "address": one.address, "gpus": 2} for one in nodes[1:]]
-    lab.write("small.yml", yaml.safe_dump({"name": "docker-lab", "kind": "docker", "nodes": [here, *others]}))
-    lab("compute", "update", "docker-lab", "-f", "small.yml")
+    """A small node as the first one of `docker-lab`, before one other: a run on two nodes has both, whoever answers first."""
+    small_engine.register(lab, docker_cluster, nodes[1:2])
     yield small_engine
     small_engine.empty()
     assert small_engine.left() == []
@@ -173,7 +174,8 @@ head -c 100000000 /dev/zero >outputs/large
     assert left(nodes[1]) == []
 
 
-def test_no_room_for_a_claim(lab: Tfjob, small: Small, nodes: tuple[Node, ...]) -> None:
+def test_no_room_for_a_claim(lab: Tfjob, small: Small, nodes: tuple[Node, ...], docker_cluster: Cluster) -> None:
+    small.register(lab, docker_cluster, nodes[1:])
     small.leave_no_file()
     lab("submit", job(lab, "true", more=", gpus_per_node: 1"))
     assert [task["node"] for task in lab.show()["tasks"]] == [node.name for node in nodes[1:]]
@@ -184,10 +186,7 @@ def test_no_room_for_a_claim(lab: Tfjob, small: Small, nodes: tuple[Node, ...]) 
 
 
 def test_no_room_for_a_claim_on_the_only_node(lab: Tfjob, small: Small, docker_cluster: Cluster) -> None:
-    address = docker_cluster.layout.machine_address
-    only = {"name": "small", "engine": small.daemon.host, "address": address, "gpus": 2}
-    lab.write("only.yml", yaml.safe_dump({"name": "docker-lab", "kind": "docker", "nodes": [only]}))
-    lab("compute", "update", "docker-lab", "-f", "only.yml")
+    small.register(lab, docker_cluster, ())
     small.leave_no_file()
     done = lab("submit", job(lab, "true", more=", gpus_per_node: 1", nodes=1), exit_code=5)
     assert "small can not be used" in done.stderr
@@ -221,19 +220,26 @@ def test_no_room_here_for_what_comes_home(small_here: Tfjob, nodes: tuple[Node, 
     record = json.loads((run_of(small_here) / "record.json").read_text())
     assert record["state"] == "Completed"
     assert "logs/main-0.log of main-0 (No space left on device)" in " ".join(record["notes"])
-    assert left(nodes[0]) == left(nodes[1]) == []
+    assert [left(node) for node in nodes] == [[], [], []]
 
 
 def test_outputs_that_found_no_room_here_come_home_when_there_is_some(
     small_here: Tfjob, nodes: tuple[Node, ...]
 ) -> None:
-    command = "head -c 5000000 /dev/zero >outputs/large; sleep 5; echo sent; until [ -e /go ]; do sleep 0.1; done"
+    command = """
+head -c 5000000 /dev/zero >outputs/large; echo >outputs/first
+until [ -e /second ]; do sleep 0.1; done; echo >outputs/second
+until [ -e /go ]; do sleep 0.1; done
+"""
     run = small_here("submit", "--detach", job(small_here, command, nodes=1)).stdout.strip()
-    log = run_of(small_here) / "logs/main.log"
-    eventually(lambda: log.exists() and "sent" in log.read_text(), "the output was sent")
-    subprocess.run(["mount", "-o", "remount,size=20m", small_here.environ["TFJOB_WORKSPACE"]], check=True)
-    with nodes[0].client() as client:
+    outputs = run_of(small_here) / "outputs"
+    eventually((outputs / "first").exists, "the first merge")  # with the large one, be it before or after this
+    with node_of(json.loads((run_of(small_here) / "record.json").read_text()), "main", nodes).client() as client:
         (container,) = client.containers.list(filters={"label": "tfjob.run"})
+        container.exec_run(["touch", "/second"])
+        eventually((outputs / "second").exists, "another merge, after all of the first")
+        assert not (outputs / "large").exists()
+        subprocess.run(["mount", "-o", "remount,size=20m", small_here.environ["TFJOB_WORKSPACE"]], check=True)
         container.exec_run(["touch", "/go"])
     small_here("wait", run)
     assert (run_of(small_here) / "outputs/large").stat().st_size == 5_000_000

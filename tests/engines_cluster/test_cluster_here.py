@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from typing import TYPE_CHECKING
+from typing import TYPE_CHECKING, Any
 from uuid import uuid4
 
 import pytest
@@ -54,6 +54,7 @@ class Here:
         """Room for a run of a target that has this machine as its node."""
         target = ClusterDefinition("lab", (NodeDefinition("here", "local", "127.0.0.1", 2),))
         reaching = Reaching(target, self.environ, with_gpus=True)
+        eventually(lambda: reaching.reached, "the engine answers")
         return find_room(plan(task("true", gpus=gpus), gpus=gpus), self.key, reaching, 0.5, lambda _: None)
 
 
@@ -106,7 +107,9 @@ def test_the_ticket_of_a_supervisor_that_died_is_returned(here: Here) -> None:
     assert [name for name in left if "-gpu-" in name] != []
 
 
-def test_a_node_that_was_given_up_is_tried_again(here: Here, tmp_path: Path) -> None:
+def test_a_node_that_was_given_up_is_tried_again(here: Here, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    check = DockerApi.check
+    monkeypatch.setattr(DockerApi, "check", lambda api, _timeout_s: check(api, 60))  # the one that is well has its time
     late = tmp_path / "late.sock"
     nodes = (NodeDefinition("here", "local", "127.0.0.1", 0), NodeDefinition("late", f"unix://{late}", "127.0.0.1", 0))
     reaching = Reaching(ClusterDefinition("lab", nodes, wait_s=0.1), here.environ, with_gpus=False)
@@ -135,3 +138,17 @@ def test_a_node_that_says_what_nobody_understands_is_given_up_with_the_reason(mo
 def test_an_engine_that_is_not_there_claims_nothing(tmp_path: Path) -> None:
     assert claimed_here({"DOCKER_HOST": f"unix://{tmp_path}/no.sock"}) == {}
     assert claimed_here({"DOCKER_HOST": "tcp://10.0.0.1:2375"}) is None
+
+
+def test_an_engine_that_is_late_is_waited_for(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    """Its silence would be taken for a word that nobody has a GPU."""
+
+    def late(_api: DockerApi, _labels: dict[str, str], timeout_s: float) -> list[dict[str, Any]]:
+        if timeout_s < 5:
+            raise TargetError("it did not answer in time")
+        return []
+
+    monkeypatch.setattr(DockerApi, "with_labels", late)
+    monkeypatch.setattr(DockerApi, "volumes", late)
+    (tmp_path / "late.sock").touch()
+    assert claimed_here({"DOCKER_HOST": f"unix://{tmp_path}/late.sock"}) == {}

@@ -36,8 +36,6 @@ def test_a_spec_trains_across_nodes(lab: Tfjob, nodes: tuple[Node, ...], spec: s
     assert accuracies
     assert min(map(float, accuracies)) >= (0.95 if spec == WHOLE else GOAL)
     record = specs.show()
-    assert {task["node"] for task in record["tasks"]} == {
-        node.name for node in nodes[: int(JOBS[spec][1].rpartition("=")[2])]
-    }
+    assert len({task["node"] for task in record["tasks"]}) == int(JOBS[spec][1].rpartition("=")[2])
     assert "model/saved_model.pb" in [one["path"] for one in record["outputs"]]
     assert left(nodes) == []

@@ -29,7 +29,8 @@ __all__ = [
 ]
 
 ALIVE_S: Final = 60.0
-_TIMEOUT_S: Final = 2.0
+_TIMEOUT_S: Final = 10.0
+"""A busy machine's engine is late, and who takes its silence for a no takes GPUs that others have."""
 
 
 @dataclass(frozen=True)

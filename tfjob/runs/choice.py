@@ -40,7 +40,8 @@ def engine_of(
         config = workspace.config
         with_gpus = plan.gpus_per_node > 0
         engines = logins.engines(plan.cluster) if logins is not None else {}
-        reaching = Reaching(plan.cluster, environ, with_gpus=with_gpus, engines=engines) if soon else None
+        begun = logins.begun if engines and logins is not None else None
+        reaching = Reaching(plan.cluster, environ, with_gpus=with_gpus, engines=engines, begun=begun) if soon else None
         from tfjob.datasets.cache import Cache  # noqa: PLC0415  # the same
         from tfjob.datasets.wanted import Settings  # noqa: PLC0415  # the same
         from tfjob.engines.cluster.engine import ClusterEngine  # noqa: PLC0415  # only for those who have several machines

@@ -95,6 +95,7 @@ class Agent:
         self.keep: list[str] = []
         self.quick_until = 0.0
         self.merge_interval_s = 30.0
+        self.next_merge = float("inf")  # until it is told what is there already, and how often
         self.orders: list[dict[str, Any]] = []
         self.buffer = b""
         self.next_look = 0.0
@@ -137,17 +138,15 @@ class Agent:
     def serve(self) -> None:
         """Do what is told and tell what happens, until stdin ends."""
         threading.Thread(target=self.beat, daemon=True).start()
-        next_merge = 0.0
         while True:
             self.hear(self.pause_s())
             while self.orders:
                 self.obey(self.orders.pop(0))
             if time.monotonic() >= self.next_look:
                 self.look()
-            if time.monotonic() >= next_merge:
-                if next_merge:
-                    self.files.send_outputs()
-                next_merge = time.monotonic() + self.merge_interval_s
+            if time.monotonic() >= self.next_merge:
+                self.files.send_outputs()
+                self.next_merge = time.monotonic() + self.merge_interval_s
 
     def pause_s(self) -> float:
         """How long nothing is looked at."""
@@ -210,6 +209,7 @@ class Agent:
         self.tasks.sent_reports = {(task, name) for task, name in reports}
         self.tasks.names = tasks
         self.merge_interval_s, self.keep = merge_interval_s, keep
+        self.next_merge = time.monotonic() + merge_interval_s
 
     def do_prepare(
         self,

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import resource
 import threading
+import time
 from collections.abc import Mapping
 from contextlib import suppress
 from typing import Final
@@ -26,6 +27,7 @@ class Logins:
 
     def __init__(self, target: ClusterDefinition, environ: Mapping[str, str]) -> None:
         self._target = target
+        self.begun = time.monotonic()
         self._engines: dict[str, DockerApi] = {}
         most = max(resource.getrlimit(resource.RLIMIT_NOFILE)[0] - _OTHERS, 0) // 2  # a login by ssh has two
         for node in target.nodes[:most]:

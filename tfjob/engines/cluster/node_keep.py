@@ -24,9 +24,11 @@ def has_others() -> bool:
 def main(unused_s: float, left_s: float) -> None:
     """Stay while there is a program to stay for."""
     deadline = time.monotonic() + unused_s
-    while time.monotonic() < deadline:
+    while True:  # it looks before it ends: it may not have had the processor for longer than LEFT_S
         if has_others():
             deadline = time.monotonic() + left_s
+        elif time.monotonic() >= deadline:
+            return
         time.sleep(LOOK_S)
 
 

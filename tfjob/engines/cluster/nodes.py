@@ -6,7 +6,7 @@ import socket
 import threading
 import time
 from collections.abc import Mapping
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from typing import Final
 
 from tfjob.dockerapi.api import DockerApi, RefusalError
@@ -26,17 +26,21 @@ _FRESH_S: Final = 10.0
 
 @dataclass(frozen=True)
 class Reached:
-    """A node that answers. `options` are its engine's security options."""
+    """A node that answers. `options` are its engine's security options, `took_s` is how long it took to be reached."""
 
     order: int
     definition: NodeDefinition
     api: DockerApi
     node: Node
     options: frozenset[str]
+    took_s: float = 0.0
 
 
 class Reaching:
-    """Reaches every node of a target in the background; a slow one is waited for, and tried again, up to the target's limit."""
+    """Reaches every node of a target in the background; a slow one is waited for, and tried again, up to the target's limit.
+
+    `begun` is when the logins of `engines` were begun, if that was before.
+    """
 
     def __init__(
         self,
@@ -45,12 +49,13 @@ class Reaching:
         *,
         with_gpus: bool,
         engines: Mapping[str, DockerApi] | None = None,
+        begun: float | None = None,
     ) -> None:
         self.target = target
         self._environ = environ
         self._with_gpus = with_gpus
         self._engines = dict(engines or {})
-        self._begun = time.monotonic()
+        self._begun = time.monotonic() if begun is None else begun
         self._changed = threading.Condition()
         self._reached: dict[str, Reached] = {}
         self._problems: dict[str, TargetError] = {}
@@ -58,7 +63,7 @@ class Reaching:
         self._refused: set[str] = set()
         self._stopped = False
         for order, node in enumerate(target.nodes):
-            self._begin(order, node)
+            self._begin(order, node, self._begun)
 
     def stop(self) -> None:
         """Try no more."""
@@ -95,9 +100,11 @@ class Reaching:
             if node.name in again:
                 self._begin(order, node)
 
-    def _begin(self, order: int, definition: NodeDefinition) -> None:
-        deadline = time.monotonic() + self.target.wait_s
-        threading.Thread(target=self._reach, args=(order, definition, deadline), daemon=True).start()
+    def _begin(self, order: int, definition: NodeDefinition, begun: float | None = None) -> None:
+        now = time.monotonic()
+        begun = now if begun is None else begun
+        deadline = now + self.target.wait_s
+        threading.Thread(target=self._reach, args=(order, definition, begun, deadline), daemon=True).start()
 
     def lately(self) -> Reaching:
         """This, if it was begun just now; else another, that asks again: nodes come and go while an image is built."""
@@ -140,7 +147,7 @@ class Reaching:
         with self._changed:
             self._changed.wait(timeout_s)
 
-    def _reach(self, order: int, definition: NodeDefinition, deadline: float) -> None:
+    def _reach(self, order: int, definition: NodeDefinition, begun: float, deadline: float) -> None:
         api: DockerApi | None = None
         while not self._stopped:
             try:
@@ -160,7 +167,7 @@ class Reaching:
             else:
                 with self._changed:
                     if not self._stopped:
-                        self._reached[definition.name] = found
+                        self._reached[definition.name] = replace(found, took_s=time.monotonic() - begun)
                         self._changed.notify_all()
                         return
         if api is not None:

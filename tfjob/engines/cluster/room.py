@@ -105,7 +105,6 @@ class _Search:
         self._has_own: set[str] = set()
         self._last_beat = time.monotonic()
         self._last_try = time.monotonic()
-        self._begun = time.monotonic()
         self._enough_since: float | None = None
         self.why = "no node has answered yet"
 
@@ -127,7 +126,7 @@ class _Search:
         """One look at all nodes that answer; the room, if there is enough and it is our turn."""
         reached = self._reaching.reached
         self._refuse_the_impossible(reached)
-        if len(reached) < self._plan.node_count or self._waits_for_others(len(reached)):
+        if len(reached) < self._plan.node_count or self._waits_for_others(reached):
             self.why = self._reaching.silent or f"{len(reached)} of {len(self._reaching.target.nodes)} nodes answer"
             return None
         sights = self._see(reached)
@@ -259,13 +258,14 @@ class _Search:
             at_once(lambda name: self._claims[name].draw(ticket), names)
             self._in_line.update(names)
 
-    def _waits_for_others(self, reached: int) -> bool:
+    def _waits_for_others(self, reached: tuple[Reached, ...]) -> bool:
         """Whether nodes that have not answered yet are waited for a moment longer."""
-        if self._reaching.open == 0 or reached == len(self._reaching.target.nodes):
+        if self._reaching.open == 0 or len(reached) == len(self._reaching.target.nodes):
             return False
         self._enough_since = self._enough_since or time.monotonic()
+        took_s = sorted(node.took_s for node in reached)[self._plan.node_count - 1]
         least, most = _STRAGGLERS_S
-        return time.monotonic() - self._enough_since < min(max(least, 2 * (self._enough_since - self._begun)), most)
+        return time.monotonic() - self._enough_since < min(max(least, 2 * took_s), most)
 
     def _refuse_the_impossible(self, reached: tuple[Reached, ...]) -> None:
         plan, target = self._plan, self._reaching.target

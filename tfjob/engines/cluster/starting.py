@@ -8,8 +8,10 @@ import tarfile
 import threading
 import time
 from collections.abc import Callable, Mapping, Sequence
+from contextlib import suppress
 from dataclasses import replace
 from functools import partial
+from http import HTTPStatus
 from pathlib import Path
 from typing import Any, Final
 
@@ -51,6 +53,10 @@ _PATIENT_S: Final = 24 * 3600.0
 _HELLO_S: Final = 60.0
 _LOOK_S: Final = 0.05
 _QUIET_S: Final = 1.0
+_LAST_BEAT_S: Final = 15.0
+"""So long a sign of life that is on its way is waited for."""
+_TAKEN_S: Final = 15.0
+"""So long a container's name may be taken by one that the engine is just making."""
 
 
 class Starting:
@@ -90,7 +96,7 @@ class Starting:
             self._await("hello", "did not start the run's agent", _HELLO_S)
         finally:
             done.set()
-            beating.join(_QUIET_S)  # a sign of life after the end would be left
+            beating.join(_LAST_BEAT_S)  # a sign of life after the end would be left
         self._begin(trees)
 
     def _bring_and_open(self, bringing: Bringing, trees: Mapping[str, Tree]) -> None:
@@ -149,7 +155,7 @@ class Starting:
             options=node.options,
         )
         with explained(node.api, self._plan, self._prepared):
-            container = node.api.create(name_of(self._handle.key, self._attempt, index), body)
+            container = self._create(node.api, name_of(self._handle.key, self._attempt, index), body)
             bundle = self._put_files(node, container)
             node.api.start(container)
         noted = replace(
@@ -171,6 +177,22 @@ class Starting:
         )
         self._handle.links[index] = link
         link.open()
+
+    def _create(self, api: DockerApi, name: str, body: Mapping[str, Any]) -> str:
+        """Make a container. One that has its name was ordered by a supervisor that died, and made late: it goes."""
+        deadline = time.monotonic() + _TAKEN_S
+        while True:
+            try:
+                return api.create(name, body)
+            except RefusalError as error:
+                if error.status != HTTPStatus.CONFLICT or time.monotonic() >= deadline:
+                    raise
+            own = {label: self._handle.key.labels[label] for label in ("tfjob.run", "tfjob.workspace")}
+            for one in api.with_labels(own):
+                if f"/{name}" in one["Names"]:
+                    with suppress(RefusalError):  # somebody else is removing it
+                        api.remove(one["Id"])
+            time.sleep(_LOOK_S)  # an engine has the name before it shows the container
 
     def _gpus(self, index: int) -> tuple[Gpu, ...]:
         return tuple(gpu for gpu in self._found.nodes[index].node.gpus if gpu.index in self._found.gpus[index])
