@@ -50,7 +50,12 @@ class Task:
         (self.directory / name / "task.json").write_text(json.dumps(task))
         program = ["-I", "-S", entrypoint.__file__]
         if self.patch:
-            lines = ("import sys", "from tfjob import entrypoint", self.patch, "sys.exit(entrypoint.main(*sys.argv[1:]))")
+            lines = (
+                "import sys",
+                "from tfjob import entrypoint",
+                self.patch,
+                "sys.exit(entrypoint.main(*sys.argv[1:]))",
+            )
             program = ["-c", "\n".join(lines)]
         command = [self.python, *program, str(self.directory), said or name]
         self.process = subprocess.Popen(command, env=self.environ, start_new_session=True)
