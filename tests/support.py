@@ -114,10 +114,20 @@ def has_file_of(directory: Path, size_bytes: int) -> bool:
 
 
 def kill(*pids: int) -> None:
-    """SIGKILL to each that is still there: some end with others of them."""
+    """SIGKILL to each that is still there, and see them end: what they held is free then. Some end with others of them."""
     for pid in pids:
         with contextlib.suppress(ProcessLookupError):
             os.kill(pid, signal.SIGKILL)
+    eventually(lambda: all(map(has_ended, pids)), f"the end of {pids}")
+
+
+def has_ended(pid: int) -> bool:
+    """Whether a process is gone, or has nothing left but its exit status. Its first thread may end before the others."""
+    try:
+        state = Path(f"/proc/{pid}/stat").read_bytes().rpartition(b")")[2].split()[0]
+        return state in {b"Z", b"X"} and len(os.listdir(f"/proc/{pid}/task")) <= 1
+    except (FileNotFoundError, ProcessLookupError):
+        return True
 
 
 def processes_of(run: str) -> list[int]:

@@ -14,7 +14,7 @@ from pathlib import Path
 from typing import Any
 
 import pytest
-from support import eventually
+from support import eventually, free_ports
 
 from tfjob import entrypoint
 
@@ -40,13 +40,24 @@ class Task:
     python: str = sys.executable
     process: subprocess.Popen[bytes] | None = None
     environ: dict[str, str] = field(default_factory=lambda: {"PATH": os.environ["PATH"]})
+    patch: str = ""
+    """Lines that change the module `entrypoint` before it runs."""
 
     def start(self, *argv: str, name: str = "main", said: str = "", **keys: Any) -> None:
         (self.directory / name).mkdir(exist_ok=True)
         places = {"cwd": str(self.directory), "log": str(self.directory / "log")}
         task = {"argv": argv, "env": {}, **places, "port": None, "grace_period_s": 20, **keys}
         (self.directory / name / "task.json").write_text(json.dumps(task))
-        command = [self.python, "-I", "-S", entrypoint.__file__, str(self.directory), said or name]
+        program = ["-I", "-S", entrypoint.__file__]
+        if self.patch:
+            lines = (
+                "import sys",
+                "from tfjob import entrypoint",
+                self.patch,
+                "sys.exit(entrypoint.main(*sys.argv[1:]))",
+            )
+            program = ["-c", "\n".join(lines)]
+        command = [self.python, *program, str(self.directory), said or name]
         self.process = subprocess.Popen(command, env=self.environ, start_new_session=True)
 
     def end(self, name: str = "main") -> dict[str, Any]:
@@ -138,12 +149,13 @@ class TestUnderTheOldestAndTheNewestPython:
     ) -> None:
         task.python = python
         marker = task.directory / "main" / "listening"
+        (port,) = free_ports(1)  # of no other listener: one on another address would do
         with socket.socket(family) as server:
             try:
-                server.bind((address, 0))
+                server.bind((address, port))
             except OSError:
                 pytest.skip(f"this machine has no {address}")
-            task.start("sleep", "60", port=server.getsockname()[1])
+            task.start("sleep", "60", port=port)
             eventually((task.directory / "main" / "started.json").exists, "the start")
             assert not marker.exists()
             server.listen()
@@ -182,6 +194,23 @@ def test_a_working_directory_that_has_gone_is_said(task: Task) -> None:
     task.start("true", cwd=str(task.directory / "gone"))
     assert task.end()["exit_code"] == 126
     assert "FileNotFoundError" in task.log
+
+
+def test_a_task_has_said_that_it_started_before_its_command_runs(task: Task) -> None:
+    task.patch = "import time; write = entrypoint.write; entrypoint.write = lambda *a: time.sleep(1) or write(*a)"
+    task.start("test", "-s", "main/started.json")
+    assert task.end()["exit_code"] == 0
+
+
+def test_a_machine_without_room_for_another_process_is_said(task: Task) -> None:
+    task.patch = (
+        "import errno, os\n"
+        "def fork(): raise BlockingIOError(errno.EAGAIN, os.strerror(errno.EAGAIN))\n"
+        "entrypoint.os.fork = fork"
+    )
+    task.start("true")
+    assert task.end()["exit_code"] == 126
+    assert "Resource temporarily unavailable" in task.log
 
 
 def test_nothing_the_command_started_outlives_it(task: Task) -> None:
@@ -227,9 +256,7 @@ def test_what_runs_below_a_shell_has_the_grace_too(task: Task) -> None:
 def test_the_command_dies_with_its_entrypoint(task: Task) -> None:
     task.start("sh", "-c", "echo $$ >pid; exec sleep 60")
     pid = int(task.wrote("pid"))
-    report = task.directory / "main" / "started.json"
-    eventually(report.exists, "the report of the start")  # the command may be quicker than that
-    started = json.loads(report.read_text())
+    started = json.loads((task.directory / "main" / "started.json").read_text())
     assert task.process is not None
     assert started["pid"] == task.process.pid
     assert started["start_ticks"] == entrypoint.start_ticks(started["pid"])
@@ -267,8 +294,9 @@ def test_how_it_ended_is_written_on_a_full_disk(task: Task, small_disk: Path) ->
 def test_a_full_disk_does_not_end_a_task_that_comes_to_listen(task: Task, small_disk: Path) -> None:
     task.directory = small_disk
     with socket.socket() as server:
-        server.bind(("127.0.0.1", 0))
-        task.start("sleep", "60", port=server.getsockname()[1])
+        (port,) = free_ports(1)
+        server.bind(("127.0.0.1", port))
+        task.start("sleep", "60", port=port)
         eventually((small_disk / "main" / "started.json").exists, "the start")
         filling: list[Path] = []
         while os.statvfs(small_disk).f_favail:

@@ -63,9 +63,9 @@ def main(tasks_directory: str, name: str) -> int:
     restarts = task["env"].get("TFJOB_RESTART_COUNT", "0")
     if restarts.isdigit() and int(restarts):
         complain("tfjob: this is attempt {}".format(int(restarts) + 1))
-    child = spawn(task)
+    # Before the command starts: who acts on what it prints must not find a task that has never started.
     write(directory, "started.json", {"pid": os.getpid(), "start_ticks": start_ticks(os.getpid()), "time": time.time()})
-    status, stopped, ended = watch(child, task, directory)
+    status, stopped, ended = run(task, directory)
     kill_leftovers()
     code = os.WEXITSTATUS(status) if os.WIFEXITED(status) else None
     number = os.WTERMSIG(status) if os.WIFSIGNALED(status) else None
@@ -77,6 +77,16 @@ def main(tasks_directory: str, name: str) -> int:
     if task.get("launched") and (stopped or code != 0):
         linger(tasks_directory, task["grace_period_s"])
     return code if code is not None else 128 + (number or 0)
+
+
+def run(task: dict[str, Any], directory: str) -> tuple[int, bool, float]:
+    """Run the command to its end. Returns what `watch` does."""
+    try:
+        child = spawn(task)
+    except OSError as error:  # fork(2): too many processes, no memory
+        complain("tfjob: the task could not be started: {!r}".format(error))
+        return 126 << 8, False, time.time()
+    return watch(child, task, directory)
 
 
 def out_of_memory_kills() -> int:

@@ -9,7 +9,7 @@ from typing import TYPE_CHECKING
 
 import pytest
 from environment_parts import packages  # noqa: F401  # a fixture
-from support import Tfjob, eventually
+from support import Tfjob, eventually, has_ended
 
 if TYPE_CHECKING:
     from pathlib import Path
@@ -136,6 +136,8 @@ def test_what_a_run_uses_is_not_pruned(env: Tfjob) -> None:
     kept = json.loads(elsewhere("env", "prune", "--unused-days", "0", "-o", "json").stdout)
     assert [(one["key"], one["freed"]) for one in kept["prefixes"]] == [(key, False)]
     env("cancel", run)
+    supervisor = env.record(run)["supervisor"]["pid"]  # it holds what its run uses, and has a little to do yet
+    eventually(lambda: has_ended(supervisor), "the end of its supervisor")
     gone = json.loads(elsewhere("env", "prune", "--unused-days", "0", "-o", "json").stdout)
     assert [(one["key"], one["freed"]) for one in gone["prefixes"]] == [(key, True)]
     assert gone["freed_bytes"] > 0

@@ -165,7 +165,8 @@ def test_whoever_stops_following_is_told_that_the_run_goes_on(
 def test_two_signals_at_once_are_one(tfjob: Tfjob) -> None:
     """timeout(1) sends its signal to its command, and then to their group: the command still waits for the run's end."""
     tfjob.write("quiet.yml", QUIET)
-    submitter = tfjob.start("submit", "quiet.yml", "--on-interrupt", "cancel")
+    patch = "import tfjob.cli.following as f\nf._ONE_SIGNAL_S = 600.0"  # it may not see the second for a while
+    submitter = patched(tfjob, patch).start("submit", "quiet.yml", "--on-interrupt", "cancel")
     run = eventually(lambda: next((tfjob.directory / ".tfjob" / "runs").glob("quiet-*"), None), "there is a run").name
     wait_for_running(tfjob, run)
     submitter.send_signal(signal.SIGTERM)

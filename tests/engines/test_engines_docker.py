@@ -48,7 +48,7 @@ def wrote(bench: Bench, name: str, task_name: str = "main") -> str:
 
 
 def runs(bench: Bench, name: str) -> None:
-    """Wait until a task is seen to run: its command may have written files before its entrypoint says that it started."""
+    """Wait until a task is seen to run."""
     eventually(lambda: bench.poll()[name].state == "running", f"the start of {name}")
 
 
@@ -215,8 +215,8 @@ class TestHowItEnds:
         run = bench(*ranks, launcher=task(f"trap 'kill -KILL $(jobs -p); exit' TERM; {lines} wait", name="launcher"))
         run.start()
         for name in ("rank-0", "rank-1"):
-            eventually((run.run.work(name) / "ready").exists, f"the start of {name}")
-        runs(run, "rank-1")
+            eventually((run.run.work(name) / "ready").exists, f"that {name} can be told to end")
+            runs(run, name)
         run.stop()
         assert [run.log(f"rank-{number}").splitlines()[-1] for number in range(2)] == ["saved"] * 2
         assert {status.state for status in run.poll().values()} == {"ended"}
@@ -238,8 +238,9 @@ class TestHowItEnds:
         assert int(watcher) > 1
 
     def test_orphans_are_reaped(self, bench: MakeBench) -> None:
-        line = "cat /proc/1/comm; (sleep 0.01 & exec true) & wait; sleep 0.2; cat /proc/[0-9]*/stat | grep -c ' Z ' || true"
-        assert says(bench(task(line))) == ["docker-init", "0"]
+        orphan = "(sh -c 'echo $$ >child; exec sleep 0.01' & exec true) & wait"
+        reaped = "until [ -s child ] && [ ! -e /proc/$(cat child) ]; do sleep 0.02; done"
+        assert says(bench(task(f"cat /proc/1/comm; {orphan}; {reaped}"))) == ["docker-init"]
 
     def test_out_of_memory_is_named(self, bench: MakeBench) -> None:
         run = bench(

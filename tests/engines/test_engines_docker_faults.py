@@ -115,11 +115,11 @@ class TestWithoutWhoStartedIt:
     def test_a_holder_whose_starter_died_finds_the_run_s_processes(self, tmp_path: Path) -> None:
         environ = {**os.environ, "TFJOB_RUN_ID": tmp_path.name}
         run = subprocess.Popen(["sleep", "300"], env=environ)
-        program = "import sys; from tfjob.engines import holder; holder.SEARCH_S = 0.5; holder.main(sys.argv[1])"
+        program = "import sys; from tfjob.engines import holder; holder.SEARCH_S = 5.0; holder.main(sys.argv[1])"
         holder = subprocess.Popen([sys.executable, "-c", program, tmp_path.name], stdin=subprocess.DEVNULL)
         try:
             with pytest.raises(subprocess.TimeoutExpired):
-                holder.wait(2)
+                holder.wait(7)
             run.kill()
             run.wait()
             assert holder.wait(60) == 0

@@ -7,6 +7,7 @@ import signal
 import socket
 import subprocess
 import sys
+import threading
 import time
 from collections.abc import Callable
 from pathlib import Path
@@ -14,7 +15,7 @@ from typing import Any
 
 import pytest
 from engines.engine_bench import Bench, task
-from support import eventually, processes_of
+from support import eventually, free_ports, processes_of
 
 from tfjob.datasets.files import find_files
 from tfjob.datasets.placing import place
@@ -146,9 +147,23 @@ def test_a_stop_that_is_in_a_hurry_does_not_wait_for_the_plans_grace(bench: Make
     assert processes_of(run.run.id) == []
 
 
+def test_a_watcher_that_is_slow_to_end_its_task_still_says_how_it_ended(bench: MakeBench) -> None:
+    run = bench(task("trap 'exit 9' TERM; echo >ready; while :; do sleep 0.05; done"), grace_s=0.5)
+    run.start()
+    eventually((run.run.work("main") / "ready").exists, "that it can be told to end")
+    watcher = run.handle.children["main"]
+    watcher.send_signal(signal.SIGSTOP)
+    goes_on = threading.Timer(4.0, watcher.send_signal, [signal.SIGCONT])
+    goes_on.start()
+    run.stop()
+    goes_on.join()
+    status = run.poll()["main"]
+    assert (status.exit_code, status.stopped) == (9, True)
+
+
 def test_a_port_that_somebody_listens_on_is_not_taken(bench: MakeBench, monkeypatch: pytest.MonkeyPatch) -> None:
-    with socket.create_server(("127.0.0.1", 0)) as server:
-        port = server.getsockname()[1]
+    (port,) = free_ports(1)  # that nobody is given between the two
+    with socket.create_server(("127.0.0.1", port)):
         monkeypatch.setattr(room, "PORTS", range(port, port + 1))
         run = bench(task("true", port="main"))
         with pytest.raises(TargetError, match=f"no free port between {port} and {port} on here"):
@@ -157,9 +172,11 @@ def test_a_port_that_somebody_listens_on_is_not_taken(bench: MakeBench, monkeypa
 
 
 def test_a_port_that_was_leased_but_not_used_is_not_taken(bench: MakeBench, monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr(room, "PORTS", range(29990, 29992))
+    free = set(free_ports(1000))  # none of those that runs of other tests are given
+    first = next(port for port in free if port + 1 in free)
+    monkeypatch.setattr(room, "PORTS", range(first, first + 2))
     taken = [bench(task("true", port="main")).acquire().ports["main"] for _ in range(2)]
-    assert sorted(taken) == [29990, 29991]
+    assert sorted(taken) == [first, first + 1]
     with pytest.raises(TargetError, match="no free port"):
         bench(task("true", port="main")).acquire()
 

@@ -64,9 +64,9 @@ def lives(pid: int) -> bool:
 
 
 def until_told(packages: Packages, name: str, folder: Path) -> None:
-    """A source package whose build writes its pid to a file, and goes on when there is a file `go`."""
+    """A source package whose build writes its pid to a file, and goes on when there is a file `go`, or after minutes."""
     before = f"""open({str(folder / "pid")!r}, "w").write(str(os.getpid()))
-    while not os.path.exists({str(folder / "go")!r}): time.sleep(0.02)"""
+    any(os.path.exists({str(folder / "go")!r}) or time.sleep(0.02) for _ in range(15_000))"""
     packages.sdist(name, before=before)
 
 

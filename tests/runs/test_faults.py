@@ -15,7 +15,7 @@ from datetime import datetime
 from pathlib import Path
 
 import pytest
-from support import PROGRAM, Tfjob, eventually, kill, processes_of
+from support import PROGRAM, Tfjob, eventually, has_ended, kill, processes_of
 
 NUMBERED = """
     name: numbered
@@ -83,7 +83,7 @@ def test_a_killed_supervisor_is_replaced_by_the_next_command_and_the_tasks_go_on
     run = tfjob.submit("job.yml")
     wait_for_line(tfjob, run, "line 5")
     first = supervisor_of(tfjob, run)
-    os.kill(first, signal.SIGKILL)
+    kill(first)
     tfjob(command, *([] if command == "list" else [run]))
     go(tfjob)
     record = json.loads(tfjob("wait", run, "-o", "json").stdout)
@@ -153,7 +153,7 @@ def test_a_run_of_another_host_is_left_to_it(tfjob: Tfjob) -> None:
     run = tfjob.submit("job.yml")
     wait_for_state(tfjob, run, "Running")
     pid = supervisor_of(tfjob, run)
-    os.kill(pid, signal.SIGKILL)
+    kill(pid)
     file = tfjob.run_directory(run) / "record.json"
     original = file.read_text()
     file.write_text(original.replace(f'"host": "{os.uname().nodename}"', '"host": "elsewhere"'))
@@ -404,6 +404,7 @@ def _bytes(path: Path) -> bytes:
         return b""
 
 
+@pytest.mark.xdist_group("gpu")  # all runs of this machine share the one that config.yml declares
 def test_cancel_while_waiting_for_gpus(tfjob: Tfjob) -> None:
     tfjob("init")
     (tfjob.directory / ".tfjob" / "config.yml").write_text("local: {gpus: 1}\n")
@@ -424,13 +425,14 @@ def test_cancel_while_waiting_for_gpus(tfjob: Tfjob) -> None:
     tfjob("cancel", first)
 
 
+@pytest.mark.xdist_group("gpu")  # all runs of this machine share the one that config.yml declares
 def test_a_gpu_lease_outlives_a_killed_supervisor_and_not_the_run(tfjob: Tfjob) -> None:
     tfjob("init")
     (tfjob.directory / ".tfjob" / "config.yml").write_text("local: {gpus: 1}\n")
     tfjob.write("job.yml", f"name: gpu\ncommand: {until_told(tfjob)}\ncompute: {{gpus_per_node: 1}}")
     first = tfjob.submit("job.yml")
     wait_for_line(tfjob, first, "begun")
-    os.kill(supervisor_of(tfjob, first), signal.SIGKILL)
+    kill(supervisor_of(tfjob, first))
     second = tfjob.submit("job.yml")
     wait_for_state(tfjob, second, "Scaling")
     events = tfjob.run_directory(second) / "events.jsonl"
@@ -444,6 +446,7 @@ def test_a_gpu_lease_outlives_a_killed_supervisor_and_not_the_run(tfjob: Tfjob) 
     tfjob("wait", first)
 
 
+@pytest.mark.xdist_group("gpu")  # all runs of this machine share the one that config.yml declares
 def test_a_supervisor_killed_while_it_waits_for_gpus_is_replaced(tfjob: Tfjob) -> None:
     tfjob("init")
     (tfjob.directory / ".tfjob" / "config.yml").write_text("local: {gpus: 1}\n")
@@ -454,7 +457,7 @@ def test_a_supervisor_killed_while_it_waits_for_gpus_is_replaced(tfjob: Tfjob) -
     second = tfjob.submit("second.yml")
     wait_for_state(tfjob, second, "Scaling")
     killed = supervisor_of(tfjob, second)
-    os.kill(killed, signal.SIGKILL)
+    kill(killed)
     tfjob("show", second)
     eventually(lambda: supervisor_of(tfjob, second) != killed, "another supervisor")
     go(tfjob)
@@ -506,7 +509,7 @@ def test_a_dead_supervisors_run_can_be_canceled(tfjob: Tfjob) -> None:
     tfjob.write("job.yml", "name: orphan\ncommand: echo begun; sleep 300")
     run = tfjob.submit("job.yml")
     wait_for_line(tfjob, run, "begun")
-    os.kill(supervisor_of(tfjob, run), signal.SIGKILL)
+    kill(supervisor_of(tfjob, run))
     tfjob("cancel", run)
     assert tfjob.record(run)["state"] == "Canceled"
 
@@ -522,6 +525,7 @@ def test_a_supervisor_killed_at_its_last_words_is_not_the_start_of_another_run(t
     tfjob.write("job.yml", "name: last\ncommand: echo ran >> outputs/log.txt; exit 3")
     tfjob("submit", "job.yml", exit_code=1)
     over = tfjob.show()
+    eventually(lambda: has_ended(over["supervisor"]["pid"]), "the end of its supervisor")
     file = tfjob.run_directory(over["id"]) / "record.json"
     file.write_text(json.dumps({**over, "state": "Finalizing", "ended": None, "outputs": []}))
     events = tfjob.run_directory(over["id"]) / "events.jsonl"
@@ -539,7 +543,7 @@ def test_a_submit_that_is_following_replaces_a_dead_supervisor_itself(tfjob: Tfj
     submit = tfjob.start("submit", "job.yml")
     run = newest_run(tfjob)
     wait_for_line(tfjob, run, "line 5")
-    os.kill(supervisor_of(tfjob, run), signal.SIGKILL)
+    kill(supervisor_of(tfjob, run))
     go(tfjob)
     stdout, stderr = submit.communicate(timeout=180)
     assert submit.returncode == 0, stderr
@@ -554,9 +558,9 @@ def test_a_worker_that_fails_because_its_chief_has_finished_spoils_nothing(tfjob
         name: done
         command: |
           if [ $TFJOB_TASK_TYPE = chief ]; then
-            until [ -e ../worker-0/fails ]; do sleep 0.05; done; sleep 0.2; exit 0
+            until [ -e ../../tasks/worker-0/exit.json ]; do sleep 0.05; done; sleep 0.2; exit 0
           fi
-          if [ $TFJOB_TASK_TYPE = worker ]; then touch fails; exit 1; fi
+          if [ $TFJOB_TASK_TYPE = worker ]; then exit 1; fi
           sleep 300
         distribution: {type: tensorflow, worker_count: 1, parameter_server_count: 1}
         """,
@@ -565,6 +569,7 @@ def test_a_worker_that_fails_because_its_chief_has_finished_spoils_nothing(tfjob
     assert tfjob.show()["state"] == "Completed"
 
 
+@pytest.mark.xdist_group("gpu")  # all runs of this machine share the one that config.yml declares
 def test_a_recovered_run_keeps_what_its_own_shell_gave_it(tfjob: Tfjob) -> None:
     tfjob("init")
     (tfjob.directory / ".tfjob" / "config.yml").write_text("local: {gpus: 1}\n")
@@ -575,13 +580,14 @@ def test_a_recovered_run_keeps_what_its_own_shell_gave_it(tfjob: Tfjob) -> None:
     shell = Tfjob(tfjob.directory, {**tfjob.environ, "PATH": f"{tfjob.environ['PATH']}:/own", "TZ": "Asia/Tokyo"})
     second = shell.submit("second.yml")
     wait_for_state(tfjob, second, "Scaling")
-    os.kill(supervisor_of(tfjob, second), signal.SIGKILL)
+    kill(supervisor_of(tfjob, second))
     go(tfjob)
     tfjob("wait", second)
     tfjob("wait", first)
     assert tfjob("logs", second).stdout.endswith(":/own Asia/Tokyo\n")
 
 
+@pytest.mark.xdist_group("gpu")  # all runs of this machine share the one that config.yml declares
 def test_a_recovered_run_without_its_secrets_says_so(tfjob: Tfjob) -> None:
     tfjob("init")
     (tfjob.directory / ".tfjob" / "config.yml").write_text("local: {gpus: 1}\n")
@@ -591,7 +597,7 @@ def test_a_recovered_run_without_its_secrets_says_so(tfjob: Tfjob) -> None:
     wait_for_line(tfjob, first, "begun")
     second = Tfjob(tfjob.directory, {**tfjob.environ, "TOKEN": "x"}).submit("second.yml")
     wait_for_state(tfjob, second, "Scaling")
-    os.kill(supervisor_of(tfjob, second), signal.SIGKILL)
+    kill(supervisor_of(tfjob, second))
     done = tfjob("wait", second, exit_code=4)
     assert "the secrets TOKEN went with the supervisor that died" in done.stdout
     tfjob("cancel", first)
@@ -601,7 +607,7 @@ def test_a_supervisor_that_can_not_even_begin_is_recorded_and_not_started_for_ev
     tfjob.write("job.yml", "name: broken\ncommand: echo begun; sleep 300")
     run = tfjob.submit("job.yml")
     wait_for_line(tfjob, run, "begun")
-    os.kill(supervisor_of(tfjob, run), signal.SIGKILL)
+    kill(supervisor_of(tfjob, run))
     (tfjob.directory / ".tfjob" / "config.yml").write_text("stor: /nowhere\n")
     tfjob("wait", run, exit_code=1)
     assert "config.yml:1:1: stor" in tfjob.record(run)["failure"]["message"]
@@ -616,7 +622,7 @@ def test_another_users_run_is_not_taken_over(tfjob: Tfjob) -> None:
     wait_for_line(tfjob, run, "begun")
     pid = supervisor_of(tfjob, run)
     os.chown(tfjob.run_directory(run), 1234, 1234)
-    os.kill(pid, signal.SIGKILL)
+    kill(pid)
     tfjob("list")
     time.sleep(0.5)
     assert tfjob.record(run)["supervisor"]["pid"] == pid

@@ -3,8 +3,6 @@
 from __future__ import annotations
 
 import json
-import os
-import signal
 from pathlib import Path
 
 import pytest
@@ -60,6 +58,7 @@ def with_one_gpu(tfjob: Tfjob) -> None:
     (tfjob.directory / ".tfjob" / "config.yml").write_text("local: {gpus: 1}\n")
 
 
+@pytest.mark.xdist_group("gpu")  # all runs of this machine share the one that config.yml declares
 def test_a_run_goes_on_from_its_outputs_until_it_is_done(tfjob: Tfjob) -> None:
     with_one_gpu(tfjob)
     tfjob.write("job.yml", FLAKY)
@@ -131,7 +130,7 @@ def restarting(tfjob: Tfjob) -> tuple[str, int]:
 
 def test_a_supervisor_killed_while_it_starts_again_is_taken_over(tfjob: Tfjob) -> None:
     run, supervisor = restarting(tfjob)
-    os.kill(supervisor, signal.SIGKILL)
+    kill(supervisor)
     waiting = tfjob.start("wait", run, "-o", "json")
     eventually(lambda: (tfjob.record(run)["supervisor"] or {}).get("pid") not in {None, supervisor}, "another is there")
     (tfjob.directory / "go").touch()

@@ -179,13 +179,16 @@ class TestAhead:
         def interrupt(*_: object) -> None:
             raise InterruptedError
 
+        def wait_to_be_interrupted(ahead: Ahead[None]) -> None:
+            threading.Timer(0.1, signal.pthread_kill, (threading.main_thread().ident, signal.SIGUSR1)).start()
+            ahead.result()
+
         before = signal.signal(signal.SIGUSR1, interrupt)
         try:
             ahead = Ahead(work)
             begun.wait()
-            threading.Timer(0.1, signal.pthread_kill, (threading.main_thread().ident, signal.SIGUSR1)).start()
             with pytest.raises(InterruptedError):
-                ahead.result()
+                wait_to_be_interrupted(ahead)
         finally:
             signal.signal(signal.SIGUSR1, before)
         assert ahead.end()

@@ -6,7 +6,6 @@ from dataclasses import replace
 from pathlib import Path
 from typing import TYPE_CHECKING
 
-import pytest
 from datasets.test_datasets_workers import children, lives
 from engines.engine_bench import plan, task
 from support import eventually
@@ -17,11 +16,13 @@ from tfjob.datasets.files import Remote, laid_out
 from tfjob.datasets.standby import process_count
 from tfjob.datasets.wanted import Settings
 from tfjob.planning.plan import DatasetPlan
+from tfjob.runs import supervisor
 from tfjob.runs.planned_data import asked_for
 from tfjob.runs.starting import StartingSupervisor
 from tfjob.workspace import make_workspace
 
 if TYPE_CHECKING:
+    import pytest
     from support import Tfjob
 
 TARGET = "name: lab\nkind: docker\nnodes: [{name: node1, engine: 'ssh://node1'}]\n"
@@ -48,18 +49,26 @@ def supervisor_of(starting: StartingSupervisor) -> int:
     return starting._process.pid
 
 
-@pytest.mark.parametrize("count", [1000, 3])
-def test_what_fetches_very_many_files_is_started_before_there_is_a_run_and_ends_with_who_started_it(count: int) -> None:
+def test_what_fetches_very_many_files_is_started_before_there_is_a_run_and_ends_with_who_started_it() -> None:
     starting = StartingSupervisor()
     starting.expect_data()
-    starting.expect_many_files(count)
+    starting.expect_many_files(1000)
     pid = supervisor_of(starting)
-    expected = process_count(count, Settings())
+    expected = process_count(1000, Settings())
+    assert expected > 0
     eventually(lambda: len(children(pid)) == expected, "what fetches")
     begun = children(pid)
     starting.close()
     assert starting._process.wait(60) == 0
     eventually(lambda: not any(map(lives, begun)), "their end")
+
+
+def test_for_few_files_nothing_is_started() -> None:
+    standby = supervisor._start_what_fetches(3)
+    try:
+        assert standby._processes == []
+    finally:
+        standby.end()
 
 
 def test_how_many_files_are_to_be_fetched_is_known_from_the_plan(

@@ -118,7 +118,7 @@ def test_a_cut_cable_and_a_dead_engine_are_waited_for_and_told(
     breakable[1].cut_cable()
     breakable[2].stop_engine()
     told: list[str] = []
-    reports = probe(lab, wait_s=5, progress=told.append)
+    reports = probe(lab, wait_s=15, progress=told.append)
     assert [report.is_usable for report in reports] == [True, False, False]
     assert "node2 can't be reached" in errors(reports[1])[0]
     assert "no Docker Engine answers at ssh://root@node3" in errors(reports[2])[0]
@@ -247,11 +247,11 @@ def test_the_command_tells_it_in_a_table_a_document_and_its_exit_code(
     assert rows[3].startswith("node3  ok ")
     assert rows[3].endswith("2 of 2")
     breakable[2].stop_engine()
-    done = tfjob("compute", "test", "lab", "--wait", "5", exit_code=5)
+    done = tfjob("compute", "test", "lab", "--wait", "15", exit_code=5)
     assert done.stdout.splitlines()[3].split() == ["node3", "unusable", "4", "declared"]
     assert "error: node3: no Docker Engine answers at ssh://root@node3" in done.stdout
     assert done.stdout.endswith("\n2 of 3 nodes can be used.\n")
-    found = json.loads(tfjob("compute", "test", "lab", "--wait", "5", "-o", "json", exit_code=5).stdout)
+    found = json.loads(tfjob("compute", "test", "lab", "--wait", "15", "-o", "json", exit_code=5).stdout)
     assert [node["usable"] for node in found["nodes"]] == [True, True, False]
     assert found["nodes"][0]["clock"]["error_s"] < 0.6
     assert found["nodes"][2]["notes"][0]["severity"] == "error"

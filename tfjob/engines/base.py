@@ -10,7 +10,7 @@ from __future__ import annotations
 from collections.abc import Callable, Mapping
 from dataclasses import dataclass, field
 from pathlib import Path
-from typing import TYPE_CHECKING, Any, Literal, Protocol
+from typing import TYPE_CHECKING, Any, Final, Literal, Protocol
 
 from tfjob.planning.plan import Plan
 from tfjob.rundir import RunDirectory
@@ -20,7 +20,23 @@ from tfjob.targets.target import Node
 if TYPE_CHECKING:
     from tfjob.images.bake import Bake
 
-__all__ = ["Allocation", "Engine", "Handle", "Mount", "Prepared", "TaskStatus", "Waiting", "tell_nobody"]
+__all__ = [
+    "STOP_MARGIN_S",
+    "Allocation",
+    "Engine",
+    "Handle",
+    "Mount",
+    "Prepared",
+    "TaskStatus",
+    "Waiting",
+    "tell_nobody",
+]
+
+STOP_MARGIN_S: Final = 15.0
+"""So long beyond the grace an engine waits for entrypoints before it kills them.
+
+One takes a second to kill its command and up to 10 for what that has left, and says then how the task ended.
+"""
 
 Waiting = Callable[[str], None]
 """Called with what is waited for, now and then, or with an empty text; may raise to give up."""

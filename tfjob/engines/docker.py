@@ -19,7 +19,7 @@ from typing import Any, Final
 from tfjob.dockerapi.api import DockerApi, RefusalError, socket_of
 from tfjob.durable import umask
 from tfjob.engines import holder
-from tfjob.engines.base import Allocation, Prepared, TaskStatus, Waiting, tell_nobody
+from tfjob.engines.base import STOP_MARGIN_S, Allocation, Prepared, TaskStatus, Waiting, tell_nobody
 from tfjob.engines.container import Shape, container_of, labels, name_of, numbered_from_zero
 from tfjob.engines.dataset_mounts import dataset_mounts
 from tfjob.engines.docker_errors import explained
@@ -34,20 +34,19 @@ from tfjob.engines.docker_handle import (
 )
 from tfjob.engines.image_files import accounts
 from tfjob.engines.marked import MARKER, signal_process, sweep
-from tfjob.engines.namespaces import HostProcess, is_first_of_a_container
+from tfjob.engines.namespaces import HostProcess, has_child, is_first_of_a_container
 from tfjob.engines.reports import write_tasks
 from tfjob.engines.room import Room
 from tfjob.engines.submitter import submitter
 from tfjob.errors import TargetError
-from tfjob.planning.plan import Plan
+from tfjob.planning.plan import Plan, TaskPlan
 from tfjob.rundir import RunDirectory
 from tfjob.targets.leases import Lease
 from tfjob.targets.target import Node
 
 __all__ = ["DockerEngine"]
 
-_STOP_MARGIN_S: Final = 2.0
-_UNSEEN_S: Final = 1.0
+_UNSEEN_S: Final = 10.0
 """A container whose first process is not seen has ended by then, or its processes are elsewhere."""
 
 _REMOVE_S: Final = 20.0
@@ -158,14 +157,11 @@ class DockerEngine:
         handle.asked = 0.0
         self.poll(handle)  # what is lost by now was not told to end
         handle.stopping = True
-        deadline = time.monotonic() + grace_s + _STOP_MARGIN_S
+        deadline = time.monotonic() + grace_s + STOP_MARGIN_S
         launched = [task for task in handle.plan.all_tasks if task.launched]
         others = [task for task in handle.plan.all_tasks if not task.launched]
         for tasks in (launched, others):
-            for process in living(handle, tasks):
-                signal_process(process.pid, SIGTERM)
-            while any(living(handle, tasks)) and time.monotonic() < deadline:
-                time.sleep(0.02)
+            _ask_to_end(handle, tasks, deadline)
         for container in handle.containers.values():
             if container.first is not None and container.first.lives:
                 signal_process(container.first.pid, SIGKILL)
@@ -199,11 +195,36 @@ def _start(handle: DockerHandle, task: str, body: Mapping[str, Any]) -> None:
 def _goes_on_unseen(api: DockerApi, container: str) -> bool:
     """Whether a container whose first process can't be seen runs all the same: one that has just ended is noticed late."""
     deadline = time.monotonic() + _UNSEEN_S
-    while time.monotonic() < deadline:
+    while True:
+        is_last = time.monotonic() >= deadline  # the look before may have taken all the time
         if not api.state(container)["Running"]:
             return False
+        if is_last:
+            return True
         time.sleep(0.05)
-    return True
+
+
+def _ask_to_end(handle: DockerHandle, tasks: Iterable[TaskPlan], deadline: float) -> None:
+    """SIGTERM to each task, once and as soon as it is heard; wait until none runs, or the time is over."""
+    told: set[str] = set()
+    while True:
+        left = [(task, process) for task in tasks for process in living(handle, [task])]
+        for task, process in left:
+            if task.name not in told and _hears(handle, task, process):
+                signal_process(process.pid, SIGTERM)
+                told.add(task.name)
+        if not left or time.monotonic() >= deadline:
+            return
+        time.sleep(0.02)
+
+
+def _hears(handle: DockerHandle, task: TaskPlan, process: HostProcess) -> bool:
+    """Whether SIGTERM reaches a process: the kernel drops it for the first of a container until that is ready to pass it on.
+
+    It is once it has started the entrypoint. Source: pid_namespaces(7), and tini, which is docker-init.
+    """
+    container = handle.container_of(task)
+    return container is None or process != container.first or has_child(process.pid)
 
 
 def _remove(handle: DockerHandle) -> None:

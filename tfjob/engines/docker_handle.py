@@ -33,7 +33,10 @@ _SILENT_S: Final = 60.0
 """How long an engine that does not answer may keep us from knowing whether it started a container."""
 
 _QUICK_S: Final = 2.0
-"""How long a poll, at most once for each task, may wait for the engine's word."""
+"""How long a poll may wait for the engine's word of which containers there are. It is asked again."""
+
+_EXPLAIN_S: Final = 10.0
+"""How long a poll, once for each task, may wait for the engine's word of how a container ended. It is kept for good."""
 
 
 @dataclass(frozen=True)
@@ -140,10 +143,10 @@ def _explain(handle: DockerHandle, task: TaskPlan, end: End) -> End:
     if handle.stopping or container is None or container.lives:
         return end
     try:
-        handle.api.wait(container.id, _QUICK_S)  # the kernel's word came before the engine's own
-        state = handle.api.state(container.id, _QUICK_S)
+        handle.api.wait(container.id, _EXPLAIN_S)  # the kernel's word came before the engine's own
+        state = handle.api.state(container.id, _EXPLAIN_S)
         code = int(state["ExitCode"])
-        words = "" if end.note != NOT_STARTED else handle.api.last_words(container.id, 5, _QUICK_S)
+        words = "" if end.note != NOT_STARTED else handle.api.last_words(container.id, 5, _EXPLAIN_S)
     except RefusalError:
         return End(f"{end.note}; its container is gone")
     except TargetError as error:

@@ -8,11 +8,12 @@ from __future__ import annotations
 
 import os
 from collections.abc import Iterator
+from pathlib import Path
 from typing import NamedTuple
 
 from tfjob.entrypoint import stat_fields
 
-__all__ = ["HostProcess", "find_in_container", "is_first_of_a_container"]
+__all__ = ["HostProcess", "find_in_container", "has_child", "is_first_of_a_container"]
 
 
 class HostProcess(NamedTuple):
@@ -38,6 +39,14 @@ def is_first_of_a_container(pid: int) -> bool:
     """Whether a process is number 1 of a pid namespace inside of ours."""
     numbers = _numbers(pid)
     return len(numbers) > 1 and numbers[-1] == "1"
+
+
+def has_child(pid: int) -> bool:
+    """Whether a process has started another one that runs."""
+    try:
+        return bool(Path(f"/proc/{pid}/task/{pid}/children").read_text(encoding="ascii"))
+    except OSError:
+        return True  # it has ended, or we may not know
 
 
 def find_in_container(first: HostProcess, pid: int, start_ticks: int) -> HostProcess | None:

@@ -13,7 +13,7 @@ from signal import SIGKILL, SIGTERM
 from typing import Any, Final
 
 from tfjob import entrypoint
-from tfjob.engines.base import Allocation, Prepared, TaskStatus, Waiting, tell_nobody
+from tfjob.engines.base import STOP_MARGIN_S, Allocation, Prepared, TaskStatus, Waiting, tell_nobody
 from tfjob.engines.inherited import inherited_environment
 from tfjob.engines.marked import MARKER, signal_process, sweep
 from tfjob.engines.reports import End, Entrypoint, Watch, status, write_tasks
@@ -25,7 +25,6 @@ from tfjob.targets.target import Node
 
 __all__ = ["ProcessEngine", "sweep"]
 
-_STOP_MARGIN_S: Final = 2.0
 _START_S: Final = 15.0
 """A task has said that it started by then, or never will."""
 
@@ -91,14 +90,11 @@ class ProcessEngine:
         """
         self.poll(handle)  # what is lost by now was not told to end
         handle.stopping = True
-        deadline = time.monotonic() + grace_s + _STOP_MARGIN_S
+        deadline = time.monotonic() + grace_s + STOP_MARGIN_S
         launched = [task for task in handle.plan.all_tasks if task.launched]
         others = [task for task in handle.plan.all_tasks if not task.launched]
         for tasks in (launched, others):
-            for pid in _living(handle, tasks):
-                signal_process(pid, SIGTERM)
-            while any(_living(handle, tasks)) and time.monotonic() < deadline:
-                time.sleep(0.02)
+            _ask_to_end(handle, tasks, deadline)
         for pid in _living(handle, handle.plan.all_tasks):
             signal_process(pid, SIGKILL)
         sweep(handle.run.id)
@@ -140,6 +136,20 @@ def _status(handle: _Handle, task: TaskPlan) -> TaskStatus:
 def _is_alive(report: dict[str, Any]) -> bool:
     fields = entrypoint.stat_fields(report["pid"])
     return bool(fields) and fields[0] not in (b"Z", b"X") and int(fields[19]) == report["start_ticks"]
+
+
+def _ask_to_end(handle: _Handle, tasks: Iterable[TaskPlan], deadline: float) -> None:
+    """SIGTERM to each task, once, and to one that starts meanwhile; wait until none runs, or the time is over."""
+    told: set[str] = set()
+    while True:
+        left = [(task.name, pid) for task in tasks for pid in _living(handle, [task])]
+        for name, pid in left:
+            if name not in told:
+                signal_process(pid, SIGTERM)
+                told.add(name)
+        if not left or time.monotonic() >= deadline:
+            return
+        time.sleep(0.02)
 
 
 def _living(handle: _Handle, tasks: Iterable[TaskPlan]) -> Iterator[int]:

@@ -28,7 +28,7 @@ _QUERY = (
     "import json, sys; one = sys.implementation; "
     "print(json.dumps([one.name, list(sys.version_info), one.cache_tag, getattr(sys, 'abiflags', '')]))"
 )
-_QUERY_TIMEOUT_S = 10
+_QUERY_TIMEOUT_S = 30
 
 
 @dataclass(frozen=True)

@@ -19,7 +19,7 @@ from tfjob.datasets.cache import Cache
 from tfjob.datasets.wanted import Settings
 from tfjob.dockerapi.api import DockerApi, RefusalError
 from tfjob.dockerapi.reach import engine_at, engine_of_tools
-from tfjob.engines.base import Allocation, Prepared, TaskStatus, Waiting, tell_nobody
+from tfjob.engines.base import STOP_MARGIN_S, Allocation, Prepared, TaskStatus, Waiting, tell_nobody
 from tfjob.engines.cluster.at_once import at_once
 from tfjob.engines.cluster.bringing import Site
 from tfjob.engines.cluster.clean import know_runs
@@ -39,7 +39,6 @@ from tfjob.targets.definition import ClusterDefinition
 
 __all__ = ["ClusterEngine", "remove_run"]
 
-_STOP_MARGIN_S: Final = 2.0
 _SYNC_S: Final = 30.0
 _ASK_S: Final = 5.0
 _LOOK_S: Final = 0.1
@@ -202,7 +201,7 @@ class ClusterEngine:
     def _end_tasks(self, handle: ClusterHandle, grace_s: float) -> None:
         """SIGTERM to all but the launcher, which would end its ranks at once; then to the launcher; then SIGKILL."""
         living = [link for link in handle.links.values() if link.ended is None]
-        deadline = time.monotonic() + grace_s + _STOP_MARGIN_S
+        deadline = time.monotonic() + grace_s + STOP_MARGIN_S
         for is_launcher in (False, True):
             tasks = [task for task in handle.plan.all_tasks if (task is handle.plan.launcher) == is_launcher]
             if not tasks:
