@@ -42,6 +42,29 @@ def test_what_fails_among_the_others_and_passes_alone_is_told_and_no_more(tmp_pa
     assert (tmp_path / "well").read_text() == "x"
 
 
+GROUPED = """
+import pytest
+from pathlib import Path
+
+@pytest.mark.xdist_group("cluster")
+@pytest.mark.parametrize("name", ["me@home", "plain"])
+def test_grouped(name):
+    with open(name, "a") as runs:
+        runs.write("x")
+    assert name == "plain" or len(Path(name).read_text()) > 1
+"""
+
+
+def test_a_test_of_a_group_is_found_again_and_no_other_is_run(tmp_path: Path) -> None:
+    """With `--dist loadgroup` a test's name has its group behind an @, which its parameter may have, too."""
+    code, told = suite(tmp_path, GROUPED, UNSTEADY, workers=2)
+    assert code == 0, told
+    assert "once more, alone: 2 of the tests failed" in told
+    assert told.endswith("looked at\n  test_it.py::test_grouped[me@home]\n  test_it.py::test_unsteady\n")
+    runs = {name: (tmp_path / name).read_text() for name in ("me@home", "plain", "well")}
+    assert runs == {"me@home": "xx", "plain": "x", "well": "x"}
+
+
 def test_what_fails_twice_fails_the_suite(tmp_path: Path) -> None:
     code, told = suite(tmp_path, UNSTEADY, WRONG.format("one"))
     assert code == 1
@@ -56,9 +79,11 @@ def test_many_failures_are_no_chance(tmp_path: Path) -> None:
 
 
 def test_what_is_no_failure_of_a_test_is_not_tried_again(tmp_path: Path) -> None:
-    code, told = suite(tmp_path, "import nowhere_to_be_found")
-    assert code != 0
-    assert "unsteady: " not in told
+    for workers in (0, 2):
+        code, told = suite(tmp_path, "import nowhere_to_be_found", workers=workers)
+        assert code != 0
+        assert "once more" not in told
+        (tmp_path / "test_other.py").write_text("def test_other():\n    pass\n")
 
 
 SLOW = """
