@@ -92,6 +92,7 @@ class Daemon:
         # Docker takes requests for GPUs where a program of this name is; one that does nothing lets tests ask for GPUs.
         programs = self.folder / "bin"
         programs.mkdir(parents=True, exist_ok=True)
+        self.folder.chmod(0o711)  # its socket is for those of its group
         self.data.mkdir(parents=True, exist_ok=True)
         hook = programs / HOOK
         hook.write_text("#!/bin/sh\nexit 0\n", encoding="utf-8")

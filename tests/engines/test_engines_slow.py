@@ -58,6 +58,24 @@ def test_a_slow_word_of_how_a_container_ended_is_waited_for(handle: DockerHandle
     assert found == End(KILLED, signal=signal.SIGKILL)
 
 
+def test_an_engine_that_says_nothing_of_one_is_not_waited_for_long_with_each(
+    handle: DockerHandle, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    waited_s: list[float] = []
+
+    def wait(_engine: SlowEngine, _container: str, timeout_s: float) -> None:
+        waited_s.append(timeout_s)
+        raise TargetError("no Docker Engine answers")
+
+    monkeypatch.setattr(SlowEngine, "wait", wait)
+    handle.containers["launcher"] = Container("c", None)
+    assert handle.plan.launcher is not None
+    for _ in range(3):
+        found = docker_handle._explain(handle, handle.plan.launcher, End(KILLED))
+        assert found == End(f"{KILLED}; no Docker Engine answers")
+    assert waited_s == [docker_handle._EXPLAIN_S, docker_handle._QUICK_S, docker_handle._QUICK_S]
+
+
 @pytest.mark.parametrize("runs", [False, True])
 def test_a_container_is_looked_at_once_more_when_the_time_for_it_is_over(
     runs: bool, handle: DockerHandle, monkeypatch: pytest.MonkeyPatch

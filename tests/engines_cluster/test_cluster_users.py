@@ -37,9 +37,11 @@ class User:
     uid: int
     directory: Path
     environ: dict[str, str]
+    group: int
+    """Those who may use the engine of this machine."""
 
     def __call__(self, *arguments: str) -> str:
-        who = ["setpriv", f"--reuid={self.uid}", f"--regid={self.uid}", "--clear-groups"]
+        who = ["setpriv", f"--reuid={self.uid}", f"--regid={self.uid}", f"--groups={self.group}"]
         done = subprocess.run(
             [*who, "/usr/bin/python3", "-P", "-m", "tfjob.cli.main", *arguments],
             cwd=self.directory,
@@ -86,8 +88,7 @@ def user_in(docker_cluster: Cluster, docker_daemon: Daemon, node_base: str) -> I
         "TFJOB_STORE": str(home / "store"),
         "DOCKER_HOST": docker_daemon.host,
     }
-    folder, socket = docker_daemon.folder, docker_daemon.folder / "docker.sock"
-    modes = {path: path.stat().st_mode & 0o7777 for path in (folder, socket)}
+    group = (docker_daemon.folder / "docker.sock").stat().st_gid
     made = [home]
 
     def make(uid: int, directory: Path) -> User:
@@ -95,18 +96,14 @@ def user_in(docker_cluster: Cluster, docker_daemon: Daemon, node_base: str) -> I
         made.append(directory)
         for path in (home, *home.rglob("*"), directory):
             os.chown(path, uid, uid)
-        run = User(uid, directory, environ)
+        run = User(uid, directory, environ, group)
         run("init")
         run.write(".tfjob/config.yml", f"images:\n  cpu: {node_base}\n")
         return run
 
     try:
-        folder.chmod(0o711)
-        socket.chmod(0o666)
         yield make
     finally:
-        for path, mode in modes.items():
-            path.chmod(mode)
         for path in made:
             shutil.rmtree(path, ignore_errors=True)
 

@@ -408,12 +408,12 @@ def test_what_slurm_ended_before_anybody_knew_has_not_ended_by_itself(
     # The others do not wait for Slurm's answer.
     told = f"until grep -q '\"stop\"' {tmp_path}/told; do sleep 0.05; done"
     commands(tmp_path / "bin", scontrol=f"{told}; case $2 in job) echo {fields};; esac")
-    monkeypatch.setattr(module("batch"), "DOUBT_S", 60.0)
+    monkeypatch.setattr(module("judging"), "DOUBT_S", 60.0)
     made = attempt({})
     for task in made.gang["tasks"]:
         made.statuses[task["name"]] = {"state": "ended", "exit_code": exit_code, "time": 1.0, "stopped": False}
     with pytest.raises(module("batch").Ended) as found:
-        made.judge(1.0)
+        module("judging").judge_gang(made, 1.0)
     own = ("failed", "", "failure") if exit_code else ("completed", "", None)
     expected = own if words is None else ("slurm", words, kind)
     assert (found.value.outcome, found.value.message, found.value.kind) == expected
@@ -464,27 +464,29 @@ def test_nobody_is_blamed_before_every_node_has_looked(attempt: Attempts, tmp_pa
     made = attempt({})
     first, second = (task["name"] for task in made.gang["tasks"])
     made.statuses[second] = {"state": "ended", "exit_code": 1, "time": 7.0, "stopped": False}
-    made.judge(10.0)
+    module("judging").judge_gang(made, 10.0)
     told = tmp_path / "told"
     eventually(lambda: told.exists() and '"look"' in told.read_text(), "the nodes are asked")
     made.hear(b'{"looked": true, "node": 1}')
-    made.judge(10.1)  # node 0 has not looked
+    module("judging").judge_gang(made, 10.1)  # node 0 has not looked
     made.hear(json.dumps({"task": first, "state": "ended", "exit_code": 3, "time": 6.0, "node": 0}).encode())
     with pytest.raises(module("batch").Ended) as found:
-        made.judge(10.2)
+        module("judging").judge_gang(made, 10.2)
     assert (found.value.outcome, found.value.task, found.value.kind) == ("failed", first, "failure")
 
 
-def test_a_node_that_says_nothing_after_a_failure_on_another_is_lost(attempt: Attempts) -> None:
+def test_a_node_that_says_nothing_after_a_failure_on_another_is_lost(attempt: Attempts, tmp_path: Path) -> None:
     made = attempt({})
     made.hellos = {0: {"name": "n1"}, 1: {"name": "n2"}}
     made.statuses[made.gang["tasks"][0]["name"]] = {"state": "ended", "exit_code": 1, "time": 7.0, "stopped": False}
-    made.judge(10.0)
+    module("judging").judge_gang(made, 10.0)
     made.hear(b'{"looked": true, "node": 0}')
-    lost_s = module("batch").LOST_S
-    made.judge(10.0 + lost_s - 0.1)
+    lost_s = module("judging").LOST_S
+    module("judging").judge_gang(made, 10.0 + lost_s - 0.1)
+    told = tmp_path / "told"
+    eventually(lambda: told.exists() and '"stop"' in told.read_text(), "the others need not go on so long")
     with pytest.raises(module("batch").Ended) as found:
-        made.judge(10.0 + lost_s + 0.1)
+        module("judging").judge_gang(made, 10.0 + lost_s + 0.1)
     assert (found.value.outcome, found.value.message, found.value.kind) == ("slurm", "a node was lost: n2", "node_lost")
 
 
@@ -498,14 +500,14 @@ def test_a_slurm_that_does_not_answer_keeps_no_failure_back(
     attempt: Attempts, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     commands(tmp_path / "bin", scontrol="exec sleep 600")
-    monkeypatch.setattr(module("batch"), "DOUBT_S", 0.1)
+    monkeypatch.setattr(module("judging"), "DOUBT_S", 0.1)
     made = attempt({})
     name = made.gang["tasks"][0]["name"]
     made.statuses[name] = {"state": "ended", "exit_code": 1, "time": time.time(), "stopped": False}
-    assert made.doubts(1.0)
+    assert module("judging").doubts(made, 1.0)
     made.looked.update(range(made.gang["node_count"]))
     with pytest.raises(module("batch").Ended) as found:
-        made.judge(1.0)
+        module("judging").judge_gang(made, 1.0)
     assert (found.value.outcome, found.value.task, found.value.kind) == ("failed", name, "failure")
 
 

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import contextlib
 import shutil
 from pathlib import Path
 
@@ -24,6 +25,14 @@ def test_a_store_without_locks_is_refused_and_not_waited_for(tmp_path: Path, mon
     assert "`store`" in caught.value.hint
 
 
+def given_up(folder: Path) -> Path:
+    """The folder of a piece of work that was given up."""
+    with contextlib.suppress(InterruptedError), Building(folder).holding("key", pytest.fail) as (work, _):
+        (work / "prefix").mkdir()
+        raise InterruptedError
+    return work
+
+
 def test_what_is_written_while_a_folder_is_removed_goes_too(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     """Threads of a library whose work was given up write for a moment longer; a removal that meets them stops half-way."""
     removed = shutil.rmtree
@@ -36,9 +45,7 @@ def test_what_is_written_while_a_folder_is_removed_goes_too(tmp_path: Path, monk
             (path / "prefix").mkdir(parents=True)
 
     monkeypatch.setattr(shutil, "rmtree", rmtree)
-    with Building(tmp_path).holding("key", pytest.fail) as (work, _):
-        (work / "prefix").mkdir()
-    assert not work.exists()
+    assert not given_up(tmp_path).exists()
     assert len(times) == 2
 
 
@@ -47,7 +54,5 @@ def test_a_folder_that_cannot_be_removed_is_not_waited_for_for_ever(
 ) -> None:
     monkeypatch.setattr("tfjob.environments.building._WRITERS_S", 0.1)
     monkeypatch.setattr(shutil, "rmtree", lambda *_, **__: None)
-    with Building(tmp_path).holding("key", pytest.fail) as (work, _):
-        pass
-    assert work.exists()
+    assert given_up(tmp_path).exists()
     assert not (tmp_path / "key.lock").exists()

@@ -7,7 +7,7 @@ import pytest
 
 from tfjob.engines.base import TaskStatus
 from tfjob.planning.plan import LimitsPlan, Plan, TaskPlan
-from tfjob.runs.verdict import absent, describe_end, judge
+from tfjob.runs.verdict import SETTLE_S, absent, describe_end, judge
 
 
 def plan(*tasks: TaskPlan, launcher: TaskPlan | None = None) -> Plan:
@@ -177,8 +177,8 @@ def test_a_worker_that_fails_while_its_chief_ends_is_given_the_benefit_of_the_do
 @pytest.mark.parametrize("time", [0.0, 1e12])
 def test_how_long_a_failure_is_doubted_no_other_clock_says(time: float) -> None:
     statuses = [running("chief-0"), ended("worker-0", 1, time=time), running("ps-0")]
-    assert judge(SERVED, statuses, None, failed_for_s=4.9) is None
-    assert judge(SERVED, statuses, None, failed_for_s=5.1) is not None
+    assert judge(SERVED, statuses, None, failed_for_s=SETTLE_S - 0.1) is None
+    assert judge(SERVED, statuses, None, failed_for_s=SETTLE_S + 0.1) is not None
 
 
 def test_a_chief_that_fails_is_not_doubted_and_the_earliest_is_named() -> None:

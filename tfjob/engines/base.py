@@ -32,10 +32,10 @@ __all__ = [
     "tell_nobody",
 ]
 
-STOP_MARGIN_S: Final = 15.0
+STOP_MARGIN_S: Final = 10.0
 """So long beyond the grace an engine waits for entrypoints before it kills them.
 
-One takes a second to kill its command and up to 10 for what that has left, and says then how the task ended.
+One takes a second to kill its command and up to 4 for what that has left, and says then how the task ended.
 """
 
 Waiting = Callable[[str], None]

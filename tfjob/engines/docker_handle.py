@@ -63,6 +63,8 @@ class DockerHandle(Watch):
     holder: subprocess.Popen[bytes] | None = None
     asked: float = 0.0
     silent: bool = False
+    mute_until: float = 0.0
+    """Until then an engine that has not explained an end is asked for others more quickly (monotonic)."""
 
     @property
     def patience_s(self) -> float:
@@ -142,14 +144,16 @@ def _explain(handle: DockerHandle, task: TaskPlan, end: End) -> End:
     container = handle.container_of(task)
     if handle.stopping or container is None or container.lives:
         return end
+    limit_s = _EXPLAIN_S if time.monotonic() > handle.mute_until else _QUICK_S
     try:
-        handle.api.wait(container.id, _EXPLAIN_S)  # the kernel's word came before the engine's own
-        state = handle.api.state(container.id, _EXPLAIN_S)
+        handle.api.wait(container.id, limit_s)  # the kernel's word came before the engine's own
+        state = handle.api.state(container.id, limit_s)
         code = int(state["ExitCode"])
-        words = "" if end.note != NOT_STARTED else handle.api.last_words(container.id, 5, _EXPLAIN_S)
+        words = "" if end.note != NOT_STARTED else handle.api.last_words(container.id, 5, limit_s)
     except RefusalError:
         return End(f"{end.note}; its container is gone")
     except TargetError as error:
+        handle.mute_until = time.monotonic() + _SILENT_S  # the tasks of a gang shall not wait one after the other
         return End(f"{end.note}; {error.message}")
     if state["OOMKilled"]:
         return End(OUT_OF_MEMORY, signal=SIGKILL)

@@ -17,9 +17,9 @@ MARKER: Final = "TFJOB_RUN_ID"
 
 _LOOK_S: Final = 0.02
 _DYING_S: Final = 10.0
-"""So long what was killed is waited for, which may have no processor to die on."""
+"""So long at most what was killed is waited for, which may have no processor to die on."""
 _BECOMING_S: Final = 2.0
-"""The same where nothing was found but processes without an environment, which may be anybody's."""
+"""So long after the last of them was found processes without an environment, which may be anybody's, are looked at again."""
 _YOUNG_S: Final = 10.0
 _PF_EXITING: Final = 0x4  # flags of a process: include/linux/sched.h
 _PF_KTHREAD: Final = 0x200000
@@ -41,9 +41,10 @@ def sweep(run_id: str) -> None:
     looked at again.
     """
     none_found, began, limit_s = 0, time.monotonic(), _BECOMING_S
-    while time.monotonic() - began < limit_s:
+    while none_found or time.monotonic() - began < limit_s:
         found, becoming = _seen(run_id)
-        limit_s = _DYING_S if found else _BECOMING_S
+        if found:
+            limit_s = min(_DYING_S, time.monotonic() - began + _BECOMING_S)
         for pid in found:
             signal_process(pid, SIGKILL)
         none_found = 0 if found or becoming else none_found + 1

@@ -46,12 +46,14 @@ class Building:
             time.sleep(_POLL_S)
         try:
             for left in self.folder.glob(f"{name}-*"):
-                _remove(left)
+                shutil.rmtree(left, ignore_errors=True)
             work = Path(tempfile.mkdtemp(prefix=f"{name}-", dir=self.folder))
             try:
                 yield work, holds
-            finally:
+            except BaseException:
                 _remove(work)
+                raise
+            shutil.rmtree(work, ignore_errors=True)
         finally:
             self.let_go(name, holds)
 

@@ -108,11 +108,15 @@ def _end(process: subprocess.Popen[str]) -> None:
 def _wait_for_group(process: subprocess.Popen[str]) -> None:
     """Wait until nothing is left of a killed group: what was killed may have to wait for a processor to die on.
 
-    Not for ever: those that have ended count for as long as nobody has waited for them.
+    Those that have ended count for as long as nobody has waited for them. A supervisor inherits orphans and waits for them
+    here (prctl(2), PR_SET_CHILD_SUBREAPER); others may wait for an init that does not.
     """
     process.wait()
     until = time.monotonic() + _DYING_S
     with contextlib.suppress(ProcessLookupError, PermissionError):
         while time.monotonic() < until:
+            with contextlib.suppress(ChildProcessError):
+                while os.waitpid(-process.pid, os.WNOHANG)[0]:
+                    pass
             os.killpg(process.pid, 0)
             time.sleep(_LOOK_S)

@@ -26,7 +26,7 @@ class Verdict:
     kind: Literal["failure", "node_lost"] | None = None
 
 
-SETTLE_S = 5.0
+SETTLE_S = 3.0
 """How long the failure of a task that does not end the run is doubted: a worker may fail because its chief has finished."""
 
 FIRST_S = 1.0

@@ -287,7 +287,7 @@ class Agent:
         for task in self.tasks.names if self.told_at is None else ():
             if not self.is_behind(task):
                 self.tasks.look_for_silence(task)
-        if self.tasks.names and not held:
+        if self.tasks.names and not held and not self.tasks.are_silent:
             self.looked = looked
 
     def is_own_end(self, task: str) -> bool:

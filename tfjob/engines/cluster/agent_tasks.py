@@ -101,6 +101,11 @@ class Tasks:
             if task is not None and (task, "started.json") not in self.sent_reports:
                 self.silent.setdefault(task, time.monotonic())
 
+    @property
+    def are_silent(self) -> bool:
+        """Whether it is soon to be told of a task that it ended without saying how."""
+        return any(since > 0 and (task, "exit.json") not in self.sent_reports for task, since in self.silent.items())
+
     def look_for_silence(self, task: str) -> None:
         """Tell of a task whose entrypoint is gone and has not said how it ended."""
         if (task, "exit.json") in self.sent_reports:

@@ -105,6 +105,7 @@ class NodeLink:
         self._kept_at_beginning = 0
         self._heard = time.monotonic()
         self._more = self._heard
+        self._pardoned = float("-inf")
         self._writing = threading.Lock()
         self._orders: dict[int, bytes] = {}
         self._clock = NodeClock()
@@ -366,9 +367,10 @@ class NodeLink:
                 sys.stderr.write(f"how {self.node.name} is can't be told: {error!r}\n")
         if self._closing or self.ended is not None:
             return
-        if self._left_s < 0 and self._answers and self._more <= self._heard:
+        if self._left_s < 0 and self._answers and self._pardoned < self._heard:
             # Silent was this process, which may have stood still for so long: the node has time to say something.
-            self._more = time.monotonic() + min(_SILENT_S, self.lost_s)
+            self._pardoned = time.monotonic()
+            self._more = self._pardoned + min(_SILENT_S, self.lost_s)
         elif self._left_s < 0:
             self._end(Ended(f"{self.node.name} did not answer for {self.lost_s:g} s", lost=True))
         else:

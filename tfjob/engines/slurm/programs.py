@@ -20,7 +20,8 @@ __all__ = ["PROGRAMS", "place_programs"]
 
 PROGRAMS: Final = (
     *("batch.py", "node.py", "sending.py", "slurm.py", "start.py", "state.py", "step.py", "verdict.py", "work.py"),
-    *("binding.py", "clock.py", "closing.py", "container.py", "image.py", "launching.py", "runtimes.py"),
+    *("binding.py", "clock.py", "closing.py", "container.py", "image.py", "judging.py", "launching.py"),
+    "runtimes.py",
 )
 """The files of `program/` that go into the run directory, with the entrypoint and run_files.py beside them."""
 _COMPILE_S: Final = 30.0

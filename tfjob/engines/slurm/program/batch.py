@@ -26,38 +26,31 @@ if TYPE_CHECKING:
     from tfjob.engines.slurm.program import closing, slurm
     from tfjob.engines.slurm.program.binding import adapt, bind, host, values_of
     from tfjob.engines.slurm.program.clock import Clock
+    from tfjob.engines.slurm.program.judging import Ended, judge_gang
     from tfjob.engines.slurm.program.state import State, read_reason, replace, write_json
     from tfjob.engines.slurm.program.step import Step, attempt_directory, word_of
-    from tfjob.engines.slurm.program.verdict import absent, failures, judge
 else:  # they lie beside this file
     import closing
     import slurm
     from binding import adapt, bind, host, values_of
     from clock import Clock
+    from judging import Ended, judge_gang
     from state import State, read_reason, replace, write_json
     from step import Step, attempt_directory, word_of
-    from verdict import absent, failures, judge
 
 BEAT_S = 2.0
 START_S = 300.0  # for every node's program to say what it has
 PREPARE_S = 12 * 3600.0  # longer than all that container.py waits for, each with its limit
 FENCE_S = 4.0  # what a lost node's programs take to see that another attempt has begun, and to kill what they run
 CANCEL_LOOK_S = 2.0
-LOST_S = 60.0  # without a word of a node while a failure on another is doubted
-DOUBT_S = 5.0  # for Slurm to say whether it ends a job whose tasks have ended
 DUE_LOOK_S = 3.0  # after the start, whose time is the tasks', for a warning that came before anybody listened
 END_MARGIN_S = 10.0  # before a time limit: to end in order, and to say so
 STAY_S = 900.0
+UNSURE_STAY_S = (
+    330.0  # for a node that only this program misses: Slurm does after five minutes (slurm.conf(5), SlurmdTimeout)
+)
 RETRIED = ("failure", "node_lost")
 SIGNALS = (signal.SIGUSR1, signal.SIGUSR2, signal.SIGTERM, signal.SIGINT, signal.SIGHUP)
-
-
-class Ended(Exception):
-    """The gang is over, or shall be: `outcome` says how, `kind` why, as retries name it."""
-
-    def __init__(self, outcome: str, message: str, task: str | None = None, kind: str | None = None) -> None:
-        super().__init__(message)
-        self.outcome, self.message, self.task, self.kind = outcome, message, task, kind
 
 
 class Attempt:
@@ -82,6 +75,7 @@ class Attempt:
         self.waiting_since: float | None = None
         self.failed_since: float | None = None
         self.doubted_since: float | None = None
+        self.is_stopping = False  # while the nodes that have not looked are waited for
         self.looked: set[int] = set()  # the nodes that have told all they know since then
         self.deadline: float | None = None  # of limits.timeout_s, by the clock
         self.slurm_deadline: float | None = None  # of Slurm's own time limit, monotonic
@@ -149,7 +143,7 @@ class Attempt:
                 raise Ended("failed", message)
             self.state.put(self.statuses)
             if self.has_begun:
-                self.judge(now)
+                judge_gang(self, now)
             if self.step.poll() is not None:
                 self.drain()
                 if self.broken:
@@ -324,48 +318,6 @@ class Attempt:
         else:
             self.tell({"launched": word["launch"], "code": 255, "for": node})
 
-    def judge(self, now: float) -> None:
-        """Raise Ended if the gang is over."""
-        missing = absent(self.gang, self.statuses)
-        self.waiting_since = (self.waiting_since or now) if missing else None
-        if failures(self.gang, self.statuses):
-            self.failed_since = self.failed_since or now
-        waited_s = now - self.waiting_since if self.waiting_since else 0.0
-        found = judge(self.gang, self.statuses, waited_s, now - self.failed_since if self.failed_since else 0.0)
-        if found is None or found[0] == "completed":
-            self.doubted_since = None
-        elif self.doubts(now):
-            return
-        if found is not None:
-            self.look_for_end()
-            raise Ended(*found)
-
-    def doubts(self, now: float) -> bool:
-        """Whether a failure may not be the first: others fail within a second of a lost peer, and Slurm misses a node after minutes.
-
-        Nobody is blamed before every node that may still run tasks has looked at them since. Raises Ended for one that does not.
-        """
-        if self.doubted_since is None:
-            self.doubted_since, self.looked = now, set()
-            self.tell("look")
-        running = {task["node"] for task in self.gang["tasks"] if self.statuses[task["name"]]["state"] != "ended"}
-        silent = sorted(running - self.looked)
-        if silent and now - self.doubted_since > LOST_S:
-            names = ", ".join(self.hellos[node]["name"] for node in silent)
-            raise Ended("slurm", f"a node was lost: {names}", kind="node_lost")
-        return bool(silent)
-
-    def look_for_end(self) -> None:
-        """Raise Ended if Slurm is ending the job: its SIGTERM reaches tasks before it reaches the programs that know what it means.
-
-        They fail of it then, or save and end as if all were done.
-        """
-        self.stop()
-        self.state.save()
-        asked = slurm.job(DOUBT_S)
-        if slurm.is_ending(asked):
-            raise self.ending(asked)
-
     def step_end(self) -> Ended:
         """What it means that the step is over before the gang was: Slurm ended it, or it never came to be."""
         found = slurm.job()
@@ -420,13 +372,16 @@ def main(run: str, first: Step | None) -> int:
         state.finish(verdict["outcome"], verdict["message"], task=verdict["task"], kind=verdict["kind"])
         return 0 if verdict["outcome"] == "completed" else 1
     while True:
-        end = Attempt(run, gang, state, first).go()
+        attempt = Attempt(run, gang, state, first)
+        end = attempt.go()
         first = None
         if end.outcome == "slurm":
             state.cut_off(end.message, end.kind)
             replace(os.path.join(run, "slurm", "attempt"), "over\n")  # for nodes that can't be told otherwise
             if gang["requeues"]:
-                time.sleep(STAY_S)  # who ends by himself is not put back in the queue
+                time.sleep(
+                    STAY_S if attempt.doubted_since is None else UNSURE_STAY_S
+                )  # who ends by himself is not put back in the queue
             return 1
         if end.outcome == "failed" and end.kind == "failure" and state.may_try_again(retries, "failure"):
             state.fail_attempt(end.message, end.task, end.kind)

@@ -11,7 +11,7 @@ TYPE_CHECKING = False
 if TYPE_CHECKING:
     from typing import Any
 
-SETTLE_S = 5.0  # how long the failure of a task that does not end the run is doubted
+SETTLE_S = 3.0  # how long the failure of a task that does not end the run is doubted
 
 
 def judge(
