@@ -44,7 +44,7 @@ def in_use(cache: Path, wanted: Iterable[CondaRecord] = ()) -> Iterator[None]:
 
 @contextlib.contextmanager
 def alone(lock: Path, *, writes: bool = True) -> Iterator[bool]:
-    """Hold a cache's lock alone if nobody uses the cache now, and say whether; a cache without one is nobody's.
+    """Hold the lock of a cache, or of something else, alone if nobody uses it now, and say whether; without a lock's file it is not held.
 
     Who only looks opens it for reading (`writes` False), which a store of somebody else allows.
     """

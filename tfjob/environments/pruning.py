@@ -8,7 +8,6 @@ from __future__ import annotations
 
 import contextlib
 import errno
-import fcntl
 import os
 import stat
 import time
@@ -157,8 +156,9 @@ class _Pruning:
                 self.kept.append(key)
                 continue
             with self._held(key) as is_held:
-                with _unused(self.store.root / "used" / key) as is_unused:
-                    if not (is_held and is_unused):
+                mark = self.store.root / "used" / key  # never made here: its time says when it was used
+                with alone(mark, writes=False) as is_alone:  # no run begins to use it meanwhile: `Store.hold`
+                    if not (is_held and (is_alone or not mark.exists())):
                         self.kept.append(key)
                         continue
                     if self.store.last_used(key) > self.before:  # asked for while nobody held it
@@ -277,28 +277,6 @@ class _Pruning:
                 self.freed_bytes += _bytes(status) if left == 1 else 0
         for name in () if self.dry_run else reversed(folders):
             os.rmdir(name)
-
-
-@contextlib.contextmanager
-def _unused(mark: Path) -> Iterator[bool]:
-    """Say whether no run uses the prefix whose mark this is (`Store.hold`); none begins to until this is over.
-
-    Creates nothing: the mark's time says when it was used.
-    """
-    try:
-        descriptor = os.open(mark, os.O_RDONLY | os.O_CLOEXEC)
-    except FileNotFoundError:
-        yield True
-        return
-    try:
-        try:
-            fcntl.flock(descriptor, fcntl.LOCK_EX | fcntl.LOCK_NB)
-        except OSError:
-            yield False
-        else:
-            yield True
-    finally:
-        os.close(descriptor)
 
 
 def _pointers(bucket: Path, archives: set[str]) -> Iterator[Path]:
